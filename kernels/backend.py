@@ -1,0 +1,65 @@
+"""Which implementation a call takes, and why the others are off."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from .triton_or_stub import HAS_TRITON, triton
+
+BACKENDS = ("auto", "gluon", "triton", "cpp", "torch")
+
+
+def interpreted() -> bool:
+    """Whether Triton kernels run in its interpreter (TRITON_INTERPRET=1), and so on CPU tensors too."""
+    return HAS_TRITON and bool(triton.knobs.runtime.interpret)
+
+
+def forced() -> str:
+    """TROPIGRAD_BACKEND, checked: one path for debugging and tests, or "auto"."""
+    name = os.environ.get("TROPIGRAD_BACKEND", "auto")
+    if name not in BACKENDS:
+        raise ValueError(f"TROPIGRAD_BACKEND is {name!r}; expected one of {', '.join(BACKENDS)}")
+    return name
+
+
+def why_off(name: str, device: torch.device) -> str:
+    """Why `name` cannot take tensors of this device; "" where it can."""
+    if name == "triton":
+        if not HAS_TRITON:
+            return "triton is not installed: pip install triton (Linux)"
+        if device.type not in ("cuda", "xpu") and not interpreted():
+            return f"triton has no compiler for {device.type} tensors; TRITON_INTERPRET=1, set before the import, interprets it"
+    if name == "cpp":
+        if device.type != "cpu":
+            return f"the C++ kernels take CPU tensors, these are on {device.type}"
+        from .native import why_no_compiler
+
+        return why_no_compiler()
+    return ""
+
+
+def choose(op: str, device: torch.device, offered: tuple[str, ...]) -> str:
+    """The backend that a call of `op` on `device` takes, out of those that the op offers.
+
+    Raises:
+        RuntimeError: TROPIGRAD_BACKEND forces one that the op lacks or that cannot run here; the message says why.
+        ImportError: CUDA tensors without triton.
+    """
+    name = forced()
+    if name != "auto":
+        reason = why_off(name, device) if name in offered else f"{op} has {', '.join(offered)}"
+        if reason:
+            raise RuntimeError(f"{op}: TROPIGRAD_BACKEND={name} cannot run: {reason}")
+        return name
+    if device.type == "cuda" and "triton" in offered:
+        if not HAS_TRITON:
+            raise ImportError(
+                f"{op}: CUDA tensors need triton: pip install triton (Linux), or move the tensors to the CPU, "
+                "or set TROPIGRAD_BACKEND=torch for a slow path"
+            )
+        return "triton"
+    if device.type == "cpu" and "cpp" in offered and not why_off("cpp", device):
+        return "cpp"
+    return "torch"

@@ -1,0 +1,371 @@
+"""What every registered op promises, as cases that a test suite or a new device's qualification runs.
+
+A case is a name and a call that raises AssertionError where the promise is broken, or `NotHere` where this machine cannot
+tell. An op joins by being registered: nothing here names one.
+
+| promise | cases |
+|---|---|
+| values and winners equal the oracle's on every backend: ties, NaN, ∓∞, saturation, empty sizes, all dtypes | forward |
+| so they do with any config | config |
+| any stride | strides |
+| misuse is named | misuse |
+| gradients and double gradients are right; ties route to one winner | gradcheck, subgradient |
+| torch.compile without a graph break or a recompile storm, export, opcheck, vmap | compile, export, opcheck, vmap |
+| forward-mode AD is right or raises | jvp |
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch._dynamo.testing
+from torch import Tensor
+
+from ..autotune import override
+from . import backend as backends
+from .spec import REGISTRY, Spec
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+
+
+class NotHere(Exception):
+    """This machine cannot run the case; the message says why."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One check of one op: `run()` passes, or raises AssertionError or NotHere."""
+
+    op: str
+    promise: str
+    id: str
+    run: Callable[[], None]
+    slow: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.op}-{self.promise}-{self.id}"
+
+
+def cases(device: torch.device, ops: tuple[str, ...] = ()) -> list[Case]:
+    """Every case of the named ops, or of all."""
+    specs = [spec for name, spec in REGISTRY.items() if not ops or name in ops]
+    return [case for spec in specs for table in TABLES for case in table(spec, device)]
+
+
+# ------------------------------------------------------------------------------------------------ how to compare
+
+
+def assert_same(got: Any, expected: Any, exact: bool, what: str = "result") -> None:
+    """`==`, NaN where NaN, same shape and dtype; within the dtype's tolerance where the op is not exact."""
+    if not isinstance(expected, Tensor):
+        for index, (x, y) in enumerate(zip(got, expected, strict=True)):
+            assert_same(x, y, exact, f"{what}[{index}]")
+        return
+    assert got.shape == expected.shape, f"{what}: shape {tuple(got.shape)}, expected {tuple(expected.shape)}"
+    assert got.dtype == expected.dtype, f"{what}: {got.dtype}, expected {expected.dtype}"
+    if not exact and expected.is_floating_point():
+        tolerance = TOLERANCE[expected.dtype]
+        torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
+        return
+    wrong = ~((got == expected) | ((got != got) & (expected != expected)))
+    if wrong.any():
+        where = tuple(int(i) for i in wrong.nonzero()[0])
+        raise AssertionError(
+            f"{what}: {int(wrong.sum())} of {wrong.numel()} differ, first at {where}: {got[where]}, expected {expected[where]}"
+        )
+
+
+@contextmanager
+def forced(name: str, device: torch.device) -> Iterator[None]:
+    """One backend inside the block; memory that a kernel fails to write reads as NaN there."""
+    reason = backends.why_off(name, device)
+    if reason:
+        raise NotHere(reason)
+    before = os.environ.get("TROPIGRAD_BACKEND")
+    os.environ["TROPIGRAD_BACKEND"] = name
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TROPIGRAD_BACKEND"]
+        else:
+            os.environ["TROPIGRAD_BACKEND"] = before
+
+
+@contextmanager
+def _poisoned() -> Iterator[None]:
+    """torch.empty gives NaN (integers: the largest) inside the block."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def _check_forward(spec: Spec, name: str, device: torch.device, args, kwargs) -> None:
+    if name == "triton" and _interpreter_truncates(spec, args, kwargs):
+        raise NotHere("Triton's interpreter truncates bfloat16 where a GPU rounds")
+    with forced(name, device), _poisoned():
+        if spec.has_winners(kwargs):
+            assert_same(
+                spec.op(*args, **kwargs, return_indices=True),
+                spec.oracle(*args, **kwargs, return_indices=True),
+                spec.is_exact(kwargs),
+            )
+        assert_same(spec.op(*args, **kwargs), spec.oracle(*args, **kwargs), spec.is_exact(kwargs))
+
+
+def _interpreter_truncates(spec: Spec, args, kwargs) -> bool:
+    """Whether some value needs more than bfloat16's bits, so that it matters how the interpreter shortens it."""
+    if not backends.interpreted() or args[0].dtype != torch.bfloat16:
+        return False
+    wide = spec.oracle(*(x.double() for x in args), **kwargs)
+    return not torch.equal(wide.bfloat16().double().nan_to_num(), wide.nan_to_num()) or not _on_a_grid(args)
+
+
+def _on_a_grid(args) -> bool:
+    """Whether all finite inputs are small integers, whose sums and products bfloat16 holds exactly."""
+    return all(bool(((x == x.round()) & (x.abs() < 12)).logical_or(~x.isfinite()).all()) for x in args)
+
+
+# ------------------------------------------------------------------------------------------------ the tables
+
+
+def forward(spec: Spec, device: torch.device) -> Iterator[Case]:
+    for name in spec.backends:
+        for sample in spec.samples(device):
+            if _offers(spec, name, sample.kwargs):
+                yield Case(
+                    spec.name,
+                    "forward",
+                    f"{name}-{sample.id}",
+                    lambda name=name, s=sample: _check_forward(spec, name, device, s.args, s.kwargs),
+                )
+        for variant, kwargs in spec.variants.items():
+            for dtype in spec.dtypes:
+                if not spec.supports(dtype, kwargs) or not _offers(spec, name, kwargs):
+                    continue
+                for seed, shape in enumerate(spec.small_shapes):
+                    label = "x".join(str(size) for size in shape.values())
+                    yield Case(
+                        spec.name,
+                        "forward",
+                        f"{name}-{variant}-{_short(dtype)}-{label}",
+                        lambda name=name, kwargs=kwargs, dtype=dtype, shape=shape, seed=seed: _check_forward(
+                            spec, name, device, spec.inputs(shape, dtype, device, seed), kwargs
+                        ),
+                        slow=name == "triton" and device.type == "cpu" and seed > 1,
+                    )
+
+
+def config(spec: Spec, device: torch.device) -> Iterator[Case]:
+    """The smallest and the largest config of every tuned kernel; the whole space is slow."""
+    shape = spec.small_shapes[-1]
+    for name, kernels in spec.tuned.items():
+        for tuned in kernels:
+            configs = list(tuned.space)
+            for index, chosen in enumerate(configs):
+
+                def run(name=name, tuned=tuned, chosen=chosen):
+                    for kwargs in spec.variants.values():
+                        with override(tuned.name, chosen):
+                            _check_forward(spec, name, device, spec.inputs(shape, torch.float32, device, 0), kwargs)
+                            _check_subgradient(spec, name, device, kwargs)
+
+                label = "-".join(f"{key}={value}" for key, value in chosen.items())
+                slow = index not in (0, len(configs) - 1)
+                yield Case(spec.name, "config", f"{tuned.name}-{label}", run, slow=slow)
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "transposed": lambda x: x.mT.contiguous().mT,
+    "expanded": lambda x: x[:1, :1].expand(x.shape),
+    "sliced": lambda x: x.repeat_interleave(2, -1).repeat_interleave(3, -2)[::3, ::2],
+    "offset": lambda x: torch.cat([x.new_zeros(7), x.flatten()])[7:].view(x.shape),
+}
+
+
+def strides(spec: Spec, device: torch.device) -> Iterator[Case]:
+    for name in spec.backends:
+        for label, layout in LAYOUTS.items():
+
+            def run(name=name, layout=layout):
+                args = tuple(layout(x) for x in spec.inputs(spec.small_shapes[-1], torch.float32, device, 0))
+                for kwargs in spec.variants.values():
+                    if _offers(spec, name, kwargs):
+                        _check_forward(spec, name, device, args, kwargs)
+
+            yield Case(spec.name, "strides", f"{name}-{label}", run)
+
+
+def misuse(spec: Spec, device: torch.device) -> Iterator[Case]:
+    for bad in spec.misuses(device):
+
+        def run(bad=bad):
+            try:
+                bad.call()
+            except bad.error as error:
+                text = str(error)
+                assert re.search(bad.match, text), f"the message {text!r} lacks {bad.match!r}"
+                assert text.startswith(f"{spec.name}: "), f"the message {text!r} does not name {spec.name}"
+            else:
+                raise AssertionError(f"no {bad.error.__name__}: the call passed")
+
+        yield Case(spec.name, "misuse", bad.id, run)
+
+
+def _tiny(spec: Spec, device: torch.device) -> tuple[Tensor, ...]:
+    shape = {letter: size for size, letter in enumerate(spec.small_shapes[0], start=2)}
+    return tuple(x.requires_grad_() for x in spec.inputs(shape, torch.float64, device, 0))
+
+
+def gradcheck(spec: Spec, device: torch.device) -> Iterator[Case]:
+    for name in spec.backends:
+        for variant, kwargs in spec.variants.items():
+            if not _offers(spec, name, kwargs):
+                continue
+
+            def run(name=name, kwargs=kwargs):
+                with forced(name, device):
+                    args = _tiny(spec, device)
+                    assert torch.autograd.gradcheck(lambda *x: spec.op(*x, **kwargs), args)
+                    assert torch.autograd.gradgradcheck(lambda *x: spec.op(*x, **kwargs), args)
+
+            yield Case(spec.name, "gradcheck", f"{name}-{variant}", run)
+
+
+def _check_subgradient(spec: Spec, name: str, device: torch.device, kwargs) -> None:
+    """The gradient equals autograd's through the oracle, on small integers: many ties, and sums that are exact."""
+    generator = torch.Generator().manual_seed(1)
+    shaped = spec.inputs(spec.small_shapes[-1], torch.float32, device, 0)
+    args = [
+        torch.randint(-2, 3, x.shape, generator=generator).to(device, torch.float32).requires_grad_() for x in shaped
+    ]
+    with forced(name, device):
+        out = spec.op(*args, **kwargs)
+        weight = torch.randint(-4, 5, out.shape, generator=generator).to(out)
+        got = torch.autograd.grad(out, args, weight)
+        expected = torch.autograd.grad(spec.oracle(*args, **kwargs), args, weight)
+    assert_same(got, expected, spec.is_exact(kwargs), "gradient")
+
+
+def subgradient(spec: Spec, device: torch.device) -> Iterator[Case]:
+    for name in spec.backends:
+        for variant, kwargs in spec.variants.items():
+            if _offers(spec, name, kwargs):
+                yield Case(
+                    spec.name,
+                    "subgradient",
+                    f"{name}-{variant}",
+                    lambda name=name, kwargs=kwargs: _check_subgradient(spec, name, device, kwargs),
+                )
+
+
+def compile(spec: Spec, device: torch.device) -> Iterator[Case]:
+    for variant, kwargs in spec.variants.items():
+        for compiler in ("aot_eager", "inductor"):
+            yield Case(
+                spec.name,
+                "compile",
+                f"{compiler}-{variant}",
+                lambda kwargs=kwargs, compiler=compiler: _check_compile(spec, device, kwargs, compiler),
+                slow=compiler == "inductor",
+            )
+
+
+def _check_compile(spec: Spec, device: torch.device, kwargs, compiler: str) -> None:
+    """One graph, the eager result and gradient, and no more than two compilations over many sizes."""
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend(compiler)
+    compiled = torch.compile(lambda *x: spec.op(*x, **kwargs), fullgraph=True, backend=counter)
+    for size in range(3, 9):
+        shape = {letter: size + offset for offset, letter in enumerate(spec.small_shapes[0])}
+        args = [x.requires_grad_() for x in spec.inputs(shape, torch.float32, device, size)]
+        got, expected = compiled(*args), spec.op(*args, **kwargs)
+        assert_same(got.detach(), expected.detach(), spec.is_exact(kwargs), "compiled result")
+        grads = (torch.autograd.grad(out, args, torch.ones_like(out)) for out in (got, expected))
+        assert_same(*grads, spec.is_exact(kwargs), "compiled gradient")
+    assert counter.frame_count <= 2, f"{counter.frame_count} compilations for six sizes; expected one static, one dynamic"
+
+
+def export(spec: Spec, device: torch.device) -> Iterator[Case]:
+    for variant, kwargs in spec.variants.items():
+
+        def run(kwargs=kwargs):
+            class Module(torch.nn.Module):
+                def forward(self, *args):
+                    return spec.op(*args, **kwargs)
+
+            args = spec.inputs(spec.small_shapes[-1], torch.float32, device, 0)
+            exported = torch.export.export(Module(), args)
+            assert_same(exported.module()(*args), spec.op(*args, **kwargs), spec.is_exact(kwargs), "exported result")
+
+        yield Case(spec.name, "export", variant, run)
+
+
+def opcheck(spec: Spec, device: torch.device) -> Iterator[Case]:
+    for index, (op, args) in enumerate(spec.raw_ops(device)):
+        yield Case(
+            spec.name, "opcheck", f"{op.name()}-{index}", lambda op=op, args=args: torch.library.opcheck(op, args) and None
+        )
+
+
+def vmap(spec: Spec, device: torch.device) -> Iterator[Case]:
+    """Over the first argument and over all of them; of the gradient, and the gradient of it."""
+    for variant, kwargs in spec.variants.items():
+
+        def run(kwargs=kwargs):
+            def op(*x):
+                return spec.op(*x, **kwargs)
+
+            def total(*x):
+                return op(*x).square().sum()
+
+            exact = spec.is_exact(kwargs)
+            many = [spec.inputs(spec.small_shapes[-1], torch.float32, device, seed) for seed in range(3)]
+            stacked = tuple(torch.stack(x) for x in zip(*many, strict=True))
+            each = tuple(range(len(stacked)))
+            one_by_one = torch.stack([op(*args) for args in many])
+            assert_same(torch.vmap(op)(*stacked), one_by_one, exact, "vmap")
+            first = torch.vmap(op, (0, *[None] * (len(stacked) - 1)))(stacked[0], *many[0][1:])
+            assert_same(first, torch.stack([op(args[0], *many[0][1:]) for args in many]), exact, "vmap over the first")
+            inner = torch.vmap(torch.func.grad(total, each))(*stacked)
+            outer = torch.func.grad(lambda *x: torch.vmap(total)(*x).sum(), each)(*stacked)
+            assert_same(inner, outer, False, "vmap(grad) against grad(vmap)")
+
+        yield Case(spec.name, "vmap", variant, run)
+
+
+def jvp(spec: Spec, device: torch.device) -> Iterator[Case]:
+    for variant, kwargs in spec.variants.items():
+
+        def run(kwargs=kwargs):
+            args = tuple(x.detach() for x in _tiny(spec, device))
+            tangents = tuple(torch.ones_like(x) for x in args)
+            try:
+                _, got = torch.func.jvp(lambda *x: spec.op(*x, **kwargs), args, tangents)
+            except NotImplementedError:
+                return
+            _, expected = torch.func.jvp(lambda *x: spec.oracle(*x, **kwargs), args, tangents)
+            assert_same(got, expected, False, "tangent")
+
+        yield Case(spec.name, "jvp", variant, run)
+
+
+TABLES = (forward, config, strides, misuse, gradcheck, subgradient, compile, export, opcheck, vmap, jvp)
+
+
+def _offers(spec: Spec, name: str, kwargs) -> bool:
+    return name in spec.offers(kwargs)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,96 @@
+"""What an op declares once: its oracle, samples, costs and rivals feed conformance, timing, rooflines and tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from ..autotune import Tuned
+
+# ours; dense: the materialised definition, in eager torch; compiled: torch.compile of it; peer: another library;
+# scale: computes something else (torch.matmul), for scale alone: never gated, never a speedup
+Role = Literal["ours", "dense", "compiled", "peer", "scale"]
+Shape = Mapping[str, int]  # sizes by the op's own letters: {"M": 256, "K": 512, "N": 512}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One call: `op(*args, **kwargs)`, under a readable id."""
+
+    id: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Misuse:
+    """A call that must fail: the error's type, and a pattern its message must contain."""
+
+    id: str
+    call: Callable[[], Any]
+    error: type[Exception]
+    match: str
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way of doing a workload.
+
+    `prepare(*inputs)` does what is not timed and returns the call that is; that call returns a tuple of tensors which
+    the gate compares with the first contender's.
+    """
+
+    name: str
+    role: Role
+    prepare: Callable[..., Callable[[], tuple[torch.Tensor, ...]]]
+    requires: str = ""  # a module that must be installed; "" for none
+    limit: int = 0  # operations above which it is left out, because it would take too long; 0 for never
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is timed (forward, forward + winners, forward + backward), and what it costs at the least."""
+
+    name: str
+    contenders: tuple[Contender, ...]  # ours first
+    operations: Callable[[Shape], int]  # (m, n, k) steps, or the op's own unit
+    bytes: Callable[[Shape, int], int]  # of a shape and an item size: each input read once, each output written once
+    mix: str  # the ceiling that bounds it: "add_max", "mul_max", "gather", ...
+
+
+@dataclass(frozen=True)
+class Spec:
+    """An op as data. Registering it puts it in the conformance suite and in the reports."""
+
+    name: str
+    op: Callable[..., Any]
+    oracle: Callable[..., Any]  # the definition, same signature
+    inputs: Callable[[Shape, torch.dtype, torch.device, int], tuple[torch.Tensor, ...]]  # ..., seed: random, tie-free
+    shapes: Mapping[str, Shape]  # the standard shapes of the benchmarks
+    workloads: tuple[Workload, ...]
+    variants: Mapping[str, Mapping[str, Any]]  # id -> keyword arguments that select a form of the op
+    dtypes: tuple[torch.dtype, ...]
+    small_shapes: tuple[Shape, ...]  # for conformance: with zeros, ones and ragged edges
+    samples: Callable[[torch.device], list[Sample]]  # special values, ties and edges, all dtypes
+    misuses: Callable[[torch.device], list[Misuse]]
+    supports: Callable[[torch.dtype, Mapping[str, Any]], bool] = lambda dtype, kwargs: True
+    is_exact: Callable[[Mapping[str, Any]], bool] = lambda kwargs: True  # `==` against the oracle, or a tolerance
+    has_winners: Callable[[Mapping[str, Any]], bool] = lambda kwargs: False  # return_indices=True is allowed
+    backends: tuple[str, ...] = ("torch", "cpp", "triton")
+    offers: Callable[[Mapping[str, Any]], tuple[str, ...]] = lambda kwargs: ("torch", "cpp", "triton")  # of a variant
+    tuned: Mapping[str, tuple[Tuned, ...]] = field(default_factory=dict)  # backend -> its kernels with a config
+    raw_ops: Callable[[torch.device], list[tuple[Any, tuple[Any, ...]]]] = lambda device: []  # for opcheck
+
+
+REGISTRY: dict[str, Spec] = {}
+
+
+def register(spec: Spec) -> Spec:
+    """Put an op in the conformance suite, the reports and the tuner."""
+    if spec.name in REGISTRY:
+        raise ValueError(f"register: an op named {spec.name!r} is registered already")
+    REGISTRY[spec.name] = spec
+    return spec

@@ -1,0 +1,325 @@
+"""Tropical matrix product: C[m, n] = max_k A[m, k] + B[k, n], and its kin with min, with ·, and smoothed by a temperature.
+
+Backward routes dC[m, n] to the winner k*(m, n): dA[m, k*] += dC[m, n], dB[k*, n] += dC[m, n]: O(MN) work and memory.
+Ties: smallest k. NaN: the first one wins, as in torch.max.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import backend
+from . import cpu, portable
+from .definition import FLOATS, INTEGERS, SEMIRINGS, semiring_zero, tropical_matmul_ref
+from .log import log_matmul
+
+__all__ = ["SEMIRINGS", "TropicalMatmul", "tropical_matmul", "tropical_matmul_ref"]
+
+# ------------------------------------------------------------------------------------------------ operators
+
+_DEVICES = ("cpu", "cuda", "xpu", "mps")
+_OFFERED = ("cpp", "triton", "torch")
+
+# Plain Library operators: a fraction of a custom_op's dispatch time, and as opaque to Inductor.
+torch.library.define(
+    "tropigrad::tropical_matmul",
+    "(Tensor a, Tensor b, str semiring, bool with_winners, bool ignore_nan) -> (Tensor values, Tensor winners)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+torch.library.define(
+    "tropigrad::tropical_winners_scatter",
+    "(Tensor dc, Tensor winners, Tensor? a, Tensor? b, SymInt K, str semiring, bool needs_a, bool needs_b)"
+    " -> (Tensor da, Tensor db)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+@torch.library.impl("tropigrad::tropical_matmul", _DEVICES)
+def _forward(a: Tensor, b: Tensor, semiring: str, with_winners: bool, ignore_nan: bool) -> tuple[Tensor, Tensor]:
+    """a [B, M, K], b [B, K, N] -> values [B, M, N] and int32 winners [B, M, N], or [0] where not asked for."""
+    (B, M, K), N = a.shape, b.shape[-1]
+    if B * M * N * K == 0:  # nothing to launch: no output, or K = 0, where every output is the semiring's zero
+        values = a.new_full((B, M, N), semiring_zero(semiring, a.dtype))
+        return values, torch.full((B, M, N) if with_winners else (0,), -1, dtype=torch.int32, device=a.device)
+    forward = {"cpp": cpu.forward, "triton": portable.forward, "torch": _forward_in_chunks}
+    return forward[backend.choose("tropical_matmul", a.device, _OFFERED)](a, b, semiring, with_winners, ignore_nan)
+
+
+@torch.library.register_fake("tropigrad::tropical_matmul")
+def _(a, b, semiring, with_winners, ignore_nan):
+    shape = (a.shape[0], a.shape[1], b.shape[2])
+    return a.new_empty(shape), a.new_empty(shape if with_winners else (0,), dtype=torch.int32)
+
+
+@torch.library.impl("tropigrad::tropical_winners_scatter", _DEVICES)
+def _scatter(
+    dc: Tensor, winners: Tensor, a: Tensor | None, b: Tensor | None, K: int, semiring: str, needs_a: bool, needs_b: bool
+) -> tuple[Tensor, Tensor]:
+    """dc, winners [B, M, N] -> da [B, M, K] and db [B, K, N], or [0] where not needed; a and b for max_times alone."""
+    B, M, N = dc.shape
+    if dc.numel() * K == 0:
+        return dc.new_zeros((B, M, K) if needs_a else (0,)), dc.new_zeros((B, K, N) if needs_b else (0,))
+    scatter = {"cpp": cpu.scatter, "triton": portable.scatter, "torch": _scatter_by_torch}
+    chosen = backend.choose("tropical_winners_scatter", dc.device, _OFFERED)
+    if chosen == "triton" and torch.are_deterministic_algorithms_enabled():
+        chosen = "torch"  # the Triton kernel adds atomically, in any order
+    return scatter[chosen](dc, winners, a, b, K, semiring, needs_a, needs_b)
+
+
+@torch.library.register_fake("tropigrad::tropical_winners_scatter")
+def _(dc, winners, a, b, K, semiring, needs_a, needs_b):
+    B, M, N = dc.shape
+    return dc.new_empty((B, M, K) if needs_a else (0,)), dc.new_empty((B, K, N) if needs_b else (0,))
+
+
+def _forward_in_chunks(a, b, semiring, with_winners, ignore_nan):
+    """The definition, on as many rows at a time as keep the candidates [rows, K, N] near 2 M elements."""
+    (B, M, K), N = a.shape, b.shape[-1]
+    nan = "ignore" if ignore_nan else "propagate"
+    values = a.new_empty(B, M, N)
+    winners = torch.empty((B, M, N) if with_winners else (0,), dtype=torch.int32, device=a.device)
+    rows = max(1, (1 << 21) // (K * N))
+    for i in range(B):
+        for m in range(0, M, rows):
+            chunk = slice(m, m + rows)
+            values[i, chunk], indices = tropical_matmul_ref(a[i, chunk], b[i], semiring=semiring, nan=nan)
+            if with_winners:
+                winners[i, chunk] = indices
+    return values, winners
+
+
+def _scatter_by_torch(dc, winners, a, b, K, semiring, needs_a, needs_b):
+    """By scatter_add over flat positions, the form that torch makes deterministic on request."""
+    (B, M, N), dtype = dc.shape, dc.dtype
+    k = winners.clamp(min=0).long()
+    dc = dc.masked_fill(winners < 0, 0)  # where every candidate was skipped, nothing won
+    if dtype in (torch.float16, torch.bfloat16):
+        dc = dc.float()
+    da, db = dc.new_zeros((B, M, K) if needs_a else (0,)), dc.new_zeros((B, K, N) if needs_b else (0,))
+    if needs_a:
+        rows = torch.arange(B * M, device=dc.device).view(B, M, 1)
+        da.view(-1).scatter_add_(0, (rows * K + k).flatten(), (dc if b is None else dc * b.gather(-2, k)).flatten())
+    if needs_b:
+        rows = torch.arange(B, device=dc.device).view(B, 1, 1) * K + k
+        columns = torch.arange(N, device=dc.device)
+        db.view(-1).scatter_add_(0, (rows * N + columns).flatten(), (dc if a is None else dc * a.gather(-1, k)).flatten())
+    return da.to(dtype), db.to(dtype)
+
+
+def _batch_first(x: Tensor | None, dim: int | None, size: int) -> Tensor | None:
+    """x [B, ...] under vmap -> [size · B, ...]."""
+    if x is None:
+        return None
+    return (x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1)
+
+
+def _batch_back(x: Tensor, size: int, produced: bool) -> tuple[Tensor, int | None]:
+    return (x.unflatten(0, (size, x.shape[0] // size)), 0) if produced else (x, None)
+
+
+@torch.library.register_vmap("tropigrad::tropical_matmul")
+def _(info, dims, a, b, semiring, with_winners, ignore_nan):
+    size = info.batch_size
+    a, b = _batch_first(a, dims[0], size), _batch_first(b, dims[1], size)
+    values, winners = torch.ops.tropigrad.tropical_matmul(a, b, semiring, with_winners, ignore_nan)
+    return tuple(zip(_batch_back(values, size, True), _batch_back(winners, size, with_winners), strict=True))
+
+
+@torch.library.register_vmap("tropigrad::tropical_winners_scatter")
+def _(info, dims, dc, winners, a, b, K, semiring, needs_a, needs_b):
+    size = info.batch_size
+    tensors = [_batch_first(x, dim, size) for x, dim in zip((dc, winners, a, b), dims[:4], strict=True)]
+    da, db = torch.ops.tropigrad.tropical_winners_scatter(*tensors, K, semiring, needs_a, needs_b)
+    return tuple(zip(_batch_back(da, size, needs_a), _batch_back(db, size, needs_b), strict=True))
+
+
+# ------------------------------------------------------------------------------------------------ autograd
+
+
+class _WinnersScatter(torch.autograd.Function):
+    """dC -> (dA, dB), linear in dC; its own backward gathers, in torch, and so can be differentiated again.
+
+    No jvp on purpose, here and below: forward-mode AD raises NotImplementedError instead of a silent zero.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(dc, winners, a, b, K, semiring, needs_a, needs_b):
+        return torch.ops.tropigrad.tropical_winners_scatter(dc, winners, a, b, K, semiring, needs_a, needs_b)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        dc, winners, a, b, ctx.K, _, ctx.needs_a, ctx.needs_b = inputs
+        ctx.save_for_backward(dc, winners, a, b)
+
+    @staticmethod
+    def backward(ctx, dda, ddb):
+        dc, winners, a, b = ctx.saved_tensors
+        if ctx.K == 0:
+            return (torch.zeros_like(dc), *[None] * 7)
+        k = winners.clamp(min=0).long()
+        nothing = torch.zeros_like(dc)
+        via_a = dda.gather(-1, k).masked_fill(winners < 0, 0) if ctx.needs_a else nothing
+        via_b = ddb.gather(-2, k).masked_fill(winners < 0, 0) if ctx.needs_b else nothing
+        if a is None:  # ⊗ is +: its derivatives are 1
+            return (via_a + via_b, *[None] * 7)
+        ddc = via_a * b.gather(-2, k) + via_b * a.gather(-1, k)
+        to_a = torch.zeros_like(a).scatter_add(-1, k, dc * via_b)
+        to_b = torch.zeros_like(b).scatter_add(-2, k, dc * via_a)
+        return (ddc, None, to_a, to_b, *[None] * 4)
+
+
+class _TropicalMatmul(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(a, b, semiring, with_winners, ignore_nan):
+        return torch.ops.tropigrad.tropical_matmul(a, b, semiring, with_winners, ignore_nan)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        a, b, ctx.semiring, ctx.with_winners, ctx.ignore_nan = inputs
+        winners = output[1]
+        ctx.mark_non_differentiable(winners)
+        ctx.K = a.shape[-1]
+        # the sum's gradient needs the winners alone; a · b needs the factors too
+        keeps_factors = ctx.semiring == "max_times" or not ctx.with_winners
+        ctx.save_for_backward(*((a, b) if keeps_factors else (None, None)), winners)
+
+    @staticmethod
+    def backward(ctx, dc, _):
+        a, b, winners = ctx.saved_tensors
+        if not ctx.with_winners:  # inside a transform such as vmap an input does not show that it requires a gradient
+            winners = torch.ops.tropigrad.tropical_matmul(a, b, ctx.semiring, True, ctx.ignore_nan)[1]
+        if ctx.semiring != "max_times":
+            a = b = None
+        needs_a, needs_b = ctx.needs_input_grad[:2]
+        da, db = _WinnersScatter.apply(dc, winners, a, b, ctx.K, ctx.semiring, needs_a, needs_b)
+        return da if needs_a else None, db if needs_b else None, None, None, None
+
+
+# ------------------------------------------------------------------------------------------------ public
+
+
+class TropicalMatmul(NamedTuple):
+    """What `tropical_matmul(..., return_indices=True)` returns, as torch.max does."""
+
+    values: Tensor
+    indices: Tensor
+
+
+def tropical_matmul(
+    a: Tensor,
+    b: Tensor,
+    *,
+    semiring: str = "max_plus",
+    temperature: float = 1.0,
+    return_indices: bool = False,
+    nan: str = "propagate",
+    out_dtype: torch.dtype | None = None,
+) -> Tensor | TropicalMatmul:
+    """Tropical matrix product, batched and broadcast like torch.matmul: C[m, n] = max_k A[m, k] + B[k, n].
+
+    | semiring    | C[m, n]                                 | of no candidate (K = 0) |
+    |-------------|-----------------------------------------|-------------------------|
+    | "max_plus"  | max_k A[m, k] + B[k, n]                 | −∞                      |
+    | "min_plus"  | min_k A[m, k] + B[k, n]                 | +∞                      |
+    | "max_times" | max_k A[m, k] · B[k, n]                 | 0                       |
+    | "log"       | T log Σ_k exp((A[m, k] + B[k, n]) / T)  | −∞                      |
+
+    The first three are exact: each candidate is rounded to the dtype, then compared, so every backend gives the same
+    values and winners (the sign of a zero and a NaN's payload aside). Ties go to the smallest k, in the gradient too: a
+    subgradient that routes all of dC[m, n] to one winner. Integer candidates saturate at the dtype's bounds, which stand
+    for ∓∞. No [M, K, N] tensor is ever held. Source: Maragos, Charisopoulos, Theodosis, "Tropical geometry and machine
+    learning", 2021; gradient: Danskin's theorem.
+
+    Args:
+        a: [..., M, K] float64, float32, float16, bfloat16 or int32, any strides.
+        b: [..., K, N], the dtype and device of a; batch dimensions broadcast.
+        semiring: one of the four above.
+        temperature: T > 0 of the log semiring, in the units of a and b; the others ignore it.
+        return_indices: also return the winners k*(m, n).
+        nan: "propagate": the first NaN candidate wins, as in torch.max; ∞ − ∞ and 0 · ∞ are NaN. "ignore": NaN
+            candidates are skipped; where all are, the value is that of no candidate.
+        out_dtype: a wider float dtype to compute and return in; by default that of a.
+
+    Returns:
+        C [..., M, N]; with return_indices a named tuple (values, indices), indices int64, −1 where there was no
+        candidate. Differentiable any number of times in reverse mode; forward mode raises NotImplementedError.
+
+    Raises:
+        TypeError: a or b is no strided tensor of a supported dtype, their dtypes differ, or out_dtype is not wider.
+        ValueError: devices, ranks, sizes or batch shapes do not fit, an option is not one of those above, the
+            temperature is not positive and finite, or winners are asked of the log semiring, which has none.
+    """
+    _check(a, b, semiring, temperature, return_indices, nan, out_dtype)
+    if out_dtype is not None:
+        a, b = a.to(out_dtype), b.to(out_dtype)
+    M, N = a.shape[-2], b.shape[-1]
+    if b.dim() == 2:  # one right factor for all: a's batch is more rows of one product
+        batch = a.shape[:-2]
+        a, b = a.flatten(0, -2).unsqueeze(0), b.unsqueeze(0)
+    else:
+        batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+        a, b = (x.expand(*batch, *x.shape[-2:]).flatten(0, -3) for x in (a, b))
+    ignore_nan = nan == "ignore"
+    if semiring == "log":
+        return log_matmul(a, b, temperature, ignore_nan).reshape(*batch, M, N)
+    with_winners = return_indices or (torch.is_grad_enabled() and (a.requires_grad or b.requires_grad))
+    values, winners = _TropicalMatmul.apply(a, b, semiring, with_winners, ignore_nan)
+    values = values.reshape(*batch, M, N)
+    return TropicalMatmul(values, winners.reshape(*batch, M, N).long()) if return_indices else values
+
+
+def _check(a, b, semiring, temperature, return_indices, nan, out_dtype) -> None:
+    supported = (*FLOATS, *INTEGERS)
+    for name, x in (("a", a), ("b", b)):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"tropical_matmul: {name} is a {type(x).__name__}; expected a torch.Tensor")
+        if x.layout != torch.strided:
+            raise TypeError(f"tropical_matmul: {name} has layout {x.layout}; expected torch.strided: {name}.to_dense()")
+        if x.dtype not in supported:
+            raise TypeError(f"tropical_matmul: {name} is {x.dtype}; expected one of {_listed(supported)}")
+        if x.dim() < 2:
+            shape = "[..., M, K]" if name == "a" else "[..., K, N]"
+            raise ValueError(f"tropical_matmul: {name} has shape {tuple(x.shape)}; expected {shape}")
+    if a.dtype != b.dtype:
+        raise TypeError(f"tropical_matmul: a is {a.dtype} and b is {b.dtype}; expected one dtype")
+    if a.device != b.device:
+        raise ValueError(
+            f"tropical_matmul: a {tuple(a.shape)} is on {a.device} and b {tuple(b.shape)} on {b.device}; "
+            "expected one device"
+        )
+    if a.shape[-1] != b.shape[-2]:
+        raise ValueError(
+            f"tropical_matmul: b has shape {tuple(b.shape)}; expected [..., {a.shape[-1]}, N], to follow a's {tuple(a.shape)}"
+        )
+    if b.dim() > 2:
+        for x, y in zip(reversed(a.shape[:-2]), reversed(b.shape[:-2]), strict=False):
+            if x != y and x != 1 and y != 1:
+                raise ValueError(
+                    f"tropical_matmul: b's batch {tuple(b.shape[:-2])} does not broadcast with a's {tuple(a.shape[:-2])}"
+                )
+    if semiring not in SEMIRINGS:
+        raise ValueError(f"tropical_matmul: semiring is {semiring!r}; expected one of {', '.join(map(repr, SEMIRINGS))}")
+    if nan not in ("propagate", "ignore"):
+        raise ValueError(f"tropical_matmul: nan is {nan!r}; expected 'propagate' or 'ignore'")
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"tropical_matmul: temperature is {temperature}; expected a positive finite number")
+    if semiring == "log":
+        if return_indices:
+            raise ValueError("tropical_matmul: return_indices is True; the log semiring has no winners: expected False")
+        if a.dtype not in FLOATS:
+            raise TypeError(f"tropical_matmul: a is {a.dtype}; the log semiring takes one of {_listed(FLOATS)}")
+    if out_dtype is not None and (
+        out_dtype not in FLOATS or torch.promote_types(a.dtype, out_dtype) != out_dtype or not a.is_floating_point()
+    ):
+        raise TypeError(f"tropical_matmul: out_dtype is {out_dtype}; expected a float dtype at least as wide as a's {a.dtype}")
+
+
+def _listed(dtypes) -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)

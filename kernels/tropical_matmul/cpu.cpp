@@ -1,0 +1,695 @@
+// Tropical matrix product on the CPU:  C[m, n] = max_k A[m, k] + B[k, n]   (or min; or max of A · B), and its scatter backward.
+//
+// min is max of negated operands: B always passes through a packed copy, so the signs cost nothing there.
+//
+//   task   = MC rows × NC columns of one batch; threads draw tasks from one counter
+//   block  = KC of K; B's block is packed once a task into panels [KC][NR], sized to stay in the second-level cache
+//   tile   = MR rows × NR columns, accumulators in registers: one add and one max a vector and k
+//
+// Winners: the main loop notes, per output, the group of four k in which the maximum last rose (strict, so the first
+// group wins a tie), which costs one compare and one blend a group; the exact k is then found inside that group, the
+// first whose sum equals the maximum.
+//
+// max instructions drop NaN. Every packed panel is therefore classified, and a pair of panels that can make a NaN takes
+// a tile that follows torch.max instead: the price is paid by those tiles alone.
+//
+// Sums are rounded to the element type before they are compared. Rounding is monotone, so it may be done on the
+// maximum of a group instead of on each sum.
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <new>
+#include <system_error>
+#include <thread>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace {
+
+// ------------------------------------------------------------------------------------------------ vectors and tiles
+
+#if defined(__AVX512F__)
+constexpr int VECTOR_BYTES = 64, MR = 8, NV = 2, WINNER_ROWS = 8;  // 32 registers
+#elif defined(__AVX__)
+constexpr int VECTOR_BYTES = 32, MR = 6, NV = 2, WINNER_ROWS = 3;  // 16 registers
+#elif defined(__aarch64__)
+constexpr int VECTOR_BYTES = 16, MR = 8, NV = 2, WINNER_ROWS = 8;  // 32 registers
+#else
+constexpr int VECTOR_BYTES = 16, MR = 4, NV = 2, WINNER_ROWS = 2;
+#endif
+constexpr int GROUP = 4;  // k a compare-and-blend; winner_tile and first_in_group are written for four
+constexpr std::size_t ALIGNMENT = 64;
+
+template <class C>
+struct Simd {
+    using Index = std::conditional_t<sizeof(C) == 8, int64_t, int32_t>;
+    typedef C Vector __attribute__((vector_size(VECTOR_BYTES)));
+    typedef Index IndexVector __attribute__((vector_size(VECTOR_BYTES)));
+    static constexpr int WIDTH = VECTOR_BYTES / sizeof(C);
+    static constexpr int NR = NV * WIDTH;
+};
+
+template <class V, class T>
+inline V load(const T* source) {
+    V v;
+    std::memcpy(&v, source, sizeof v);
+    return v;
+}
+
+template <class V, class T>
+inline void store(T* target, V v) {
+    std::memcpy(target, &v, sizeof v);
+}
+
+template <class To, class From>
+inline To bit_cast(From from) {
+    static_assert(sizeof(To) == sizeof(From));
+    To to;
+    std::memcpy(&to, &from, sizeof to);
+    return to;
+}
+
+// The second operand where either is NaN, as the x86 instruction: a NaN in `best` stays.
+template <class V>
+inline V larger(V x, V best) {
+    return x > best ? x : best;
+}
+
+struct Plus {
+    template <class A, class V>
+    static V of(A a, V b) { return a + b; }
+};
+
+struct Times {
+    template <class A, class V>
+    static V of(A a, V b) { return a * b; }
+};
+
+// ------------------------------------------------------------------------------------------------ element types
+
+struct Half { uint16_t bits; };
+struct Brain { uint16_t bits; };
+
+template <class C, class T>
+inline C widen(T x) {
+    if constexpr (std::is_same_v<T, Brain>) {
+        return bit_cast<float>(uint32_t(x.bits) << 16);
+    } else if constexpr (std::is_same_v<T, Half>) {
+        const uint32_t sign = uint32_t(x.bits & 0x8000) << 16, magnitude = x.bits & 0x7fff;
+        const uint32_t normal = (magnitude << 13) + (magnitude < 0x7c00 ? 112u << 23 : 224u << 23);
+        const float subnormal = float(int32_t(magnitude)) * 0x1p-24f;
+        return bit_cast<float>(sign | (magnitude < 0x0400 ? bit_cast<uint32_t>(subnormal) : normal));
+    } else {
+        return C(x);
+    }
+}
+
+// x is a value of T already: nothing is rounded here.
+template <class T, class C>
+inline T narrow_exact(C x) {
+    if constexpr (std::is_same_v<T, Brain>) {
+        return {uint16_t(bit_cast<uint32_t>(x) >> 16)};
+    } else if constexpr (std::is_same_v<T, Half>) {
+        const uint32_t bits = bit_cast<uint32_t>(x), magnitude = bits & 0x7fffffff;
+        const uint32_t subnormal = uint32_t(int32_t(bit_cast<float>(magnitude < 0x38800000 ? magnitude : 0u) * 0x1p24f));
+        const uint32_t finite = magnitude < 0x38800000 ? subnormal : (magnitude - (112u << 23)) >> 13;
+        const uint32_t special = magnitude > 0x7f800000 ? 0x7e00 : 0x7c00;
+        return {uint16_t((bits >> 16 & 0x8000) | (magnitude >= 0x7f800000 ? special : finite))};
+    } else {
+        return T(x);
+    }
+}
+
+// Rounding of a sum or product to the element type, kept in the compute type; F is a scalar or a vector.
+
+struct Unrounded {
+    explicit Unrounded(bool) {}
+    template <class F>
+    F operator()(F x) const { return x; }
+};
+
+struct ToBrain {
+    explicit ToBrain(bool) {}
+    template <class F>
+    F operator()(F x) const {
+        using U = std::conditional_t<sizeof(F) == 4, int32_t, Simd<float>::IndexVector>;
+        const U bits = bit_cast<U>(x);
+        return bit_cast<F>((bits + 0x7fff + (bits >> 16 & 1)) & int32_t(0xffff0000));
+    }
+};
+
+struct ToHalf {
+    explicit ToHalf(bool) {}
+    template <class F>
+    F operator()(F x) const {
+        using U = std::conditional_t<sizeof(F) == 4, int32_t, Simd<float>::IndexVector>;
+        // 1.5 · 2^(e + 13) has the last place of a half of exponent e: adding it rounds to nearest even, to subnormals too
+        const U smallest = U{} + (113 << 23), exponent = bit_cast<U>(x) & 0x7f800000;
+        const U shift = (exponent > smallest ? exponent : smallest) + ((13 << 23) | 0x400000);
+        const F magic = bit_cast<F>(shift), infinity = F{} + std::numeric_limits<float>::infinity();
+        const F rounded = (x + magic) - magic;
+        const F finite_or_positive = rounded > F{} + 65504.f ? infinity : rounded;
+        return rounded < F{} - 65504.f ? -infinity : finite_or_positive;
+    }
+};
+
+struct ToInt32 {
+    double low, high;
+    explicit ToInt32(bool negated)
+        : low(negated ? -2147483647.0 : -2147483648.0), high(negated ? 2147483648.0 : 2147483647.0) {}
+    template <class F>
+    F operator()(F x) const {
+        const F floor = F{} + low, ceiling = F{} + high;
+        const F raised = x > floor ? x : floor;
+        return raised < ceiling ? raised : ceiling;
+    }
+};
+
+// ------------------------------------------------------------------------------------------------ NaN
+
+enum Special { HAS_NAN = 1, HAS_PLUS_INFINITY = 2, HAS_MINUS_INFINITY = 4 };
+
+template <class C>
+inline int classify(const C* x, int64_t count) {
+    if constexpr (std::is_floating_point_v<C>) {
+        using U = typename Simd<C>::Index;
+        const U magnitude = std::numeric_limits<U>::max(), infinity = bit_cast<U>(std::numeric_limits<C>::infinity());
+        U largest = 0;
+        for (int64_t i = 0; i < count; ++i) {
+            const U bits = bit_cast<U>(x[i]) & magnitude;
+            largest = bits > largest ? bits : largest;
+        }
+        if (largest < infinity) return 0;
+        int special = 0;
+        for (int64_t i = 0; i < count; ++i) {
+            const U bits = bit_cast<U>(x[i]);
+            special |= (bits & magnitude) > infinity ? HAS_NAN : 0;
+            special |= bits == infinity ? HAS_PLUS_INFINITY : 0;
+            special |= bits < 0 && (bits & magnitude) == infinity ? HAS_MINUS_INFINITY : 0;
+        }
+        return special;
+    }
+    return 0;
+}
+
+template <class Op>
+inline bool can_make_nan(int a, int b) {
+    constexpr int infinite = HAS_PLUS_INFINITY | HAS_MINUS_INFINITY;
+    if ((a | b) & HAS_NAN) return true;
+    if constexpr (std::is_same_v<Op, Times>) return ((a | b) & infinite) != 0;
+    return ((a & HAS_PLUS_INFINITY) && (b & HAS_MINUS_INFINITY)) || ((a & HAS_MINUS_INFINITY) && (b & HAS_PLUS_INFINITY));
+}
+
+// ------------------------------------------------------------------------------------------------ tiles
+// rows: MR pointers to K elements of A.  b: a panel [K][NR].  best, ids: [MR][NR], read and written.
+// The accumulators live in registers because every index into them is a template constant.
+
+template <class Op, class C, std::size_t... I>
+[[gnu::noinline]] void value_tile(const C* const* rows, const C* b, int64_t K, C* best, std::index_sequence<I...>) {
+    using V = typename Simd<C>::Vector;
+    constexpr int W = Simd<C>::WIDTH, NR = Simd<C>::NR;
+    V acc[] = {load<V>(best + I * W)...};
+    const C* const row[] = {rows[I / NV]...};
+    for (int64_t k = 0; k < K; ++k, b += NR) {
+        const V bk[] = {load<V>(b + I % NV * W)...};
+        ((acc[I] = larger(Op::of(row[I][k], bk[I]), acc[I])), ...);
+    }
+    (store(best + I * W, acc[I]), ...);
+}
+
+template <class C>
+inline void rise(typename Simd<C>::Vector x, int64_t k, typename Simd<C>::Vector& best, typename Simd<C>::IndexVector& id) {
+    const auto rose = x > best;
+    best = rose ? x : best;
+    id = rose ? typename Simd<C>::IndexVector{} + typename Simd<C>::Index(k) : id;
+}
+
+// One vector of columns, WINNER_ROWS rows. ids receive the first k of the group where the maximum last rose, or keep
+// what they held.
+template <class Op, class C, class Round, std::size_t... I>
+[[gnu::noinline]] void winner_tile(const C* const* rows, const C* b, int64_t K, Round round, C* best, typename Simd<C>::Index* ids,
+                        std::index_sequence<I...>) {
+    using V = typename Simd<C>::Vector;
+    using IV = typename Simd<C>::IndexVector;
+    constexpr int NR = Simd<C>::NR;
+    V acc[] = {load<V>(best + I * NR)...};
+    IV id[] = {load<IV>(ids + I * NR)...};
+    const C* const row[] = {rows[I]...};
+    int64_t k = 0;
+    for (; k + GROUP <= K; k += GROUP, b += GROUP * NR) {
+        const V b0 = load<V>(b), b1 = load<V>(b + NR), b2 = load<V>(b + 2 * NR), b3 = load<V>(b + 3 * NR);
+        (rise<C>(round(larger(larger(Op::of(row[I][k], b0), Op::of(row[I][k + 1], b1)),
+                              larger(Op::of(row[I][k + 2], b2), Op::of(row[I][k + 3], b3)))),
+                 k, acc[I], id[I]), ...);
+    }
+    for (; k < K; ++k, b += NR) {
+        const V bk = load<V>(b);
+        (rise<C>(round(Op::of(row[I][k], bk)), k, acc[I], id[I]), ...);
+    }
+    (store(best + I * NR, acc[I]), ...);
+    (store(ids + I * NR, id[I]), ...);
+}
+
+constexpr int UNCHANGED = -1;  // the maximum did not rise in this block of k
+constexpr int NOTHING = -2;    // every candidate so far was a NaN to be ignored
+
+// torch.max, one k at a time: the first NaN wins, or (ignoring) the first candidate that is none.
+template <class Op, class C, class Round, bool IGNORE_NAN, std::size_t... I>
+[[gnu::noinline]] void exact_tile(const C* const* rows, const C* b, int64_t K, Round round, C* best, typename Simd<C>::Index* ids,
+                       std::index_sequence<I...>) {
+    using V = typename Simd<C>::Vector;
+    using IV = typename Simd<C>::IndexVector;
+    constexpr int NR = Simd<C>::NR;
+    V acc[] = {load<V>(best + I * NR)...};
+    IV id[] = {load<IV>(ids + I * NR)...};
+    for (int64_t k = 0; k < K; ++k, b += NR) {
+        const V bk = load<V>(b);
+        const auto step = [&](const C a, V& acc, IV& id) {
+            const V x = round(Op::of(a, bk));
+            const IV wins = (x > acc) | (IGNORE_NAN ? (x == x) & (id == NOTHING) : (x != x) & (acc == acc));
+            acc = wins ? x : acc;
+            id = wins ? IV{} + typename Simd<C>::Index(k) : id;
+        };
+        (step(rows[I][k], acc[I], id[I]), ...);
+    }
+    (store(best + I * NR, acc[I]), ...);
+    (store(ids + I * NR, id[I]), ...);
+}
+
+// ------------------------------------------------------------------------------------------------ threads
+
+template <class Work>
+void in_parallel(int threads, const Work& work) {
+    std::vector<std::thread> others;
+    for (int t = 1; t < threads; ++t) {
+        try {
+            others.emplace_back([&work, t] { work(t); });
+        } catch (const std::system_error&) {
+            break;  // tasks are drawn from a counter: fewer threads finish them all
+        }
+    }
+    work(0);
+    for (auto& thread : others) thread.join();
+}
+
+inline int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
+
+// ------------------------------------------------------------------------------------------------ forward
+
+struct Strides { int64_t batch, row, column; };
+
+struct Problem {
+    int64_t batch, M, K, N;
+    const void *a, *b;
+    Strides a_strides, b_strides;
+    void* c;
+    int32_t* winners;  // null: not wanted
+    Strides c_strides;  // of c and of winners
+    bool negate, ignore_nan;
+    int64_t KC, MC, NC;
+    int threads;
+};
+
+template <class T, class C, class Op, class Round>
+class Product {
+    using Index = typename Simd<C>::Index;
+    static constexpr int W = Simd<C>::WIDTH, NR = Simd<C>::NR;
+    static constexpr bool MAY_BE_NAN = !std::is_same_v<T, int32_t>;
+    static constexpr C LOWEST = std::is_floating_point_v<C> ? -std::numeric_limits<C>::infinity() : std::numeric_limits<C>::lowest();
+
+    const Problem& p;
+    const Round round;
+    const int64_t KC, MC, NC, row_tasks, column_tasks;
+
+    struct Scratch {
+        C *b, *a, *best;
+        Index* ids;
+        std::vector<int> specials;
+    };
+
+  public:
+    explicit Product(const Problem& problem)
+        : p(problem), round(problem.negate),
+          KC(std::min(problem.K, std::max<int64_t>(problem.KC, GROUP) / GROUP * GROUP)),
+          MC(std::min(ceil_div(problem.M, MR), std::max<int64_t>(problem.MC / MR, 1)) * MR),
+          NC(std::min(ceil_div(problem.N, NR), std::max<int64_t>(problem.NC / NR, 1)) * NR),
+          row_tasks(ceil_div(problem.M, MC)), column_tasks(ceil_div(problem.N, NC)) {}
+
+    void run() const {
+        const int64_t tasks = p.batch * row_tasks * column_tasks;
+        const int threads = int(std::min<int64_t>(p.threads, tasks));
+        const std::size_t best_size = MR * NR, bytes = scratch_bytes();
+        // the caller allocates for all, so that the allocator keeps these pages from one call to the next
+        std::unique_ptr<char, decltype(&std::free)> memory(
+            static_cast<char*>(std::aligned_alloc(ALIGNMENT, bytes * threads)), &std::free);
+        if (!memory) throw std::bad_alloc();
+        std::vector<Scratch> scratch(threads);
+        for (int t = 0; t < threads; ++t) {
+            C* b = reinterpret_cast<C*>(memory.get() + bytes * t);
+            C *a = b + KC * NC, *best = a + MR * round_up(KC);
+            scratch[t] = {b, a, best, reinterpret_cast<Index*>(best + best_size), std::vector<int>(NC / NR)};
+        }
+        std::atomic<int64_t> next{0};
+        in_parallel(threads, [&](int t) {
+            for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
+                const int64_t columns = task / row_tasks % column_tasks;
+                run_task(task / (row_tasks * column_tasks), task % row_tasks * MC, columns * NC, scratch[t]);
+            }
+        });
+    }
+
+  private:
+    static constexpr int64_t round_up(int64_t k) { return ceil_div(k, NR) * NR; }
+
+    std::size_t scratch_bytes() const {
+        const std::size_t size = (KC * NC + MR * round_up(KC) + MR * NR) * sizeof(C) + MR * NR * sizeof(Index);
+        return (size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    }
+
+    void run_task(int64_t batch, int64_t m0, int64_t n0, Scratch& s) const {
+        const int64_t m1 = std::min(m0 + MC, p.M), n1 = std::min(n0 + NC, p.N);
+        for (int64_t k0 = 0; k0 < p.K; k0 += KC) {
+            const int64_t K = std::min(KC, p.K - k0);
+            for (int64_t n = n0; n < n1; n += NR) {
+                C* panel = s.b + (n - n0) * K;
+                pack_b(batch, k0, K, n, std::min<int64_t>(NR, n1 - n), panel);
+                s.specials[(n - n0) / NR] = classify(panel, K * NR);
+            }
+            for (int64_t m = m0; m < m1; m += MR) {
+                const int64_t height = std::min<int64_t>(MR, m1 - m);
+                const C* rows[MR];
+                take_rows(batch, m, height, k0, K, s.a, rows);
+                int special = 0;
+                for (int64_t i = 0; i < height; ++i) special |= classify(rows[i], K);
+                for (int64_t n = n0; n < n1; n += NR) {
+                    const Tile tile{batch, m, n, height, std::min<int64_t>(NR, n1 - n), k0, K};
+                    run_tile(tile, rows, s.b + (n - n0) * K, can_make_nan<Op>(special, s.specials[(n - n0) / NR]), s);
+                }
+            }
+        }
+    }
+
+    void pack_b(int64_t batch, int64_t k0, int64_t K, int64_t n, int64_t width, C* panel) const {
+        const T* source = static_cast<const T*>(p.b) + batch * p.b_strides.batch + k0 * p.b_strides.row + n * p.b_strides.column;
+        const C sign = p.negate ? C(-1) : C(1);
+        if (p.b_strides.column == 1 && width == NR) {
+            for (int64_t k = 0; k < K; ++k)
+                for (int j = 0; j < NR; ++j) panel[k * NR + j] = sign * widen<C>(source[k * p.b_strides.row + j]);
+            return;
+        }
+        constexpr int64_t STRIP = 16;  // of k: keeps the panel's lines in the first-level cache while its columns fill
+        for (int64_t strip = 0; strip < K; strip += STRIP)
+            for (int64_t j = 0; j < NR; ++j)
+                for (int64_t k = strip; k < std::min(strip + STRIP, K); ++k)
+                    panel[k * NR + j] =
+                        j < width ? sign * widen<C>(source[k * p.b_strides.row + j * p.b_strides.column]) : C(0);
+    }
+
+    // Rows below the last are the last again.
+    void take_rows(int64_t batch, int64_t m, int64_t height, int64_t k0, int64_t K, C* copy, const C** rows) const {
+        const T* source = static_cast<const T*>(p.a) + batch * p.a_strides.batch + m * p.a_strides.row + k0 * p.a_strides.column;
+        for (int64_t i = 0; i < MR; ++i) {
+            const T* row = source + std::min(i, height - 1) * p.a_strides.row;
+            if constexpr (std::is_same_v<T, C>) {
+                if (p.a_strides.column == 1 && !p.negate) {
+                    rows[i] = row;
+                    continue;
+                }
+            }
+            C* target = copy + i * round_up(KC);
+            rows[i] = target;
+            const C sign = p.negate ? C(-1) : C(1);
+            for (int64_t k = 0; k < K; ++k) target[k] = sign * widen<C>(row[k * p.a_strides.column]);
+        }
+    }
+
+    struct Tile { int64_t batch, m, n, height, width, k0, K; };
+
+    void run_tile(const Tile& tile, const C* const* rows, const C* panel, bool with_nan, Scratch& s) const {
+        start(tile, s);
+        using Rows = std::make_index_sequence<WINNER_ROWS>;
+        if (MAY_BE_NAN && with_nan) {
+            if constexpr (MAY_BE_NAN) {
+                for_strips([&](int i, int j) {
+                    if (p.ignore_nan)
+                        exact_tile<Op, C, Round, true>(rows + i, panel + j, tile.K, round, s.best + i * NR + j, s.ids + i * NR + j, Rows{});
+                    else
+                        exact_tile<Op, C, Round, false>(rows + i, panel + j, tile.K, round, s.best + i * NR + j, s.ids + i * NR + j, Rows{});
+                });
+            }
+        } else if (p.winners) {
+            for (int i = 0; i < MR * NR; ++i) s.ids[i] = s.ids[i] == NOTHING ? 0 : s.ids[i];
+            for_strips([&](int i, int j) {
+                winner_tile<Op, C, Round>(rows + i, panel + j, tile.K, round, s.best + i * NR + j, s.ids + i * NR + j, Rows{});
+            });
+            find_in_groups(tile, rows, panel, s);
+        } else {
+            value_tile<Op, C>(rows, panel, tile.K, s.best, std::make_index_sequence<MR * NV>{});
+            for (int i = 0; i < MR * NR; ++i) s.best[i] = round(s.best[i]);
+        }
+        finish(tile, s);
+    }
+
+    template <class Strip>
+    static void for_strips(const Strip& strip) {
+        for (int i = 0; i < MR; i += WINNER_ROWS)
+            for (int j = 0; j < NR; j += W) strip(i, j);
+    }
+
+    // The first k of the noted group whose rounded sum is the maximum.
+    void find_in_groups(const Tile& tile, const C* const* rows, const C* panel, Scratch& s) const {
+        const int64_t grouped = tile.K / GROUP * GROUP;
+        for (int64_t i = 0; i < tile.height; ++i)
+            for (int64_t j = 0; j < NR; ++j) {
+                const Index k = s.ids[i * NR + j];
+                if (k < 0 || k >= grouped) continue;  // unchanged, or a tail k noted on its own
+                const C best = s.best[i * NR + j];
+                const auto misses = [&](int64_t k) { return Index(round(Op::of(rows[i][k], panel[k * NR + j])) != best); };
+                s.ids[i * NR + j] = k + misses(k) * (1 + misses(k + 1) * (1 + misses(k + 2)));
+            }
+    }
+
+    // best and ids before a block of k: nothing at the first, what the output holds at a later one.
+    void start(const Tile& tile, Scratch& s) const {
+        const Index fresh = p.ignore_nan ? NOTHING : 0;
+        for (int i = 0; i < MR * NR; ++i) s.best[i] = LOWEST;
+        for (int i = 0; i < MR * NR; ++i) s.ids[i] = fresh;
+        if (tile.k0 == 0) return;
+        const C sign = p.negate ? C(-1) : C(1);
+        at_outputs(tile, [&](int i, int64_t at) {
+            if (p.winners && p.winners[at] < 0) return;
+            s.best[i] = sign * widen<C>(static_cast<const T*>(p.c)[at]);
+            s.ids[i] = UNCHANGED;
+        });
+    }
+
+    void finish(const Tile& tile, const Scratch& s) const {
+        const C sign = p.negate ? C(-1) : C(1);
+        const bool last = tile.k0 + tile.K == p.K;
+        const bool zero = std::is_same_v<Op, Times> && last && p.ignore_nan;
+        at_outputs(tile, [&](int i, int64_t at) {
+            static_cast<T*>(p.c)[at] = narrow_exact<T>(zero && s.ids[i] == NOTHING ? C(0) : C(sign * s.best[i]));
+            if (p.winners && s.ids[i] != UNCHANGED) p.winners[at] = s.ids[i] == NOTHING ? -1 : int32_t(tile.k0 + s.ids[i]);
+        });
+    }
+
+    template <class Visit>
+    void at_outputs(const Tile& tile, const Visit& visit) const {
+        const int64_t origin = tile.batch * p.c_strides.batch + tile.m * p.c_strides.row + tile.n * p.c_strides.column;
+        for (int64_t i = 0; i < tile.height; ++i)
+            for (int64_t j = 0; j < tile.width; ++j)
+                visit(int(i * NR + j), origin + i * p.c_strides.row + j * p.c_strides.column);
+    }
+};
+
+template <class T, class C, class Op, class Round>
+void run(const Problem& problem) {
+    Product<T, C, Op, Round>(problem).run();
+}
+
+// Whether no sum or product of any pair leaves int32, with its lowest value to spare for the sign flip of min.
+bool int32_is_wide_enough(const Problem& p, bool times) {
+    const auto range = [&](const void* x, int64_t rows, int64_t columns, const Strides& s) {
+        const int32_t* source = static_cast<const int32_t*>(x);
+        int32_t low = std::numeric_limits<int32_t>::max(), high = std::numeric_limits<int32_t>::lowest();
+        for (int64_t i = 0; i < p.batch; ++i)
+            for (int64_t r = 0; r < rows; ++r)
+                for (int64_t c = 0; c < columns; ++c) {
+                    const int32_t value = source[i * s.batch + r * s.row + c * s.column];
+                    low = std::min(low, value);
+                    high = std::max(high, value);
+                }
+        return std::pair<int64_t, int64_t>(low, high);
+    };
+    constexpr int64_t bound = std::numeric_limits<int32_t>::max();
+    const auto [a_low, a_high] = range(p.a, p.M, p.K, p.a_strides);
+    const auto [b_low, b_high] = range(p.b, p.K, p.N, p.b_strides);
+    if (a_low < -bound || b_low < -bound) return false;
+    if (times) return std::max(-a_low, a_high) * std::max(-b_low, b_high) <= bound;
+    return a_high + b_high <= bound && a_low + b_low >= -bound;
+}
+
+enum Dtype { FLOAT64, FLOAT32, FLOAT16, BFLOAT16, INT32 };
+
+template <class Op>
+void run_as(int dtype, const Problem& p) {
+    switch (dtype) {
+        case FLOAT64: return run<double, double, Op, Unrounded>(p);
+        case FLOAT32: return run<float, float, Op, Unrounded>(p);
+        case FLOAT16: return run<Half, float, Op, ToHalf>(p);
+        case BFLOAT16: return run<Brain, float, Op, ToBrain>(p);
+        default:
+            if (int32_is_wide_enough(p, std::is_same_v<Op, Times>)) return run<int32_t, int32_t, Op, Unrounded>(p);
+            // a double holds every sum of two int32 exactly, and of a product all that decides how it saturates
+            return run<int32_t, double, Op, ToInt32>(p);
+    }
+}
+
+enum Status { DONE = 0, OUT_OF_MEMORY = 1, INDEX_OUT_OF_RANGE = 2 };
+
+// ------------------------------------------------------------------------------------------------ backward
+
+struct Scatter {
+    int64_t batch, M, K, N;
+    const void* dc;
+    Strides dc_strides;
+    const int32_t* winners;  // [batch, M, N], contiguous
+    const void *a, *b;       // null for sums: the factor is 1
+    Strides a_strides, b_strides;
+    void *da, *db;           // contiguous, null: not wanted
+    int threads;
+};
+
+// Rows of da and columns of db belong to one task each, summed in one order: no atomics, the same bits on any number of
+// threads.
+template <class T, class C>
+class Backward {
+    static constexpr int64_t ROWS = 32, COLUMNS = 16;
+    const Scatter& p;
+    const T *dc, *a, *b;
+    mutable std::atomic<bool> in_range{true};
+
+  public:
+    explicit Backward(const Scatter& scatter)
+        : p(scatter), dc(static_cast<const T*>(scatter.dc)), a(static_cast<const T*>(scatter.a)), b(static_cast<const T*>(scatter.b)) {}
+
+    bool run() const {
+        const int64_t row_tasks = p.da ? ceil_div(p.M, ROWS) : 0, column_tasks = p.db ? ceil_div(p.N, COLUMNS) : 0;
+        const int64_t tasks = p.batch * (row_tasks + column_tasks);
+        const int threads = int(std::max<int64_t>(std::min<int64_t>(p.threads, tasks), 1));
+        std::vector<std::vector<C>> sums(threads, std::vector<C>(p.K * (p.db ? COLUMNS : 1)));
+        std::atomic<int64_t> next{0};
+        in_parallel(threads, [&](int t) {
+            for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
+                const int64_t part = task % (row_tasks + column_tasks), batch = task / (row_tasks + column_tasks);
+                if (part < row_tasks)
+                    to_rows(batch, part * ROWS, sums[t].data());
+                else
+                    to_columns(batch, (part - row_tasks) * COLUMNS, sums[t].data());
+            }
+        });
+        return in_range;
+    }
+
+  private:
+    bool is_winner(int32_t k) const {
+        if (uint64_t(uint32_t(k)) < uint64_t(p.K)) return true;
+        if (k != -1) in_range.store(false, std::memory_order_relaxed);
+        return false;
+    }
+
+    void to_rows(int64_t batch, int64_t m0, C* sums) const {
+        for (int64_t m = m0; m < std::min(m0 + ROWS, p.M); ++m) {
+            const int32_t* winners = p.winners + (batch * p.M + m) * p.N;
+            const T* dc_row = dc + batch * p.dc_strides.batch + m * p.dc_strides.row;
+            std::fill_n(sums, p.K, C(0));
+            for (int64_t n = 0; n < p.N; ++n) {
+                const int32_t k = winners[n];
+                if (!is_winner(k)) continue;
+                C g = widen<C>(dc_row[n * p.dc_strides.column]);
+                if (b) g *= widen<C>(b[batch * p.b_strides.batch + k * p.b_strides.row + n * p.b_strides.column]);
+                sums[k] += g;
+            }
+            T* target = static_cast<T*>(p.da) + (batch * p.M + m) * p.K;
+            for (int64_t k = 0; k < p.K; ++k) target[k] = round_to(sums[k]);
+        }
+    }
+
+    void to_columns(int64_t batch, int64_t n0, C* sums) const {
+        const int64_t width = std::min(COLUMNS, p.N - n0);
+        std::fill_n(sums, p.K * COLUMNS, C(0));
+        for (int64_t m = 0; m < p.M; ++m) {
+            const int32_t* winners = p.winners + (batch * p.M + m) * p.N + n0;
+            const T* dc_row = dc + batch * p.dc_strides.batch + m * p.dc_strides.row + n0 * p.dc_strides.column;
+            const T* a_row = a ? a + batch * p.a_strides.batch + m * p.a_strides.row : nullptr;
+            for (int64_t j = 0; j < width; ++j) {
+                const int32_t k = winners[j];
+                if (!is_winner(k)) continue;
+                C g = widen<C>(dc_row[j * p.dc_strides.column]);
+                if (a_row) g *= widen<C>(a_row[k * p.a_strides.column]);
+                sums[k * COLUMNS + j] += g;
+            }
+        }
+        T* target = static_cast<T*>(p.db) + batch * p.K * p.N + n0;
+        for (int64_t k = 0; k < p.K; ++k)
+            for (int64_t j = 0; j < width; ++j) target[k * p.N + j] = round_to(sums[k * COLUMNS + j]);
+    }
+
+    static T round_to(C x) {
+        if constexpr (std::is_same_v<T, Half>) return narrow_exact<T>(ToHalf(false)(x));
+        else if constexpr (std::is_same_v<T, Brain>) return narrow_exact<T>(ToBrain(false)(x));
+        else return x;
+    }
+};
+
+template <class T, class C>
+bool scatter_as(const Scatter& scatter) {
+    return Backward<T, C>(scatter).run();
+}
+
+template <class Work>
+int guarded(const Work& work) noexcept {
+    try {
+        return work() ? DONE : INDEX_OUT_OF_RANGE;
+    } catch (const std::bad_alloc&) {
+        return OUT_OF_MEMORY;
+    }
+}
+
+}  // namespace
+
+// ------------------------------------------------------------------------------------------------ C interface
+// sizes: batch, M, K, N.  strides: three of a, three of b, in elements.  K ≥ 1, no size is 0.
+
+extern "C" int tropical_forward(int dtype, int times, int negate, int ignore_nan, const int64_t* sizes, const void* a, const void* b,
+                                const int64_t* strides, void* c, int32_t* winners, int64_t KC, int64_t MC, int64_t NC, int threads) {
+    const int64_t M = sizes[1], N = sizes[3];
+    const Problem problem{sizes[0], M, sizes[2], N, a, b,
+                          {strides[0], strides[1], strides[2]}, {strides[3], strides[4], strides[5]},
+                          c, winners, {M * N, N, 1}, negate != 0, ignore_nan != 0, KC, MC, NC, threads};
+    return guarded([&] {
+        times ? run_as<Times>(dtype, problem) : run_as<Plus>(dtype, problem);
+        return true;
+    });
+}
+
+// strides: three each of dc, a, b, in elements.  a and b: null for sums.  da, db: null where not wanted.
+extern "C" int tropical_scatter(int dtype, const int64_t* sizes, const void* dc, const int32_t* winners, const void* a, const void* b,
+                                const int64_t* strides, void* da, void* db, int threads) {
+    const Scatter scatter{sizes[0], sizes[1], sizes[2], sizes[3], dc, {strides[0], strides[1], strides[2]}, winners, a, b,
+                          {strides[3], strides[4], strides[5]}, {strides[6], strides[7], strides[8]}, da, db, threads};
+    return guarded([&] {
+        switch (dtype) {
+            case FLOAT64: return scatter_as<double, double>(scatter);
+            case FLOAT32: return scatter_as<float, float>(scatter);
+            case FLOAT16: return scatter_as<Half, float>(scatter);
+            default: return scatter_as<Brain, float>(scatter);
+        }
+    });
+}

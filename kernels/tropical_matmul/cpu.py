@@ -1,0 +1,122 @@
+"""The C++ kernel of the tropical product (cpu.cpp), called through ctypes on torch tensors."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import native
+from .definition import semiring_zero
+
+# KC, MC, NC: the block of k, rows and columns a task takes (see cpu.cpp); threads: 0 for torch's number.
+# Every choice gives the same bits.
+DEFAULT_CONFIG: Mapping[str, int] = {"KC": 1024, "MC": 512, "NC": 128, "threads": 0}
+
+_DTYPES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3, torch.int32: 4}
+_SMALL = 1 << 17  # (m, n, k) steps, and (m, n) updates, below which starting a thread costs more than it saves
+
+
+@functools.cache
+def _functions():
+    found = native.library(Path(__file__).with_name("cpu.cpp"))
+    if found is None:
+        raise RuntimeError(f"tropical_matmul: the C++ kernel is not there: {native.why_no_compiler() or 'it did not compile'}")
+    pointer, integer, sizes = ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(ctypes.c_int64)
+    forward, scatter = found.tropical_forward, found.tropical_scatter
+    forward.argtypes = [integer] * 4 + [sizes, pointer, pointer, sizes, pointer, pointer] + [ctypes.c_int64] * 3 + [integer]
+    scatter.argtypes = [integer, sizes, pointer, pointer, pointer, pointer, sizes, pointer, pointer, integer]
+    return forward, scatter
+
+
+def _threads(work: int, wanted: int = 0) -> int:
+    return wanted or (torch.get_num_threads() if work >= _SMALL else 1)
+
+
+def _integers(*values: int):
+    return (ctypes.c_int64 * len(values))(*values)
+
+
+def _pointer(x: Tensor | None) -> int | None:
+    return None if x is None or x.numel() == 0 else x.data_ptr()
+
+
+def forward(
+    a: Tensor, b: Tensor, semiring: str, winners: bool, ignore_nan: bool, config: Mapping[str, int] | None = None
+) -> tuple[Tensor, Tensor]:
+    """a [B, M, K], b [B, K, N], any strides -> values [B, M, N] and int32 winners [B, M, N], or [0] where not wanted.
+
+    semiring: "max_plus", "min_plus" or "max_times". Winners: the lowest k, −1 where there is no candidate.
+    """
+    (B, M, K), N = a.shape, b.shape[-1]
+    times = semiring == "max_times"
+    values = torch.empty((B, M, N), dtype=a.dtype)
+    # the zero of max_times is not its lowest value, so outputs with nothing to choose from must be known
+    kept = winners or (times and ignore_nan)
+    won = torch.empty((B, M, N) if kept else (0,), dtype=torch.int32)
+    if values.numel() == 0 or K == 0:
+        return values.fill_(semiring_zero(semiring, a.dtype)), won.fill_(-1)
+    config = {**DEFAULT_CONFIG, **(config or {})}
+    status = _functions()[0](
+        _DTYPES[a.dtype],
+        times,
+        semiring == "min_plus",
+        ignore_nan,
+        _integers(B, M, K, N),
+        a.data_ptr(),
+        b.data_ptr(),
+        _integers(*a.stride(), *b.stride()),
+        values.data_ptr(),
+        _pointer(won),
+        config["KC"],
+        config["MC"],
+        config["NC"],
+        _threads(B * M * N * K, config["threads"]),
+    )
+    _check(status)
+    return values, won if winners else torch.empty(0, dtype=torch.int32)
+
+
+def scatter(
+    dc: Tensor, winners: Tensor, a: Tensor | None, b: Tensor | None, K: int, semiring: str, needs_a: bool, needs_b: bool
+) -> tuple[Tensor, Tensor]:
+    """dc, winners [B, M, N] -> da [B, M, K], db [B, K, N] in dc's dtype, or [0] where not needed.
+
+    da[m, w] += dc[m, n] and db[w, n] += dc[m, n]; max_times multiplies by b[w, n] and a[m, w]. Winner −1 adds nothing.
+    Half precision accumulates in float32. The same bits on any number of threads.
+
+    Raises:
+        IndexError: a winner outside [−1, K).
+    """
+    B, M, N = dc.shape
+    da = torch.empty((B, M, K) if needs_a else (0,), dtype=dc.dtype)
+    db = torch.empty((B, K, N) if needs_b else (0,), dtype=dc.dtype)
+    if dc.numel() == 0 or K == 0 or not (needs_a or needs_b):
+        return da.zero_(), db.zero_()
+    winners = winners.contiguous()
+    product = semiring == "max_times"
+    status = _functions()[1](
+        _DTYPES[dc.dtype],
+        _integers(B, M, K, N),
+        dc.data_ptr(),
+        winners.data_ptr(),
+        _pointer(a) if product else None,
+        _pointer(b) if product else None,
+        _integers(*dc.stride(), *(a.stride() if product else (0, 0, 0)), *(b.stride() if product else (0, 0, 0))),
+        _pointer(da),
+        _pointer(db),
+        _threads(B * M * N),
+    )
+    _check(status, K)
+    return da, db
+
+
+def _check(status: int, K: int = 0) -> None:
+    if status == 1:
+        raise MemoryError("tropical_matmul: no memory for the packed blocks of one task a thread")
+    if status == 2:
+        raise IndexError(f"tropical_winners_scatter: winners hold an index outside [-1, {K}); expected the forward's winners")

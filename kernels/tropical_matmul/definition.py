@@ -1,0 +1,69 @@
+"""What a tropical product is, in a few lines of torch: the oracle of every kernel in this folder.
+
+C[m, n] = ⊕_k A[m, k] ⊗ B[k, n], with (⊕, ⊗) one of
+
+    max_plus    (max, +)    zero −∞
+    min_plus    (min, +)    zero +∞
+    max_times   (max, ·)    zero 0, of the semiring on [0, ∞); signed inputs are allowed and take the plain maximum
+    log         x ⊕ y = T log(e^(x/T) + e^(y/T)), +: tends to max_plus as the temperature T → 0
+
+Each A ⊗ B is rounded to the dtype before ⊕ compares it, so no order of evaluation changes a bit of the first three, nor
+their winners. Integers saturate at the dtype's bounds, which serve as ∓∞.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+SELECTIVE = ("max_plus", "min_plus", "max_times")  # ⊕ selects one candidate: the winner
+SEMIRINGS = (*SELECTIVE, "log")
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+INTEGERS = (torch.int32,)
+
+
+def semiring_zero(semiring: str, dtype: torch.dtype) -> float | int:
+    """The value of an empty ⊕: −∞, +∞ or 0; the dtype's bounds stand for ∓∞ in integers."""
+    if semiring == "max_times":
+        return 0
+    if dtype.is_floating_point:
+        return float("inf") if semiring == "min_plus" else float("-inf")
+    bounds = torch.iinfo(dtype)
+    return bounds.max if semiring == "min_plus" else bounds.min
+
+
+def candidates(a: Tensor, b: Tensor, semiring: str) -> Tensor:
+    """A ⊗ B, elementwise and broadcast, rounded to the dtype or saturated at its bounds."""
+    product = semiring == "max_times"
+    if a.is_floating_point():
+        return a * b if product else a + b
+    bounds = torch.iinfo(a.dtype)
+    wide = a.long() * b.long() if product else a.long() + b.long()
+    return wide.clamp(bounds.min, bounds.max).to(a.dtype)
+
+
+def tropical_matmul_ref(
+    a: Tensor, b: Tensor, *, semiring: str = "max_plus", temperature: float = 1.0, nan: str = "propagate"
+) -> tuple[Tensor, Tensor]:
+    """The oracle: values [..., M, N] and winners [..., M, N] (int64; −1 where nothing won; empty for log).
+
+    a: [..., M, K], b: [..., K, N], same dtype, batch dimensions broadcast. Differentiable where K > 0.
+    """
+    zero = semiring_zero(semiring, a.dtype)
+    x = candidates(a.unsqueeze(-1), b.unsqueeze(-3), semiring)  # [..., M, K, N]
+    skipped = x.isnan() & (nan == "ignore")
+    if semiring == "log":
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        soft = torch.logsumexp(wide.masked_fill(skipped, zero) / temperature, -2) * temperature
+        return soft.to(x.dtype), torch.empty(0, dtype=torch.int64, device=x.device)
+    if x.shape[-2] == 0:
+        values = x.new_full((*x.shape[:-2], x.shape[-1]), zero)
+        return values, torch.full_like(values, -1, dtype=torch.int64)
+    select = torch.min if semiring == "min_plus" else torch.max  # both return the first of equals, and the first NaN
+    if nan == "propagate" or not x.is_floating_point():
+        values, winners = select(x, -2)
+        return values, winners
+    values, _ = select(x.masked_fill(skipped, float("inf") if semiring == "min_plus" else float("-inf")), -2)
+    winners = (x == values.unsqueeze(-2)).int().argmax(-2)  # a skipped candidate equals nothing
+    empty = skipped.all(-2)
+    return values.masked_fill(empty, zero), winners.masked_fill(empty, -1)
