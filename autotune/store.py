@@ -1,7 +1,7 @@
 """Tuned configs on disk: `<root>/v1/<environment hash>/entries/<key hash>.json`, one file an entry.
 
-An entry is written to a temporary file and put in place by one rename, so a reader sees a whole entry or none. Each file
-holds the key it answers; one that cannot be read, or answers another key, is a miss and one warning, never an error.
+An entry is written to a temporary file and put in place by one rename, so a reader sees a whole entry or none. Each
+file holds the key it answers; one that cannot be read, or answers another key, is a miss and one warning.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Key = Mapping[str, Any]  # {"kernel": ..., "source": sha256, "problem": {...}}
 
 
 def cache_dir() -> Path:
-    """$TROPIGRAD_CACHE_DIR, else the user's cache folder, XDG's or ~/.cache, with `tropigrad` in it. Not created here."""
+    """$TROPIGRAD_CACHE_DIR, else `tropigrad` in the user's cache folder, XDG's or ~/.cache. Not created here."""
     chosen = os.environ.get("TROPIGRAD_CACHE_DIR")
     if chosen:
         return Path(chosen).expanduser()

@@ -55,7 +55,9 @@ class Tuned:
 
 
 @functools.lru_cache(maxsize=4096)
-def _look_up(tuned: Tuned, problem: tuple[tuple[str, int | str | bool], ...], device: torch.device, root: Path) -> Choice:
+def _look_up(
+    tuned: Tuned, problem: tuple[tuple[str, int | str | bool], ...], device: torch.device, root: Path
+) -> Choice:
     environment = fingerprint(device)
     key = tuned.key(dict(problem))
     config = store().get(environment, key)

@@ -1,6 +1,6 @@
 """The ops: `from tropigrad.kernels import tropical_matmul`."""
 
-from .tropical_matmul import tropical_matmul
 from .tropical_matmul import spec as _spec  # noqa: F401  registers the op
+from .tropical_matmul import tropical_matmul
 
 __all__ = ["tropical_matmul"]

@@ -3,3 +3,14 @@
 import os
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import pytest
+import torch
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the workers fill the cores already
+
+
+@pytest.fixture(autouse=True)
+def _own_random_numbers():
+    torch.manual_seed(0)

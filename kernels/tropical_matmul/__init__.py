@@ -1,4 +1,4 @@
-"""Tropical matrix product: C[m, n] = max_k A[m, k] + B[k, n], and its kin with min, with ·, and smoothed by a temperature.
+"""Tropical matrix product: C[m, n] = max_k A[m, k] + B[k, n], and its kin with min, with ·, and smoothed.
 
 Backward routes dC[m, n] to the winner k*(m, n): dA[m, k*] += dC[m, n], dB[k*, n] += dC[m, n]: O(MN) work and memory.
 Ties: smallest k. NaN: the first one wins, as in torch.max.
@@ -6,7 +6,7 @@ Ties: smallest k. NaN: the first one wins, as in torch.max.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -105,7 +105,9 @@ def _scatter_by_torch(dc, winners, a, b, K, semiring, needs_a, needs_b):
     if needs_b:
         rows = torch.arange(B, device=dc.device).view(B, 1, 1) * K + k
         columns = torch.arange(N, device=dc.device)
-        db.view(-1).scatter_add_(0, (rows * N + columns).flatten(), (dc if a is None else dc * a.gather(-1, k)).flatten())
+        db.view(-1).scatter_add_(
+            0, (rows * N + columns).flatten(), (dc if a is None else dc * a.gather(-1, k)).flatten()
+        )
     return da.to(dtype), db.to(dtype)
 
 
@@ -120,7 +122,7 @@ def _batch_back(x: Tensor, size: int, produced: bool) -> tuple[Tensor, int | Non
     return (x.unflatten(0, (size, x.shape[0] // size)), 0) if produced else (x, None)
 
 
-@torch.library.register_vmap("tropigrad::tropical_matmul")
+@torch.library.register_vmap("tropigrad::tropical_matmul")  # pyright: ignore[reportOptionalCall]
 def _(info, dims, a, b, semiring, with_winners, ignore_nan):
     size = info.batch_size
     a, b = _batch_first(a, dims[0], size), _batch_first(b, dims[1], size)
@@ -128,7 +130,7 @@ def _(info, dims, a, b, semiring, with_winners, ignore_nan):
     return tuple(zip(_batch_back(values, size, True), _batch_back(winners, size, with_winners), strict=True))
 
 
-@torch.library.register_vmap("tropigrad::tropical_winners_scatter")
+@torch.library.register_vmap("tropigrad::tropical_winners_scatter")  # pyright: ignore[reportOptionalCall]
 def _(info, dims, dc, winners, a, b, K, semiring, needs_a, needs_b):
     size = info.batch_size
     tensors = [_batch_first(x, dim, size) for x, dim in zip((dc, winners, a, b), dims[:4], strict=True)]
@@ -212,6 +214,28 @@ class TropicalMatmul(NamedTuple):
     indices: Tensor
 
 
+@overload
+def tropical_matmul(
+    a: Tensor,
+    b: Tensor,
+    *,
+    semiring: str = "max_plus",
+    temperature: float = 1.0,
+    return_indices: Literal[False] = False,
+    nan: str = "propagate",
+    out_dtype: torch.dtype | None = None,
+) -> Tensor: ...
+@overload
+def tropical_matmul(
+    a: Tensor,
+    b: Tensor,
+    *,
+    semiring: str = "max_plus",
+    temperature: float = 1.0,
+    return_indices: Literal[True],
+    nan: str = "propagate",
+    out_dtype: torch.dtype | None = None,
+) -> TropicalMatmul: ...
 def tropical_matmul(
     a: Tensor,
     b: Tensor,
@@ -232,10 +256,10 @@ def tropical_matmul(
     | "log"       | T log Σ_k exp((A[m, k] + B[k, n]) / T)  | −∞                      |
 
     The first three are exact: each candidate is rounded to the dtype, then compared, so every backend gives the same
-    values and winners (the sign of a zero and a NaN's payload aside). Ties go to the smallest k, in the gradient too: a
-    subgradient that routes all of dC[m, n] to one winner. Integer candidates saturate at the dtype's bounds, which stand
-    for ∓∞. No [M, K, N] tensor is ever held. Source: Maragos, Charisopoulos, Theodosis, "Tropical geometry and machine
-    learning", 2021; gradient: Danskin's theorem.
+    values and winners (the sign of a zero and a NaN's payload aside). Ties go to the smallest k, in the gradient too:
+    a subgradient that routes all of dC[m, n] to one winner. Integer candidates saturate at the dtype's bounds, which
+    stand for ∓∞. No [M, K, N] tensor is ever held. Source: Maragos, Charisopoulos, Theodosis, "Tropical Geometry and
+    Machine Learning", Proceedings of the IEEE, 2021.
 
     Args:
         a: [..., M, K] float64, float32, float16, bfloat16 or int32, any strides.
@@ -296,16 +320,20 @@ def _check(a, b, semiring, temperature, return_indices, nan, out_dtype) -> None:
         )
     if a.shape[-1] != b.shape[-2]:
         raise ValueError(
-            f"tropical_matmul: b has shape {tuple(b.shape)}; expected [..., {a.shape[-1]}, N], to follow a's {tuple(a.shape)}"
+            f"tropical_matmul: b has shape {tuple(b.shape)}; "
+            f"expected [..., {a.shape[-1]}, N], to follow a's {tuple(a.shape)}"
         )
     if b.dim() > 2:
         for x, y in zip(reversed(a.shape[:-2]), reversed(b.shape[:-2]), strict=False):
             if x != y and x != 1 and y != 1:
                 raise ValueError(
-                    f"tropical_matmul: b's batch {tuple(b.shape[:-2])} does not broadcast with a's {tuple(a.shape[:-2])}"
+                    f"tropical_matmul: b's batch {tuple(b.shape[:-2])} "
+                    f"does not broadcast with a's {tuple(a.shape[:-2])}"
                 )
     if semiring not in SEMIRINGS:
-        raise ValueError(f"tropical_matmul: semiring is {semiring!r}; expected one of {', '.join(map(repr, SEMIRINGS))}")
+        raise ValueError(
+            f"tropical_matmul: semiring is {semiring!r}; expected one of {', '.join(map(repr, SEMIRINGS))}"
+        )
     if nan not in ("propagate", "ignore"):
         raise ValueError(f"tropical_matmul: nan is {nan!r}; expected 'propagate' or 'ignore'")
     if not 0 < temperature < float("inf"):
@@ -318,7 +346,9 @@ def _check(a, b, semiring, temperature, return_indices, nan, out_dtype) -> None:
     if out_dtype is not None and (
         out_dtype not in FLOATS or torch.promote_types(a.dtype, out_dtype) != out_dtype or not a.is_floating_point()
     ):
-        raise TypeError(f"tropical_matmul: out_dtype is {out_dtype}; expected a float dtype at least as wide as a's {a.dtype}")
+        raise TypeError(
+            f"tropical_matmul: out_dtype is {out_dtype}; expected a float dtype at least as wide as a's {a.dtype}"
+        )
 
 
 def _listed(dtypes) -> str:

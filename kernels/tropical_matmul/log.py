@@ -25,17 +25,13 @@ _OFFERED = ("triton", "torch")
 FORWARD = Tuned(
     "log_matmul.triton",
     Space({"BLOCK_M": (16, 32, 64), "BLOCK_N": (16, 32, 64), "num_warps": (2, 4, 8)}),
-    default=lambda problem: {
-        "BLOCK_M": 32 if problem["M"] > 16 else 16,
-        "BLOCK_N": 64 if problem["N"] > 32 else 16,
-        "num_warps": 4,
-    },
+    default=lambda problem: {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4},
     source=Path(__file__),
 )
 BACKWARD = Tuned(
     "log_matmul_backward.triton",
     Space({"BLOCK_M": (16, 32, 64), "BLOCK_K": (16, 32, 64), "num_warps": (2, 4, 8)}),
-    default=lambda problem: {"BLOCK_M": 32, "BLOCK_K": 32, "num_warps": 4},
+    default=lambda problem: {"BLOCK_M": 16, "BLOCK_K": 32, "num_warps": 4},
     source=Path(__file__),
 )
 
@@ -44,8 +40,10 @@ BACKWARD = Tuned(
 def _sum(a, b, dtype: tl.constexpr):
     """A + B in fp32 or fp64, rounded to the dtype first, as the selective semirings round."""
     if dtype == tl.float16 or dtype == tl.bfloat16:
-        return (a.to(tl.float32) + b.to(tl.float32)).to(dtype).to(tl.float32)
-    return a + b
+        x = (a.to(tl.float32) + b.to(tl.float32)).to(dtype).to(tl.float32)
+    else:
+        x = a + b
+    return x
 
 
 @triton.jit
@@ -73,7 +71,7 @@ def _log_matmul_fwd_kernel(
     temperature = tl.load(t_ptr)
     top = tl.full([BLOCK_M, BLOCK_N], float("-inf"), accumulator)
     total = tl.zeros([BLOCK_M, BLOCK_N], accumulator)  # Σ exp((x − top) / T), rescaled as the top rises
-    for _ in range(0, K):
+    for _ in range(K):
         a = tl.load(a_ptrs, mask=mask_m, other=0)
         b = tl.load(b_ptrs, mask=mask_n, other=0)
         x = _sum(a[:, None], b[None, :], dtype)
@@ -124,7 +122,7 @@ def _log_matmul_bwd_kernel(
     temperature = tl.load(t_ptr)
     a = tl.load(a_ptrs, mask=mask, other=0)
     da = tl.zeros([BLOCK_M, BLOCK_K], accumulator)
-    for _ in range(0, N):
+    for _ in range(N):
         b = tl.load(b_ptrs, mask=mask_k, other=0)
         c = tl.load(c_ptrs, mask=mask_m, other=0).to(accumulator)[:, None]
         dc = tl.load(dc_ptrs, mask=mask_m, other=0).to(accumulator)[:, None]
@@ -162,7 +160,21 @@ def _backward_by_triton(dc: Tensor, c: Tensor, a: Tensor, b: Tensor, temperature
     config = BACKWARD.config({"M": M, "N": N, "K": K, "dtype": str(a.dtype)}, a.device)
     grid = (B * triton.cdiv(M, config["BLOCK_M"]) * triton.cdiv(K, config["BLOCK_K"]),)
     _log_matmul_bwd_kernel[grid](
-        dc, c, a, b, da, t, M, N, K, *dc.stride(), *c.stride(), *a.stride(), *b.stride(), IGNORE_NAN=ignore_nan, **config
+        dc,
+        c,
+        a,
+        b,
+        da,
+        t,
+        M,
+        N,
+        K,
+        *dc.stride(),
+        *c.stride(),
+        *a.stride(),
+        *b.stride(),
+        IGNORE_NAN=ignore_nan,
+        **config,
     )
     return da
 
@@ -258,7 +270,7 @@ def _batch_first(x: Tensor, dim: int | None, size: int) -> Tensor:
     return (x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1)
 
 
-@torch.library.register_vmap("tropigrad::log_matmul")
+@torch.library.register_vmap("tropigrad::log_matmul")  # pyright: ignore[reportOptionalCall]
 def _(info, dims, a, b, temperature, ignore_nan):
     size = info.batch_size
     a, b = _batch_first(a, dims[0], size), _batch_first(b, dims[1], size)
@@ -266,7 +278,7 @@ def _(info, dims, a, b, temperature, ignore_nan):
     return c.unflatten(0, (size, c.shape[0] // size)), 0
 
 
-@torch.library.register_vmap("tropigrad::log_matmul_backward")
+@torch.library.register_vmap("tropigrad::log_matmul_backward")  # pyright: ignore[reportOptionalCall]
 def _(info, dims, dc, c, a, b, temperature, ignore_nan, needs_a, needs_b):
     size = info.batch_size
     tensors = [_batch_first(x, dim, size) for x, dim in zip((dc, c, a, b), dims[:4], strict=True)]

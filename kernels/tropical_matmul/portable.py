@@ -1,7 +1,7 @@
-"""The portable Triton kernels of the selective semirings: any GPU that Triton knows, and the CPU through its interpreter.
+"""The portable Triton kernels of the selective semirings: any GPU that Triton knows, and its interpreter on the CPU.
 
-One program makes one [BLOCK_M, BLOCK_N] tile of C[m, n] = max_k A[m, k] ⊗ B[k, n], k after k, and keeps the winner by a
-compare and a select. Explicit rather than tl.max(return_indices=True), which is wrong around NaN and ties in some versions.
+One program makes one [BLOCK_M, BLOCK_N] tile of C[m, n] = max_k A[m, k] ⊗ B[k, n], k after k, and keeps the winner by
+a compare and a select: tl.max(return_indices=True) is wrong around NaN and ties in some versions.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ FORWARD = Tuned(
     "tropical_matmul.triton",
     Space({"BLOCK_M": (16, 32, 64, 128), "BLOCK_N": (16, 32, 64, 128), "num_warps": (2, 4, 8)}),
     default=lambda problem: {
-        "BLOCK_M": 64 if problem["M"] > 32 else 16,
-        "BLOCK_N": 64 if problem["N"] > 32 else 16,
+        # 64 x 64 with 4 warps spills on sm_80
+        "BLOCK_M": 32 if int(problem["M"]) > 16 else 16,
+        "BLOCK_N": 64 if int(problem["N"]) > 32 else 16,
         "num_warps": 4,
     },
     source=Path(__file__),
@@ -27,7 +28,7 @@ FORWARD = Tuned(
 SCATTER = Tuned(
     "tropical_winners_scatter.triton",
     Space({"BLOCK": (128, 256, 512, 1024), "num_warps": (4, 8)}),
-    default=lambda problem: {"BLOCK": 512, "num_warps": 4},
+    default=lambda problem: {"BLOCK": 256, "num_warps": 4},
     source=Path(__file__),
 )
 
@@ -36,12 +37,15 @@ SCATTER = Tuned(
 def _combine(a, b, dtype: tl.constexpr, PRODUCT: tl.constexpr):
     """A ⊗ B, rounded to the dtype (16-bit floats: through fp32, whose second rounding is innocuous) or saturated."""
     if dtype == tl.int32:
-        wide = a.to(tl.int64) * b.to(tl.int64) if PRODUCT else a.to(tl.int64) + b.to(tl.int64)
-        return tl.minimum(tl.maximum(wide, -2147483648), 2147483647).to(tl.int32)
-    if dtype == tl.float16 or dtype == tl.bfloat16:
-        wide = a.to(tl.float32) * b.to(tl.float32) if PRODUCT else a.to(tl.float32) + b.to(tl.float32)
-        return wide.to(dtype).to(tl.float32)
-    return a * b if PRODUCT else a + b
+        a, b = a.to(tl.int64), b.to(tl.int64)
+    elif dtype == tl.float16 or dtype == tl.bfloat16:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    x = a * b if PRODUCT else a + b
+    if dtype == tl.int32:
+        x = tl.minimum(tl.maximum(x, -2147483648), 2147483647).to(tl.int32)
+    elif dtype == tl.float16 or dtype == tl.bfloat16:
+        x = x.to(dtype).to(tl.float32)
+    return x
 
 
 @triton.jit
@@ -72,19 +76,22 @@ def _tropical_matmul_fwd_kernel(
     narrow: tl.constexpr = dtype == tl.float16 or dtype == tl.bfloat16
     best = tl.full([BLOCK_M, BLOCK_N], WORST, tl.float32 if narrow else dtype)
     winner = tl.full([BLOCK_M, BLOCK_N], -1 if IGNORE_NAN else 0, tl.int32)
-    for k in range(0, K):
+    for k in range(K):
         a = tl.load(a_ptrs, mask=mask_m, other=0)
         b = tl.load(b_ptrs, mask=mask_n, other=0)
         x = _combine(a[:, None], b[None, :], dtype, PRODUCT)
-        # strict, so an earlier k keeps a tie
-        wins = x < best if MINIMUM else x > best
-        if IGNORE_NAN:
-            wins = wins | ((winner < 0) & (x == x))
-        elif dtype.is_floating():
-            wins = wins | ((x != x) & (best == best))  # the first NaN enters and nothing leaves it
-        best = tl.where(wins, x, best)
         if WINNERS or IGNORE_NAN:
+            wins = x < best if MINIMUM else x > best  # strict, so an earlier k keeps a tie
+            if IGNORE_NAN:
+                wins = wins | ((winner < 0) & (x == x))
+            elif dtype.is_floating():
+                wins = wins | ((x != x) & (best == best))  # the first NaN enters and nothing leaves it
+            best = tl.where(wins, x, best)
             winner = tl.where(wins, k, winner)
+        elif MINIMUM:
+            best = tl.minimum(best, x, propagate_nan=tl.PropagateNan.ALL)
+        else:
+            best = tl.maximum(best, x, propagate_nan=tl.PropagateNan.ALL)
         a_ptrs += stride_ak
         b_ptrs += stride_bk
 
@@ -105,15 +112,19 @@ def _tropical_winners_scatter_kernel(
     b_ptr,  # [B, K, N], likewise
     da_ptr,  # [B, M, K], contiguous, zero on entry, fp32 for 16-bit gradients
     db_ptr,  # [B, K, N], likewise
-    count, M, N, K,
+    M, N, K,
     stride_cb, stride_cm, stride_cn,
     stride_ab, stride_am, stride_ak,
     stride_bb, stride_bk, stride_bn,
     PRODUCT: tl.constexpr, NEEDS_A: tl.constexpr, NEEDS_B: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    k = tl.load(winner_ptr + offs, mask=offs < count, other=-1).to(tl.int64)
-    batch, m, n = offs // N // M, offs // N % M, offs % N
+    # one program routes a piece of one row: dividing by sizes is for scalars
+    pid = tl.program_id(0)
+    pieces = tl.cdiv(N, BLOCK)
+    row = (pid // pieces).to(tl.int64)
+    batch, m = row // M, row % M
+    n = (pid % pieces).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    k = tl.load(winner_ptr + row * N + n, mask=n < N, other=-1).to(tl.int64)
     won = (k >= 0) & (k < K)  # nothing is ever written out of bounds
     accumulator: tl.constexpr = da_ptr.dtype.element_ty
     dc = tl.load(dc_ptr + batch * stride_cb + m * stride_cm + n * stride_cn, mask=won, other=0).to(accumulator)
@@ -121,7 +132,7 @@ def _tropical_winners_scatter_kernel(
         dx = dc
         if PRODUCT:
             dx = dc * tl.load(b_ptr + batch * stride_bb + k * stride_bk + n * stride_bn, mask=won, other=0)
-        tl.atomic_add(da_ptr + (batch * M + m) * K + k, dx.to(accumulator), mask=won)
+        tl.atomic_add(da_ptr + row * K + k, dx.to(accumulator), mask=won)
     if NEEDS_B:
         dx = dc
         if PRODUCT:
@@ -164,8 +175,8 @@ def scatter(
     db = torch.zeros((B, K, N) if needs_b else (0,), dtype=wide, device=dc.device)
     winners = winners.contiguous()
     config = SCATTER.config({"M": M, "N": N, "K": K, "dtype": str(dc.dtype)}, dc.device)
-    _tropical_winners_scatter_kernel[(triton.cdiv(dc.numel(), config["BLOCK"]),)](
-        dc, winners, dc if a is None else a, dc if b is None else b, da, db, dc.numel(), M, N, K,
+    _tropical_winners_scatter_kernel[(B * M * triton.cdiv(N, config["BLOCK"]),)](
+        dc, winners, dc if a is None else a, dc if b is None else b, da, db, M, N, K,
         *dc.stride(), *((0, 0, 0) if a is None else a.stride()), *((0, 0, 0) if b is None else b.stride()),
         PRODUCT=semiring == "max_times", NEEDS_A=needs_a, NEEDS_B=needs_b, **config,
     )  # fmt: skip

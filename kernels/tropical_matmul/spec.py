@@ -61,7 +61,7 @@ def _ours(a: Tensor, b: Tensor) -> Call:
 
 
 def _ours_with_winners(a: Tensor, b: Tensor) -> Call:
-    return lambda: tuple(tropical_matmul(a, b, return_indices=True))  # pyright: ignore[reportReturnType]
+    return lambda: tuple(tropical_matmul(a, b, return_indices=True))
 
 
 def _trained(product: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> Call:
@@ -242,10 +242,15 @@ def samples(device: torch.device) -> list[Sample]:
                 label = f"{name}-{str(dtype).removeprefix('torch.')}-{nan}"
                 add(f"special-{label}", pairs_a.to(dtype), pairs_b.to(dtype), nan=nan, **kwargs)
                 add(f"messy-{label}", messy_a.to(dtype), messy_b.to(dtype), nan=nan, **kwargs)
-        ties = torch.randint(-2, 3, (2, 19, 67), generator=generator), torch.randint(-2, 3, (67, 21), generator=generator)
+        ties = (
+            torch.randint(-2, 3, (2, 19, 67), generator=generator),
+            torch.randint(-2, 3, (67, 21), generator=generator),
+        )
         add(f"ties-{name}", *(x.float() for x in ties), **kwargs)
         add(f"ties-{name}-int32", *(x.int() for x in ties), **kwargs)
-        edge = torch.tensor([-(2**31), -(2**31) + 1, -70_000, -1, 0, 1, 70_000, 2**31 - 2, 2**31 - 1], dtype=torch.int32)
+        edge = torch.tensor(
+            [-(2**31), -(2**31) + 1, -70_000, -1, 0, 1, 70_000, 2**31 - 2, 2**31 - 1], dtype=torch.int32
+        )
         add(f"saturating-{name}", edge.view(-1, 1), edge.view(1, -1), **kwargs)
         add(f"saturating-{name}-long", edge.expand(9, 9).contiguous(), edge.view(-1, 1).expand(9, 17), **kwargs)
         # sums that 16-bit floats must round before they are compared: many near ties
@@ -255,7 +260,12 @@ def samples(device: torch.device) -> list[Sample]:
         for M, K, N in ((0, 3, 4), (3, 0, 4), (3, 4, 0), (1, 1, 1), (0, 0, 0)):
             add(f"edge-{name}-{M}x{K}x{N}", torch.randn(M, K), torch.randn(K, N), **kwargs)
         add(f"edge-{name}-no-batch", torch.randn(0, 3, 4), torch.randn(0, 4, 5), **kwargs)
-        add(f"edge-{name}-int32-K=0", torch.zeros(2, 0, dtype=torch.int32), torch.zeros(0, 3, dtype=torch.int32), **kwargs)
+        add(
+            f"edge-{name}-int32-K=0",
+            torch.zeros(2, 0, dtype=torch.int32),
+            torch.zeros(0, 3, dtype=torch.int32),
+            **kwargs,
+        )
         add(f"all-lost-{name}", torch.full((3, 5), INF if name == "min_plus" else -INF), torch.zeros(5, 4), **kwargs)
         a, b = (torch.randn(size, generator=generator) for size in ((2, 1, 9, 13), (3, 13, 11)))
         add(f"broadcast-{name}", a, b, **kwargs)
@@ -287,9 +297,17 @@ def misuses(device: torch.device) -> list[Misuse]:
         bad("sparse", TypeError, "b has layout torch.sparse_coo; expected torch.strided", a, b.to_sparse()),
         bad("vector", ValueError, r"a has shape \(3,\); expected \[\.\.\., M, K\]", a[0], b),
         bad("inner-size", ValueError, r"b has shape \(4, 3\); expected \[\.\.\., 3, N\]", a, b.mT),
-        bad("batch", ValueError, r"b's batch \(3,\) does not broadcast with a's \(2,\)", a.expand(2, 2, 3), b.expand(3, 3, 4)),
+        bad(
+            "batch",
+            ValueError,
+            r"b's batch \(3,\) does not broadcast with a's \(2,\)",
+            a.expand(2, 2, 3),
+            b.expand(3, 3, 4),
+        ),
         bad("device", ValueError, r"a \(2, 3\) is on .* and b \(3, 4\) on meta; expected one device", a, b.to("meta")),
-        bad("semiring", ValueError, "semiring is 'plus_times'; expected one of 'max_plus'", a, b, semiring="plus_times"),
+        bad(
+            "semiring", ValueError, "semiring is 'plus_times'; expected one of 'max_plus'", a, b, semiring="plus_times"
+        ),
         bad("nan", ValueError, "nan is 'skip'; expected 'propagate' or 'ignore'", a, b, nan="skip"),
         bad("cold", ValueError, "temperature is 0; expected a positive", a, b, semiring="log", temperature=0),
         bad("temperature-nan", ValueError, "temperature is nan", a, b, semiring="log", temperature=NAN),
