@@ -1,4 +1,4 @@
-// Tropical matrix product on the CPU:  C[m, n] = max_k A[m, k] + B[k, n]   (or min; or max of A · B), and its scatter backward.
+// Tropical matrix product on the CPU:  C[m, n] = max_k A[m, k] + B[k, n]  (or min; or max of A · B), and its backward.
 //
 // min is max of negated operands: B always passes through a packed copy, so the signs cost nothing there.
 //
@@ -44,7 +44,7 @@ constexpr int VECTOR_BYTES = 16, MR = 8, NV = 2, WINNER_ROWS = 8;  // 32 registe
 constexpr int VECTOR_BYTES = 16, MR = 4, NV = 2, WINNER_ROWS = 2;
 #endif
 constexpr int GROUP = 4;  // k a compare-and-blend; winner_tile and first_in_group are written for four
-constexpr std::size_t ALIGNMENT = 64;
+constexpr std::size_t CACHE_LINE = 64;
 
 template <class C>
 struct Simd {
@@ -117,8 +117,9 @@ inline T narrow_exact(C x) {
         return {uint16_t(bit_cast<uint32_t>(x) >> 16)};
     } else if constexpr (std::is_same_v<T, Half>) {
         const uint32_t bits = bit_cast<uint32_t>(x), magnitude = bits & 0x7fffffff;
-        const uint32_t subnormal = uint32_t(int32_t(bit_cast<float>(magnitude < 0x38800000 ? magnitude : 0u) * 0x1p24f));
-        const uint32_t finite = magnitude < 0x38800000 ? subnormal : (magnitude - (112u << 23)) >> 13;
+        const bool is_subnormal = magnitude < 0x38800000;  // 2^-14
+        const uint32_t subnormal = uint32_t(int32_t(bit_cast<float>(is_subnormal ? magnitude : 0u) * 0x1p24f));
+        const uint32_t finite = is_subnormal ? subnormal : (magnitude - (112u << 23)) >> 13;
         const uint32_t special = magnitude > 0x7f800000 ? 0x7e00 : 0x7c00;
         return {uint16_t((bits >> 16 & 0x8000) | (magnitude >= 0x7f800000 ? special : finite))};
     } else {
@@ -149,7 +150,7 @@ struct ToHalf {
     template <class F>
     F operator()(F x) const {
         using U = std::conditional_t<sizeof(F) == 4, int32_t, Simd<float>::IndexVector>;
-        // 1.5 · 2^(e + 13) has the last place of a half of exponent e: adding it rounds to nearest even, to subnormals too
+        // 1.5 · 2^(e + 13) ends where a half of exponent e ends: adding it rounds to nearest even, subnormals too
         const U smallest = U{} + (113 << 23), exponent = bit_cast<U>(x) & 0x7f800000;
         const U shift = (exponent > smallest ? exponent : smallest) + ((13 << 23) | 0x400000);
         const F magic = bit_cast<F>(shift), infinity = F{} + std::numeric_limits<float>::infinity();
@@ -170,6 +171,15 @@ struct ToInt32 {
         return raised < ceiling ? raised : ceiling;
     }
 };
+
+// One library serves one element type, so that nobody waits for the compilation of the others.
+#ifndef ELEMENT
+#define ELEMENT float  // or double, Half, Brain, int32_t
+#endif
+using Element = ELEMENT;
+constexpr bool IS_HALF = std::is_same_v<Element, Half>, IS_BRAIN = std::is_same_v<Element, Brain>;
+using Compute = std::conditional_t<IS_HALF || IS_BRAIN, float, Element>;
+using Rounding = std::conditional_t<IS_HALF, ToHalf, std::conditional_t<IS_BRAIN, ToBrain, Unrounded>>;
 
 // ------------------------------------------------------------------------------------------------ NaN
 
@@ -203,38 +213,40 @@ inline bool can_make_nan(int a, int b) {
     constexpr int infinite = HAS_PLUS_INFINITY | HAS_MINUS_INFINITY;
     if ((a | b) & HAS_NAN) return true;
     if constexpr (std::is_same_v<Op, Times>) return ((a | b) & infinite) != 0;
-    return ((a & HAS_PLUS_INFINITY) && (b & HAS_MINUS_INFINITY)) || ((a & HAS_MINUS_INFINITY) && (b & HAS_PLUS_INFINITY));
+    const auto opposed = [](int a, int b) { return (a & HAS_PLUS_INFINITY) && (b & HAS_MINUS_INFINITY); };
+    return opposed(a, b) || opposed(b, a);
 }
 
 // ------------------------------------------------------------------------------------------------ tiles
 // rows: MR pointers to K elements of A.  b: a panel [K][NR].  best, ids: [MR][NR], read and written.
 // The accumulators live in registers because every index into them is a template constant.
 
-template <class Op, class C, std::size_t... I>
+template <class Op, int VECTORS, class C, std::size_t... I>
 [[gnu::noinline]] void value_tile(const C* const* rows, const C* b, int64_t K, C* best, std::index_sequence<I...>) {
     using V = typename Simd<C>::Vector;
     constexpr int W = Simd<C>::WIDTH, NR = Simd<C>::NR;
-    V acc[] = {load<V>(best + I * W)...};
-    const C* const row[] = {rows[I / NV]...};
+    V acc[] = {load<V>(best + I / VECTORS * NR + I % VECTORS * W)...};
+    const C* const row[] = {rows[I / VECTORS]...};
     for (int64_t k = 0; k < K; ++k, b += NR) {
-        const V bk[] = {load<V>(b + I % NV * W)...};
+        const V bk[] = {load<V>(b + I % VECTORS * W)...};
         ((acc[I] = larger(Op::of(row[I][k], bk[I]), acc[I])), ...);
     }
-    (store(best + I * W, acc[I]), ...);
+    (store(best + I / VECTORS * NR + I % VECTORS * W, acc[I]), ...);
 }
 
 template <class C>
-inline void rise(typename Simd<C>::Vector x, int64_t k, typename Simd<C>::Vector& best, typename Simd<C>::IndexVector& id) {
-    const auto rose = x > best;
-    best = rose ? x : best;
-    id = rose ? typename Simd<C>::IndexVector{} + typename Simd<C>::Index(k) : id;
+inline void rise(typename Simd<C>::Vector x, int64_t k, typename Simd<C>::Vector& best,
+                 typename Simd<C>::IndexVector& id) {
+    const typename Simd<C>::IndexVector rose = x > best, zero = {};
+    best = larger(x, best);
+    id = rose ? zero + typename Simd<C>::Index(k) : id;
 }
 
 // One vector of columns, WINNER_ROWS rows. ids receive the first k of the group where the maximum last rose, or keep
 // what they held.
 template <class Op, class C, class Round, std::size_t... I>
-[[gnu::noinline]] void winner_tile(const C* const* rows, const C* b, int64_t K, Round round, C* best, typename Simd<C>::Index* ids,
-                        std::index_sequence<I...>) {
+[[gnu::noinline]] void winner_tile(const C* const* rows, const C* b, int64_t K, Round round, C* best,
+                                   typename Simd<C>::Index* ids, std::index_sequence<I...>) {
     using V = typename Simd<C>::Vector;
     using IV = typename Simd<C>::IndexVector;
     constexpr int NR = Simd<C>::NR;
@@ -260,19 +272,21 @@ constexpr int UNCHANGED = -1;  // the maximum did not rise in this block of k
 constexpr int NOTHING = -2;    // every candidate so far was a NaN to be ignored
 
 // torch.max, one k at a time: the first NaN wins, or (ignoring) the first candidate that is none.
-template <class Op, class C, class Round, bool IGNORE_NAN, std::size_t... I>
-[[gnu::noinline]] void exact_tile(const C* const* rows, const C* b, int64_t K, Round round, C* best, typename Simd<C>::Index* ids,
-                       std::index_sequence<I...>) {
+template <class Op, class C, class Round, std::size_t... I>
+[[gnu::noinline]] void exact_tile(const C* const* rows, const C* b, int64_t K, Round round, bool ignore_nan, C* best,
+                                  typename Simd<C>::Index* ids, std::index_sequence<I...>) {
     using V = typename Simd<C>::Vector;
     using IV = typename Simd<C>::IndexVector;
     constexpr int NR = Simd<C>::NR;
     V acc[] = {load<V>(best + I * NR)...};
     IV id[] = {load<IV>(ids + I * NR)...};
+    const IV ignoring = IV{} - typename Simd<C>::Index(ignore_nan);
     for (int64_t k = 0; k < K; ++k, b += NR) {
         const V bk = load<V>(b);
         const auto step = [&](const C a, V& acc, IV& id) {
             const V x = round(Op::of(a, bk));
-            const IV wins = (x > acc) | (IGNORE_NAN ? (x == x) & (id == NOTHING) : (x != x) & (acc == acc));
+            const IV enters = (ignoring & (x == x) & (id == NOTHING)) | (~ignoring & (x != x) & (acc == acc));
+            const IV wins = (x > acc) | enters;
             acc = wins ? x : acc;
             id = wins ? IV{} + typename Simd<C>::Index(k) : id;
         };
@@ -287,6 +301,7 @@ template <class Op, class C, class Round, bool IGNORE_NAN, std::size_t... I>
 template <class Work>
 void in_parallel(int threads, const Work& work) {
     std::vector<std::thread> others;
+    others.reserve(threads);
     for (int t = 1; t < threads; ++t) {
         try {
             others.emplace_back([&work, t] { work(t); });
@@ -321,11 +336,13 @@ class Product {
     using Index = typename Simd<C>::Index;
     static constexpr int W = Simd<C>::WIDTH, NR = Simd<C>::NR;
     static constexpr bool MAY_BE_NAN = !std::is_same_v<T, int32_t>;
-    static constexpr C LOWEST = std::is_floating_point_v<C> ? -std::numeric_limits<C>::infinity() : std::numeric_limits<C>::lowest();
+    using Limits = std::numeric_limits<C>;
+    static constexpr C LOWEST = Limits::has_infinity ? -Limits::infinity() : Limits::lowest();
 
     const Problem& p;
     const Round round;
-    const int64_t KC, MC, NC, row_tasks, column_tasks;
+    const int64_t KC;
+    int64_t MC, NC;
 
     struct Scratch {
         C *b, *a, *best;
@@ -335,52 +352,59 @@ class Product {
 
   public:
     explicit Product(const Problem& problem)
-        : p(problem), round(problem.negate),
+        : p(problem),
+          round(problem.negate),
           KC(std::min(problem.K, std::max<int64_t>(problem.KC, GROUP) / GROUP * GROUP)),
           MC(std::min(ceil_div(problem.M, MR), std::max<int64_t>(problem.MC / MR, 1)) * MR),
-          NC(std::min(ceil_div(problem.N, NR), std::max<int64_t>(problem.NC / NR, 1)) * NR),
-          row_tasks(ceil_div(problem.M, MC)), column_tasks(ceil_div(problem.N, NC)) {}
+          NC(std::min(ceil_div(problem.N, NR), std::max<int64_t>(problem.NC / NR, 1)) * NR) {
+        // halved until there are two a thread; rows first, while they are enough to pay for packing B once more
+        while (p.threads > 1 && count_tasks() < 2 * p.threads && MC * NC > MR * NR) {
+            if (MC > 64 || NC == NR)
+                MC = ceil_div(MC / MR, 2) * MR;
+            else
+                NC = ceil_div(NC / NR, 2) * NR;
+        }
+    }
 
     void run() const {
-        const int64_t tasks = p.batch * row_tasks * column_tasks;
+        const int64_t tasks = count_tasks();
         const int threads = int(std::min<int64_t>(p.threads, tasks));
         const std::size_t best_size = MR * NR, bytes = scratch_bytes();
         // the caller allocates for all, so that the allocator keeps these pages from one call to the next
-        std::unique_ptr<char, decltype(&std::free)> memory(
-            static_cast<char*>(std::aligned_alloc(ALIGNMENT, bytes * threads)), &std::free);
+        using Memory = std::unique_ptr<void, decltype(&std::free)>;
+        const Memory memory(std::aligned_alloc(CACHE_LINE, bytes * threads), &std::free);
         if (!memory) throw std::bad_alloc();
         std::vector<Scratch> scratch(threads);
         for (int t = 0; t < threads; ++t) {
-            C* b = reinterpret_cast<C*>(memory.get() + bytes * t);
+            C* b = reinterpret_cast<C*>(static_cast<char*>(memory.get()) + bytes * t);
             C *a = b + KC * NC, *best = a + MR * round_up(KC);
             scratch[t] = {b, a, best, reinterpret_cast<Index*>(best + best_size), std::vector<int>(NC / NR)};
         }
         std::atomic<int64_t> next{0};
         in_parallel(threads, [&](int t) {
             for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
-                const int64_t columns = task / row_tasks % column_tasks;
-                run_task(task / (row_tasks * column_tasks), task % row_tasks * MC, columns * NC, scratch[t]);
+                const int64_t rows = ceil_div(p.M, MC), columns = ceil_div(p.N, NC);
+                run_task(task / (rows * columns), task % rows * MC, task / rows % columns * NC, scratch[t]);
             }
         });
     }
 
   private:
+    int64_t count_tasks() const { return p.batch * ceil_div(p.M, MC) * ceil_div(p.N, NC); }
+
     static constexpr int64_t round_up(int64_t k) { return ceil_div(k, NR) * NR; }
 
     std::size_t scratch_bytes() const {
         const std::size_t size = (KC * NC + MR * round_up(KC) + MR * NR) * sizeof(C) + MR * NR * sizeof(Index);
-        return (size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+        return (size + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
     }
 
     void run_task(int64_t batch, int64_t m0, int64_t n0, Scratch& s) const {
         const int64_t m1 = std::min(m0 + MC, p.M), n1 = std::min(n0 + NC, p.N);
         for (int64_t k0 = 0; k0 < p.K; k0 += KC) {
             const int64_t K = std::min(KC, p.K - k0);
-            for (int64_t n = n0; n < n1; n += NR) {
-                C* panel = s.b + (n - n0) * K;
-                pack_b(batch, k0, K, n, std::min<int64_t>(NR, n1 - n), panel);
-                s.specials[(n - n0) / NR] = classify(panel, K * NR);
-            }
+            for (int64_t n = n0; n < n1; n += NR)
+                s.specials[(n - n0) / NR] = pack_b(batch, k0, K, n, std::min<int64_t>(NR, n1 - n), s.b + (n - n0) * K);
             for (int64_t m = m0; m < m1; m += MR) {
                 const int64_t height = std::min<int64_t>(MR, m1 - m);
                 const C* rows[MR];
@@ -389,35 +413,46 @@ class Product {
                 for (int64_t i = 0; i < height; ++i) special |= classify(rows[i], K);
                 for (int64_t n = n0; n < n1; n += NR) {
                     const Tile tile{batch, m, n, height, std::min<int64_t>(NR, n1 - n), k0, K};
-                    run_tile(tile, rows, s.b + (n - n0) * K, can_make_nan<Op>(special, s.specials[(n - n0) / NR]), s);
+                    const bool with_nan = can_make_nan<Op>(special, s.specials[(n - n0) / NR]);
+                    run_tile(tile, rows, s.b + (n - n0) * K, with_nan, s);
                 }
             }
         }
     }
 
-    void pack_b(int64_t batch, int64_t k0, int64_t K, int64_t n, int64_t width, C* panel) const {
-        const T* source = static_cast<const T*>(p.b) + batch * p.b_strides.batch + k0 * p.b_strides.row + n * p.b_strides.column;
+    // By strips of k, which stay in the first-level cache while their columns fill and are classified.
+    int pack_b(int64_t batch, int64_t k0, int64_t K, int64_t n, int64_t width, C* panel) const {
+        constexpr int64_t STRIP = 16;
+        const int64_t row = p.b_strides.row, column = p.b_strides.column;
+        const T* source = static_cast<const T*>(p.b) + batch * p.b_strides.batch + k0 * row + n * column;
         const C sign = p.negate ? C(-1) : C(1);
-        if (p.b_strides.column == 1 && width == NR) {
-            for (int64_t k = 0; k < K; ++k)
-                for (int j = 0; j < NR; ++j) panel[k * NR + j] = sign * widen<C>(source[k * p.b_strides.row + j]);
-            return;
+        int special = 0;
+        for (int64_t strip = 0; strip < K; strip += STRIP) {
+            const int64_t end = std::min(strip + STRIP, K);
+            if (column == 1 && width == NR) {
+                for (int64_t k = strip; k < end; ++k) {
+                    for (int j = 0; j < NR; j += CACHE_LINE / sizeof(T))
+                        __builtin_prefetch(source + (k + STRIP) * row + j);
+                    for (int j = 0; j < NR; ++j) panel[k * NR + j] = sign * widen<C>(source[k * row + j]);
+                }
+            } else {
+                for (int64_t j = 0; j < NR; ++j)
+                    for (int64_t k = strip; k < end; ++k)
+                        panel[k * NR + j] = j < width ? sign * widen<C>(source[k * row + j * column]) : C(0);
+            }
+            special |= classify(panel + strip * NR, (end - strip) * NR);
         }
-        constexpr int64_t STRIP = 16;  // of k: keeps the panel's lines in the first-level cache while its columns fill
-        for (int64_t strip = 0; strip < K; strip += STRIP)
-            for (int64_t j = 0; j < NR; ++j)
-                for (int64_t k = strip; k < std::min(strip + STRIP, K); ++k)
-                    panel[k * NR + j] =
-                        j < width ? sign * widen<C>(source[k * p.b_strides.row + j * p.b_strides.column]) : C(0);
+        return special;
     }
 
     // Rows below the last are the last again.
     void take_rows(int64_t batch, int64_t m, int64_t height, int64_t k0, int64_t K, C* copy, const C** rows) const {
-        const T* source = static_cast<const T*>(p.a) + batch * p.a_strides.batch + m * p.a_strides.row + k0 * p.a_strides.column;
+        const Strides& strides = p.a_strides;
+        const T* source = static_cast<const T*>(p.a) + batch * strides.batch + m * strides.row + k0 * strides.column;
         for (int64_t i = 0; i < MR; ++i) {
-            const T* row = source + std::min(i, height - 1) * p.a_strides.row;
+            const T* row = source + std::min(i, height - 1) * strides.row;
             if constexpr (std::is_same_v<T, C>) {
-                if (p.a_strides.column == 1 && !p.negate) {
+                if (strides.column == 1 && !p.negate) {
                     rows[i] = row;
                     continue;
                 }
@@ -425,7 +460,7 @@ class Product {
             C* target = copy + i * round_up(KC);
             rows[i] = target;
             const C sign = p.negate ? C(-1) : C(1);
-            for (int64_t k = 0; k < K; ++k) target[k] = sign * widen<C>(row[k * p.a_strides.column]);
+            for (int64_t k = 0; k < K; ++k) target[k] = sign * widen<C>(row[k * strides.column]);
         }
     }
 
@@ -436,43 +471,51 @@ class Product {
         using Rows = std::make_index_sequence<WINNER_ROWS>;
         if (MAY_BE_NAN && with_nan) {
             if constexpr (MAY_BE_NAN) {
-                for_strips([&](int i, int j) {
-                    if (p.ignore_nan)
-                        exact_tile<Op, C, Round, true>(rows + i, panel + j, tile.K, round, s.best + i * NR + j, s.ids + i * NR + j, Rows{});
-                    else
-                        exact_tile<Op, C, Round, false>(rows + i, panel + j, tile.K, round, s.best + i * NR + j, s.ids + i * NR + j, Rows{});
+                for_strips(tile, [&](int i, int j) {
+                    const int at = i * NR + j;
+                    exact_tile<Op>(rows + i, panel + j, tile.K, round, p.ignore_nan, s.best + at, s.ids + at, Rows{});
                 });
             }
         } else if (p.winners) {
             for (int i = 0; i < MR * NR; ++i) s.ids[i] = s.ids[i] == NOTHING ? 0 : s.ids[i];
-            for_strips([&](int i, int j) {
-                winner_tile<Op, C, Round>(rows + i, panel + j, tile.K, round, s.best + i * NR + j, s.ids + i * NR + j, Rows{});
+            for_strips(tile, [&](int i, int j) {
+                const int at = i * NR + j;
+                winner_tile<Op>(rows + i, panel + j, tile.K, round, s.best + at, s.ids + at, Rows{});
             });
             find_in_groups(tile, rows, panel, s);
         } else {
-            value_tile<Op, C>(rows, panel, tile.K, s.best, std::make_index_sequence<MR * NV>{});
+            if (tile.width > W)
+                value_tile<Op, NV>(rows, panel, tile.K, s.best, std::make_index_sequence<MR * NV>{});
+            else
+                value_tile<Op, 1>(rows, panel, tile.K, s.best, std::make_index_sequence<MR>{});
             for (int i = 0; i < MR * NR; ++i) s.best[i] = round(s.best[i]);
         }
         finish(tile, s);
     }
 
     template <class Strip>
-    static void for_strips(const Strip& strip) {
-        for (int i = 0; i < MR; i += WINNER_ROWS)
-            for (int j = 0; j < NR; j += W) strip(i, j);
+    static void for_strips(const Tile& tile, const Strip& strip) {
+        for (int i = 0; i < tile.height; i += WINNER_ROWS)
+            for (int j = 0; j < tile.width; j += W) strip(i, j);
     }
 
-    // The first k of the noted group whose rounded sum is the maximum.
+    // The first k of the noted group whose rounded sum is the maximum. A tail k, noted on its own, finds itself.
     void find_in_groups(const Tile& tile, const C* const* rows, const C* panel, Scratch& s) const {
-        const int64_t grouped = tile.K / GROUP * GROUP;
-        for (int64_t i = 0; i < tile.height; ++i)
-            for (int64_t j = 0; j < NR; ++j) {
-                const Index k = s.ids[i * NR + j];
-                if (k < 0 || k >= grouped) continue;  // unchanged, or a tail k noted on its own
-                const C best = s.best[i * NR + j];
-                const auto misses = [&](int64_t k) { return Index(round(Op::of(rows[i][k], panel[k * NR + j])) != best); };
-                s.ids[i * NR + j] = k + misses(k) * (1 + misses(k + 1) * (1 + misses(k + 2)));
+        const Index last = Index(tile.K - 1);
+        for (int64_t i = 0; i < tile.height; ++i) {
+            const C* const row = rows[i];
+            const C* const best = s.best + i * NR;
+            Index* const ids = s.ids + i * NR;
+            for (int j = 0; j < NR; ++j) {
+                const Index k0 = std::max<Index>(ids[j], 0);
+                const Index k1 = std::min<Index>(k0 + 1, last), k2 = std::min<Index>(k0 + 2, last);
+                const C x0 = round(Op::of(row[k0], panel[k0 * NR + j]));
+                const C x1 = round(Op::of(row[k1], panel[k1 * NR + j]));
+                const C x2 = round(Op::of(row[k2], panel[k2 * NR + j]));
+                const Index skip = x0 < best[j] ? (x1 < best[j] ? (x2 < best[j] ? 3 : 2) : 1) : 0;
+                ids[j] = ids[j] < 0 ? ids[j] : ids[j] + skip;
             }
+        }
     }
 
     // best and ids before a block of k: nothing at the first, what the output holds at a later one.
@@ -494,8 +537,9 @@ class Product {
         const bool last = tile.k0 + tile.K == p.K;
         const bool zero = std::is_same_v<Op, Times> && last && p.ignore_nan;
         at_outputs(tile, [&](int i, int64_t at) {
-            static_cast<T*>(p.c)[at] = narrow_exact<T>(zero && s.ids[i] == NOTHING ? C(0) : C(sign * s.best[i]));
-            if (p.winners && s.ids[i] != UNCHANGED) p.winners[at] = s.ids[i] == NOTHING ? -1 : int32_t(tile.k0 + s.ids[i]);
+            const bool nothing = s.ids[i] == NOTHING;
+            static_cast<T*>(p.c)[at] = narrow_exact<T>(zero && nothing ? C(0) : C(sign * s.best[i]));
+            if (p.winners && s.ids[i] != UNCHANGED) p.winners[at] = nothing ? -1 : int32_t(tile.k0 + s.ids[i]);
         });
     }
 
@@ -507,11 +551,6 @@ class Product {
                 visit(int(i * NR + j), origin + i * p.c_strides.row + j * p.c_strides.column);
     }
 };
-
-template <class T, class C, class Op, class Round>
-void run(const Problem& problem) {
-    Product<T, C, Op, Round>(problem).run();
-}
 
 // Whether no sum or product of any pair leaves int32, with its lowest value to spare for the sign flip of min.
 bool int32_is_wide_enough(const Problem& p, bool times) {
@@ -535,20 +574,12 @@ bool int32_is_wide_enough(const Problem& p, bool times) {
     return a_high + b_high <= bound && a_low + b_low >= -bound;
 }
 
-enum Dtype { FLOAT64, FLOAT32, FLOAT16, BFLOAT16, INT32 };
-
 template <class Op>
-void run_as(int dtype, const Problem& p) {
-    switch (dtype) {
-        case FLOAT64: return run<double, double, Op, Unrounded>(p);
-        case FLOAT32: return run<float, float, Op, Unrounded>(p);
-        case FLOAT16: return run<Half, float, Op, ToHalf>(p);
-        case BFLOAT16: return run<Brain, float, Op, ToBrain>(p);
-        default:
-            if (int32_is_wide_enough(p, std::is_same_v<Op, Times>)) return run<int32_t, int32_t, Op, Unrounded>(p);
-            // a double holds every sum of two int32 exactly, and of a product all that decides how it saturates
-            return run<int32_t, double, Op, ToInt32>(p);
-    }
+void run(const Problem& p) {
+    if constexpr (!std::is_same_v<Element, int32_t>) return Product<Element, Compute, Op, Rounding>(p).run();
+    if (int32_is_wide_enough(p, std::is_same_v<Op, Times>)) return Product<int32_t, int32_t, Op, Unrounded>(p).run();
+    // a double holds every sum of two int32 exactly, and of a product all that decides how it saturates
+    Product<int32_t, double, Op, ToInt32>(p).run();
 }
 
 enum Status { DONE = 0, OUT_OF_MEMORY = 1, INDEX_OUT_OF_RANGE = 2 };
@@ -568,22 +599,25 @@ struct Scatter {
 
 // Rows of da and columns of db belong to one task each, summed in one order: no atomics, the same bits on any number of
 // threads.
-template <class T, class C>
 class Backward {
-    static constexpr int64_t ROWS = 32, COLUMNS = 16;
+    static constexpr int64_t ROWS = 4;  // at a time: one row's few winners wait for one another's additions
+    static constexpr int64_t COLUMNS = 32;
+    static constexpr int64_t AHEAD = 8;  // rows of dc and winners, whose stride no hardware prefetcher follows
+
     const Scatter& p;
-    const T *dc, *a, *b;
+    const Element *const dc, *const a, *const b;
     mutable std::atomic<bool> in_range{true};
 
   public:
     explicit Backward(const Scatter& scatter)
-        : p(scatter), dc(static_cast<const T*>(scatter.dc)), a(static_cast<const T*>(scatter.a)), b(static_cast<const T*>(scatter.b)) {}
+        : p(scatter), dc(static_cast<const Element*>(scatter.dc)), a(static_cast<const Element*>(scatter.a)),
+          b(static_cast<const Element*>(scatter.b)) {}
 
     bool run() const {
         const int64_t row_tasks = p.da ? ceil_div(p.M, ROWS) : 0, column_tasks = p.db ? ceil_div(p.N, COLUMNS) : 0;
         const int64_t tasks = p.batch * (row_tasks + column_tasks);
         const int threads = int(std::max<int64_t>(std::min<int64_t>(p.threads, tasks), 1));
-        std::vector<std::vector<C>> sums(threads, std::vector<C>(p.K * (p.db ? COLUMNS : 1)));
+        std::vector<std::vector<Compute>> sums(threads, std::vector<Compute>(p.K * (p.db ? COLUMNS : ROWS)));
         std::atomic<int64_t> next{0};
         in_parallel(threads, [&](int t) {
             for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
@@ -604,54 +638,52 @@ class Backward {
         return false;
     }
 
-    void to_rows(int64_t batch, int64_t m0, C* sums) const {
-        for (int64_t m = m0; m < std::min(m0 + ROWS, p.M); ++m) {
-            const int32_t* winners = p.winners + (batch * p.M + m) * p.N;
-            const T* dc_row = dc + batch * p.dc_strides.batch + m * p.dc_strides.row;
-            std::fill_n(sums, p.K, C(0));
-            for (int64_t n = 0; n < p.N; ++n) {
-                const int32_t k = winners[n];
-                if (!is_winner(k)) continue;
-                C g = widen<C>(dc_row[n * p.dc_strides.column]);
-                if (b) g *= widen<C>(b[batch * p.b_strides.batch + k * p.b_strides.row + n * p.b_strides.column]);
-                sums[k] += g;
-            }
-            T* target = static_cast<T*>(p.da) + (batch * p.M + m) * p.K;
-            for (int64_t k = 0; k < p.K; ++k) target[k] = round_to(sums[k]);
-        }
+    void to_rows(int64_t batch, int64_t m0, Compute* sums) const {
+        const int64_t height = std::min(ROWS, p.M - m0);
+        const int32_t* winners = p.winners + (batch * p.M + m0) * p.N;
+        const Element* upstream = dc + batch * p.dc_strides.batch + m0 * p.dc_strides.row;
+        const Element* factors = b ? b + batch * p.b_strides.batch : nullptr;
+        std::fill_n(sums, ROWS * p.K, Compute(0));
+        const auto add = [&](int64_t i, int64_t n) {
+            const int32_t k = winners[i * p.N + n];
+            if (!is_winner(k)) return;
+            const Compute g = widen<Compute>(upstream[i * p.dc_strides.row + n * p.dc_strides.column]);
+            const int64_t factor = k * p.b_strides.row + n * p.b_strides.column;
+            sums[i * p.K + k] += factors ? g * widen<Compute>(factors[factor]) : g;
+        };
+        if (height == ROWS)
+            for (int64_t n = 0; n < p.N; ++n)
+                for (int64_t i = 0; i < ROWS; ++i) add(i, n);
+        else
+            for (int64_t n = 0; n < p.N; ++n)
+                for (int64_t i = 0; i < height; ++i) add(i, n);
+        Element* target = static_cast<Element*>(p.da) + (batch * p.M + m0) * p.K;
+        for (int64_t i = 0; i < height * p.K; ++i) target[i] = rounded(sums[i]);
     }
 
-    void to_columns(int64_t batch, int64_t n0, C* sums) const {
+    void to_columns(int64_t batch, int64_t n0, Compute* sums) const {
         const int64_t width = std::min(COLUMNS, p.N - n0);
-        std::fill_n(sums, p.K * COLUMNS, C(0));
+        std::fill_n(sums, p.K * COLUMNS, Compute(0));
         for (int64_t m = 0; m < p.M; ++m) {
             const int32_t* winners = p.winners + (batch * p.M + m) * p.N + n0;
-            const T* dc_row = dc + batch * p.dc_strides.batch + m * p.dc_strides.row + n0 * p.dc_strides.column;
-            const T* a_row = a ? a + batch * p.a_strides.batch + m * p.a_strides.row : nullptr;
+            const Element* upstream = dc + batch * p.dc_strides.batch + m * p.dc_strides.row + n0 * p.dc_strides.column;
+            const Element* factors = a ? a + batch * p.a_strides.batch + m * p.a_strides.row : nullptr;
+            __builtin_prefetch(winners + AHEAD * p.N);
+            __builtin_prefetch(upstream + AHEAD * p.dc_strides.row);
             for (int64_t j = 0; j < width; ++j) {
                 const int32_t k = winners[j];
                 if (!is_winner(k)) continue;
-                C g = widen<C>(dc_row[j * p.dc_strides.column]);
-                if (a_row) g *= widen<C>(a_row[k * p.a_strides.column]);
-                sums[k * COLUMNS + j] += g;
+                const Compute g = widen<Compute>(upstream[j * p.dc_strides.column]);
+                sums[k * COLUMNS + j] += factors ? g * widen<Compute>(factors[k * p.a_strides.column]) : g;
             }
         }
-        T* target = static_cast<T*>(p.db) + batch * p.K * p.N + n0;
+        Element* target = static_cast<Element*>(p.db) + batch * p.K * p.N + n0;
         for (int64_t k = 0; k < p.K; ++k)
-            for (int64_t j = 0; j < width; ++j) target[k * p.N + j] = round_to(sums[k * COLUMNS + j]);
+            for (int64_t j = 0; j < width; ++j) target[k * p.N + j] = rounded(sums[k * COLUMNS + j]);
     }
 
-    static T round_to(C x) {
-        if constexpr (std::is_same_v<T, Half>) return narrow_exact<T>(ToHalf(false)(x));
-        else if constexpr (std::is_same_v<T, Brain>) return narrow_exact<T>(ToBrain(false)(x));
-        else return x;
-    }
+    static Element rounded(Compute x) { return narrow_exact<Element>(Rounding(false)(x)); }
 };
-
-template <class T, class C>
-bool scatter_as(const Scatter& scatter) {
-    return Backward<T, C>(scatter).run();
-}
 
 template <class Work>
 int guarded(const Work& work) noexcept {
@@ -667,29 +699,25 @@ int guarded(const Work& work) noexcept {
 // ------------------------------------------------------------------------------------------------ C interface
 // sizes: batch, M, K, N.  strides: three of a, three of b, in elements.  K ≥ 1, no size is 0.
 
-extern "C" int tropical_forward(int dtype, int times, int negate, int ignore_nan, const int64_t* sizes, const void* a, const void* b,
-                                const int64_t* strides, void* c, int32_t* winners, int64_t KC, int64_t MC, int64_t NC, int threads) {
-    const int64_t M = sizes[1], N = sizes[3];
-    const Problem problem{sizes[0], M, sizes[2], N, a, b,
-                          {strides[0], strides[1], strides[2]}, {strides[3], strides[4], strides[5]},
-                          c, winners, {M * N, N, 1}, negate != 0, ignore_nan != 0, KC, MC, NC, threads};
+extern "C" int tropical_forward(int times, int negate, int ignore_nan, const int64_t* sizes, const void* a,
+                                const void* b, const int64_t* strides, void* c, int32_t* winners, int64_t KC,
+                                int64_t MC, int64_t NC, int threads) {
+    const int64_t batch = sizes[0], M = sizes[1], K = sizes[2], N = sizes[3];
+    const Strides of_a{strides[0], strides[1], strides[2]}, of_b{strides[3], strides[4], strides[5]}, of_c{M * N, N, 1};
+    const Problem problem{batch, M, K, N, a, b, of_a, of_b, c, winners, of_c, negate != 0, ignore_nan != 0,
+                          KC, MC, NC, threads};
     return guarded([&] {
-        times ? run_as<Times>(dtype, problem) : run_as<Plus>(dtype, problem);
+        times ? run<Times>(problem) : run<Plus>(problem);
         return true;
     });
 }
 
 // strides: three each of dc, a, b, in elements.  a and b: null for sums.  da, db: null where not wanted.
-extern "C" int tropical_scatter(int dtype, const int64_t* sizes, const void* dc, const int32_t* winners, const void* a, const void* b,
-                                const int64_t* strides, void* da, void* db, int threads) {
-    const Scatter scatter{sizes[0], sizes[1], sizes[2], sizes[3], dc, {strides[0], strides[1], strides[2]}, winners, a, b,
-                          {strides[3], strides[4], strides[5]}, {strides[6], strides[7], strides[8]}, da, db, threads};
-    return guarded([&] {
-        switch (dtype) {
-            case FLOAT64: return scatter_as<double, double>(scatter);
-            case FLOAT32: return scatter_as<float, float>(scatter);
-            case FLOAT16: return scatter_as<Half, float>(scatter);
-            default: return scatter_as<Brain, float>(scatter);
-        }
-    });
+extern "C" int tropical_scatter(const int64_t* sizes, const void* dc, const int32_t* winners, const void* a,
+                                const void* b, const int64_t* strides, void* da, void* db, int threads) {
+    const Strides of_dc{strides[0], strides[1], strides[2]}, of_a{strides[3], strides[4], strides[5]};
+    const Strides of_b{strides[6], strides[7], strides[8]};
+    const Scatter scatter{sizes[0], sizes[1], sizes[2], sizes[3], dc, of_dc, winners, a, b, of_a, of_b,
+                          da, db, threads};
+    return guarded([&] { return Backward(scatter).run(); });
 }

@@ -17,24 +17,38 @@ from .definition import semiring_zero
 # Every choice gives the same bits.
 DEFAULT_CONFIG: Mapping[str, int] = {"KC": 1024, "MC": 512, "NC": 128, "threads": 0}
 
-_DTYPES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3, torch.int32: 4}
-_SMALL = 1 << 17  # (m, n, k) steps, and (m, n) updates, below which starting a thread costs more than it saves
+_ELEMENTS = {  # the C++ names; each is a library of its own, compiled when first met
+    torch.float64: "double",
+    torch.float32: "float",
+    torch.float16: "Half",
+    torch.bfloat16: "Brain",
+    torch.int32: "int32_t",
+}
+_SOURCE = Path(__file__).with_name("cpu.cpp")
+_SMALL_FORWARD, _SMALL_SCATTER = 1 << 21, 1 << 15  # (m, n, k) steps, winners: less is done before a thread would start
+
+
+def is_available(dtype: torch.dtype) -> bool:
+    """Whether the kernel of this dtype could be compiled, now if need be; where not, one warning has said why."""
+    return _functions(dtype) is not None
 
 
 @functools.cache
-def _functions():
-    found = native.library(Path(__file__).with_name("cpu.cpp"))
+def _functions(dtype: torch.dtype):
+    found = native.library(_SOURCE, f"ELEMENT={_ELEMENTS[dtype]}")
     if found is None:
-        raise RuntimeError(f"tropical_matmul: the C++ kernel is not there: {native.why_no_compiler() or 'it did not compile'}")
+        return None
     pointer, integer, sizes = ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(ctypes.c_int64)
     forward, scatter = found.tropical_forward, found.tropical_scatter
-    forward.argtypes = [integer] * 4 + [sizes, pointer, pointer, sizes, pointer, pointer] + [ctypes.c_int64] * 3 + [integer]
-    scatter.argtypes = [integer, sizes, pointer, pointer, pointer, pointer, sizes, pointer, pointer, integer]
+    forward.argtypes = (
+        [integer] * 3 + [sizes, pointer, pointer, sizes, pointer, pointer] + [ctypes.c_int64] * 3 + [integer]
+    )
+    scatter.argtypes = [sizes, pointer, pointer, pointer, pointer, sizes, pointer, pointer, integer]
     return forward, scatter
 
 
-def _threads(work: int, wanted: int = 0) -> int:
-    return wanted or (torch.get_num_threads() if work >= _SMALL else 1)
+def _threads(work: int, small: int, wanted: int = 0) -> int:
+    return wanted or (torch.get_num_threads() if work > small else 1)
 
 
 def _integers(*values: int):
@@ -61,8 +75,7 @@ def forward(
     if values.numel() == 0 or K == 0:
         return values.fill_(semiring_zero(semiring, a.dtype)), won.fill_(-1)
     config = {**DEFAULT_CONFIG, **(config or {})}
-    status = _functions()[0](
-        _DTYPES[a.dtype],
+    status = _functions(a.dtype)[0](
         times,
         semiring == "min_plus",
         ignore_nan,
@@ -75,7 +88,7 @@ def forward(
         config["KC"],
         config["MC"],
         config["NC"],
-        _threads(B * M * N * K, config["threads"]),
+        _threads(B * M * N * K, _SMALL_FORWARD, config["threads"]),
     )
     _check(status)
     return values, won if winners else torch.empty(0, dtype=torch.int32)
@@ -99,8 +112,7 @@ def scatter(
         return da.zero_(), db.zero_()
     winners = winners.contiguous()
     product = semiring == "max_times"
-    status = _functions()[1](
-        _DTYPES[dc.dtype],
+    status = _functions(dc.dtype)[1](
         _integers(B, M, K, N),
         dc.data_ptr(),
         winners.data_ptr(),
@@ -109,7 +121,7 @@ def scatter(
         _integers(*dc.stride(), *(a.stride() if product else (0, 0, 0)), *(b.stride() if product else (0, 0, 0))),
         _pointer(da),
         _pointer(db),
-        _threads(B * M * N),
+        _threads(B * M * N, _SMALL_SCATTER),
     )
     _check(status, K)
     return da, db
@@ -119,4 +131,6 @@ def _check(status: int, K: int = 0) -> None:
     if status == 1:
         raise MemoryError("tropical_matmul: no memory for the packed blocks of one task a thread")
     if status == 2:
-        raise IndexError(f"tropical_winners_scatter: winners hold an index outside [-1, {K}); expected the forward's winners")
+        raise IndexError(
+            f"tropical_winners_scatter: winners hold an index outside [-1, {K}); expected the forward's winners"
+        )

@@ -1,4 +1,4 @@
-"""The ``tropigrad`` command line. Exit codes: 0 done, 1 the thing checked failed, 2 bad use or bad data, 130 interrupted.
+"""The ``tropigrad`` command line. Exit codes: 0 done, 1 a check failed, 2 bad use or bad data, 130 interrupted.
 
 A command imports what it runs inside its function, so that ``--help`` and ``--version`` need not load torch.
 """
@@ -30,7 +30,9 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def main(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Kernels, layers and optimizers for networks that dense backprop serves badly."""
 
@@ -47,12 +49,19 @@ def bars() -> Iterator[Callable[[str, int, int, str], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = TextColumn("{task.fields[stage]:<9}"), BarColumn(), TimeElapsedColumn(), TextColumn("[dim]{task.description}")
+    columns = (
+        TextColumn("{task.fields[stage]:<9}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("[dim]{task.description}"),
+    )
     with Progress(*columns, console=Console(stderr=True)) as progress:
         tasks: dict = {}
 
         def update(stage: str, done: int, total: int, what: str) -> None:
             if stage not in tasks:
+                for earlier in progress.tasks:
+                    progress.update(earlier.id, completed=earlier.total)  # else its clock would run on
                 tasks[stage] = progress.add_task(what, total=total, stage=stage)
             progress.update(tasks[stage], completed=done, total=total, description=what)
 
@@ -62,11 +71,16 @@ def bars() -> Iterator[Callable[[str, int, int, str], None]]:
 @app.command()
 def report(
     quick: Annotated[bool, typer.Option("--quick", help="The smallest setting, under a minute.")] = False,
-    only: Annotated[list[str] | None, typer.Option("--only", help="A study, op or workload by name; repeatable.")] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="A folder of MNIST-format files [default: TROPIGRAD_DATA, else scikit-learn's digits].")
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="A study, op or workload by name; repeatable.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Where the page, the plots and results.jsonl go.")] = Path("perf_reports/out"),
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="A folder of MNIST-format files [default: TROPIGRAD_DATA, else scikit-learn's digits]."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where the page, the plots and results.jsonl go.")] = Path(
+        "perf_reports/out"
+    ),
     seed: Annotated[int, typer.Option(help="Seed of the inputs and of the training.")] = 0,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -78,8 +92,10 @@ def report(
     try:
         with bars() as progress:
             outcome = reports.run(out, quick=quick, only=only or (), data_dir=data_dir, seed=seed, progress=progress)
-    except (DataError, reports.UnknownName) as error:
+    except (DataError, reports.BadRequest) as error:
         fail(error)
+    except KeyboardInterrupt:
+        fail("interrupted before anything was measured", 130)
     except OSError as error:
         fail(f"{error.filename or out}: {error.strerror or error}; expected a folder that can be written: --out DIR")
     if verbose:
@@ -99,3 +115,48 @@ def doctor(as_json: Json = False, verbose: Verbose = False) -> None:
     found = examination.examine()
     print(json.dumps(found, ensure_ascii=False, indent=2) if as_json else "\n".join(examination.lines(found, verbose)))
     raise typer.Exit(1 if found["problems"] else 0)
+
+
+train = typer.Typer(no_args_is_help=True, help="Train one network, and leave it in a folder.")
+app.add_typer(train, name="train")
+
+
+@train.command("maxplus")
+def train_maxplus(
+    data: Annotated[
+        str | None, typer.Option(help="digits, iris, mnist or mnist:DIR [default: mnist with --data-dir, else digits].")
+    ] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="A folder of MNIST-format files [default: TROPIGRAD_DATA].")] = None,
+    hidden: Annotated[
+        int | None, typer.Option(help="Hidden units [default: 300, or a quarter of the samples where that is less].")
+    ] = None,
+    iterations: Annotated[int, typer.Option(help="Iterations in all; it ends sooner where the loss is 0.")] = 300,
+    seed: Annotated[int, typer.Option(help="Seed of the split and of the k-medoids' samples.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
+    out: Annotated[Path, typer.Option(help="Where metrics.jsonl, model.pt and the plot go.")] = Path("runs/maxplus"),
+    as_json: Json = False,
+) -> None:
+    """A linear-min-max network, by sparse subgradients of the worst-sample loss. Ctrl-C keeps a checkpoint."""
+    from .perf_reports.data import find_data_dir, load
+    from .perf_reports.studies import maxplus
+
+    try:
+        dataset = load(data or ("mnist" if data_dir else "digits"), find_data_dir(data_dir), seed)
+        with bars() as bar:
+            summary = maxplus.train(
+                dataset,
+                out,
+                hidden=hidden,
+                iterations=iterations,
+                seed=seed,
+                resume=resume,
+                progress=lambda done, total, what: bar("training", done, total, what),
+            )
+    except ValueError as error:  # bad settings, bad data, nothing to resume: each says so in one line
+        fail(error)
+    except KeyboardInterrupt:
+        fail(f"interrupted; --resume goes on from the checkpoint in {out}, where there is one", 130)
+    except OSError as error:
+        fail(f"{error.filename or out}: {error.strerror or error}; expected a folder that can be written: --out DIR")
+    print(json.dumps(summary, ensure_ascii=False, indent=2) if as_json else "\n".join(maxplus.summary_lines(summary)))
+    raise typer.Exit(130 if summary["interrupted"] else 0)

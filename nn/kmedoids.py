@@ -1,0 +1,133 @@
+"""k-medoids under the ∞-norm:  choose k of the n points, the medoids m, to minimise  Σ_n min_m ‖x_n − m‖∞.
+
+BUILD chooses greedily, SWAP exchanges a medoid for another point while that lowers the sum (PAM: Kaufman & Rousseeuw,
+1990). All k exchanges of a candidate c are priced in one pass over the points o, and the best is made at once when it
+pays (FasterPAM: Schubert & Rousseeuw, "Fast and eager k-medoids clustering", 2021). With the distances d_n, d_s of o to
+its nearest and second nearest medoid, exchanging medoid i for c changes the sum by
+
+    Σ_o min(d_oc − d_n, 0)  +  Σ_{o: nearest is i} (d_s − d_n) + (clamp(d_oc, d_n, d_s) − d_s)
+
+Beyond `max_samples` points the distances of all pairs are too many: PAM then runs on several random samples, each holding
+the best medoids so far, and the set that serves all points best is kept (CLARA: Kaufman & Rousseeuw, 1990).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..kernels import tropical_matmul
+
+
+@dataclass(frozen=True)
+class KMedoids:
+    """A clustering and what it cost."""
+
+    indices: Tensor  # [k] int64: the rows of x that are medoids
+    loss: float  # Σ_n min_m ‖x_n − m‖∞ over all points
+    swaps: int  # exchanges made, over all samples
+    passes: float  # candidates priced, in units of "every point once"
+    samples: int  # PAM runs: 1, or more where CLARA sampled
+    seconds: float
+
+
+def chebyshev_distances(x: Tensor, m: Tensor) -> Tensor:
+    """‖x_n − m_j‖∞ for all pairs, as one max-plus product: max_i of x_i − m_i and m_i − x_i.
+
+    Args:
+        x: [N, d].  m: [J, d], same dtype and device.
+    Returns:
+        [N, J]
+    """
+    return tropical_matmul(torch.cat([x, -x], dim=1), torch.cat([-m, m], dim=1).T)
+
+
+def _build(distances: Tensor, k: int) -> Tensor:
+    """PAM's BUILD: the best single medoid, then whichever point lowers the sum most."""
+    chosen = torch.empty(k, dtype=torch.int64)
+    chosen[0] = distances.sum(dim=1).argmin()
+    nearest = distances[chosen[0]].clone()
+    for i in range(1, k):
+        gains = (nearest - distances).clamp_(min=0).sum(dim=1)
+        gains[chosen[:i]] = -1.0  # with fewer than k distinct points all gains are 0: still k different indices
+        chosen[i] = gains.argmax()
+        nearest = torch.minimum(nearest, distances[chosen[i]])
+    return chosen
+
+
+def _swap(distances: Tensor, medoids: Tensor) -> tuple[Tensor, int, float]:
+    """FasterPAM's SWAP: to the first clustering that no single exchange improves. Also counts swaps and passes."""
+    n, k = len(distances), len(medoids)
+    if k == 1 or k == n:  # BUILD's single medoid is the optimum already; n of n leave nothing to exchange
+        return medoids, 0, 0.0
+    medoids = medoids.clone()
+    swaps = priced = unchanged = candidate = 0
+    moved = True
+    while unchanged < n:
+        if moved:
+            (d_n, d_s), (owner, _) = distances[medoids].topk(2, dim=0, largest=False)
+            removal = torch.bincount(owner, weights=d_s - d_n, minlength=k)
+            smallest_gain = 1e-9 * d_n.sum()  # rounding alone must not keep it exchanging for ever
+            is_medoid = set(medoids.tolist())
+            moved = False
+        if candidate not in is_medoid:
+            priced += 1
+            d_c = distances[candidate]
+            kept = torch.bincount(owner, weights=torch.maximum(d_c, d_n).minimum(d_s) - d_s, minlength=k)
+            change, i = (removal + kept).min(dim=0)
+            if change + (d_c - d_n).clamp_(max=0).sum() < -smallest_gain:
+                medoids[i] = candidate
+                swaps += 1
+                moved = True
+        unchanged = 0 if moved else unchanged + 1
+        candidate = (candidate + 1) % n
+    return medoids, swaps, priced / n
+
+
+def kmedoids(
+    x: Tensor,
+    k: int,
+    *,
+    max_samples: int = 2048,
+    samples: int = 5,
+    generator: torch.Generator | None = None,
+) -> KMedoids:
+    """k medoids of the rows of x under the ∞-norm.
+
+    Args:
+        x: [n, d], floating point, finite, n ≥ k. Distances are found on its device, exchanges are priced on the CPU.
+        k: the number of medoids.
+        max_samples: the largest n whose n² distances are held (16 MB in float64 at 1,448; 32 MB at the default).
+        samples: how many samples of max(max_samples, 2 k) points are tried beyond that.
+        generator: draws the samples (a CPU generator; None is torch's global one). Below max_samples nothing is random.
+
+    Raises:
+        ValueError: x has the wrong rank or is not finite, or k is not in [1, n].
+    """
+    started = time.perf_counter()
+    if x.dim() != 2 or not 1 <= k <= len(x):
+        raise ValueError(f"kmedoids: k is {k} and x has shape {tuple(x.shape)}; expected x [n, d] and 1 ≤ k ≤ n")
+    if not x.isfinite().all():
+        raise ValueError("kmedoids: x holds NaN or infinite values; expected finite features")
+    x = x.detach()
+    size = max(max_samples, 2 * k)
+    runs = 1 if len(x) <= size else samples
+    best_loss, best = float("inf"), torch.empty(0, dtype=torch.int64)
+    swaps, passes = 0, 0.0
+    for _ in range(runs):
+        if runs == 1:
+            rows = torch.arange(len(x))
+        else:
+            rows = torch.cat([best, torch.randperm(len(x), generator=generator)[: size - len(best)]]).unique()
+        sample = x[rows.to(x.device)]
+        distances = chebyshev_distances(sample, sample).cpu().double()
+        local, run_swaps, run_passes = _swap(distances, _build(distances, k))
+        swaps, passes = swaps + run_swaps, passes + run_passes
+        medoids = rows[local]
+        loss = chebyshev_distances(x, x[medoids.to(x.device)]).amin(dim=1).double().sum().item()
+        if loss < best_loss:
+            best_loss, best = loss, medoids
+    return KMedoids(best.to(x.device), best_loss, swaps, passes, runs, time.perf_counter() - started)

@@ -1,0 +1,75 @@
+"""Max-plus and min-plus layers:  y[b, o] = max_i x[b, i] + w[o, i],  and the same with min.
+
+A dilation and an erosion, in the words of mathematical morphology. One input decides each output, so the gradient of
+an output has one entry in x and one in w, and the backward is a scatter of O(batch · out).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels import tropical_matmul
+
+
+class _TropicalLinear(nn.Module):
+    semiring: str
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        for name, size in (("in_features", in_features), ("out_features", out_features)):
+            if size < 1:
+                raise ValueError(f"{type(self).__name__}: {name} is {size}; expected at least 1")
+        self.in_features = in_features
+        self.out_features = out_features
+        self.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """w ~ U(−1, 1): as wide as inputs of unit scale, so that each input can win each output.
+
+        Much wider, and the same few inputs win whatever x is; constant, and all outputs are equal and stay so.
+        """
+        nn.init.uniform_(self.weight, -1.0, 1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 0 or x.shape[-1] != self.in_features:
+            raise ValueError(
+                f"{type(self).__name__}: x has shape {tuple(x.shape)}; expected [..., {self.in_features}] (in_features)"
+            )
+        y = tropical_matmul(x.reshape(-1, self.in_features), self.weight.T, semiring=self.semiring)
+        return y.reshape(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+class MaxPlusLinear(_TropicalLinear):
+    """y[b, o] = max_i x[b, i] + w[o, i], the max-plus (dilation) layer.
+
+    At ties the lowest i takes the whole gradient; NaN propagates as in torch.max.
+
+    Args:
+        in_features, out_features: sizes I and O, at least 1.
+        device, dtype: of the weight [O, I]; a floating point dtype.
+
+    Shapes:
+        x [..., I], in the dtype of the weight → y [..., O].
+
+    Raises:
+        ValueError: the last dimension of x is not I.
+    """
+
+    semiring = "max_plus"
+
+
+class MinPlusLinear(_TropicalLinear):
+    """y[b, o] = min_i x[b, i] + w[o, i], the min-plus (erosion) layer; all else as in MaxPlusLinear."""
+
+    semiring = "min_plus"

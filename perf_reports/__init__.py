@@ -1,0 +1,1 @@
+"""Measurements, rooflines and reports; `studies` holds one experiment per system."""

@@ -1,0 +1,178 @@
+"""Roofline: the rate a kernel can reach is bounded by what computes it and by what feeds it,
+
+    rate(I) = min(compute, I × bandwidth),    I = steps / bytes
+
+with steps the (m, n, k) of the definition and bytes the least that must move: each input read once, each output written
+once. Both roofs are measured on this machine (ceilings.py).  Source: Williams, Waterman & Patterson, "Roofline", 2009.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from .figures import COLOR, drawing, save
+
+Record = Mapping[str, Any]
+
+# a mix is bounded by the best way of issuing it: fma(a, 1, b) rounds as a + b does
+WAYS = {"add_max": ("add_max", "fma_max"), "mul_max": ("mul_max",)}
+NAMES = {"add_max": "add + max", "fma_max": "fma + max", "mul_max": "mul + max"}
+_MARKERS = "osD^vPX"
+_WORKLOAD_COLORS = ("ours", "dense", "peer", "other", "compiled")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One contender's run of a workload at a shape."""
+
+    op: str
+    workload: str
+    shape: str
+    role: str
+    mix: str
+    intensity: float  # steps a byte
+    rate: float  # G steps/s
+
+
+def attainable(intensity: float, compute: float, bandwidth: float) -> float:
+    """The roof in G steps/s at an intensity in steps a byte; compute in G steps/s, bandwidth in GB/s."""
+    return min(compute, intensity * bandwidth)
+
+
+def points(records: Iterable[Record], roles: Sequence[str] = ("ours",)) -> list[Point]:
+    """The timed runs of contenders with these roles."""
+    return [
+        Point(r["op"], r["workload"], r["shape_label"], r["role"], r["mix"], r["operations"] / r["bytes"], r["rate"])
+        for r in records
+        if r["kind"] == "timing" and r["role"] in roles
+    ]
+
+
+def compute_roof(records: Iterable[Record], mix: str) -> float | None:
+    """G steps/s that all threads together reach in a mix, by its best way; None where it was not measured."""
+    rates = [r["value"] for r in records if r["kind"] == "ceiling" and r["name"] in WAYS.get(mix, (mix,))]
+    return max(rates, default=None)
+
+
+def bandwidth_roof(records: Iterable[Record], name: str = "memory") -> float | None:
+    """GB/s of all threads together, from "memory" or "cache"; None where it was not measured."""
+    return max((r["value"] for r in records if r["kind"] == "ceiling" and r["name"] == name), default=None)
+
+
+# ------------------------------------------------------------------------------------------------ drawing
+
+
+def draw(records: Sequence[Record], out: Path) -> str | None:
+    """Write roofline.png and .svg; returns the drawing for the page, None where nothing was timed or no roof is known.
+
+    Args:
+        records: of one run.
+    """
+    ours, dense = points(records), points(records, ("dense",))
+    memory = bandwidth_roof(records)
+    if not ours or memory is None:
+        return None
+    mixes = sorted({point.mix for point in ours})
+    roofs = [roof for mix in mixes if (roof := compute_roof(records, mix)) is not None]
+    intensities = [point.intensity for point in ours] + [roof / memory for roof in roofs]
+    rates = [point.rate for point in (*ours, *dense)] + roofs
+    with drawing(10, 5.6) as (figure, axes):
+        assert isinstance(axes, Axes)
+        left, right = min(intensities) / 4, max(intensities) * 3
+        axes.set(xscale="log", yscale="log", xlim=(left, right), ylim=(min(rates) / 2, max(rates) * 1.9))
+        _bandwidth(axes, records, left, max(roofs, default=max(rates)))
+        _compute(axes, records, mixes, left, right)
+        _runs(axes, ours, dense)
+        axes.set_xlabel("steps (m, n, k) per byte that must move")
+        axes.set_title("G steps/s against this machine's measured roofs")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
+            axis.set_minor_locator(NullLocator())
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        return save(figure, out, "roofline")
+
+
+def _bandwidth(axes: Axes, records: Sequence[Record], left: float, top: float) -> None:
+    for name, style, words in (("memory", "-", "memory"), ("cache", (0, (5, 2)), "second-level cache")):
+        bandwidth = bandwidth_roof(records, name)
+        if bandwidth is None or bandwidth * left > top / 2:  # no room to show its slope
+            continue
+        axes.plot(
+            [left, top / bandwidth], [left * bandwidth, top], color=COLOR["muted"], linewidth=1.6, linestyle=style
+        )
+        axes.annotate(
+            f"{words} {bandwidth:,.0f} GB/s",
+            (left, left * bandwidth),
+            xytext=(10, -2),
+            textcoords="offset points",
+            va="top",
+            color=COLOR["muted"],
+        )
+
+
+def _compute(axes: Axes, records: Sequence[Record], mixes: Sequence[str], left: float, right: float) -> None:
+    wanted = {way for mix in mixes for way in WAYS.get(mix, (mix,))}
+    measured = [r for r in records if r["kind"] == "ceiling" and r["name"] in wanted]
+    everybody = max((r["threads"] for r in measured), default=1)
+    roof = max((r["value"] for r in measured), default=0.0)
+    memory = bandwidth_roof(records) or 1.0
+    for threads in sorted({r["threads"] for r in measured}):
+        # the ways lie close together: the best one is drawn, the label names them all
+        ways = sorted((r for r in measured if r["threads"] == threads), key=lambda r: r["value"])
+        level = ways[-1]["value"]
+        start = max(left, level / memory)
+        axes.plot([start, right], [level] * 2, color=COLOR["muted"], linewidth=1.6 if threads == everybody else 0.9)
+        label = ", ".join(f"{NAMES.get(r['name'], r['name'])} {r['value']:.0f}" for r in ways)
+        # on a busy machine two threads may do no more than one: the words keep out of each other's way all the same
+        axes.annotate(
+            f"{threads} thread{'s' * (threads > 1)}: {label}",
+            (start, level),
+            xytext=(8, 4 if level == roof else -4),
+            textcoords="offset points",
+            va="bottom" if level == roof else "top",
+            color=COLOR["muted"],
+        )
+
+
+def _runs(axes: Axes, ours: Sequence[Point], dense: Sequence[Point]) -> None:
+    workloads = list(dict.fromkeys(point.workload for point in ours))
+    shapes = list(dict.fromkeys(point.shape for point in ours))
+    colors = {w: COLOR[_WORKLOAD_COLORS[i % len(_WORKLOAD_COLORS)]] for i, w in enumerate(workloads)}
+    markers = {s: _MARKERS[i % len(_MARKERS)] for i, s in enumerate(shapes)}
+    baseline = {(p.op, p.workload, p.shape): p.rate for p in dense}
+    for p in ours:
+        below = baseline.get((p.op, p.workload, p.shape))
+        if below is not None:
+            axes.plot([p.intensity] * 2, [below, p.rate], color=colors[p.workload], linewidth=0.8, alpha=0.45, zorder=2)
+            axes.plot(
+                p.intensity,
+                below,
+                markers[p.shape],
+                markersize=6,
+                color=colors[p.workload],
+                markerfacecolor=COLOR["paper"],
+            )
+        axes.plot(
+            p.intensity,
+            p.rate,
+            markers[p.shape],
+            markersize=9,
+            color=colors[p.workload],
+            markeredgecolor=COLOR["paper"],
+            zorder=3,
+        )
+    handles = [plt.Line2D([], [], color=colors[w], linewidth=4, label=w) for w in workloads]
+    handles += [
+        plt.Line2D([], [], color=COLOR["ink"], marker=markers[s], linestyle="", markersize=7, label=s) for s in shapes
+    ]
+    if baseline:
+        hollow = {"marker": "o", "linestyle": "", "markersize": 6, "markerfacecolor": COLOR["paper"]}
+        handles.append(plt.Line2D([], [], color=COLOR["ink"], label="hollow: dense backprop", **hollow))
+    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.005, 1), handlelength=1.4, labelspacing=0.6)

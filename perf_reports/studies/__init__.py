@@ -1,0 +1,1 @@
+"""Each system's experiment, beside dense backprop on the same network."""

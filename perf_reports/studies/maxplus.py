@@ -1,0 +1,626 @@
+"""Training a linear-min-max network by the sparse subgradient of the worst-sample loss.
+
+    F(W) = max_n ℓ_n,    W ← W − γ g,    γ = (F − L) / ‖g‖²
+
+g, of at most four entries, is one element of the subdifferential along the winners; L is the level that F is taken to be able
+to reach. With L = F* this is Polyak's step. F* = 0 holds only where the network can interpolate the data, and F is not
+convex: so L starts at 0 and is raised when the iterates travel without getting there (see TargetLevel).
+
+The network and its start are those of Enaieh & Fercoq, arXiv 2603.04133; loss, step rule and settings are our own.
+Step rule: Brännlund, "On relaxation methods for nonsmooth convex optimization", 1993; Nedić & Bertsekas, "Incremental
+subgradient methods for nondifferentiable optimization", 2001.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ...nn import KMedoidsInit, LinearMinMax, WorstSampleLoss
+from .. import data
+from ..data import Dataset
+from ..measure import peak_memory, synchronize
+
+STUDY = "maxplus"
+# One grey level of the digits is 1/16 of their range: in the units of the scores, 4. The margin asks for that much.
+SCALE = 64.0
+MARGIN = 4.0
+
+Progress = Callable[[int, int, str], None]  # (done, total, what is being done)
+
+
+# ------------------------------------------------------------------------------------------------ step rule
+
+
+@dataclass
+class TargetLevel:
+    """The step length of Polyak's rule with a level that adapts, by path-based level control.
+
+    The level is max(0, best − gap), and the gap starts as the first F, so that the level starts at 0. Each time F has come
+    down by half a gap, that is a new record. When the iterates have travelled too far since the last one, the level was out
+    of reach: the gap is halved and the iterates go back to the best. Too far is `patience` times the length of the very
+    first step, and √½ of that after each halving. So the steps shrink where F cannot reach 0, and are Polyak's with F* = 0
+    where it can.
+    """
+
+    patience: float = 20.0
+    best: float = math.inf
+    record: float = math.inf
+    gap: float = math.inf
+    path: float = 0.0
+    longest_path: float = 0.0
+
+    def step(self, loss: float, norm: float) -> float | None:
+        """γ, of a loss F > 0 and the norm of its subgradient; None where the iterates must go back to the best ones."""
+        if math.isinf(self.record):
+            self.record, self.gap = loss, loss
+            self.longest_path = self.patience * loss / norm
+        self.best = min(self.best, loss)
+        if loss <= self.record - self.gap / 2:
+            self.record, self.path = loss, 0.0
+        elif self.path > self.longest_path:
+            # a fixed length would give ever more steps to each level; one that shrinks with the gap, too few
+            self.gap, self.longest_path = min(self.gap, self.best) / 2, self.longest_path * math.sqrt(0.5)
+            self.record, self.path = self.best, 0.0
+            return None
+        level = max(0.0, self.best - self.gap)
+        self.path += (loss - level) / norm
+        return (loss - level) / norm**2
+
+
+# ------------------------------------------------------------------------------------------------ methods
+
+
+class DenseLinearMinMax(LinearMinMax):
+    """The same network by its definition: all candidates [N, q, 2d] in memory, and torch's autograd through them."""
+
+    candidates = 1 << 26  # at a time, 256 MiB in float32; more samples than fit go through in parts
+
+    def _materialised(self, x: Tensor, weight: Tensor, reduce: Callable[..., Any]) -> Tensor:
+        rows = max(1, self.candidates // weight.numel())
+        return torch.cat([reduce(part[:, None, :] + weight, dim=2).values for part in x.split(rows)])
+
+    def min_units(self, z: Tensor) -> Tensor:
+        return self._materialised(z, self.W1, torch.min)
+
+    def max_units(self, u: Tensor) -> Tensor:
+        return self._materialised(u, self.W2, torch.max)
+
+
+class Method:
+    """One way of training a network, an iteration at a time; the clock runs while it trains and never while it is judged."""
+
+    def __init__(self, name: str, role: str, model: LinearMinMax, dataset: Dataset, margin: float) -> None:
+        self.name = name
+        self.role = role
+        self.model = model
+        self.worst = WorstSampleLoss(margin)
+        self.dataset = dataset
+        self.trained = [p for p in model.parameters() if p.requires_grad]
+        self.iteration = 0
+        self.times: list[float] = []
+        self.best_loss = math.inf
+        self.best: dict[str, Tensor] = {}
+        self.scores: Tensor | None = None
+        # z = A x is the same in every iteration unless A is trained
+        self.z = None if model.A.requires_grad else model.linear(dataset.x_train)
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.times)
+
+    def evaluate(self) -> float:
+        """F of the present iterate, over all training samples."""
+        raise NotImplementedError
+
+    def advance(self) -> None:
+        """To the next iterate."""
+        raise NotImplementedError
+
+    def gradients(self) -> tuple[Tensor, ...]:
+        """What one step needs: a loss, then its gradient in each trained parameter. Changes nothing."""
+        raise NotImplementedError
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to gain from the iterate just evaluated: F is 0, to rounding."""
+        return False
+
+    def finish(self) -> None:
+        """Settle on the iterate that the method stands for: the last one."""
+
+    def score(self) -> Tensor:
+        z = self.model.linear(self.dataset.x_train) if self.z is None else self.z
+        return self.model.max_units(self.model.min_units(z))
+
+    def _keep_best(self, loss: float) -> None:
+        if loss < self.best_loss:
+            self.best_loss = loss
+            self.best = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+
+    @torch.no_grad()
+    def test_accuracy(self) -> float:
+        # by the kernels whatever the method: the scores are the same, and this is not what is timed
+        scores = LinearMinMax.max_units(
+            self.model, LinearMinMax.min_units(self.model, self.model.linear(self.dataset.x_test))
+        )
+        return _accuracy(scores, self.dataset.y_test)
+
+    def record(self, loss: float) -> dict[str, Any]:
+        """The present iterate, just evaluated, as a line of the results."""
+        assert self.scores is not None
+        return {
+            "kind": "training",
+            "study": STUDY,
+            "method": self.name,
+            "dataset": self.dataset.name,
+            "iteration": self.iteration,
+            "seconds": self.seconds,
+            "loss": loss,
+            "train_accuracy": _accuracy(self.scores, self.dataset.y_train),
+            "test_accuracy": self.test_accuracy(),
+        }
+
+
+class Subgradient(Method):
+    """Full-batch subgradient steps on the worst-sample loss; dense or sparse by the model's own forward."""
+
+    def __init__(self, name: str, role: str, model: LinearMinMax, dataset: Dataset, margin: float) -> None:
+        super().__init__(name, role, model, dataset, margin)
+        self.rule = TargetLevel()
+        self._found: tuple[Tensor, ...] = ()
+        self.loss = math.inf
+        self.idle = 0  # iterations in a row that found F within its rounding of 0, and no better than before
+
+    def gradients(self) -> tuple[Tensor, ...]:
+        scores = self.score()
+        loss = self.worst(scores, self.dataset.y_train)
+        self.scores = scores.detach()
+        return loss.detach(), *torch.autograd.grad(loss, self.trained)
+
+    def evaluate(self) -> float:
+        start = time.perf_counter()
+        self._found = self.gradients()
+        self.loss = self._found[0].item()  # waits for the device
+        self._keep_best(self.loss)
+        self.times.append(time.perf_counter() - start)
+        return self.loss
+
+    @torch.no_grad()
+    def advance(self) -> None:
+        start = time.perf_counter()
+        gradients = self._found[1:]
+        self._found = ()
+        norm = math.sqrt(sum(g.square().sum().item() for g in gradients))
+        self.idle = self.idle + 1 if self.rule.best <= self.loss <= self._rounding() else 0
+        step = self.rule.step(self.loss, norm)
+        if step is None:
+            self.model.load_state_dict(self.best)
+        else:
+            for parameter, gradient in zip(self.trained, gradients, strict=True):
+                parameter.add_(gradient, alpha=-step)
+        self.iteration += 1
+        self.times[-1] += time.perf_counter() - start
+
+    @property
+    def is_done(self) -> bool:
+        # steps as small as the rounding of the scores may be absorbed, and F stay a unit in the last place above 0
+        return self.loss == 0 or self.idle >= 100
+
+    def _rounding(self) -> float:
+        assert self.scores is not None
+        return torch.finfo(self.scores.dtype).eps * self.scores.abs().max().item()
+
+    def finish(self) -> None:
+        """To the iterate with the best F: a subgradient step need not descend."""
+        self.model.load_state_dict(self.best)
+
+    def state(self) -> dict[str, Any]:
+        """All that the next iterates depend on, and the best so far."""
+        return {
+            "iteration": self.iteration,
+            "seconds": self.seconds,
+            "model": self.model.state_dict(),
+            "rule": asdict(self.rule),
+            "idle": self.idle,
+            "best_loss": self.best_loss,
+            "best": self.best,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.iteration = state["iteration"]
+        self.times = [state["seconds"]]
+        self.model.load_state_dict(state["model"])
+        self.rule = TargetLevel(**state["rule"])
+        self.idle = state["idle"]
+        self.best_loss = state["best_loss"]
+        self.best = state["best"]
+
+
+class MiniBatchAdam(Method):
+    """The usual way: Adam on the mean cross-entropy of mini-batches, by our kernels. An iteration is an epoch."""
+
+    batch = 128
+    learning_rate = 0.1  # in the units of the scores, as the weights are
+
+    def __init__(self, name: str, role: str, model: LinearMinMax, dataset: Dataset, margin: float, seed: int) -> None:
+        super().__init__(name, role, model, dataset, margin)
+        self.optimizer = torch.optim.Adam(self.trained, lr=self.learning_rate)
+        self.order = torch.Generator().manual_seed(seed)
+
+    def gradients(self) -> tuple[Tensor, ...]:
+        return self._gradients(torch.arange(min(self.batch, len(self.dataset.y_train))))
+
+    def _gradients(self, rows: Tensor) -> tuple[Tensor, ...]:
+        z = self.model.linear(self.dataset.x_train[rows]) if self.z is None else self.z[rows]
+        scores = self.model.max_units(self.model.min_units(z))
+        loss = functional.cross_entropy(scores, self.dataset.y_train[rows])
+        return loss.detach(), *torch.autograd.grad(loss, self.trained)
+
+    @torch.no_grad()
+    def evaluate(self) -> float:
+        self.scores = self.score()
+        loss = self.worst(self.scores, self.dataset.y_train).item()
+        self._keep_best(loss)
+        return loss
+
+    def advance(self) -> None:
+        start = time.perf_counter()
+        for rows in torch.randperm(len(self.dataset.y_train), generator=self.order).split(self.batch):
+            _, *gradients = self._gradients(rows)
+            for parameter, gradient in zip(self.trained, gradients, strict=True):
+                parameter.grad = gradient
+            self.optimizer.step()
+        synchronize()
+        self.iteration += 1
+        self.times.append(time.perf_counter() - start)
+
+
+def _accuracy(scores: Tensor, targets: Tensor) -> float:
+    return (scores.argmax(dim=1) == targets).double().mean().item()
+
+
+def start(dataset: Dataset, hidden: int, seed: int, scale: float, margin: float) -> tuple[LinearMinMax, KMedoidsInit]:
+    """The network as the nearest-medoid classifier of the training samples."""
+    model = LinearMinMax(dataset.features, hidden, dataset.classes)
+    generator = torch.Generator().manual_seed(seed)
+    return model, model.init_kmedoids(dataset.x_train, dataset.y_train, scale, margin=margin, generator=generator)
+
+
+def _dense_copy(model: LinearMinMax) -> DenseLinearMinMax:
+    dense = DenseLinearMinMax(model.in_features, model.hidden, model.classes, train_a=model.A.requires_grad)
+    dense.load_state_dict(model.state_dict())
+    return dense
+
+
+def _kernel_copy(model: LinearMinMax) -> LinearMinMax:
+    copy = LinearMinMax(model.in_features, model.hidden, model.classes, train_a=model.A.requires_grad)
+    copy.load_state_dict(model.state_dict())
+    return copy
+
+
+def _logged(iteration: int, iterations: int) -> bool:
+    """Every iteration while F falls fastest, then about a hundred of the rest."""
+    return iteration < 10 or iteration % max(1, iterations // 100) == 0
+
+
+# ------------------------------------------------------------------------------------------------ the comparison
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How much the comparison does. Seconds are training time; the method stops at the first limit."""
+
+    iterations: int
+    dense_seconds: float
+    adam_seconds: float
+    train_per_class: int  # samples taken of each class, of a data set in a folder
+    test_per_class: int = 100
+    hidden: int = 300
+
+
+SETTINGS = {
+    False: Setting(iterations=300, dense_seconds=55.0, adam_seconds=8.0, train_per_class=200),
+    True: Setting(iterations=300, dense_seconds=4.0, adam_seconds=1.0, train_per_class=50),
+}
+
+
+def compare(
+    data_dir: Path | None = None,
+    quick: bool = False,
+    seed: int = 0,
+    progress: Progress = lambda done, total, what: None,
+) -> Iterator[dict[str, Any]]:
+    """The sparse backward beside dense autograd, on the same network from the same start with the same steps.
+
+    Their iterates are equal, bit for bit, and their iterations take turns; the dense one stops early where its time is up.
+    A third method, mini-batch Adam, trains the same network in the usual way; an iteration of it is an epoch.
+
+    Args:
+        data_dir: MNIST-format files, of which a subset is taken (SETTINGS); None for scikit-learn's digits.
+        quick: the smallest setting.
+        seed: of the split, the subset and the order of the mini-batches.
+        progress: called before each iteration.
+    Yields:
+        A record per logged iteration (kind "training": method, iteration, seconds of training alone, loss F, accuracies),
+        then one per method (kind "training_summary").
+    Raises:
+        DataError: data_dir holds no MNIST-format files, or corrupt ones.
+    """
+    setting = SETTINGS[quick]
+    dataset = data.load(data_dir=data_dir, seed=seed)
+    if data_dir is not None:
+        dataset = dataset.subset(setting.train_per_class, setting.test_per_class, seed)
+    progress(0, setting.iterations, f"k-medoids, {dataset.name}")
+    model, medoids = start(dataset, setting.hidden, seed, SCALE, MARGIN)
+    methods = [
+        Subgradient("sparse backward", "ours", model, dataset, MARGIN),
+        Subgradient("dense autograd", "dense", _dense_copy(model), dataset, MARGIN),
+        MiniBatchAdam("mini-batch Adam", "other", _kernel_copy(model), dataset, MARGIN, seed),
+    ]
+    limits = dict(zip(methods, (math.inf, setting.dense_seconds, setting.adam_seconds), strict=True))
+    peaks = {method: peak_memory(method.gradients)[1] for method in methods}  # warms up as well
+    stopped: dict[Method, str] = {}
+    losses: dict[Method, float] = {}
+    for iteration in range(setting.iterations + 1):
+        for method in methods:
+            if method in stopped:
+                continue
+            progress(iteration, setting.iterations, f"{method.name}, {dataset.name}")
+            losses[method] = loss = method.evaluate()
+            if method.is_done:
+                stopped[method] = "F is 0, to rounding"
+            elif iteration == setting.iterations:
+                stopped[method] = f"{iteration} iterations done"
+            elif method.seconds > limits[method]:
+                stopped[method] = f"{limits[method]:g} s of training done"
+            if method in stopped or _logged(iteration, setting.iterations):
+                yield method.record(loss) | {"seed": seed}
+            if method not in stopped:
+                method.advance()
+    progress(setting.iterations, setting.iterations, f"trained, {dataset.name}")
+    for method in methods:
+        memory = peaks[method]
+        method.finish()
+        yield {
+            "kind": "training_summary",
+            "study": STUDY,
+            "method": method.name,
+            "role": method.role,
+            "dataset": dataset.name,
+            "seed": seed,
+            "hidden": setting.hidden,
+            "scale": SCALE,
+            "margin": MARGIN,
+            "train_samples": len(dataset.y_train),
+            "test_samples": len(dataset.y_test),
+            "seconds_per_iteration": statistics.median(method.times),
+            "iterations": method.iteration,
+            "stopped": stopped[method],
+            "final_loss": losses[method],
+            "best_loss": method.best_loss,
+            "test_accuracy": method.test_accuracy(),
+            "peak_bytes": None if memory is None else memory.peak_bytes,  # of one loss and its gradient
+            "init_seconds": medoids.seconds,
+            "init_loss": medoids.loss,
+        }
+
+
+# ------------------------------------------------------------------------------------------------ one training run
+
+CHECKPOINT, MODEL, METRICS, PLOT = "checkpoint.pt", "model.pt", "metrics.jsonl", "training.png"
+_CHECKPOINT_SECONDS = 5.0
+
+
+class ResumeError(ValueError):
+    """A run that cannot be taken up again, in one line."""
+
+
+def train(
+    dataset: Dataset,
+    out: Path,
+    *,
+    hidden: int | None = None,
+    iterations: int = 300,
+    seed: int = 0,
+    scale: float = SCALE,
+    margin: float = MARGIN,
+    resume: bool = False,
+    progress: Progress = lambda done, total, what: None,
+) -> dict[str, Any]:
+    """Train one network by the sparse backward, and leave it in a folder.
+
+    Writes metrics.jsonl (the logged iterations), model.pt (`state_dict` of the iterate with the best F, and `config`; loads
+    with weights_only=True), training.png (where matplotlib is installed) and checkpoint.pt; each is replaced as a whole.
+    Ctrl-C ends after the iteration under way with all of these in place; a run that is resumed goes through the same
+    iterates, bit for bit, as one that never stopped.
+
+    Args:
+        hidden: hidden units; by default 300, or a quarter of the samples where that is less.
+        iterations: in all, those before a resumption included. It ends sooner where F is 0, to rounding.
+        seed: of the samples that k-medoids draws.
+        scale, margin: λ and Δ, see LinearMinMax.init_kmedoids.
+        resume: go on from the checkpoint in `out`; otherwise what a run left there is replaced.
+        progress: called before each iteration.
+    Returns:
+        The summary: iterations, losses, accuracies, seconds, whether it was interrupted, the files.
+    Raises:
+        ValueError: settings that do not fit the data.
+        ResumeError: no checkpoint to resume, a corrupt one, or one of another setting.
+        OSError: `out` cannot be written.
+    """
+    if iterations < 1:
+        raise ValueError(f"train: iterations is {iterations}; expected at least 1")
+    if hidden is None:
+        hidden = min(300, max(dataset.classes, len(dataset.y_train) // 4))
+    config = {
+        "dataset": dataset.name,
+        "in_features": dataset.features,
+        "hidden": hidden,
+        "classes": dataset.classes,
+        "seed": seed,
+        "scale": scale,
+        "margin": margin,
+    }
+    if resume:
+        state = _read_checkpoint(out / CHECKPOINT, config)
+        model = LinearMinMax(dataset.features, hidden, dataset.classes)
+        model.load_state_dict(state["model"])  # before z = A x is taken
+        method = Subgradient("sparse backward", "ours", model, dataset, margin)
+        method.load_state(state)
+        rows: list[dict[str, Any]] = state["rows"]
+    else:
+        progress(0, iterations, "k-medoids")
+        method = Subgradient("sparse backward", "ours", start(dataset, hidden, seed, scale, margin)[0], dataset, margin)
+        rows = []
+    out.mkdir(parents=True, exist_ok=True)
+
+    def save() -> None:
+        checkpoint = {"config": config, "rows": rows, **method.state()}
+        _replace(out / CHECKPOINT, lambda path: torch.save(checkpoint, path))
+        _replace(out / MODEL, lambda path: torch.save({"config": config, "state_dict": method.best}, path))
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        _replace(out / METRICS, lambda path: path.write_text(lines, encoding="utf-8"))
+
+    saved = time.monotonic()
+    with _interruption() as interrupted:
+        while True:
+            progress(method.iteration, iterations, f"F {method.best_loss:.4g}")
+            loss = method.evaluate()
+            done = method.is_done or method.iteration >= iterations
+            if done or interrupted.is_set() or _logged(method.iteration, iterations):
+                # an iterate may have been logged as the last one before
+                rows[:] = [row for row in rows if row["iteration"] < method.iteration] + [
+                    method.record(loss) | {"seed": seed}
+                ]
+            if done or interrupted.is_set():
+                break
+            method.advance()
+            if time.monotonic() - saved > _CHECKPOINT_SECONDS:
+                save()
+                saved = time.monotonic()
+        progress(method.iteration, iterations, f"F {method.best_loss:.4g}")
+        save()
+        plotted = _plot(rows, out / PLOT)
+    last = rows[-1]
+    method.finish()
+    return {
+        **config,
+        "iterations": method.iteration,
+        "interrupted": not done,
+        "seconds": method.seconds,
+        "first_loss": rows[0]["loss"],
+        "final_loss": last["loss"],
+        "best_loss": method.best_loss,
+        "first_test_accuracy": rows[0]["test_accuracy"],
+        "test_accuracy": method.test_accuracy(),
+        "train_accuracy": last["train_accuracy"],
+        "files": [str(out / name) for name in (MODEL, METRICS, CHECKPOINT, *([PLOT] if plotted else []))],
+    }
+
+
+def summary_lines(summary: dict[str, Any]) -> list[str]:
+    """What `train` returned, for people."""
+    interrupted = "; interrupted, --resume goes on" if summary["interrupted"] else ""
+    return [
+        f"network        {summary['dataset']}: {summary['in_features']} features, {summary['hidden']} hidden units",
+        f"iterations     {summary['iterations']} in {summary['seconds']:.3g} s{interrupted}",
+        f"worst loss     {summary['first_loss']:.4g} at the start, {summary['best_loss']:.4g} at best",
+        f"test accuracy  {summary['first_test_accuracy']:.2%} at the start, {summary['test_accuracy']:.2%} where the loss is best",
+        f"files          {'  '.join(summary['files'])}",
+    ]
+
+
+def _read_checkpoint(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    if not path.is_file():
+        raise ResumeError(f"{path}: no checkpoint to resume; leave --resume out, or name the --out of the run")
+    try:
+        state = torch.load(path, weights_only=True)
+        found = state["config"]
+    except Exception as error:  # torch.load fails in as many ways as there are ways of breaking a file
+        raise ResumeError(
+            f"{path}: not a checkpoint of this command ({type(error).__name__}); start without --resume"
+        ) from None
+    other = [
+        f"{name} {found.get(name)!r}, asked for {value!r}" for name, value in config.items() if found.get(name) != value
+    ]
+    if other:
+        raise ResumeError(f"{path}: a run of another setting: {'; '.join(other)}")
+    return state
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Write beside it, then put in its place: a reader sees the old file or the new one, whole."""
+    fresh = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        write(fresh)
+        os.replace(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+@contextmanager
+def _interruption() -> Iterator[threading.Event]:
+    """Ctrl-C sets the event, so that an iteration is never left half done; a second one interrupts at once."""
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted  # signals reach the main thread alone
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def hold(number: int, frame: object) -> None:
+        interrupted.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, hold)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _plot(rows: list[dict[str, Any]], path: Path) -> bool:
+    """Loss and accuracy over iterations; False where matplotlib is not installed."""
+    try:
+        from matplotlib.ticker import PercentFormatter
+
+        from ..figures import COLOR, drawing
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        return False
+    iterations = [row["iteration"] for row in rows]
+    with drawing(10, 4.3, ncols=2) as (figure, (loss, accuracy)):  # pyright: ignore
+        loss.plot(iterations, [row["loss"] for row in rows], color=COLOR["ours"], linewidth=1.8)
+        loss.set_title("Worst-sample loss")
+        for field, color in (("train_accuracy", COLOR["muted"]), ("test_accuracy", COLOR["ours"])):
+            accuracy.plot(
+                iterations,
+                [row[field] for row in rows],
+                color=color,
+                linewidth=1.8,
+                label=field.removesuffix("_accuracy"),
+            )
+        accuracy.set_title("Accuracy")
+        accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+        accuracy.legend()
+        for panel in (loss, accuracy):
+            panel.grid(axis="y")
+            panel.set_xlabel("iteration")
+        loss.set_ylim(bottom=0)
+        _replace(path, lambda fresh: figure.savefig(fresh, format="png", dpi=160))
+    return True

@@ -1,0 +1,169 @@
+"""Compiling at first use: cached, whole or not at all, and never fatal."""
+
+import ctypes
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+from tropigrad.kernels import native
+
+ALONE = Path(native.__file__).parent  # from here `import native` loads that one file, and no torch
+SOURCE = 'extern "C" int answer() { return ANSWER; }\n'
+
+pytestmark = pytest.mark.skipif(
+    bool(native.why_no_compiler()), reason=native.why_no_compiler() or "there is a compiler"
+)
+
+
+@pytest.fixture(autouse=True)
+def fresh(tmp_path, monkeypatch):
+    """An empty cache folder, and no memory of earlier compilers, libraries and warnings."""
+    caches = (native._compiler, native._library, native._private_folder, native.warn_of_slower_path)
+    for cache in caches:
+        cache.cache_clear()
+    monkeypatch.setenv("TROPIGRAD_CACHE_DIR", str(tmp_path / "cache"))
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "answer.cpp"
+    path.write_text(SOURCE)
+    return path
+
+
+def built(folder: Path) -> list[Path]:
+    return sorted((folder / "cache" / "native").iterdir())
+
+
+def answer(loaded: ctypes.CDLL | None) -> int:
+    assert loaded is not None
+    return loaded.answer()
+
+
+def test_a_library_is_compiled_once_per_definition(source, tmp_path):
+    assert answer(native.library(source, "ANSWER=42")) == 42
+    assert answer(native.library(source, "ANSWER=43")) == 43
+    before = [(path, path.stat().st_mtime_ns) for path in built(tmp_path)]
+    assert len(before) == 2
+    native._library.cache_clear()
+    assert answer(native.library(source, "ANSWER=42")) == 42
+    assert [(path, path.stat().st_mtime_ns) for path in built(tmp_path)] == before
+
+
+def test_a_changed_source_is_another_library(source, tmp_path):
+    assert answer(native.library(source, "ANSWER=1")) == 1
+    native._library.cache_clear()
+    source.write_text(SOURCE.replace("ANSWER;", "ANSWER + 1;"))
+    assert answer(native.library(source, "ANSWER=1")) == 2
+    assert len(built(tmp_path)) == 2
+
+
+def test_the_cache_folder_is_private(source, tmp_path):
+    native.library(source, "ANSWER=1")
+    assert (tmp_path / "cache" / "native").stat().st_mode & 0o777 == 0o700
+
+
+def test_processes_that_build_at_once_all_succeed(source, tmp_path):
+    program = (
+        "import sys, pathlib, native\n"
+        "raise SystemExit(native.library(pathlib.Path(sys.argv[1]), 'ANSWER=42').answer() - 42)"
+    )
+    command = [sys.executable, "-W", "error", "-c", program, str(source)]
+    runs = [subprocess.Popen(command, cwd=ALONE) for _ in range(4)]
+    assert [run.wait(timeout=120) for run in runs] == [0] * 4
+    assert len(built(tmp_path)) == 1  # nothing unfinished is left
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda whole: b"", lambda whole: whole[: len(whole) // 2], lambda whole: whole[:-40] + b"\x90" + whole[-39:]],
+    ids=["empty", "truncated", "one byte flipped"],
+)
+def test_a_damaged_library_is_built_again(source, tmp_path, damage):
+    native.library(source, "ANSWER=42")
+    (path,) = built(tmp_path)
+    whole = path.read_bytes()
+    path.unlink()  # the file in use keeps its own content
+    path.write_bytes(damage(whole))
+    native._library.cache_clear()
+    assert answer(native.library(source, "ANSWER=42")) == 42
+    assert native._load(path).answer() == 42
+
+
+def test_an_error_in_the_source_is_quoted_once(source):
+    source.write_text("this is no C++\n")
+    with pytest.warns(RuntimeWarning, match=r"slower path: answer\.cpp did not compile: .*error") as caught:
+        assert native.library(source) is None
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert native.library(source) is None
+
+
+def test_without_a_compiler_there_is_a_reason_and_one_warning(source, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    assert "no C++ compiler found" in native.why_no_compiler()
+    with pytest.warns(RuntimeWarning, match="no C\\+\\+ compiler") as caught:
+        assert [native.library(source, f"ANSWER={n}") for n in (1, 2)] == [None, None]
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize("cxx", ["/nowhere/c++", "false", "sh -c 'exit 3'"])
+def test_a_bad_cxx_is_named(source, monkeypatch, cxx):
+    monkeypatch.setenv("CXX", cxx)
+    assert repr(cxx) in native.why_no_compiler()
+    with pytest.warns(RuntimeWarning, match="CXX is"):
+        assert native.library(source, "ANSWER=1") is None
+
+
+def test_cxx_may_carry_arguments(source, monkeypatch):
+    compiler = native._compiler("", os.environ["PATH"])
+    assert isinstance(compiler, native.Compiler)
+    monkeypatch.setenv("CXX", f"{compiler.command[0]} -DANSWER=7")
+    assert answer(native.library(source)) == 7
+
+
+def test_a_cache_folder_that_is_a_file_is_left_alone(source, tmp_path):
+    (tmp_path / "cache").write_text("mine")
+    assert answer(native.library(source, "ANSWER=42")) == 42
+    assert (tmp_path / "cache").read_text() == "mine"
+    assert native.cache_folder() == native._private_folder()
+
+
+def test_a_folder_that_others_can_write_to_is_not_trusted(source, tmp_path):
+    folder = tmp_path / "cache" / "native"
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    assert answer(native.library(source, "ANSWER=42")) == 42
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
+def test_a_folder_of_another_user_is_not_trusted(source, tmp_path):
+    folder = tmp_path / "cache" / "native"
+    folder.mkdir(parents=True, mode=0o700)
+    os.chown(folder, 12345, 12345)
+    assert answer(native.library(source, "ANSWER=42")) == 42
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root writes to read-only folders too")
+def test_a_read_only_folder_is_passed_over(source, tmp_path):
+    (tmp_path / "cache").mkdir(mode=0o500)
+    assert answer(native.library(source, "ANSWER=42")) == 42
+
+
+def test_the_private_folder_goes_with_its_process():
+    command = [sys.executable, "-c", "import native; print(native.cache_folder())"]
+    environment = os.environ | {"TROPIGRAD_CACHE_DIR": os.devnull}
+    run = subprocess.run(command, cwd=ALONE, env=environment, capture_output=True, text=True, check=True)
+    assert Path(run.stdout.strip()).name.startswith("tropigrad-native-")
+    assert not Path(run.stdout.strip()).exists()

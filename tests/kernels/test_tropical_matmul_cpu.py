@@ -1,0 +1,270 @@
+"""The C++ kernel against the definition: the same values and winners, exactly, in any layout, blocking and threads."""
+
+import itertools
+
+import pytest
+import torch
+
+from tropigrad.kernels import native
+from tropigrad.kernels.tropical_matmul import cpu
+
+NAN, INF = float("nan"), float("inf")
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+DTYPES = (*FLOATS, torch.int32)
+SEMIRINGS = ("max_plus", "min_plus", "max_times")
+SHAPES = [(1, 1, 1, 1), (2, 3, 17, 5), (1, 65, 130, 33), (1, 13, 7, 70), (3, 9, 3, 40), (1, 1, 300, 1)]  # B, M, K, N
+CONFIGS = {
+    "default": None,
+    "small blocks": {"KC": 8, "MC": 8, "NC": 16},
+    "two threads": {"KC": 4, "MC": 100, "NC": 1, "threads": 2},
+    "odd": {"KC": 7, "MC": 1, "NC": 1000, "threads": 3},
+}
+
+pytestmark = pytest.mark.skipif(
+    bool(native.why_no_compiler()), reason=native.why_no_compiler() or "there is a compiler"
+)
+
+
+def oracle(a, b, semiring, nan):
+    """[B, M, K] and [B, K, N] to values and winners, over the materialised [B, M, K, N]."""
+    a, b = a.unsqueeze(-1), b.unsqueeze(-3)
+    bounds = torch.iinfo(torch.int32)
+    wide = (a.long() * b.long() if semiring == "max_times" else a.long() + b.long()) if a.dtype == torch.int32 else None
+    x = (a * b if semiring == "max_times" else a + b) if wide is None else wide.clamp(bounds.min, bounds.max).int()
+    sign = -1.0 if semiring == "min_plus" else 1.0
+    x = sign * x.double()  # every dtype is exact in float64
+    if nan == "propagate":
+        value, winner = x.max(-2)
+        return sign * value, winner
+    value = x.masked_fill(x.isnan(), -INF).amax(-2)
+    winner, nothing = (x == value.unsqueeze(-2)).int().argmax(-2), x.isnan().all(-2)
+    return (sign * value).masked_fill(nothing, 0.0 if semiring == "max_times" else -sign * INF), winner.masked_fill(
+        nothing, -1
+    )
+
+
+def integers(shape, dtype):
+    return torch.randint(-3, 4, shape).to(dtype)  # many ties
+
+
+def ordinary(shape, dtype):
+    return torch.randn(shape).mul(9).to(dtype)
+
+
+def special(shape, dtype):
+    """One in ten each of NaN, ∞ and −∞; of int32's bounds, so that sums and products saturate."""
+    x = integers(shape, dtype)
+    for value in (NAN, INF, -INF) if dtype.is_floating_point else (2**31 - 1, -(2**31), 2**20):
+        x[torch.rand(shape) < 0.1] = value
+    return x
+
+
+def mostly_missing(shape, dtype):
+    """Columns and rows with nothing but NaN, −∞, or int32's lowest."""
+    x = special(shape, dtype)
+    x[torch.rand(shape) < 0.9] = NAN if dtype.is_floating_point else -(2**31)
+    return x
+
+
+def mostly_zero_of_the_semiring(shape, dtype):
+    x = ordinary(shape, dtype)
+    x[torch.rand(shape) < 0.95] = -INF if dtype.is_floating_point else -(2**31)
+    return x
+
+
+KINDS = (integers, ordinary, special, mostly_missing, mostly_zero_of_the_semiring)
+
+
+def identical(got, expected):
+    return bool(((got == expected) | (got.isnan() & expected.isnan())).all())
+
+
+def check(a, b, semiring, nan, configs=(None,)):
+    values, winners = oracle(a, b, semiring, nan)
+    for config in configs:
+        got, won = cpu.forward(a, b, semiring, True, nan == "ignore", config)
+        alone, none = cpu.forward(a, b, semiring, False, nan == "ignore", config)
+        assert got.dtype == a.dtype
+        assert got.is_contiguous()
+        assert won.dtype == torch.int32
+        assert none.shape == (0,)
+        assert identical(got.double(), values)
+        assert torch.equal(won.long(), winners)
+        assert identical(alone.double(), values)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("nan", ["propagate", "ignore"])
+@pytest.mark.parametrize("semiring", SEMIRINGS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_forward_equals_the_definition(dtype, semiring, nan, kind):
+    for B, M, K, N in SHAPES:
+        check(kind((B, M, K), dtype), kind((B, K, N), dtype), semiring, nan, CONFIGS.values())
+
+
+def test_blocks_of_every_size_meet_at_their_edges():
+    for M, K, N in itertools.product((1, 7, 8, 9, 17), (1, 3, 4, 5, 8, 9, 1025), (1, 31, 32, 33, 65)):
+        check(
+            integers((1, M, K), torch.float32),
+            integers((1, K, N), torch.float32),
+            "max_plus",
+            "propagate",
+            CONFIGS.values(),
+        )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("semiring", SEMIRINGS)
+def test_any_stride(dtype, semiring):
+    B, M, K, N = 3, 20, 37, 50
+    forms = [
+        lambda shape: special(shape, dtype),  # contiguous
+        lambda shape: special((shape[0], shape[2], shape[1]), dtype).mT,  # transposed
+        lambda shape: special((1, *shape[1:]), dtype).expand(shape),  # batch expanded
+        lambda shape: special((shape[0], 1, shape[2]), dtype).expand(shape),  # rows expanded
+        lambda shape: special((*shape[:2], 1), dtype).expand(shape),  # columns expanded
+        lambda shape: special([size * 2 + 1 for size in shape], dtype)[1::2, 1::2, 1::2],  # sliced, offset
+    ]
+    for i, of_a in enumerate(forms):
+        of_b = forms[(i + 1) % len(forms)]
+        check(of_a((B, M, K)), of_b((B, K, N)), semiring, "propagate")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("semiring", SEMIRINGS)
+def test_every_half_precision_value(dtype, semiring):
+    everything = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    partners = torch.tensor([0.0, -0.0, 1.0, -1.0, 2.0**-24, 3.7e-5, 1e-3, 0.33, 2047.0, 60000.0, -65504.0]).to(dtype)
+    check(everything.view(1, 1 << 16, 1), partners.view(1, 1, -1), semiring, "propagate")
+    check(everything.view(1, 1 << 12, 16), partners[:8].repeat(2).view(1, 16, 1), semiring, "ignore")
+
+
+def test_rounding_makes_ties_and_the_first_wins():
+    a = torch.tensor(
+        [[[256.0, 256.0, 256.0, 256.0, 1.0]]], dtype=torch.bfloat16
+    )  # 256 + 0.5 and 256 + 0.75 round to 256
+    b = torch.tensor([[[-1.0], [0.0], [0.5], [0.75], [0.0]]], dtype=torch.bfloat16)
+    assert cpu.forward(a, b, "max_plus", True, False)[1].item() == 1
+
+
+def test_int32_saturates():
+    low, high = -(2**31), 2**31 - 1
+    a = torch.tensor([[[low, high, 7]]], dtype=torch.int32)
+    for semiring, column, value, winner in [
+        ("max_plus", [low, 1, 0], high, 1),
+        ("max_plus", [-1, low, low], -1, 1),
+        ("min_plus", [-1, low, high], low, 0),
+        ("max_times", [low, high, high], high, 0),
+        ("max_times", [1, low, low], low, 0),
+    ]:
+        b = torch.tensor(column, dtype=torch.int32).view(1, 3, 1)
+        values, winners = cpu.forward(a, b, semiring, True, False)
+        assert (values.item(), winners.item()) == (value, winner), (semiring, column)
+
+
+def test_nan_rules_by_hand():
+    a = torch.tensor([[[NAN, -INF]], [[-INF, -INF]], [[NAN, NAN]], [[1.0, NAN]], [[INF, 0.0]]])
+    b = torch.tensor([[[0.0], [0.0]]] * 4 + [[[-INF], [0.0]]])
+    values, winners = cpu.forward(a, b, "max_plus", True, True)
+    assert values.flatten().tolist() == [-INF, -INF, -INF, 1.0, 0.0]
+    assert winners.flatten().tolist() == [1, 0, -1, 0, 1]
+    values, winners = cpu.forward(a, b, "max_plus", True, False)
+    assert values.isnan().flatten().tolist() == [True, False, True, True, True]
+    assert winners.flatten().tolist() == [0, 0, 0, 1, 0]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_empty_sizes(dtype):
+    for B, M, K, N in [(0, 2, 3, 4), (2, 0, 3, 4), (2, 3, 4, 0)]:
+        values, winners = cpu.forward(
+            torch.ones(B, M, K).to(dtype), torch.ones(B, K, N).to(dtype), "max_plus", True, False
+        )
+        assert values.shape == winners.shape == (B, M, N)
+    bounds = (-INF, INF) if dtype.is_floating_point else (-(2**31), 2**31 - 1)
+    for semiring, zero in zip(SEMIRINGS, (*bounds, 0), strict=True):
+        values, winners = cpu.forward(
+            torch.ones(1, 2, 0).to(dtype), torch.ones(1, 0, 3).to(dtype), semiring, True, False
+        )
+        assert (values == zero).all()
+        assert (winners == -1).all()
+        assert values.shape == (1, 2, 3)
+
+
+def test_shift_equivariance_and_monotonicity():
+    a, b = integers((2, 30, 40), torch.float32), integers((2, 40, 50), torch.float32)
+    values, winners = cpu.forward(a, b, "max_plus", True, False)
+    shifted, same = cpu.forward(a + 5, b - 2, "max_plus", True, False)
+    assert torch.equal(shifted, values + 3)
+    assert torch.equal(same, winners)
+    raised, _ = cpu.forward(a, b + torch.rand_like(b), "max_plus", False, False)
+    assert (raised >= values).all()
+
+
+# ------------------------------------------------------------------------------------------------ scatter
+
+
+def scattered(dc, winners, a, b, K):
+    """The definition, one k at a time, in float64."""
+    g = [(winners == k) * dc.double() for k in range(K)]
+    da = [(gk * (1 if b is None else b[:, k, None, :].double())).sum(-1) for k, gk in enumerate(g)]
+    db = [(gk * (1 if a is None else a[:, :, k, None].double())).sum(-2) for k, gk in enumerate(g)]
+    return torch.stack(da, -1), torch.stack(db, -2)
+
+
+@pytest.mark.parametrize("semiring", ["max_plus", "max_times"])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_scatter_equals_the_definition(dtype, semiring):
+    for B, M, K, N in [*SHAPES, (2, 70, 5, 100)]:
+        winners = torch.randint(-1, K, (B, M, N), dtype=torch.int32)
+        a, b = (integers((B, K, M), dtype).mT, integers((B, K, N), dtype)) if semiring == "max_times" else (None, None)
+        for dc in (
+            integers((B, M, N), dtype),
+            integers((1, 1, 1), dtype).expand(B, M, N),
+            integers((B, N, M), dtype).mT,
+        ):
+            expected = scattered(dc, winners, a, b, K)
+            for got, want in zip(cpu.scatter(dc, winners, a, b, K, semiring, True, True), expected, strict=True):
+                assert got.dtype == dtype
+                assert torch.equal(got.double(), want.to(dtype).double())
+
+
+def test_scatter_gives_the_same_bits_on_any_number_of_threads():
+    winners = torch.randint(-1, 40, (1, 300, 500), dtype=torch.int32)
+    dc, before, results = torch.randn(1, 300, 500), torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(cpu.scatter(dc, winners, None, None, 40, "max_plus", True, True))
+    finally:
+        torch.set_num_threads(before)
+    for da, db in results[1:]:
+        assert torch.equal(da, results[0][0])
+        assert torch.equal(db, results[0][1])
+
+
+def test_scatter_of_half_precision_sums_in_float32():
+    dc, winners = torch.ones(1, 1, 5000, dtype=torch.float16), torch.zeros(1, 1, 5000, dtype=torch.int32)
+    da, _ = cpu.scatter(dc, winners, None, None, 1, "max_plus", True, False)
+    assert da.item() == 5000  # adding in float16 stops at 2048
+
+
+def test_scatter_leaves_out_what_is_not_needed():
+    dc, winners = torch.ones(1, 2, 3), torch.zeros(1, 2, 3, dtype=torch.int32)
+    for needs_a, needs_b in itertools.product((True, False), repeat=2):
+        da, db = cpu.scatter(dc, winners, None, None, 4, "max_plus", needs_a, needs_b)
+        assert da.shape == ((1, 2, 4) if needs_a else (0,))
+        assert db.shape == ((1, 4, 3) if needs_b else (0,))
+
+
+@pytest.mark.parametrize("needs", [(True, False), (False, True)], ids=["da", "db"])
+@pytest.mark.parametrize("bad", [4, -2, 2**31 - 1, -(2**31)])
+def test_a_winner_out_of_range_is_an_index_error(bad, needs):
+    winners = torch.zeros(1, 2, 3, dtype=torch.int32)
+    winners[0, 1, 2] = bad
+    with pytest.raises(IndexError, match=r"outside \[-1, 4\)"):
+        cpu.scatter(torch.ones(1, 2, 3), winners, None, None, 4, "max_plus", *needs)

@@ -1,0 +1,171 @@
+"""Made-up records of a whole run, and an op small enough to be measured in a test."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tropigrad.kernels.spec import Contender, Spec, Workload
+from tropigrad.perf_reports import page
+
+
+def training(method, iteration, seconds, loss, accuracy, role="ours"):
+    return {
+        "kind": "training",
+        "study": "maxplus",
+        "method": method,
+        "dataset": "digits",
+        "seed": 0,
+        "iteration": iteration,
+        "seconds": seconds,
+        "loss": loss,
+        "train_accuracy": accuracy,
+        "test_accuracy": accuracy,
+    }
+
+
+def summary(method, role, seconds):
+    return {
+        "kind": "training_summary",
+        "study": "maxplus",
+        "method": method,
+        "role": role,
+        "dataset": "digits",
+        "seed": 0,
+        "seconds_per_iteration": seconds,
+        "iterations": 20,
+        "stopped": "20 iterations done",
+        "final_loss": 0.5,
+        "best_loss": 0.5,
+        "test_accuracy": 0.95,
+        "peak_bytes": None,
+    }
+
+
+def timing(workload, shape, contender, role, seconds, ratio=None):
+    return {
+        "kind": "timing",
+        "op": "product",
+        "workload": workload,
+        "shape_name": shape,
+        "shape_label": f"{shape} 8×8×8",
+        "shape": {"M": 8, "K": 8, "N": 8},
+        "contender": contender,
+        "role": role,
+        "gate": "none" if role == "scale" else "green",
+        "mix": "add_max",
+        "dtype": "float32",
+        "device": "cpu",
+        "threads": 2,
+        "backend": "cpp" if role == "ours" else None,
+        "calls_per_sample": 1,
+        "seconds": [seconds] * 3,
+        "rounds": [0, 1, 2],
+        "median": {"value": seconds, "low": seconds * 0.9, "high": seconds * 1.1},
+        "operations": 10**9,
+        "bytes": 10**7 if shape == "S1" else 10**8,
+        "rate": 1 / seconds,
+        "ratio": None if ratio is None else {"value": ratio, "low": ratio * 0.9, "high": ratio * 1.1},
+    }
+
+
+def ceiling(name, threads, value, unit="G steps/s"):
+    return {
+        "kind": "ceiling",
+        "name": name,
+        "threads": threads,
+        "value": value,
+        "unit": unit,
+        "samples": [value],
+        "how": "registers only",
+    }
+
+
+@pytest.fixture
+def run_records():
+    """One finished run: ceilings, training by two methods, two workloads at two shapes, memory, something left out."""
+    records = [
+        {
+            "kind": "run",
+            "time": "2026-01-02T03:04:05.000+00:00",
+            "machine": {"cpu": "a processor", "threads": 2, "flags": ["avx2", "fma"], "memory_bytes": 8e9, "gpus": []},
+            "versions": {"torch": "2.13.0", "triton": None},
+            "git_revision": None,
+            "environment": {},
+            "settings": {"quick": False, "only": [], "data_dir": None, "seed": 0},
+        }
+    ]
+    records += [ceiling(name, n, 50.0 * n) for name in ("add_max", "fma_max") for n in (1, 2)]
+    records.append(ceiling("memory", 2, 20.0, "GB/s"))
+    for i in range(20):
+        records.append(training("sparse backward", i, 0.001 * i, 4 / (i + 1), 0.9 + 0.002 * i))
+        records.append(training("dense autograd", i, 0.1 * i, 4 / (i + 1), 0.9 + 0.002 * i))
+    records += [summary("sparse backward", "ours", 0.001), summary("dense autograd", "dense", 0.1)]
+    for workload in ("forward", "forward + backward"):
+        for shape in ("S1", "S2"):
+            records += [
+                timing(workload, shape, "tropigrad", "ours", 0.02),
+                timing(workload, shape, "dense eager", "dense", 0.8, 40.0),
+                timing(workload, shape, "a peer", "peer", 0.016, 0.8),
+                timing(workload, shape, "torch.matmul", "scale", 0.01),
+            ]
+    memory = {key: records[-4][key] for key in ("op", "workload", "shape_name", "shape_label", "contender", "role")}
+    records.append(
+        {**memory, "kind": "memory", "peak_bytes": 5_000_000, "result_bytes": 4_000_000, "how": "high water"}
+    )
+    records.append({"kind": "left_out", "what": "forward: another peer", "reason": "not installed"})
+    records.append({"kind": "run_end", "interrupted": False, "seconds": 12.3, "error": None})
+    return [{"schema_version": 1, "run": "abc", "time": "2026-01-02T03:04:05.000+00:00"} | record for record in records]
+
+
+@pytest.fixture
+def words_alone(monkeypatch):
+    """The page without its figures, which take the time."""
+    monkeypatch.setattr(page, "_drawings", lambda run, out: {"roofline": None, "speedups": None, "training": {}})
+
+
+def _inputs(shape, dtype, device, seed):
+    generator = torch.Generator().manual_seed(seed)
+    sizes = (shape["M"], shape["K"]), (shape["K"], shape["N"])
+    return tuple(torch.randn(size, generator=generator, dtype=dtype).to(device) for size in sizes)
+
+
+def product(a, b):
+    return (a.unsqueeze(2) + b).amax(1)
+
+
+def calls(a, b):
+    return lambda: (product(a, b),)
+
+
+WORKLOAD = Workload(
+    name="forward",
+    contenders=(Contender("ours", "ours", calls), Contender("definition", "dense", calls)),
+    operations=lambda shape: shape["M"] * shape["K"] * shape["N"],
+    bytes=lambda shape, itemsize: itemsize * 3 * shape["M"] * shape["N"],
+    mix="add_max",
+)
+
+
+@pytest.fixture
+def tiny_spec():
+    """`tiny_spec(*contenders)`: an op of one workload, at two shapes; by default ours and the definition."""
+
+    def make(*contenders, workloads=None):
+        workload = replace(WORKLOAD, contenders=contenders or WORKLOAD.contenders)
+        return Spec(
+            name="product",
+            op=product,
+            oracle=product,
+            inputs=_inputs,
+            shapes={"S1": {"M": 3, "K": 4, "N": 5}, "S2": {"M": 6, "K": 7, "N": 8}},
+            workloads=workloads or (workload,),
+            variants={},
+            dtypes=(torch.float32,),
+            small_shapes=({"M": 1, "K": 2, "N": 1},),
+            samples=lambda device: [],
+            misuses=lambda device: [],
+            backends=("torch",),
+        )
+
+    return make
