@@ -5,10 +5,10 @@ BUILD chooses greedily, SWAP exchanges a medoid for another point while that low
 pays (FasterPAM: Schubert & Rousseeuw, "Fast and eager k-medoids clustering", 2021). With the distances d_n, d_s of o to
 its nearest and second nearest medoid, exchanging medoid i for c changes the sum by
 
-    Σ_o min(d_oc − d_n, 0)  +  Σ_{o: nearest is i} (d_s − d_n) + (clamp(d_oc, d_n, d_s) − d_s)
+    Σ_o min(d_oc − d_n, 0)  +  Σ_{o: nearest is i} clamp(d_oc, d_n, d_s) − d_n
 
-Beyond `max_samples` points the distances of all pairs are too many: PAM then runs on several random samples, each holding
-the best medoids so far, and the set that serves all points best is kept (CLARA: Kaufman & Rousseeuw, 1990).
+Beyond `max_samples` points the distances of all pairs are too many: PAM then runs on several random samples, each
+holding the best medoids so far, and the set that serves all points best is kept (CLARA: Kaufman & Rousseeuw, 1990).
 """
 
 from __future__ import annotations
@@ -58,31 +58,33 @@ def _build(distances: Tensor, k: int) -> Tensor:
     return chosen
 
 
+def _two_nearest(distances: Tensor, medoids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each point: the distances of its nearest and second nearest medoid, and which the nearest is."""
+    (d_n, d_s), (owner, _) = distances[medoids].topk(2, dim=0, largest=False)
+    return d_n, d_s, owner
+
+
 def _swap(distances: Tensor, medoids: Tensor) -> tuple[Tensor, int, float]:
     """FasterPAM's SWAP: to the first clustering that no single exchange improves. Also counts swaps and passes."""
     n, k = len(distances), len(medoids)
     if k == 1 or k == n:  # BUILD's single medoid is the optimum already; n of n leave nothing to exchange
         return medoids, 0, 0.0
     medoids = medoids.clone()
+    d_n, d_s, owner = _two_nearest(distances, medoids)
     swaps = priced = unchanged = candidate = 0
-    moved = True
     while unchanged < n:
-        if moved:
-            (d_n, d_s), (owner, _) = distances[medoids].topk(2, dim=0, largest=False)
-            removal = torch.bincount(owner, weights=d_s - d_n, minlength=k)
-            smallest_gain = 1e-9 * d_n.sum()  # rounding alone must not keep it exchanging for ever
-            is_medoid = set(medoids.tolist())
-            moved = False
-        if candidate not in is_medoid:
+        unchanged += 1
+        if not (medoids == candidate).any():
             priced += 1
             d_c = distances[candidate]
-            kept = torch.bincount(owner, weights=torch.maximum(d_c, d_n).minimum(d_s) - d_s, minlength=k)
-            change, i = (removal + kept).min(dim=0)
-            if change + (d_c - d_n).clamp_(max=0).sum() < -smallest_gain:
+            gain = (d_c - d_n).clamp_(max=0).sum()
+            losses = torch.maximum(d_c, d_n).minimum(d_s) - d_n
+            change, i = (torch.bincount(owner, weights=losses, minlength=k) + gain).min(dim=0)
+            if change < -1e-9 * d_n.sum():  # rounding alone must not keep it exchanging for ever
                 medoids[i] = candidate
+                d_n, d_s, owner = _two_nearest(distances, medoids)
                 swaps += 1
-                moved = True
-        unchanged = 0 if moved else unchanged + 1
+                unchanged = 0
         candidate = (candidate + 1) % n
     return medoids, swaps, priced / n
 

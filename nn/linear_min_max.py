@@ -2,8 +2,8 @@
 
 A universal approximator in which one path decides each output. With A = λ[I; −I] and W1_j = λ[−m_j; m_j] the hidden
 units are scaled distances, u_j = −λ ‖x − m_j‖∞, so the network can start as the nearest-medoid classifier exactly.
-Source of the network and of its start as k-medoids: Enaieh & Fercoq, "Exploiting Subgradient Sparsity in Max-Plus Neural
-Networks", arXiv 2603.04133.
+Source of the network and of its start as k-medoids: Enaieh & Fercoq, "Exploiting Subgradient Sparsity in Max-Plus
+Neural Networks", arXiv 2603.04133.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class LinearMinMax(nn.Module):
             The medoids, and what finding them cost.
         Raises:
             TypeError: dtypes.
-            ValueError: sizes that do not fit; non-finite features; labels out of range, a class without samples or fewer
+            ValueError: sizes that do not fit; non-finite features; labels out of range, a class without samples, fewer
                 than two classes; fewer hidden units than classes, or more than samples.
         """
         classes = self._check_samples(x, y, scale, margin)

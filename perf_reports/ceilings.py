@@ -14,6 +14,7 @@ import ctypes
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from threading import Barrier
 from time import perf_counter
@@ -66,17 +67,17 @@ def measure(
     if native is None:
         reason = why_no_compiler() or "ceilings.cpp did not compile on this machine"
         missing = dict.fromkeys((*MIXES, "cache"), reason)
-        steps.append(("memory", lambda: _memory_by_torch(everybody, rounds // 3)))
+        steps.append(("memory", partial(_memory_by_torch, everybody, rounds // 3)))
     else:
         _declare(native)
         for mix, name in enumerate(MIXES):
             if native.tropigrad_mix(mix, 1) > 0:
-                steps += [(name, lambda mix=mix, n=n: _mix(native, mix, n, rounds)) for n in counts]
+                steps += [(name, partial(_mix, native, mix, n, rounds)) for n in counts]
             else:
                 missing[name] = "this processor has no such instruction"
-        steps += [("cache", lambda n=n: _cache(native, n, rounds)) for n in counts]
-        steps.append(("memory", lambda: _memory(native, everybody, rounds // 3)))
-    steps += [("matmul", lambda n=n: _matmul(n, rounds)) for n in counts]
+        steps += [("cache", partial(_cache, native, n, rounds)) for n in counts]
+        steps.append(("memory", partial(_memory, native, everybody, rounds // 3)))
+    steps += [("matmul", partial(_matmul, n, rounds)) for n in counts]
 
     for done, (name, step) in enumerate(steps):
         if progress is not None:

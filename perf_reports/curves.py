@@ -23,7 +23,7 @@ def draw(records: Sequence[Record], study: str, out: Path) -> str | None:
         return None
     methods = list(dict.fromkeys(r["method"] for r in logged))
     with drawing(10, 4.3, ncols=2) as (figure, axes):
-        loss, accuracy = axes  # pyright: ignore
+        loss, accuracy = axes
         for number, method in enumerate(methods):
             rows = [r for r in logged if r["method"] == method]
             color = COLOR[_LINES[number % len(_LINES)]]

@@ -1,7 +1,7 @@
 """Data sets of the studies: scikit-learn's bundled digits and iris, and MNIST-format (IDX) files in a folder.
 
-Features are float32 in [0, 1], labels int64. What cannot be read is a DataError: one line that names the file, what came
-and what was expected.
+Features are float32 in [0, 1], labels int64. What cannot be read is a DataError: one line that names the file, what
+came and what was expected.
 """
 
 from __future__ import annotations
@@ -82,9 +82,11 @@ def load(spec: str | None = None, data_dir: Path | None = None, seed: int = 0) -
         return _bundled(spec, seed)
     if name != "mnist":
         raise DataError(f"data set {spec!r} is unknown; expected {', '.join(BUNDLED)} or mnist:DIR")
-    if not folder and data_dir is None:
+    if folder:
+        return read_mnist(Path(folder))
+    if data_dir is None:
         raise DataError("mnist needs a folder: mnist:DIR, --data-dir DIR or TROPIGRAD_DATA")
-    return read_mnist(Path(folder) if folder else Path(data_dir))
+    return read_mnist(data_dir)
 
 
 def _bundled(name: str, seed: int) -> Dataset:
@@ -94,17 +96,19 @@ def _bundled(name: str, seed: int) -> Dataset:
     except ModuleNotFoundError:
         raise DataError(f"{name} comes with scikit-learn: pip install 'tropigrad[studies]'") from None
     x, y = getattr(datasets, f"load_{name}")(return_X_y=True)
-    x_train, x_test, y_train, y_test = train_test_split(x, y, test_size=0.3, stratify=y, random_state=seed)
+    parts = train_test_split(x, y, test_size=0.3, stratify=y, random_state=seed)
+    x_train, x_test, y_train, y_test = map(np.asarray, parts)
     low, high = x_train.min(), x_train.max()
     if name == "iris":  # its four features have four ranges; pixels share one
         low, high = x_train.min(axis=0), x_train.max(axis=0)
 
-    def scaled(part: np.ndarray) -> Tensor:
+    def features(part: np.ndarray) -> Tensor:
         return torch.from_numpy(((part - low) / (high - low)).clip(0, 1)).float()
 
-    return Dataset(
-        scaled(x_train), torch.from_numpy(y_train).long(), scaled(x_test), torch.from_numpy(y_test).long(), name
-    )
+    def labels(part: np.ndarray) -> Tensor:
+        return torch.from_numpy(part).long()
+
+    return Dataset(features(x_train), labels(y_train), features(x_test), labels(y_test), name)
 
 
 # ------------------------------------------------------------------------------------------------ MNIST format
@@ -132,7 +136,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     expected = _UBYTE << 8 | dimensions
     if magic != expected:
         raise DataError(
-            f"{path}: magic number 0x{magic:08x}; expected 0x{expected:08x}, unsigned bytes in {dimensions} dimension(s)"
+            f"{path}: magic number 0x{magic:08x}; expected 0x{expected:08x}, bytes in {dimensions} dimension(s)"
         )
     shape = np.frombuffer(raw, ">u4", dimensions, offset=4).tolist()
     if len(raw) - header != math.prod(shape):

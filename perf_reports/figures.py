@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -32,7 +33,7 @@ THEME = {
 }
 COLOR = {name: light for name, (light, _) in THEME.items()}
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "figure.facecolor": COLOR["paper"],
     "axes.facecolor": "none",
     "axes.edgecolor": COLOR["muted"],
@@ -61,10 +62,10 @@ _STYLE = {
 
 
 @contextmanager
-def drawing(width: float, height: float, **subplots: object) -> Iterator[tuple[Figure, object]]:
+def drawing(width: float, height: float, **subplots: Any) -> Iterator[tuple[Figure, Any]]:
     """A figure in our style and its axes, closed at the end; sizes in inches."""
     with matplotlib.rc_context(_STYLE):
-        figure, axes = plt.subplots(figsize=(width, height), layout="constrained", **subplots)  # pyright: ignore
+        figure, axes = plt.subplots(figsize=(width, height), layout="constrained", **subplots)
         try:
             yield figure, axes
         finally:

@@ -144,9 +144,9 @@ def _measured(
         yield from ceilings.measure(quick=quick, progress=on("ceilings"))
     for name in studies:
         yield from STUDIES[name](data_dir=data_dir, quick=quick, seed=seed, progress=on("training"))
-    yield from benchmark.measure(
-        cells, budget_s=_KERNEL_BUDGET_S[quick], quick=quick, seed=seed, progress=on("kernels")
-    )
+    if cells:
+        budget_s = _KERNEL_BUDGET_S[quick]
+        yield from benchmark.measure(cells, budget_s=budget_s, quick=quick, seed=seed, progress=on("kernels"))
 
 
 # ------------------------------------------------------------------------------------------------ the last words

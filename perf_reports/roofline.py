@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from .figures import COLOR, drawing, save
@@ -84,7 +84,6 @@ def draw(records: Sequence[Record], out: Path) -> str | None:
     intensities = [point.intensity for point in ours] + [roof / memory for roof in roofs]
     rates = [point.rate for point in (*ours, *dense)] + roofs
     with drawing(10, 5.6) as (figure, axes):
-        assert isinstance(axes, Axes)
         left, right = min(intensities) / 4, max(intensities) * 3
         axes.set(xscale="log", yscale="log", xlim=(left, right), ylim=(min(rates) / 2, max(rates) * 1.9))
         _bandwidth(axes, records, left, max(roofs, default=max(rates)))
@@ -168,11 +167,11 @@ def _runs(axes: Axes, ours: Sequence[Point], dense: Sequence[Point]) -> None:
             markeredgecolor=COLOR["paper"],
             zorder=3,
         )
-    handles = [plt.Line2D([], [], color=colors[w], linewidth=4, label=w) for w in workloads]
+    handles = [Line2D([], [], color=colors[w], linewidth=4, label=w) for w in workloads]
     handles += [
-        plt.Line2D([], [], color=COLOR["ink"], marker=markers[s], linestyle="", markersize=7, label=s) for s in shapes
+        Line2D([], [], color=COLOR["ink"], marker=markers[s], linestyle="", markersize=7, label=s) for s in shapes
     ]
     if baseline:
         hollow = {"marker": "o", "linestyle": "", "markersize": 6, "markerfacecolor": COLOR["paper"]}
-        handles.append(plt.Line2D([], [], color=COLOR["ink"], label="hollow: dense backprop", **hollow))
+        handles.append(Line2D([], [], color=COLOR["ink"], label="hollow: dense backprop", **hollow))
     axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.005, 1), handlelength=1.4, labelspacing=0.6)

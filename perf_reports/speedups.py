@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from .figures import COLOR, drawing, save
@@ -84,7 +84,6 @@ def draw(records: Sequence[Record], out: Path) -> str | None:
         y += 1 if i and rows[i - 1].workload == row.workload else 1.9
         heights.append(y)
     with drawing(10, 0.9 + 0.36 * (y + 1)) as (figure, axes):
-        assert isinstance(axes, Axes)
         ends = [end for row in rows for ratio in row.by_shape.values() for end in (ratio.low, ratio.high)]
         left, right = min(0.5, *ends) / 1.25, max(2.0, *ends) * 1.9
         axes.set(xscale="log", xlim=(left, right), ylim=(y + 0.8, 0.2))
@@ -120,11 +119,10 @@ def draw(records: Sequence[Record], out: Path) -> str | None:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
         axes.set_title("Speed of tropigrad over each contender", loc="left")
         handles = [
-            plt.Line2D([], [], color=COLOR["ink"], marker=markers[s], linestyle="", markersize=5, label=s)
-            for s in shapes
+            Line2D([], [], color=COLOR["ink"], marker=markers[s], linestyle="", markersize=5, label=s) for s in shapes
         ]
         handles.append(
-            plt.Line2D(
+            Line2D(
                 [],
                 [],
                 color=COLOR["ink"],

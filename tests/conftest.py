@@ -1,11 +1,12 @@
-"""Triton's interpreter stands in for a GPU; it must be chosen before triton is imported."""
+"""Where there is no GPU, Triton's interpreter stands in for one; it must be chosen before triton is imported."""
 
 import os
 
-os.environ.setdefault("TRITON_INTERPRET", "1")
-
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers fill the cores already

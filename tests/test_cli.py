@@ -66,6 +66,17 @@ def test_an_unknown_name_is_answered_in_one_line_with_the_known(tropigrad, tmp_p
     assert all(name in done.stderr for name in ("'nonsense'", "maxplus", "tropical_matmul", "forward"))
 
 
+def test_a_missing_extra_is_named_with_the_fix(tropigrad, monkeypatch):
+    monkeypatch.delitem(sys.modules, "tropigrad.perf_reports.report")
+    monkeypatch.delattr("tropigrad.perf_reports.report")
+    monkeypatch.delitem(sys.modules, "tropigrad.perf_reports.page")
+    monkeypatch.delattr("tropigrad.perf_reports.page")
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    done = tropigrad("report")
+    assert done.exit_code == 2
+    assert done.stderr == "tropigrad: the report needs jinja2: pip install 'tropigrad[reports]'\n"
+
+
 def test_an_out_that_is_a_file_is_2(tropigrad, tmp_path):
     (tmp_path / "out").write_text("mine")
     done = tropigrad("report", "--only", "maxplus", "--out", str(tmp_path / "out"))

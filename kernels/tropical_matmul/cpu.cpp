@@ -298,6 +298,9 @@ template <class Op, class C, class Round, std::size_t... I>
 
 // ------------------------------------------------------------------------------------------------ threads
 
+// work(t) for t < threads, or for fewer t: tasks are drawn from a counter, and fewer threads finish them all.
+// Fresh threads cost some 20 µs a call, but survive a fork and wait without spinning: on a loaded machine a call in
+// OpenMP's threads was seen to take ten times as long.
 template <class Work>
 void in_parallel(int threads, const Work& work) {
     std::vector<std::thread> others;
@@ -306,7 +309,7 @@ void in_parallel(int threads, const Work& work) {
         try {
             others.emplace_back([&work, t] { work(t); });
         } catch (const std::system_error&) {
-            break;  // tasks are drawn from a counter: fewer threads finish them all
+            break;
         }
     }
     work(0);

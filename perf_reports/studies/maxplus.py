@@ -2,8 +2,8 @@
 
     F(W) = max_n ℓ_n,    W ← W − γ g,    γ = (F − L) / ‖g‖²
 
-g, of at most four entries, is one element of the subdifferential along the winners; L is the level that F is taken to be able
-to reach. With L = F* this is Polyak's step. F* = 0 holds only where the network can interpolate the data, and F is not
+g, of at most four entries, follows the winners of every max and min; L is the level that F is taken to be able to
+reach. With L = F* this is Polyak's step. F* = 0 holds only where the network can interpolate the data, and F is not
 convex: so L starts at 0 and is raised when the iterates travel without getting there (see TargetLevel).
 
 The network and its start are those of Enaieh & Fercoq, arXiv 2603.04133; loss, step rule and settings are our own.
@@ -50,11 +50,11 @@ Progress = Callable[[int, int, str], None]  # (done, total, what is being done)
 class TargetLevel:
     """The step length of Polyak's rule with a level that adapts, by path-based level control.
 
-    The level is max(0, best − gap), and the gap starts as the first F, so that the level starts at 0. Each time F has come
-    down by half a gap, that is a new record. When the iterates have travelled too far since the last one, the level was out
-    of reach: the gap is halved and the iterates go back to the best. Too far is `patience` times the length of the very
-    first step, and √½ of that after each halving. So the steps shrink where F cannot reach 0, and are Polyak's with F* = 0
-    where it can.
+    The level is max(0, best − gap), and the gap starts as the first F, so that the level starts at 0. Each time F has
+    come down by half a gap, that is a new record. When the iterates have travelled too far since the last one, the
+    level was out of reach: the gap is halved and the iterates go back to the best. Too far is `patience` times the
+    length of the very first step, and √½ of that after each halving. So the steps shrink where F cannot reach 0, and
+    are Polyak's with F* = 0 where it can.
     """
 
     patience: float = 20.0
@@ -102,7 +102,7 @@ class DenseLinearMinMax(LinearMinMax):
 
 
 class Method:
-    """One way of training a network, an iteration at a time; the clock runs while it trains and never while it is judged."""
+    """One way of training a network, an iteration at a time; its clock stands still while it is judged."""
 
     def __init__(self, name: str, role: str, model: LinearMinMax, dataset: Dataset, margin: float) -> None:
         self.name = name
@@ -347,8 +347,8 @@ def compare(
 ) -> Iterator[dict[str, Any]]:
     """The sparse backward beside dense autograd, on the same network from the same start with the same steps.
 
-    Their iterates are equal, bit for bit, and their iterations take turns; the dense one stops early where its time is up.
-    A third method, mini-batch Adam, trains the same network in the usual way; an iteration of it is an epoch.
+    Their iterates are equal, bit for bit, and their iterations take turns; the dense one stops early where its time is
+    up. A third method, mini-batch Adam, trains the same network in the usual way; an iteration of it is an epoch.
 
     Args:
         data_dir: MNIST-format files, of which a subset is taken (SETTINGS); None for scikit-learn's digits.
@@ -356,8 +356,8 @@ def compare(
         seed: of the split, the subset and the order of the mini-batches.
         progress: called before each iteration.
     Yields:
-        A record per logged iteration (kind "training": method, iteration, seconds of training alone, loss F, accuracies),
-        then one per method (kind "training_summary").
+        A record per logged iteration (kind "training": method, iteration, seconds of training alone, loss F,
+        accuracies), then one per method (kind "training_summary").
     Raises:
         DataError: data_dir holds no MNIST-format files, or corrupt ones.
     """
@@ -444,10 +444,10 @@ def train(
 ) -> dict[str, Any]:
     """Train one network by the sparse backward, and leave it in a folder.
 
-    Writes metrics.jsonl (the logged iterations), model.pt (`state_dict` of the iterate with the best F, and `config`; loads
-    with weights_only=True), training.png (where matplotlib is installed) and checkpoint.pt; each is replaced as a whole.
-    Ctrl-C ends after the iteration under way with all of these in place; a run that is resumed goes through the same
-    iterates, bit for bit, as one that never stopped.
+    Writes metrics.jsonl (the logged iterations), model.pt (`state_dict` of the iterate with the best F, and `config`;
+    loads with weights_only=True), training.png (where matplotlib is installed) and checkpoint.pt; each is replaced as a
+    whole. Ctrl-C ends after the iteration under way with all of these in place; a run that is resumed goes through the
+    same iterates, bit for bit, as one that never stopped.
 
     Args:
         hidden: hidden units; by default 300, or a quarter of the samples where that is less.
@@ -536,11 +536,12 @@ def train(
 def summary_lines(summary: dict[str, Any]) -> list[str]:
     """What `train` returned, for people."""
     interrupted = "; interrupted, --resume goes on" if summary["interrupted"] else ""
+    accuracies = f"{summary['first_test_accuracy']:.2%} at the start, {summary['test_accuracy']:.2%} at best loss"
     return [
         f"network        {summary['dataset']}: {summary['in_features']} features, {summary['hidden']} hidden units",
         f"iterations     {summary['iterations']} in {summary['seconds']:.3g} s{interrupted}",
         f"worst loss     {summary['first_loss']:.4g} at the start, {summary['best_loss']:.4g} at best",
-        f"test accuracy  {summary['first_test_accuracy']:.2%} at the start, {summary['test_accuracy']:.2%} where the loss is best",
+        f"test accuracy  {accuracies}",
         f"files          {'  '.join(summary['files'])}",
     ]
 

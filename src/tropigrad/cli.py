@@ -86,9 +86,13 @@ def report(
     verbose: Verbose = False,
 ) -> None:
     """Train beside dense backprop, measure the kernels and this machine, and write a page."""
-    from .perf_reports import report as reports
-    from .perf_reports.data import DataError
-
+    try:
+        from .perf_reports import report as reports
+        from .perf_reports.data import DataError
+    except ModuleNotFoundError as error:
+        if error.name not in ("jinja2", "markupsafe", "matplotlib"):
+            raise
+        fail(f"the report needs {error.name}: pip install 'tropigrad[reports]'")
     try:
         with bars() as progress:
             outcome = reports.run(out, quick=quick, only=only or (), data_dir=data_dir, seed=seed, progress=progress)
@@ -126,7 +130,9 @@ def train_maxplus(
     data: Annotated[
         str | None, typer.Option(help="digits, iris, mnist or mnist:DIR [default: mnist with --data-dir, else digits].")
     ] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="A folder of MNIST-format files [default: TROPIGRAD_DATA].")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="A folder of MNIST-format files [default: TROPIGRAD_DATA].")
+    ] = None,
     hidden: Annotated[
         int | None, typer.Option(help="Hidden units [default: 300, or a quarter of the samples where that is less].")
     ] = None,

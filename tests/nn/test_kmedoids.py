@@ -36,7 +36,7 @@ def test_no_single_exchange_improves_the_result(seed):
     medoids = found.indices.tolist()
     assert len(set(medoids)) == 5
     for i, candidate in itertools.product(range(5), range(40)):
-        assert cost(distances, medoids[:i] + [candidate] + medoids[i + 1 :]) >= found.loss * (1 - 1e-6)
+        assert cost(distances, [*medoids[:i], candidate, *medoids[i + 1 :]]) >= found.loss * (1 - 1e-6)
 
 
 def test_swap_mends_what_build_chose():

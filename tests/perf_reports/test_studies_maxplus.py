@@ -1,4 +1,4 @@
-"""The training of max-plus networks: the step rule, equal iterates of both backwards, resumption bit for bit, the command."""
+"""Training max-plus networks: the step rule, equal iterates of both backwards, exact resumption, the command."""
 
 import json
 import math
