@@ -8,7 +8,7 @@ compute capability, and last the default.
 from .device import Fingerprint, fingerprint
 from .space import Config, Space
 from .store import Store, cache_dir, store
-from .tuned import Choice, Tuned, override
+from .tuned import Choice, Tuned, override, recorded
 
 __all__ = [
     "Choice",
@@ -20,5 +20,6 @@ __all__ = [
     "cache_dir",
     "fingerprint",
     "override",
+    "recorded",
     "store",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,10 +15,11 @@ import torch
 
 from .device import fingerprint
 from .space import Config, Space
-from .store import cache_dir, shipped, store
+from .store import shipped, store
 
 Problem = Mapping[str, int | str | bool]  # {"M": 256, "N": 512, "K": 512, "dtype": "torch.float32"}
 
+_record: ContextVar[dict[str, Choice] | None] = ContextVar("tropigrad_choices", default=None)
 _overrides: ContextVar[Mapping[str, Config]] = ContextVar("tropigrad_config_overrides", default={})  # noqa: B039
 
 
@@ -44,10 +46,15 @@ class Tuned:
 
     def choice(self, problem: Problem, device: torch.device) -> Choice:
         """The config to launch with, and why that one. Problems of one bucket share an answer."""
-        override = _overrides.get().get(self.name)
-        if override is not None:
-            return Choice(override, "override")
-        return _look_up(self, tuple(bucket(problem).items()), device, cache_dir())
+        forced = _overrides.get().get(self.name)
+        if forced is None:
+            choice = _look_up(self, tuple(problem.items()), device, os.environ.get("TROPIGRAD_CACHE_DIR"))
+        else:
+            choice = Choice(forced, "override")
+        record = _record.get()
+        if record is not None:
+            record[self.name] = choice
+        return choice
 
     def key(self, problem: Problem) -> dict:
         """What an entry is stored under: a changed source or bucket is another key, so a stale config is never used."""
@@ -56,17 +63,19 @@ class Tuned:
 
 @functools.lru_cache(maxsize=4096)
 def _look_up(
-    tuned: Tuned, problem: tuple[tuple[str, int | str | bool], ...], device: torch.device, root: Path
+    tuned: Tuned, items: tuple[tuple[str, int | str | bool], ...], device: torch.device, cache: str | None
 ) -> Choice:
+    """Read once and remembered. `cache` is part of what it is remembered by: another folder, another answer."""
+    problem = dict(items)
     environment = fingerprint(device)
-    key = tuned.key(dict(problem))
+    key = tuned.key(problem)
     config = store().get(environment, key)
     if config is not None and config in tuned.space:
         return Choice(config, "user cache")
     found = shipped(environment, key)
     if found is not None and found[0] in tuned.space:
         return Choice(*found)
-    return Choice(tuned.default(dict(problem)), "default")
+    return Choice(tuned.default(problem), "default")
 
 
 def bucket(problem: Problem) -> dict[str, int | str | bool]:
@@ -90,3 +99,14 @@ def override(name: str, config: Config) -> Iterator[None]:
         yield
     finally:
         _overrides.reset(token)
+
+
+@contextmanager
+def recorded() -> Iterator[dict[str, Choice]]:
+    """Collects the choices that launches inside the block make, by kernel."""
+    choices: dict[str, Choice] = {}
+    token = _record.set(choices)
+    try:
+        yield choices
+    finally:
+        _record.reset(token)

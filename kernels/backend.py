@@ -6,6 +6,7 @@ import os
 
 import torch
 
+from . import native
 from .triton_or_stub import HAS_TRITON, triton
 
 BACKENDS = ("auto", "gluon", "triton", "cpp", "torch")
@@ -30,15 +31,11 @@ def why_off(name: str, device: torch.device) -> str:
         if not HAS_TRITON:
             return "triton is not installed: pip install triton (Linux)"
         if device.type not in ("cuda", "xpu") and not interpreted():
-            return (
-                f"triton does not compile for {device.type}; TRITON_INTERPRET=1, set before the import, interprets"
-            )
+            return f"triton does not compile for {device.type}; TRITON_INTERPRET=1, set before the import, interprets"
     if name == "cpp":
         if device.type != "cpu":
             return f"the C++ kernels take CPU tensors, these are on {device.type}"
-        from .native import why_no_compiler
-
-        return why_no_compiler()
+        return native.why_no_compiler()
     return ""
 
 
@@ -62,6 +59,9 @@ def choose(op: str, device: torch.device, offered: tuple[str, ...]) -> str:
                 "or set TROPIGRAD_BACKEND=torch for a slow path"
             )
         return "triton"
-    if device.type == "cpu" and "cpp" in offered and not why_off("cpp", device):
-        return "cpp"
+    if device.type == "cpu" and "cpp" in offered:
+        reason = why_off("cpp", device)
+        if not reason:
+            return "cpp"
+        native.warn_of_slower_path(reason)
     return "torch"

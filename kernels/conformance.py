@@ -176,7 +176,7 @@ def config(spec: Spec, device: torch.device) -> Iterator[Case]:
             for index, chosen in enumerate(configs):
 
                 def run(name=name, tuned=tuned, chosen=chosen):
-                    for kwargs in spec.variants.values():
+                    for kwargs in (kwargs for kwargs in spec.variants.values() if _offers(spec, name, kwargs)):
                         with override(tuned.name, chosen):
                             _check_forward(spec, name, device, spec.inputs(shape, torch.float32, device, 0), kwargs)
                             _check_subgradient(spec, name, device, kwargs, shape)

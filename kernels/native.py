@@ -9,6 +9,7 @@ not run. ctypes calls release the interpreter's lock.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -22,8 +23,12 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-# contraction off: a · b must be rounded before it is compared or added, as torch rounds it
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread", "-ffp-contract=off", "-fno-math-errno")
+from ..autotune import cache_dir
+
+# contraction off: a · b must be rounded before it is compared or added, as torch rounds it. No trapping: nobody reads
+# the floating-point flags, and loops with a choice between two sums vectorise.
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread")
+FLAGS += ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
 CANDIDATES = ("c++", "g++", "clang++")
 
 
@@ -77,7 +82,10 @@ def _library(source: Path, define: str, cxx: str, path: str) -> ctypes.CDLL | No
 @functools.cache
 def _compiler(cxx: str, path: str) -> Compiler | str:
     """The first compiler that answers, or why there is none."""
-    asked = shlex.split(cxx)
+    try:
+        asked = shlex.split(cxx)
+    except ValueError as error:
+        return f"CXX is {cxx!r}: {error}; set it to a C++ compiler, or unset it"
     for command in [asked] if asked else [[name] for name in CANDIDATES]:
         executable = shutil.which(command[0], path=path)
         if executable is None:
@@ -92,6 +100,20 @@ def _compiler(cxx: str, path: str) -> Compiler | str:
     if asked:
         return f"CXX is {cxx!r}, which does not answer as a C++ compiler; set it to one that does, or unset it"
     return f"no C++ compiler found ({', '.join(CANDIDATES)}); install one (Debian: apt install g++) or set CXX"
+
+
+@functools.cache
+def openmp_team() -> int | None:
+    """The address of GOMP_parallel in the OpenMP runtime that this process has loaded, torch's; None without one."""
+    try:
+        mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if ".so" in line}
+    except OSError:
+        return None
+    for path in sorted(mapped):
+        if Path(path).name.startswith(("libgomp", "libiomp", "libomp")):
+            with contextlib.suppress(OSError, AttributeError):
+                return ctypes.cast(ctypes.CDLL(path).GOMP_parallel, ctypes.c_void_p).value
+    return None
 
 
 def _key(source: Path, flags: tuple[str, ...], compiler: Compiler) -> str:
@@ -113,9 +135,7 @@ def _processor() -> str:
 def cache_folder() -> Path:
     """Where the libraries lie: a folder of ours that nobody else can write to, since what lies there is run."""
     try:
-        given = os.environ.get("TROPIGRAD_CACHE_DIR")
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = (Path(given).expanduser() if given else Path(home) / "tropigrad").absolute() / "native"
+        folder = cache_dir().absolute() / "native"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.stat()
         if status.st_uid == os.getuid() and not status.st_mode & 0o022:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,41 +46,45 @@ def chebyshev_distances(x: Tensor, m: Tensor) -> Tensor:
     return tropical_matmul(torch.cat([x, -x], dim=1), torch.cat([-m, m], dim=1).T)
 
 
-def _build(distances: Tensor, k: int) -> Tensor:
+# BUILD and SWAP are long chains of short steps: NumPy's calls cost less than torch's, and wait for no other thread.
+
+
+def _build(distances: np.ndarray, k: int) -> np.ndarray:
     """PAM's BUILD: the best single medoid, then whichever point lowers the sum most."""
-    chosen = torch.empty(k, dtype=torch.int64)
-    chosen[0] = distances.sum(dim=1).argmin()
-    nearest = distances[chosen[0]].clone()
+    chosen = np.empty(k, dtype=np.int64)
+    chosen[0] = distances.sum(axis=1).argmin()
+    nearest = distances[chosen[0]]
     for i in range(1, k):
-        gains = (nearest - distances).clamp_(min=0).sum(dim=1)
+        gains = np.maximum(nearest - distances, 0).sum(axis=1)
         gains[chosen[:i]] = -1.0  # with fewer than k distinct points all gains are 0: still k different indices
         chosen[i] = gains.argmax()
-        nearest = torch.minimum(nearest, distances[chosen[i]])
+        nearest = np.minimum(nearest, distances[chosen[i]])
     return chosen
 
 
-def _two_nearest(distances: Tensor, medoids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _two_nearest(distances: np.ndarray, medoids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of each point: the distances of its nearest and second nearest medoid, and which the nearest is."""
-    (d_n, d_s), (owner, _) = distances[medoids].topk(2, dim=0, largest=False)
-    return d_n, d_s, owner
+    to_medoids = distances[medoids]
+    d_n, d_s = np.partition(to_medoids, 1, axis=0)[:2]
+    return d_n, d_s, to_medoids.argmin(axis=0)
 
 
-def _swap(distances: Tensor, medoids: Tensor) -> tuple[Tensor, int, float]:
+def _swap(distances: np.ndarray, medoids: np.ndarray) -> tuple[np.ndarray, int, float]:
     """FasterPAM's SWAP: to the first clustering that no single exchange improves. Also counts swaps and passes."""
     n, k = len(distances), len(medoids)
     if k == 1 or k == n:  # BUILD's single medoid is the optimum already; n of n leave nothing to exchange
         return medoids, 0, 0.0
-    medoids = medoids.clone()
+    medoids = medoids.copy()
     d_n, d_s, owner = _two_nearest(distances, medoids)
     swaps = priced = unchanged = candidate = 0
     while unchanged < n:
         unchanged += 1
-        if not (medoids == candidate).any():
+        if candidate not in medoids:
             priced += 1
             d_c = distances[candidate]
-            gain = (d_c - d_n).clamp_(max=0).sum()
-            losses = torch.maximum(d_c, d_n).minimum(d_s) - d_n
-            change, i = (torch.bincount(owner, weights=losses, minlength=k) + gain).min(dim=0)
+            changes = np.bincount(owner, weights=np.minimum(np.maximum(d_c, d_n), d_s) - d_n, minlength=k)
+            i = changes.argmin()
+            change = changes[i] + np.minimum(d_c - d_n, 0).sum()
             if change < -1e-9 * d_n.sum():  # rounding alone must not keep it exchanging for ever
                 medoids[i] = candidate
                 d_n, d_s, owner = _two_nearest(distances, medoids)
@@ -102,7 +107,7 @@ def kmedoids(
     Args:
         x: [n, d], floating point, finite, n ≥ k. Distances are found on its device, exchanges are priced on the CPU.
         k: the number of medoids.
-        max_samples: the largest n whose n² distances are held (16 MB in float64 at 1,448; 32 MB at the default).
+        max_samples: the largest n whose n² distances are held at once: 32 MiB in float64 at the default.
         samples: how many samples of max(max_samples, 2 k) points are tried beyond that.
         generator: draws the samples (a CPU generator; None is torch's global one). Below max_samples nothing is random.
 
@@ -125,10 +130,10 @@ def kmedoids(
         else:
             rows = torch.cat([best, torch.randperm(len(x), generator=generator)[: size - len(best)]]).unique()
         sample = x[rows.to(x.device)]
-        distances = chebyshev_distances(sample, sample).cpu().double()
+        distances = chebyshev_distances(sample, sample).double().cpu().numpy()
         local, run_swaps, run_passes = _swap(distances, _build(distances, k))
         swaps, passes = swaps + run_swaps, passes + run_passes
-        medoids = rows[local]
+        medoids = rows[torch.from_numpy(local)]
         loss = chebyshev_distances(x, x[medoids.to(x.device)]).amin(dim=1).double().sum().item()
         if loss < best_loss:
             best_loss, best = loss, medoids

@@ -1,1 +1,1 @@
-"""Optimizers and solvers. They take parameters, torch.nn modules or small documented protocols, and never import tropigrad.nn."""
+"""Optimizers and solvers: they take parameters, torch.nn modules or small documented protocols, never tropigrad.nn."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..autotune import Choice, recorded
 from ..kernels import backend
 from ..kernels.spec import Contender, Shape, Spec, Workload
 from .measure import Samples, interleaved, peak_memory
@@ -121,6 +122,7 @@ class _Entry:
     call: Call
     outputs: Outputs = ()
     first_s: float = 0.0
+    choices: Mapping[str, Choice] = field(default_factory=dict)  # the configs its kernels ran with
     gate: str = "none"  # "green" | "red" | "none": computes something else, or nothing to compare with
 
 
@@ -140,7 +142,8 @@ def _measure_cell(cell: Cell, budget_s: float, end: float, quick: bool, seed: in
                 contender.prepare(*small)()
             entry = _Entry(contender, contender.prepare(*inputs))
             called = perf_counter()
-            entry.outputs, memory = peak_memory(entry.call)
+            with recorded() as entry.choices:
+                entry.outputs, memory = peak_memory(entry.call)
             entry.first_s = perf_counter() - called
         except Exception as error:
             if contender.role == "ours":
@@ -265,6 +268,7 @@ def _timings(cell: Cell, entries: Sequence[_Entry], timed: Mapping[str, Samples]
             "device": DEVICE.type,
             "threads": torch.get_num_threads(),
             "backend": cell.backend if entry is ours else None,
+            "configs": {kernel: asdict(choice) for kernel, choice in entry.choices.items()},
             "calls_per_sample": samples.calls_per_sample,
             "seconds": samples.seconds,
             "rounds": samples.rounds,

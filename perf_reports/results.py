@@ -126,6 +126,8 @@ def machine() -> dict[str, Any]:
         "memory_bytes": _memory_bytes(),
         "system": f"{platform.system()} {platform.release()}",
         "gpus": gpus,
+        # others at work on it: roofs come out low and intervals wide
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     }
 
 

@@ -45,7 +45,7 @@ def _forward(a: Tensor, b: Tensor, semiring: str, with_winners: bool, ignore_nan
         values = a.new_full((B, M, N), semiring_zero(semiring, a.dtype))
         return values, torch.full((B, M, N) if with_winners else (0,), -1, dtype=torch.int32, device=a.device)
     forward = {"cpp": cpu.forward, "triton": portable.forward, "torch": _forward_in_chunks}
-    return forward[backend.choose("tropical_matmul", a.device, _OFFERED)](a, b, semiring, with_winners, ignore_nan)
+    return forward[_choose("tropical_matmul", a)](a, b, semiring, with_winners, ignore_nan)
 
 
 @torch.library.register_fake("tropigrad::tropical_matmul")
@@ -63,7 +63,7 @@ def _scatter(
     if dc.numel() * K == 0:
         return dc.new_zeros((B, M, K) if needs_a else (0,)), dc.new_zeros((B, K, N) if needs_b else (0,))
     scatter = {"cpp": cpu.scatter, "triton": portable.scatter, "torch": _scatter_by_torch}
-    chosen = backend.choose("tropical_winners_scatter", dc.device, _OFFERED)
+    chosen = _choose("tropical_winners_scatter", dc)
     if chosen == "triton" and torch.are_deterministic_algorithms_enabled():
         chosen = "torch"  # the Triton kernel adds atomically, in any order
     return scatter[chosen](dc, winners, a, b, K, semiring, needs_a, needs_b)
@@ -73,6 +73,13 @@ def _scatter(
 def _(dc, winners, a, b, K, semiring, needs_a, needs_b):
     B, M, N = dc.shape
     return dc.new_empty((B, M, K) if needs_a else (0,)), dc.new_empty((B, K, N) if needs_b else (0,))
+
+
+def _choose(op: str, x: Tensor) -> str:
+    chosen = backend.choose(op, x.device, _OFFERED)
+    if chosen == "cpp" and backend.forced() == "auto" and not cpu.is_available(x.dtype):
+        return "torch"  # the compiler failed on this dtype, as one warning has said
+    return chosen
 
 
 def _forward_in_chunks(a, b, semiring, with_winners, ignore_nan):

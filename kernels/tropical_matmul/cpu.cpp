@@ -43,7 +43,7 @@ constexpr int VECTOR_BYTES = 16, MR = 8, NV = 2, WINNER_ROWS = 8;  // 32 registe
 #else
 constexpr int VECTOR_BYTES = 16, MR = 4, NV = 2, WINNER_ROWS = 2;
 #endif
-constexpr int GROUP = 4;  // k a compare-and-blend; winner_tile and first_in_group are written for four
+constexpr int GROUP = 4;  // k a compare-and-blend; winner_tile and find_in_groups are written for four
 constexpr std::size_t CACHE_LINE = 64;
 
 template <class C>
@@ -272,25 +272,29 @@ constexpr int UNCHANGED = -1;  // the maximum did not rise in this block of k
 constexpr int NOTHING = -2;    // every candidate so far was a NaN to be ignored
 
 // torch.max, one k at a time: the first NaN wins, or (ignoring) the first candidate that is none.
-template <class Op, class C, class Round, std::size_t... I>
-[[gnu::noinline]] void exact_tile(const C* const* rows, const C* b, int64_t K, Round round, bool ignore_nan, C* best,
+template <bool IGNORE_NAN, class Op, class C, class Round, std::size_t... I>
+[[gnu::noinline]] void exact_tile(const C* const* rows, const C* b, int64_t K, Round round, C* best,
                                   typename Simd<C>::Index* ids, std::index_sequence<I...>) {
     using V = typename Simd<C>::Vector;
     using IV = typename Simd<C>::IndexVector;
     constexpr int NR = Simd<C>::NR;
     V acc[] = {load<V>(best + I * NR)...};
     IV id[] = {load<IV>(ids + I * NR)...};
-    const IV ignoring = IV{} - typename Simd<C>::Index(ignore_nan);
+    const C* const row[] = {rows[I]...};
     for (int64_t k = 0; k < K; ++k, b += NR) {
         const V bk = load<V>(b);
+        const IV here = IV{} + typename Simd<C>::Index(k);
         const auto step = [&](const C a, V& acc, IV& id) {
             const V x = round(Op::of(a, bk));
-            const IV enters = (ignoring & (x == x) & (id == NOTHING)) | (~ignoring & (x != x) & (acc == acc));
-            const IV wins = (x > acc) | enters;
+            IV wins;
+            if constexpr (IGNORE_NAN)
+                wins = (x > acc) | ((x == x) & (id == NOTHING));
+            else
+                wins = ~(x <= acc) & (acc == acc);
             acc = wins ? x : acc;
-            id = wins ? IV{} + typename Simd<C>::Index(k) : id;
+            id = wins ? here : id;
         };
-        (step(rows[I][k], acc[I], id[I]), ...);
+        (step(row[I][k], acc[I], id[I]), ...);
     }
     (store(best + I * NR, acc[I]), ...);
     (store(ids + I * NR, id[I]), ...);
@@ -298,11 +302,27 @@ template <class Op, class C, class Round, std::size_t... I>
 
 // ------------------------------------------------------------------------------------------------ threads
 
+using Body = void (*)(void*);
+using Parallel = void (*)(Body body, void* data, unsigned threads, unsigned flags);
+Parallel torch_team = nullptr;  // GOMP_parallel of the OpenMP runtime that torch computes with
+
 // work(t) for t < threads, or for fewer t: tasks are drawn from a counter, and fewer threads finish them all.
-// Fresh threads cost some 20 µs a call, but survive a fork and wait without spinning: on a loaded machine a call in
-// OpenMP's threads was seen to take ten times as long.
+// In torch's own team where there is one: its workers spin for a while after every torch operation, and threads of our
+// own, which compete with them for the cores, were seen to make a call after torch.matmul 2.5 times as long.
 template <class Work>
 void in_parallel(int threads, const Work& work) {
+    if (threads == 1) return work(0);
+    if (torch_team) {
+        struct Members {
+            const Work& work;
+            std::atomic<int> next{0};
+        } members{work};
+        const Body join = [](void* data) {
+            Members& members = *static_cast<Members*>(data);
+            members.work(members.next.fetch_add(1, std::memory_order_relaxed));
+        };
+        return torch_team(join, &members, unsigned(threads), 0);
+    }
     std::vector<std::thread> others;
     others.reserve(threads);
     for (int t = 1; t < threads; ++t) {
@@ -476,7 +496,10 @@ class Product {
             if constexpr (MAY_BE_NAN) {
                 for_strips(tile, [&](int i, int j) {
                     const int at = i * NR + j;
-                    exact_tile<Op>(rows + i, panel + j, tile.K, round, p.ignore_nan, s.best + at, s.ids + at, Rows{});
+                    if (p.ignore_nan)
+                        exact_tile<true, Op>(rows + i, panel + j, tile.K, round, s.best + at, s.ids + at, Rows{});
+                    else
+                        exact_tile<false, Op>(rows + i, panel + j, tile.K, round, s.best + at, s.ids + at, Rows{});
                 });
             }
         } else if (p.winners) {
@@ -556,7 +579,7 @@ class Product {
 };
 
 // Whether no sum or product of any pair leaves int32, with its lowest value to spare for the sign flip of min.
-bool int32_is_wide_enough(const Problem& p, bool times) {
+[[maybe_unused]] bool int32_is_wide_enough(const Problem& p, bool times) {
     const auto range = [&](const void* x, int64_t rows, int64_t columns, const Strides& s) {
         const int32_t* source = static_cast<const int32_t*>(x);
         int32_t low = std::numeric_limits<int32_t>::max(), high = std::numeric_limits<int32_t>::lowest();
@@ -579,10 +602,12 @@ bool int32_is_wide_enough(const Problem& p, bool times) {
 
 template <class Op>
 void run(const Problem& p) {
-    if constexpr (!std::is_same_v<Element, int32_t>) return Product<Element, Compute, Op, Rounding>(p).run();
-    if (int32_is_wide_enough(p, std::is_same_v<Op, Times>)) return Product<int32_t, int32_t, Op, Unrounded>(p).run();
-    // a double holds every sum of two int32 exactly, and of a product all that decides how it saturates
-    Product<int32_t, double, Op, ToInt32>(p).run();
+    if constexpr (!std::is_same_v<Element, int32_t>)
+        Product<Element, Compute, Op, Rounding>(p).run();
+    else if (int32_is_wide_enough(p, std::is_same_v<Op, Times>))
+        Product<int32_t, int32_t, Op, Unrounded>(p).run();
+    else  // a double holds every sum of two int32 exactly, and of a product all that decides how it saturates
+        Product<int32_t, double, Op, ToInt32>(p).run();
 }
 
 enum Status { DONE = 0, OUT_OF_MEMORY = 1, INDEX_OUT_OF_RANGE = 2 };
@@ -605,7 +630,7 @@ struct Scatter {
 class Backward {
     static constexpr int64_t ROWS = 4;  // at a time: one row's few winners wait for one another's additions
     static constexpr int64_t COLUMNS = 32;
-    static constexpr int64_t AHEAD = 8;  // rows of dc and winners, whose stride no hardware prefetcher follows
+    static constexpr int64_t AHEAD = 8;  // rows to fetch early: no hardware prefetcher follows their stride
 
     const Scatter& p;
     const Element *const dc, *const a, *const b;
@@ -724,3 +749,6 @@ extern "C" int tropical_scatter(const int64_t* sizes, const void* dc, const int3
                           da, db, threads};
     return guarded([&] { return Backward(scatter).run(); });
 }
+
+// parallel: see torch_team; null for fresh threads at every call.
+extern "C" void tropical_set_team(void (*parallel)(void (*)(void*), void*, unsigned, unsigned)) { torch_team = parallel; }

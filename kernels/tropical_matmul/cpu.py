@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ...autotune import Space, Tuned
 from .. import native
 from .definition import semiring_zero
 
-# KC, MC, NC: the block of k, rows and columns a task takes (see cpu.cpp); threads: 0 for torch's number.
-# Every choice gives the same bits.
-DEFAULT_CONFIG: Mapping[str, int] = {"KC": 1024, "MC": 512, "NC": 128, "threads": 0}
+_SOURCE = Path(__file__).with_name("cpu.cpp")
+
+# KC, MC, NC: the block of k, rows and columns a task takes (see cpu.cpp); threads: 0 for torch's number, if there is
+# work for them. Every choice gives the same bits.
+FORWARD = Tuned(
+    "tropical_matmul.cpp",
+    Space({"KC": (256, 512, 1024, 2048), "MC": (128, 256, 512, 1024), "NC": (64, 128, 256), "threads": (0, 1)}),
+    default=lambda problem: {"KC": 1024, "MC": 512, "NC": 128, "threads": 0},
+    source=_SOURCE,
+)
 
 _ELEMENTS = {  # the C++ names; each is a library of its own, compiled when first met
     torch.float64: "double",
@@ -24,26 +31,33 @@ _ELEMENTS = {  # the C++ names; each is a library of its own, compiled when firs
     torch.bfloat16: "Brain",
     torch.int32: "int32_t",
 }
-_SOURCE = Path(__file__).with_name("cpu.cpp")
 _SMALL_FORWARD, _SMALL_SCATTER = 1 << 21, 1 << 15  # (m, n, k) steps, winners: less is done before a thread would start
 
 
 def is_available(dtype: torch.dtype) -> bool:
     """Whether the kernel of this dtype could be compiled, now if need be; where not, one warning has said why."""
-    return _functions(dtype) is not None
+    return _library(dtype) is not None
+
+
+def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
+    return native.library(_SOURCE, f"ELEMENT={_ELEMENTS[dtype]}")
 
 
 @functools.cache
 def _functions(dtype: torch.dtype):
-    found = native.library(_SOURCE, f"ELEMENT={_ELEMENTS[dtype]}")
+    found = _library(dtype)
     if found is None:
-        return None
+        raise RuntimeError(
+            f"tropical_matmul: the C++ kernel of {dtype} did not compile; TROPIGRAD_BACKEND=torch avoids it"
+        )
     pointer, integer, sizes = ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(ctypes.c_int64)
     forward, scatter = found.tropical_forward, found.tropical_scatter
     forward.argtypes = (
         [integer] * 3 + [sizes, pointer, pointer, sizes, pointer, pointer] + [ctypes.c_int64] * 3 + [integer]
     )
     scatter.argtypes = [sizes, pointer, pointer, pointer, pointer, sizes, pointer, pointer, integer]
+    found.tropical_set_team.argtypes = [pointer]
+    found.tropical_set_team(native.openmp_team())
     return forward, scatter
 
 
@@ -59,9 +73,7 @@ def _pointer(x: Tensor | None) -> int | None:
     return None if x is None or x.numel() == 0 else x.data_ptr()
 
 
-def forward(
-    a: Tensor, b: Tensor, semiring: str, winners: bool, ignore_nan: bool, config: Mapping[str, int] | None = None
-) -> tuple[Tensor, Tensor]:
+def forward(a: Tensor, b: Tensor, semiring: str, winners: bool, ignore_nan: bool) -> tuple[Tensor, Tensor]:
     """a [B, M, K], b [B, K, N], any strides -> values [B, M, N] and int32 winners [B, M, N], or [0] where not wanted.
 
     semiring: "max_plus", "min_plus" or "max_times". Winners: the lowest k, −1 where there is no candidate.
@@ -74,7 +86,7 @@ def forward(
     won = torch.empty((B, M, N) if kept else (0,), dtype=torch.int32)
     if values.numel() == 0 or K == 0:
         return values.fill_(semiring_zero(semiring, a.dtype)), won.fill_(-1)
-    config = {**DEFAULT_CONFIG, **(config or {})}
+    config = FORWARD.config({"M": M, "N": N, "K": K, "dtype": str(a.dtype), "winners": winners}, a.device)
     status = _functions(a.dtype)[0](
         times,
         semiring == "min_plus",
@@ -111,14 +123,16 @@ def scatter(
     if dc.numel() == 0 or K == 0 or not (needs_a or needs_b):
         return da.zero_(), db.zero_()
     winners = winners.contiguous()
-    product = semiring == "max_times"
+    if semiring != "max_times":
+        a = b = None
+    unused = (0, 0, 0)
     status = _functions(dc.dtype)[1](
         _integers(B, M, K, N),
         dc.data_ptr(),
         winners.data_ptr(),
-        _pointer(a) if product else None,
-        _pointer(b) if product else None,
-        _integers(*dc.stride(), *(a.stride() if product else (0, 0, 0)), *(b.stride() if product else (0, 0, 0))),
+        _pointer(a),
+        _pointer(b),
+        _integers(*dc.stride(), *(unused if a is None else a.stride()), *(unused if b is None else b.stride())),
         _pointer(da),
         _pointer(db),
         _threads(B * M * N, _SMALL_SCATTER),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..spec import Contender, Misuse, Sample, Shape, Spec, Workload, register
-from . import SEMIRINGS, log, portable, tropical_matmul, tropical_matmul_ref
+from . import SEMIRINGS, cpu, log, portable, tropical_matmul, tropical_matmul_ref
 from .definition import FLOATS, INTEGERS
 
 NAN, INF = float("nan"), float("inf")
@@ -356,7 +356,10 @@ SPEC = register(
         is_exact=lambda kwargs: kwargs.get("semiring") != "log",
         offers=lambda kwargs: ("torch", "triton") if kwargs.get("semiring") == "log" else ("torch", "cpp", "triton"),
         has_winners=lambda kwargs: kwargs.get("semiring") != "log",
-        tuned={"triton": (portable.FORWARD, portable.SCATTER, log.FORWARD, log.BACKWARD)},
+        tuned={
+            "cpp": (cpu.FORWARD,),
+            "triton": (portable.FORWARD, portable.SCATTER, log.FORWARD, log.BACKWARD),
+        },
         raw_ops=raw_ops,
     )
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tropigrad.autotune import Fingerprint, Space, Store, Tuned, fingerprint, override
+from tropigrad.autotune import Fingerprint, Space, Store, Tuned, fingerprint, override, recorded
 from tropigrad.autotune import store as user_store
 from tropigrad.autotune import tuned as tuned_module
 from tropigrad.autotune.tuned import bucket
@@ -145,6 +145,13 @@ def test_an_override_comes_first_and_ends(tuned):
         assert tuned.choice({"M": 5}, CPU).source == "override"
         assert tuned.config({"M": 5}, CPU) == {"BLOCK": 64}
     assert tuned.choice({"M": 5}, CPU).source == "default"
+
+
+def test_choices_are_recorded_inside_the_block_alone(tuned):
+    with recorded() as choices:
+        tuned.config({"M": 5}, CPU)
+    tuned.config({"M": 70}, CPU)
+    assert {name: choice.source for name, choice in choices.items()} == {"op.test": "default"}
 
 
 def test_a_config_outside_the_space_is_not_used(tuned):

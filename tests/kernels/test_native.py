@@ -11,7 +11,6 @@ import pytest
 
 from tropigrad.kernels import native
 
-ALONE = Path(native.__file__).parent  # from here `import native` loads that one file, and no torch
 SOURCE = 'extern "C" int answer() { return ANSWER; }\n'
 
 pytestmark = pytest.mark.skipif(
@@ -72,11 +71,11 @@ def test_the_cache_folder_is_private(source, tmp_path):
 
 def test_processes_that_build_at_once_all_succeed(source, tmp_path):
     program = (
-        "import sys, pathlib, native\n"
+        "import sys, pathlib; from tropigrad.kernels import native\n"
         "raise SystemExit(native.library(pathlib.Path(sys.argv[1]), 'ANSWER=42').answer() - 42)"
     )
     command = [sys.executable, "-W", "error", "-c", program, str(source)]
-    runs = [subprocess.Popen(command, cwd=ALONE) for _ in range(4)]
+    runs = [subprocess.Popen(command) for _ in range(4)]
     assert [run.wait(timeout=120) for run in runs] == [0] * 4
     assert len(built(tmp_path)) == 1  # nothing unfinished is left
 
@@ -116,7 +115,7 @@ def test_without_a_compiler_there_is_a_reason_and_one_warning(source, monkeypatc
     assert len(caught) == 1
 
 
-@pytest.mark.parametrize("cxx", ["/nowhere/c++", "false", "sh -c 'exit 3'"])
+@pytest.mark.parametrize("cxx", ["/nowhere/c++", "false", "sh -c 'exit 3'", "g++ 'unclosed"])
 def test_a_bad_cxx_is_named(source, monkeypatch, cxx):
     monkeypatch.setenv("CXX", cxx)
     assert repr(cxx) in native.why_no_compiler()
@@ -162,8 +161,8 @@ def test_a_read_only_folder_is_passed_over(source, tmp_path):
 
 
 def test_the_private_folder_goes_with_its_process():
-    command = [sys.executable, "-c", "import native; print(native.cache_folder())"]
+    command = [sys.executable, "-c", "from tropigrad.kernels import native; print(native.cache_folder())"]
     environment = os.environ | {"TROPIGRAD_CACHE_DIR": os.devnull}
-    run = subprocess.run(command, cwd=ALONE, env=environment, capture_output=True, text=True, check=True)
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert Path(run.stdout.strip()).name.startswith("tropigrad-native-")
     assert not Path(run.stdout.strip()).exists()

@@ -1,10 +1,12 @@
 """The C++ kernel against the definition: the same values and winners, exactly, in any layout, blocking and threads."""
 
 import itertools
+from contextlib import nullcontext
 
 import pytest
 import torch
 
+from tropigrad.autotune import override
 from tropigrad.kernels import native
 from tropigrad.kernels.tropical_matmul import cpu
 
@@ -15,7 +17,7 @@ SEMIRINGS = ("max_plus", "min_plus", "max_times")
 SHAPES = [(1, 1, 1, 1), (2, 3, 17, 5), (1, 65, 130, 33), (1, 13, 7, 70), (3, 9, 3, 40), (1, 1, 300, 1)]  # B, M, K, N
 CONFIGS = {
     "default": None,
-    "small blocks": {"KC": 8, "MC": 8, "NC": 16},
+    "small blocks": {"KC": 8, "MC": 8, "NC": 16, "threads": 0},
     "two threads": {"KC": 4, "MC": 100, "NC": 1, "threads": 2},
     "odd": {"KC": 7, "MC": 1, "NC": 1000, "threads": 3},
 }
@@ -82,8 +84,9 @@ def identical(got, expected):
 def check(a, b, semiring, nan, configs=(None,)):
     values, winners = oracle(a, b, semiring, nan)
     for config in configs:
-        got, won = cpu.forward(a, b, semiring, True, nan == "ignore", config)
-        alone, none = cpu.forward(a, b, semiring, False, nan == "ignore", config)
+        with override(cpu.FORWARD.name, config) if config else nullcontext():
+            got, won = cpu.forward(a, b, semiring, True, nan == "ignore")
+            alone, none = cpu.forward(a, b, semiring, False, nan == "ignore")
         assert got.dtype == a.dtype
         assert got.is_contiguous()
         assert won.dtype == torch.int32
@@ -193,6 +196,12 @@ def test_empty_sizes(dtype):
         assert (values == zero).all()
         assert (winners == -1).all()
         assert values.shape == (1, 2, 3)
+
+
+def test_availability_is_told_before_a_call(monkeypatch):
+    assert cpu.is_available(torch.float32)
+    monkeypatch.setattr(native, "library", lambda source, define: None)
+    assert not cpu.is_available(torch.float32)
 
 
 def test_shift_equivariance_and_monotonicity():

@@ -125,6 +125,15 @@ def test_digits_are_interpolated():
     assert method.test_accuracy() > before > 0.9
 
 
+def test_real_mnist_gives_the_same_iterates():
+    folder = maxplus.data.find_data_dir()
+    if folder is None:
+        pytest.skip("TROPIGRAD_DATA names no folder of real data")
+    dataset = maxplus.data.load("mnist", folder).subset(10, 10)
+    ours, dense = pair(dataset, hidden=30)
+    assert losses(ours, 8) == losses(dense, 8)
+
+
 # ------------------------------------------------------------------------------------------------ comparison
 
 
