@@ -9,7 +9,6 @@ not run. ctypes calls release the interpreter's lock.
 from __future__ import annotations
 
 import atexit
-import contextlib
 import ctypes
 import functools
 import hashlib
@@ -22,6 +21,8 @@ import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from ..autotune import cache_dir
 
@@ -104,16 +105,15 @@ def _compiler(cxx: str, path: str) -> Compiler | str:
 
 @functools.cache
 def openmp_team() -> int | None:
-    """The address of GOMP_parallel in the OpenMP runtime that this process has loaded, torch's; None without one."""
+    """The address of GOMP_parallel in the OpenMP runtime that torch itself computes with; None without one.
+
+    Asked of torch's own library: other packages bring runtimes of theirs into the process.
+    """
     try:
-        mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if ".so" in line}
-    except OSError:
+        torch_cpu = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        return ctypes.cast(torch_cpu.GOMP_parallel, ctypes.c_void_p).value
+    except (OSError, AttributeError):
         return None
-    for path in sorted(mapped):
-        if Path(path).name.startswith(("libgomp", "libiomp", "libomp")):
-            with contextlib.suppress(OSError, AttributeError):
-                return ctypes.cast(ctypes.CDLL(path).GOMP_parallel, ctypes.c_void_p).value
-    return None
 
 
 def _key(source: Path, flags: tuple[str, ...], compiler: Compiler) -> str:

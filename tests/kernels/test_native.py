@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 from tropigrad.kernels import native
 
@@ -166,3 +167,15 @@ def test_the_private_folder_goes_with_its_process():
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert Path(run.stdout.strip()).name.startswith("tropigrad-native-")
     assert not Path(run.stdout.strip()).exists()
+
+
+def test_the_team_is_torchs_own():
+    """Also where another package has loaded an OpenMP runtime of its own."""
+    pytest.importorskip("sklearn.datasets", reason="scikit-learn is not installed")
+    team = native.openmp_team()
+    if team is None:
+        pytest.skip("torch was built without an OpenMP runtime that has GOMP_parallel")
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    spans = [(*(int(end, 16) for end in line[0].split("-")), line[-1]) for line in lines]
+    (owner,) = [path for low, high, path in spans if low <= team < high]
+    assert Path(torch.__file__).parent in Path(owner).parents
