@@ -31,7 +31,7 @@ def why_off(name: str, device: torch.device) -> str:
         if not HAS_TRITON:
             return "triton is not installed: pip install triton (Linux)"
         if device.type not in ("cuda", "xpu") and not interpreted():
-            return f"triton does not compile for {device.type}; TRITON_INTERPRET=1, set before the import, interprets"
+            return f"triton does not compile for {device.type}; TRITON_INTERPRET=1 interprets, if set before the import"
     if name == "cpp":
         if device.type != "cpu":
             return f"the C++ kernels take CPU tensors, these are on {device.type}"

@@ -123,21 +123,20 @@ def _compute(axes: Axes, records: Sequence[Record], mixes: Sequence[str], left: 
     roof = max((r["value"] for r in measured), default=0.0)
     memory = bandwidth_roof(records) or 1.0
     for threads in sorted({r["threads"] for r in measured}):
-        # the ways lie close together: the best one is drawn, the label names them all
+        # the ways lie close together: the best one is drawn, the top roof's label names them all
         ways = sorted((r for r in measured if r["threads"] == threads), key=lambda r: r["value"])
         level = ways[-1]["value"]
         start = max(left, level / memory)
         axes.plot([start, right], [level] * 2, color=COLOR["muted"], linewidth=1.6 if threads == everybody else 0.9)
-        label = ", ".join(f"{NAMES.get(r['name'], r['name'])} {r['value']:.0f}" for r in ways)
+        label = f"{threads} thread{'s' * (threads > 1)}: "
         # on a busy machine two threads may do no more than one: the words keep out of each other's way all the same
-        axes.annotate(
-            f"{threads} thread{'s' * (threads > 1)}: {label}",
-            (start, level),
-            xytext=(8, 4 if level == roof else -4),
-            textcoords="offset points",
-            va="bottom" if level == roof else "top",
-            color=COLOR["muted"],
-        )
+        if level == roof:
+            label += ", ".join(f"{NAMES.get(r['name'], r['name'])} {r['value']:.0f}" for r in ways)
+            place = {"xy": (start, level), "xytext": (8, 4), "va": "bottom", "ha": "left"}
+        else:  # at the far end, where no run lies
+            label += f"{level:.0f}"
+            place = {"xy": (right, level), "xytext": (-4, -4), "va": "top", "ha": "right"}
+        axes.annotate(label, textcoords="offset points", color=COLOR["muted"], **place)
 
 
 def _runs(axes: Axes, ours: Sequence[Point], dense: Sequence[Point]) -> None:
