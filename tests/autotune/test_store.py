@@ -2,8 +2,8 @@
 
 import errno
 import json
-import multiprocessing
 import os
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -94,20 +94,24 @@ def test_a_root_that_is_a_file_is_a_warning(tmp_path):
         assert not Store(root).put(HERE, KEY, CONFIG)
 
 
-def _write_often(root: Path, number: int) -> None:
-    for _ in range(50):
-        Store(root).put(HERE, KEY, {"BLOCK": number})
+WRITER = """
+import sys
+from pathlib import Path
+from tropigrad.autotune import Fingerprint, Store
+environment = Fingerprint("a GPU", "9.0", 132, "2.13", "3.7")
+key = {"kernel": "op.triton", "source": "abc", "problem": {"M": 64}}
+for _ in range(200):
+    assert Store(Path(sys.argv[1])).put(environment, key, {"BLOCK": int(sys.argv[2])})
+"""
 
 
-def test_eight_writers_leave_a_whole_entry(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=_write_often, args=(tmp_path, number)) for number in range(8)]
-    for writer in writers:
-        writer.start()
-    while any(writer.is_alive() for writer in writers):
-        assert Store(tmp_path).get(HERE, KEY) in (None, *({"BLOCK": number} for number in range(8)))
-    assert all(writer.exitcode == 0 for writer in writers)
-    assert Store(tmp_path).get(HERE, KEY) in [{"BLOCK": number} for number in range(8)]
+def test_eight_writers_leave_a_whole_entry(store):
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, store.root, str(number)]) for number in range(8)]
+    written = [{"BLOCK": number} for number in range(8)]
+    while any(writer.poll() is None for writer in writers):
+        assert store.get(HERE, KEY) in (None, *written)
+    assert all(writer.returncode == 0 for writer in writers)
+    assert store.get(HERE, KEY) in written
 
 
 # ------------------------------------------------------------------------------------------------ look-up order
