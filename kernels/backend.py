@@ -9,6 +9,7 @@ import torch
 from . import native
 from .triton_or_stub import HAS_TRITON, triton
 
+DEVICES = ("cpu", "cuda", "xpu", "mps")  # what operators are registered for; AMD's GPUs are "cuda" to torch
 BACKENDS = ("auto", "gluon", "triton", "cpp", "torch")
 
 

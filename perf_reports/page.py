@@ -86,6 +86,7 @@ def view(run: Sequence[Record]) -> dict[str, Any]:
         "red": [r for r in run if r["kind"] == "gate" and r["gate"] == "red"],
         "losses": [r for r in ratios if r["ratio"]["low"] <= 1],
         "memory": [r for r in run if r["kind"] == "memory"],
+        "startup": [r for r in run if r["kind"] == "startup"],
         "ceilings": [r for r in run if r["kind"] == "ceiling"],
         "points": _points(run),
         "summaries": [r for r in run if r["kind"] == "training_summary"],

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..kernels import backend
 from ..kernels.spec import REGISTRY
-from . import benchmark, ceilings, data, page, results, speedups
+from . import benchmark, ceilings, data, page, results, speedups, startup
 from .studies import maxplus
 
 Progress = Callable[[str, int, int, str], None]  # (stage, done, total, what is being done)
@@ -72,7 +72,8 @@ def run(
         quick: the smallest setting, under a minute.
         only: names out of `names()`; everything where empty.
         data_dir: MNIST-format files to train on; by default scikit-learn's digits.
-        progress: called with (stage, done, total, what is being done); the stages are ceilings, training, kernels.
+        progress: called with (stage, done, total, what is being done); the stages are ceilings, startup, training and
+            kernels.
     Raises:
         BadRequest: `only` holds a name that means nothing, or TROPIGRAD_BACKEND does.
         DataError: the data are missing or corrupt. Nothing has been written then.
@@ -142,6 +143,7 @@ def _measured(
 
     if cells:
         yield from ceilings.measure(quick=quick, progress=on("ceilings"))
+        yield from startup.measure(quick=quick, progress=on("startup"))
     for name in studies:
         yield from STUDIES[name](data_dir=data_dir, quick=quick, seed=seed, progress=on("training"))
     if cells:

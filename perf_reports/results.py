@@ -4,6 +4,7 @@ Every line carries `schema_version`, `run` (an id shared by the lines of one rep
 
 run               the machine, the versions, the git revision, the settings
 ceiling           a roof of the machine                                      (ceilings.py)
+startup           an import or a first call in a fresh process               (startup.py)
 training          one logged iteration of a study                            (studies/)
 training_summary  one method of a study
 gate              whether a contender's results agree with ours

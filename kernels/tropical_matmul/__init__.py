@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import backend
+from ..vmap import join_batch, leave_batch
 from . import cpu, portable
 from .definition import FLOATS, INTEGERS, SEMIRINGS, semiring_zero, tropical_matmul_ref
 from .log import log_matmul
@@ -20,7 +21,6 @@ __all__ = ["SEMIRINGS", "TropicalMatmul", "tropical_matmul", "tropical_matmul_re
 
 # ------------------------------------------------------------------------------------------------ operators
 
-_DEVICES = ("cpu", "cuda", "xpu", "mps")
 _OFFERED = ("cpp", "triton", "torch")
 
 # Plain Library operators: a fraction of a custom_op's dispatch time, and as opaque to Inductor.
@@ -37,7 +37,7 @@ torch.library.define(
 )
 
 
-@torch.library.impl("tropigrad::tropical_matmul", _DEVICES)
+@torch.library.impl("tropigrad::tropical_matmul", backend.DEVICES)
 def _forward(a: Tensor, b: Tensor, semiring: str, with_winners: bool, ignore_nan: bool) -> tuple[Tensor, Tensor]:
     """a [B, M, K], b [B, K, N] -> values [B, M, N] and int32 winners [B, M, N], or [0] where not asked for."""
     (B, M, K), N = a.shape, b.shape[-1]
@@ -54,7 +54,7 @@ def _(a, b, semiring, with_winners, ignore_nan):
     return a.new_empty(shape), a.new_empty(shape if with_winners else (0,), dtype=torch.int32)
 
 
-@torch.library.impl("tropigrad::tropical_winners_scatter", _DEVICES)
+@torch.library.impl("tropigrad::tropical_winners_scatter", backend.DEVICES)
 def _scatter(
     dc: Tensor, winners: Tensor, a: Tensor | None, b: Tensor | None, K: int, semiring: str, needs_a: bool, needs_b: bool
 ) -> tuple[Tensor, Tensor]:
@@ -118,31 +118,18 @@ def _scatter_by_torch(dc, winners, a, b, K, semiring, needs_a, needs_b):
     return da.to(dtype), db.to(dtype)
 
 
-def _batch_first(x: Tensor | None, dim: int | None, size: int) -> Tensor | None:
-    """x [B, ...] under vmap -> [size · B, ...]."""
-    if x is None:
-        return None
-    return (x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1)
-
-
-def _batch_back(x: Tensor, size: int, produced: bool) -> tuple[Tensor, int | None]:
-    return (x.unflatten(0, (size, x.shape[0] // size)), 0) if produced else (x, None)
-
-
 @torch.library.register_vmap("tropigrad::tropical_matmul")  # pyright: ignore[reportOptionalCall]
 def _(info, dims, a, b, semiring, with_winners, ignore_nan):
-    size = info.batch_size
-    a, b = _batch_first(a, dims[0], size), _batch_first(b, dims[1], size)
-    values, winners = torch.ops.tropigrad.tropical_matmul(a, b, semiring, with_winners, ignore_nan)
-    return tuple(zip(_batch_back(values, size, True), _batch_back(winners, size, with_winners), strict=True))
+    a, b = join_batch((a, b), dims[:2], info.batch_size)
+    results = torch.ops.tropigrad.tropical_matmul(a, b, semiring, with_winners, ignore_nan)
+    return leave_batch(results, (True, with_winners), info.batch_size)
 
 
 @torch.library.register_vmap("tropigrad::tropical_winners_scatter")  # pyright: ignore[reportOptionalCall]
 def _(info, dims, dc, winners, a, b, K, semiring, needs_a, needs_b):
-    size = info.batch_size
-    tensors = [_batch_first(x, dim, size) for x, dim in zip((dc, winners, a, b), dims[:4], strict=True)]
-    da, db = torch.ops.tropigrad.tropical_winners_scatter(*tensors, K, semiring, needs_a, needs_b)
-    return tuple(zip(_batch_back(da, size, needs_a), _batch_back(db, size, needs_b), strict=True))
+    tensors = join_batch((dc, winners, a, b), dims[:4], info.batch_size)
+    results = torch.ops.tropigrad.tropical_winners_scatter(*tensors, K, semiring, needs_a, needs_b)
+    return leave_batch(results, (needs_a, needs_b), info.batch_size)
 
 
 # ------------------------------------------------------------------------------------------------ autograd

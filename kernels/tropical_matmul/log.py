@@ -15,9 +15,10 @@ from torch import Tensor
 from ...autotune import Space, Tuned
 from .. import backend
 from ..triton_or_stub import tl, triton
+from ..vmap import join_batch, leave_batch
 from .definition import tropical_matmul_ref
+from .portable import combine
 
-_DEVICES = ("cpu", "cuda", "xpu", "mps")
 _OFFERED = ("triton", "torch")
 
 # ------------------------------------------------------------------------------------------------ GPU
@@ -34,16 +35,6 @@ BACKWARD = Tuned(
     default=lambda problem: {"BLOCK_M": 16, "BLOCK_K": 32, "num_warps": 4},
     source=Path(__file__),
 )
-
-
-@triton.jit
-def _sum(a, b, dtype: tl.constexpr):
-    """A + B in fp32 or fp64, rounded to the dtype first, as the selective semirings round."""
-    if dtype == tl.float16 or dtype == tl.bfloat16:
-        x = (a.to(tl.float32) + b.to(tl.float32)).to(dtype).to(tl.float32)
-    else:
-        x = a + b
-    return x
 
 
 @triton.jit
@@ -74,7 +65,7 @@ def _log_matmul_fwd_kernel(
     for _ in range(K):
         a = tl.load(a_ptrs, mask=mask_m, other=0)
         b = tl.load(b_ptrs, mask=mask_n, other=0)
-        x = _sum(a[:, None], b[None, :], dtype)
+        x = combine(a[:, None], b[None, :], dtype, False)
         if IGNORE_NAN:
             x = tl.where(x != x, float("-inf"), x)
         rise = x > top
@@ -126,7 +117,7 @@ def _log_matmul_bwd_kernel(
         b = tl.load(b_ptrs, mask=mask_k, other=0)
         c = tl.load(c_ptrs, mask=mask_m, other=0).to(accumulator)[:, None]
         dc = tl.load(dc_ptrs, mask=mask_m, other=0).to(accumulator)[:, None]
-        x = _sum(a, b[None, :], dtype)
+        x = combine(a, b[None, :], dtype, False)
         if IGNORE_NAN:
             x = tl.where(x != x, float("-inf"), x)
         # where every candidate is −∞ there is nothing to route
@@ -199,7 +190,7 @@ def _weights(c: Tensor, a: Tensor, b: Tensor, temperature: float, ignore_nan: bo
 
 
 def _backward_by_torch(dc, c, a, b, temperature, ignore_nan, needs_a, needs_b):
-    da, db = a.new_empty(a.shape if needs_a else (0,)), a.new_zeros(0)
+    da = a.new_empty(a.shape if needs_a else (0,))
     db = torch.zeros(b.shape if needs_b else (0,), dtype=_accumulator(b.dtype), device=b.device)
     for rows in _chunks(a, b):
         dx = _weights(c[:, rows], a[:, rows], b, temperature, ignore_nan).mul_(dc[:, rows].unsqueeze(-2))
@@ -225,7 +216,7 @@ torch.library.define(
 )
 
 
-@torch.library.impl("tropigrad::log_matmul", _DEVICES)
+@torch.library.impl("tropigrad::log_matmul", backend.DEVICES)
 def _forward(a: Tensor, b: Tensor, temperature: float, ignore_nan: bool) -> Tensor:
     """a [B, M, K], b [B, K, N] -> C [B, M, N]."""
     (B, M, K), N = a.shape, b.shape[-1]
@@ -245,7 +236,7 @@ def _(a, b, temperature, ignore_nan):
     return a.new_empty(a.shape[0], a.shape[1], b.shape[2])
 
 
-@torch.library.impl("tropigrad::log_matmul_backward", _DEVICES)
+@torch.library.impl("tropigrad::log_matmul_backward", backend.DEVICES)
 def _backward(dc, c, a, b, temperature, ignore_nan, needs_a, needs_b):
     """dc, c [B, M, N] -> da [B, M, K], db [B, K, N], or [0] where not needed."""
     if c.numel() * a.shape[-1] == 0:
@@ -265,27 +256,19 @@ def _(dc, c, a, b, temperature, ignore_nan, needs_a, needs_b):
     return a.new_empty(a.shape if needs_a else (0,)), b.new_empty(b.shape if needs_b else (0,))
 
 
-def _batch_first(x: Tensor, dim: int | None, size: int) -> Tensor:
-    """x [B, ...] under vmap -> [size · B, ...]."""
-    return (x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1)
-
-
 @torch.library.register_vmap("tropigrad::log_matmul")  # pyright: ignore[reportOptionalCall]
 def _(info, dims, a, b, temperature, ignore_nan):
-    size = info.batch_size
-    a, b = _batch_first(a, dims[0], size), _batch_first(b, dims[1], size)
+    a, b = join_batch((a, b), dims[:2], info.batch_size)
     c = torch.ops.tropigrad.log_matmul(a, b, temperature, ignore_nan)
-    return c.unflatten(0, (size, c.shape[0] // size)), 0
+    (c,), (dim,) = leave_batch((c,), (True,), info.batch_size)
+    return c, dim
 
 
 @torch.library.register_vmap("tropigrad::log_matmul_backward")  # pyright: ignore[reportOptionalCall]
 def _(info, dims, dc, c, a, b, temperature, ignore_nan, needs_a, needs_b):
-    size = info.batch_size
-    tensors = [_batch_first(x, dim, size) for x, dim in zip((dc, c, a, b), dims[:4], strict=True)]
-    grads = torch.ops.tropigrad.log_matmul_backward(*tensors, temperature, ignore_nan, needs_a, needs_b)
-    needed = (needs_a, needs_b)
-    outs = [x.unflatten(0, (size, x.shape[0] // size)) if need else x for x, need in zip(grads, needed, strict=True)]
-    return tuple(outs), tuple(0 if need else None for need in needed)
+    tensors = join_batch((dc, c, a, b), dims[:4], info.batch_size)
+    results = torch.ops.tropigrad.log_matmul_backward(*tensors, temperature, ignore_nan, needs_a, needs_b)
+    return leave_batch(results, (needs_a, needs_b), info.batch_size)
 
 
 # ------------------------------------------------------------------------------------------------ autograd

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...autotune import Space, Tuned
 from ..triton_or_stub import tl, triton
+from .definition import semiring_zero
 
 FORWARD = Tuned(
     "tropical_matmul.triton",
@@ -34,7 +35,7 @@ SCATTER = Tuned(
 
 
 @triton.jit
-def _combine(a, b, dtype: tl.constexpr, PRODUCT: tl.constexpr):
+def combine(a, b, dtype: tl.constexpr, PRODUCT: tl.constexpr):
     """A ⊗ B, rounded to the dtype (16-bit floats: through fp32, whose second rounding is innocuous) or saturated."""
     if dtype == tl.int32:
         a, b = a.to(tl.int64), b.to(tl.int64)
@@ -79,7 +80,7 @@ def _tropical_matmul_fwd_kernel(
     for k in range(K):
         a = tl.load(a_ptrs, mask=mask_m, other=0)
         b = tl.load(b_ptrs, mask=mask_n, other=0)
-        x = _combine(a[:, None], b[None, :], dtype, PRODUCT)
+        x = combine(a[:, None], b[None, :], dtype, PRODUCT)
         if WINNERS or IGNORE_NAN:
             wins = x < best if MINIMUM else x > best  # strict, so an earlier k keeps a tie
             if IGNORE_NAN:
@@ -140,25 +141,18 @@ def _tropical_winners_scatter_kernel(
         tl.atomic_add(db_ptr + (batch * K + k) * N + n, dx.to(accumulator), mask=won)
 
 
-def worst_value(semiring: str, dtype: torch.dtype) -> float | int:
-    """Where a running ⊕ starts: below (for min: above) everything, products of signed factors included."""
-    if dtype.is_floating_point:
-        return float("inf") if semiring == "min_plus" else float("-inf")
-    bounds = torch.iinfo(dtype)
-    return bounds.max if semiring == "min_plus" else bounds.min
-
-
 def forward(a: Tensor, b: Tensor, semiring: str, with_winners: bool, ignore_nan: bool) -> tuple[Tensor, Tensor]:
     """a [B, M, K], b [B, K, N] -> values [B, M, N], int32 winners [B, M, N] or [0]. All sizes ≥ 1."""
     (B, M, K), N = a.shape, b.shape[-1]
     values = a.new_empty(B, M, N)
     winners = torch.empty((B, M, N) if with_winners else (0,), dtype=torch.int32, device=a.device)
     config = FORWARD.config({"M": M, "N": N, "K": K, "dtype": str(a.dtype), "winners": with_winners}, a.device)
-    worst = worst_value(semiring, a.dtype)
+    # a running ⊕ starts below (for min: above) every candidate, products of signed factors included
+    worst = semiring_zero("min_plus" if semiring == "min_plus" else "max_plus", a.dtype)
     grid = (B * triton.cdiv(M, config["BLOCK_M"]) * triton.cdiv(N, config["BLOCK_N"]),)
     _tropical_matmul_fwd_kernel[grid](
         a, b, values, winners, M, N, K, *a.stride(), *b.stride(),
-        WORST=worst, EMPTY=0 if semiring == "max_times" else worst,
+        WORST=worst, EMPTY=semiring_zero(semiring, a.dtype),
         MINIMUM=semiring == "min_plus", PRODUCT=semiring == "max_times", WINNERS=with_winners,
         IGNORE_NAN=ignore_nan and a.is_floating_point(), **config,
     )  # fmt: skip

@@ -2,6 +2,9 @@
 
 import itertools
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -183,3 +186,40 @@ def test_a_forced_backend_that_cannot_run_says_why(monkeypatch):
     monkeypatch.setenv("TROPIGRAD_BACKEND", "gluon")
     with pytest.raises(RuntimeError, match="BACKEND=gluon cannot run: tropical_matmul has cpp, triton, torch"):
         tropical_matmul(a, a)
+
+
+WITHOUT_COMPILER = """
+import warnings
+import torch
+from tropigrad.kernels import tropical_matmul
+a = torch.randn(9, 11, requires_grad=True)
+b = torch.randn(11, 7)
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    for _ in range(3):
+        values, indices = tropical_matmul(a, b, return_indices=True)
+        tropical_matmul(a, b).sum().backward()
+expected = (a[:, :, None] + b).max(1)
+assert torch.equal(values, expected.values) and torch.equal(indices, expected.indices)
+(warning,) = said
+assert WHY in str(warning.message), warning
+"""
+
+
+@pytest.mark.parametrize(
+    ("environment", "why"),
+    [
+        ({"PATH": ""}, "no C++ compiler found"),
+        ({"CXX": "no-such-compiler"}, "CXX is 'no-such-compiler', which does not answer"),
+        ({"CXX": "c++ -include no-such-header.h"}, "cpu.cpp did not compile"),
+    ],
+    ids=["none", "misnamed", "failing"],
+)
+def test_without_a_compiler_torch_stands_in_with_one_warning(environment, why, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_COMPILER.replace("WHY", repr(why))],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"TROPIGRAD_CACHE_DIR": str(tmp_path)} | environment,
+    )
+    assert done.returncode == 0, done.stderr

@@ -113,6 +113,7 @@ def run_records():
     records.append(
         {**memory, "kind": "memory", "peak_bytes": 5_000_000, "result_bytes": 4_000_000, "how": "high water"}
     )
+    records.append({"kind": "startup", "what": "import tropigrad", "seconds": 0.1, "samples": [0.1]})
     records.append({"kind": "left_out", "what": "forward: another peer", "reason": "not installed"})
     records.append({"kind": "run_end", "interrupted": False, "seconds": 12.3, "error": None})
     return [{"schema_version": 1, "run": "abc", "time": "2026-01-02T03:04:05.000+00:00"} | record for record in records]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tropigrad.kernels.spec import Contender
-from tropigrad.perf_reports import benchmark, ceilings, report, results
+from tropigrad.perf_reports import benchmark, ceilings, report, results, startup
 from tropigrad.perf_reports.data import DataError
 from tropigrad.perf_reports.measure import Memory
 
@@ -49,6 +49,7 @@ def go(monkeypatch, tmp_path, tiny_spec):
         yield ceiling("memory", 1, 20.0, "GB/s")
 
     monkeypatch.setattr(ceilings, "measure", roofs)
+    monkeypatch.setattr(startup, "measure", lambda quick, progress: iter([startup._record("import", [0.1])]))
     # what collects garbage at each call takes the time of these tests; test_measure holds it
     monkeypatch.setattr(benchmark, "peak_memory", lambda call: (call(), Memory(2048, 1024, "made up")))
     interleaved = benchmark.interleaved
@@ -73,7 +74,7 @@ def test_a_report_leaves_a_page_plots_and_all_records(go, tmp_path):
     kinds = [record["kind"] for record in outcome.records]
     assert kinds[0] == "run"
     assert kinds[-1] == "run_end"
-    assert {"ceiling", "training", "training_summary", "gate", "timing"} <= {*kinds}
+    assert {"ceiling", "startup", "training", "training_summary", "gate", "timing"} <= {*kinds}
     assert list(dict.fromkeys(stages)) == ["training", "kernels"]
 
 
@@ -142,6 +143,7 @@ def test_an_interruption_keeps_what_was_measured(go):
         "run",
         "ceiling",
         "ceiling",
+        "startup",
         "training",
         "training",
         "run_end",
@@ -180,8 +182,8 @@ def test_the_summary_for_machines_is_json(go, words_alone):
     ("only", "kinds"),
     [
         (["maxplus"], {"run", "training", "training_summary", "run_end"}),
-        (["forward"], {"run", "ceiling", "memory", "gate", "timing", "run_end"}),
-        (["product"], {"run", "ceiling", "memory", "gate", "timing", "run_end"}),
+        (["forward"], {"run", "ceiling", "startup", "memory", "gate", "timing", "run_end"}),
+        (["product"], {"run", "ceiling", "startup", "memory", "gate", "timing", "run_end"}),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

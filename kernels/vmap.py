@@ -1,0 +1,26 @@
+"""vmap for operators whose tensors begin with a batch dimension: the mapped dimension joins the batch and leaves it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+
+def join_batch(tensors: Sequence[Tensor | None], dims: Sequence[int | None], size: int) -> list[Tensor | None]:
+    """Tensors [B, ...] mapped over `dims` -> [size · B, ...]; what is not mapped is repeated by a zero stride."""
+    return [None if x is None else _joined(x, dim, size) for x, dim in zip(tensors, dims, strict=True)]
+
+
+def _joined(x: Tensor, dim: int | None, size: int) -> Tensor:
+    return (x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1)
+
+
+def leave_batch(
+    results: Sequence[Tensor], produced: Sequence[bool], size: int
+) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    """Results [size · B, ...] -> [size, B, ...] and their mapped dimensions; those not produced stay as they are."""
+    outs = tuple(
+        x.unflatten(0, (size, x.shape[0] // size)) if made else x for x, made in zip(results, produced, strict=True)
+    )
+    return outs, tuple(0 if made else None for made in produced)
