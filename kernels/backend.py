@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import numpy
 import torch
 
 from . import native
@@ -16,6 +17,18 @@ BACKENDS = ("auto", "gluon", "triton", "cpp", "torch")
 def interpreted() -> bool:
     """Whether Triton kernels run in its interpreter (TRITON_INTERPRET=1), and so on CPU tensors too."""
     return HAS_TRITON and bool(triton.knobs.runtime.interpret)
+
+
+def _why_not_interpretable() -> str:
+    """triton 3.6's interpreter indexes arrays in a way that NumPy 2.4 forbids."""
+    triton_version, numpy_version = (
+        tuple(int(part) for part in module.__version__.split(".")[:2]) for module in (triton, numpy)
+    )
+    if triton_version < (3, 7) and numpy_version >= (2, 4):
+        return (
+            f"the interpreter of triton {triton.__version__} fails on NumPy {numpy.__version__}; expected NumPy < 2.4"
+        )
+    return ""
 
 
 def forced() -> str:
@@ -33,6 +46,8 @@ def why_off(name: str, device: torch.device) -> str:
             return "triton is not installed: pip install triton (Linux)"
         if device.type not in ("cuda", "xpu") and not interpreted():
             return f"triton does not compile for {device.type}; TRITON_INTERPRET=1 interprets, if set before the import"
+        if interpreted():
+            return _why_not_interpretable()
     if name == "cpp":
         if device.type != "cpu":
             return f"the C++ kernels take CPU tensors, these are on {device.type}"
