@@ -188,8 +188,8 @@ def config(spec: Spec, device: torch.device) -> Iterator[Case]:
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "transposed": lambda x: x.mT.contiguous().mT,
-    "expanded": lambda x: x[:1, :1].expand(x.shape),
-    "sliced": lambda x: x.repeat_interleave(2, -1).repeat_interleave(3, -2)[::3, ::2],
+    "expanded": lambda x: x[..., :1, :1].expand(x.shape),
+    "sliced": lambda x: x.repeat_interleave(2, -1).repeat_interleave(3, -2)[..., ::3, ::2],
     "offset": lambda x: torch.cat([x.new_zeros(7), x.flatten()])[7:].view(x.shape),
 }
 
