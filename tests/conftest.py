@@ -1,9 +1,15 @@
 """Where there is no GPU, Triton's interpreter stands in for one; it must be chosen before triton is imported."""
 
 import os
+import signal
+import threading
 
 import pytest
 import torch
+
+# a shell's background jobs ignore Ctrl-C, and so would the tests of it and the programs that they start
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
