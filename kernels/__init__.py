@@ -1,6 +1,7 @@
-"""The ops: `from tropigrad.kernels import tropical_matmul`."""
+"""The ops: `from tropigrad.kernels import tropical_matmul, tropical_matvec`."""
 
 from .tropical_matmul import spec as _spec  # noqa: F401  registers the op
 from .tropical_matmul import tropical_matmul
+from .tropical_matvec import tropical_matvec
 
-__all__ = ["tropical_matmul"]
+__all__ = ["tropical_matmul", "tropical_matvec"]

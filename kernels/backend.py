@@ -8,9 +8,10 @@ import numpy
 import torch
 
 from . import native
-from .triton_or_stub import HAS_TRITON, triton
+from .triton_or_stub import HAS_GLUON, HAS_TRITON, triton
 
 DEVICES = ("cpu", "cuda", "xpu", "mps")  # what operators are registered for; AMD's GPUs are "cuda" to torch
+UNQUALIFIED = "no qualification record for this GPU and triton yet; TROPIGRAD_BACKEND=gluon forces it"
 BACKENDS = ("auto", "gluon", "triton", "cpp", "torch")
 
 
@@ -41,6 +42,13 @@ def forced() -> str:
 
 def why_off(name: str, device: torch.device) -> str:
     """Why `name` cannot take tensors of this device; "" where it can."""
+    if name == "gluon":
+        if not HAS_GLUON:
+            return "this triton, or its absence, leaves no Gluon: pip install 'triton>=3.6' (Linux)"
+        if device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
+            return f"Gluon kernels take NVIDIA GPUs of compute capability 8.0 or more, not {device}"
+        if interpreted():
+            return "no interpreter runs Gluon: unset TRITON_INTERPRET before the import"
     if name == "triton":
         if not HAS_TRITON:
             return "triton is not installed: pip install triton (Linux)"
@@ -58,12 +66,17 @@ def why_off(name: str, device: torch.device) -> str:
 def choose(op: str, device: torch.device, offered: tuple[str, ...]) -> str:
     """The backend that a call of `op` on `device` takes, out of those that the op offers.
 
+    Gluon kernels run where they are forced: nothing chooses one before its device is qualified. Forced, they leave what
+    has no Gluon form to Triton.
+
     Raises:
         RuntimeError: TROPIGRAD_BACKEND forces one that the op lacks or that cannot run here; the message says why.
         ImportError: CUDA tensors without triton.
     """
     name = forced()
     if name != "auto":
+        if name == "gluon" and name not in offered:
+            name = "triton"
         reason = why_off(name, device) if name in offered else f"{op} has {', '.join(offered)}"
         if reason:
             raise RuntimeError(f"{op}: TROPIGRAD_BACKEND={name} cannot run: {reason}")

@@ -80,7 +80,7 @@ class Spec:
     is_exact: Callable[[Mapping[str, Any]], bool] = lambda kwargs: True  # `==` against the oracle, or a tolerance
     has_winners: Callable[[Mapping[str, Any]], bool] = lambda kwargs: False  # return_indices=True is allowed
     backends: tuple[str, ...] = ("torch", "cpp", "triton")
-    offers: Callable[[Mapping[str, Any]], tuple[str, ...]] = lambda kwargs: ("torch", "cpp", "triton")  # of a variant
+    offers: Callable[[Mapping[str, Any]], tuple[str, ...]] = lambda kwargs: ("torch", "cpp", "triton")  # to a variant
     tuned: Mapping[str, tuple[Tuned, ...]] = field(default_factory=dict)  # backend -> its kernels with a config
     raw_ops: Callable[[torch.device], list[tuple[Any, tuple[Any, ...]]]] = lambda device: []  # for opcheck
 

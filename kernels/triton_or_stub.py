@@ -7,9 +7,35 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import triton.language as tl
 
+    class gl(Any):  # layouts are made of constants, which a type checker does not see evaluated
+        constexpr = Any
+
     triton: Any  # a kernel's signature means something else to its launcher: a type checker has nothing to say there
+    gluon: Any
+    async_copy: Any
     HAS_TRITON: bool
+    HAS_GLUON: bool
 else:
+
+    class _Missing:
+        """Every attribute is another stand-in; `@jit` leaves the function alone; a launch raises."""
+
+        constexpr = object
+
+        def jit(self, fn=None, **options):
+            return self
+
+        def __getattr__(self, name):
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return self
+
+        def __getitem__(self, grid):
+            return self
+
+        def __call__(self, *args, **kwargs):
+            raise ImportError("CUDA tensors need triton: pip install triton (Linux), or move the tensors to the CPU")
+
     try:
         import triton
         import triton.language as tl
@@ -17,28 +43,16 @@ else:
         HAS_TRITON = True
     except ImportError:
         HAS_TRITON = False
-
-        class _Missing:
-            """Every attribute is another stand-in; `@jit` leaves the function alone; a launch raises."""
-
-            constexpr = object
-
-            def jit(self, fn=None, **options):
-                return self
-
-            def __getattr__(self, name):
-                if name.startswith("__"):
-                    raise AttributeError(name)
-                return self
-
-            def __getitem__(self, grid):
-                return self
-
-            def __call__(self, *args, **kwargs):
-                raise ImportError(
-                    "CUDA tensors need triton: pip install triton (Linux), or move the tensors to the CPU"
-                )
-
         triton = tl = _Missing()
 
-__all__ = ["HAS_TRITON", "tl", "triton"]
+    try:  # experimental in Triton: a version may move it
+        from triton.experimental import gluon
+        from triton.experimental.gluon import language as gl
+        from triton.experimental.gluon.language.nvidia.ampere import async_copy
+
+        HAS_GLUON = True
+    except ImportError:
+        HAS_GLUON = False
+        gluon = gl = async_copy = _Missing()
+
+__all__ = ["HAS_GLUON", "HAS_TRITON", "async_copy", "gl", "gluon", "tl", "triton"]

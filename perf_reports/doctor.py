@@ -44,8 +44,10 @@ def examine() -> dict[str, Any]:
 
 def _backends(device: torch.device) -> dict[str, str]:
     """name -> why it is off; "" where it is on."""
-    reasons = {name: backend.why_off(name, device) for name in backend.BACKENDS if name not in ("auto", "gluon")}
-    return {"gluon": "not in this version", **reasons}
+    reasons = {name: backend.why_off(name, device) for name in backend.BACKENDS if name != "auto"}
+    if not reasons["gluon"] and os.environ.get("TROPIGRAD_BACKEND") != "gluon":
+        reasons["gluon"] = backend.UNQUALIFIED
+    return reasons
 
 
 def _compiler(problems: list[str]) -> dict[str, Any]:

@@ -13,15 +13,17 @@ from torch import Tensor
 
 from .. import backend
 from ..vmap import join_batch, leave_batch
-from . import cpu, portable
-from .definition import FLOATS, INTEGERS, SEMIRINGS, semiring_zero, tropical_matmul_ref
+from . import cpu, gluon, portable
+from .arguments import check_batches, check_factors, check_options
+from .definition import SEMIRINGS, semiring_zero, tropical_matmul_ref
 from .log import log_matmul
 
 __all__ = ["SEMIRINGS", "TropicalMatmul", "tropical_matmul", "tropical_matmul_ref"]
 
 # ------------------------------------------------------------------------------------------------ operators
 
-_OFFERED = ("cpp", "triton", "torch")
+_SCATTERS = ("cpp", "triton", "torch")
+_FORWARDS = ("cpp", "gluon", "triton", "torch")
 
 # Plain Library operators: a fraction of a custom_op's dispatch time, and as opaque to Inductor.
 torch.library.define(
@@ -44,8 +46,13 @@ def _forward(a: Tensor, b: Tensor, semiring: str, with_winners: bool, ignore_nan
     if B * M * N * K == 0:  # nothing to launch: no output, or K = 0, where every output is the semiring's zero
         values = a.new_full((B, M, N), semiring_zero(semiring, a.dtype))
         return values, torch.full((B, M, N) if with_winners else (0,), -1, dtype=torch.int32, device=a.device)
-    forward = {"cpp": cpu.forward, "triton": portable.forward, "torch": _forward_in_chunks}
-    return forward[_choose("tropical_matmul", a)](a, b, semiring, with_winners, ignore_nan)
+    forward = {
+        "cpp": cpu.forward,
+        "gluon": gluon.forward,
+        "triton": portable.forward,
+        "torch": _forward_in_chunks,
+    }
+    return forward[_choose("tropical_matmul", a, _FORWARDS)](a, b, semiring, with_winners, ignore_nan)
 
 
 @torch.library.register_fake("tropigrad::tropical_matmul")
@@ -63,7 +70,7 @@ def _scatter(
     if dc.numel() * K == 0:
         return dc.new_zeros((B, M, K) if needs_a else (0,)), dc.new_zeros((B, K, N) if needs_b else (0,))
     scatter = {"cpp": cpu.scatter, "triton": portable.scatter, "torch": _scatter_by_torch}
-    chosen = _choose("tropical_winners_scatter", dc)
+    chosen = _choose("tropical_winners_scatter", dc, _SCATTERS)
     if chosen == "triton" and torch.are_deterministic_algorithms_enabled():
         chosen = "torch"  # the Triton kernel adds atomically, in any order
     return scatter[chosen](dc, winners, a, b, K, semiring, needs_a, needs_b)
@@ -75,8 +82,10 @@ def _(dc, winners, a, b, K, semiring, needs_a, needs_b):
     return dc.new_empty((B, M, K) if needs_a else (0,)), dc.new_empty((B, K, N) if needs_b else (0,))
 
 
-def _choose(op: str, x: Tensor) -> str:
-    chosen = backend.choose(op, x.device, _OFFERED)
+def _choose(op: str, x: Tensor, offered: tuple[str, ...]) -> str:
+    chosen = backend.choose(op, x.device, offered)
+    if chosen == "gluon" and x.dtype not in gluon.DTYPES:
+        return "triton"
     if chosen == "cpp" and backend.forced() == "auto" and not cpu.is_available(x.dtype):
         return "torch"  # the compiler failed on this dtype, as one warning has said
     return chosen
@@ -274,7 +283,14 @@ def tropical_matmul(
         ValueError: devices, ranks, sizes or batch shapes do not fit, an option is not one of those above, the
             temperature is not positive and finite, or winners are asked of the log semiring, which has none.
     """
-    _check(a, b, semiring, temperature, return_indices, nan, out_dtype)
+    check_factors("tropical_matmul", a, b, "b", 2, "[..., K, N]")
+    if a.shape[-1] != b.shape[-2]:
+        raise ValueError(
+            f"tropical_matmul: b has shape {tuple(b.shape)}; "
+            f"expected [..., {a.shape[-1]}, N], to follow a's {tuple(a.shape)}"
+        )
+    check_batches("tropical_matmul", a.shape[:-2], b.shape[:-2], "b")
+    check_options("tropical_matmul", a.dtype, semiring, temperature, return_indices, nan, out_dtype)
     if out_dtype is not None:
         a, b = a.to(out_dtype), b.to(out_dtype)
     M, N = a.shape[-2], b.shape[-1]
@@ -291,59 +307,3 @@ def tropical_matmul(
     values, winners = _TropicalMatmul.apply(a, b, semiring, with_winners, ignore_nan)
     values = values.reshape(*batch, M, N)
     return TropicalMatmul(values, winners.reshape(*batch, M, N).long()) if return_indices else values
-
-
-def _check(a, b, semiring, temperature, return_indices, nan, out_dtype) -> None:
-    supported = (*FLOATS, *INTEGERS)
-    for name, x in (("a", a), ("b", b)):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"tropical_matmul: {name} is a {type(x).__name__}; expected a torch.Tensor")
-        if x.layout != torch.strided:
-            raise TypeError(f"tropical_matmul: {name} has layout {x.layout}; expected torch.strided: {name}.to_dense()")
-        if x.dtype not in supported:
-            raise TypeError(f"tropical_matmul: {name} is {x.dtype}; expected one of {_listed(supported)}")
-        if x.dim() < 2:
-            shape = "[..., M, K]" if name == "a" else "[..., K, N]"
-            raise ValueError(f"tropical_matmul: {name} has shape {tuple(x.shape)}; expected {shape}")
-    if a.dtype != b.dtype:
-        raise TypeError(f"tropical_matmul: a is {a.dtype} and b is {b.dtype}; expected one dtype")
-    if a.device != b.device:
-        raise ValueError(
-            f"tropical_matmul: a {tuple(a.shape)} is on {a.device} and b {tuple(b.shape)} on {b.device}; "
-            "expected one device"
-        )
-    if a.shape[-1] != b.shape[-2]:
-        raise ValueError(
-            f"tropical_matmul: b has shape {tuple(b.shape)}; "
-            f"expected [..., {a.shape[-1]}, N], to follow a's {tuple(a.shape)}"
-        )
-    if b.dim() > 2:
-        for x, y in zip(reversed(a.shape[:-2]), reversed(b.shape[:-2]), strict=False):
-            if x != y and x != 1 and y != 1:
-                raise ValueError(
-                    f"tropical_matmul: b's batch {tuple(b.shape[:-2])} "
-                    f"does not broadcast with a's {tuple(a.shape[:-2])}"
-                )
-    if semiring not in SEMIRINGS:
-        raise ValueError(
-            f"tropical_matmul: semiring is {semiring!r}; expected one of {', '.join(map(repr, SEMIRINGS))}"
-        )
-    if nan not in ("propagate", "ignore"):
-        raise ValueError(f"tropical_matmul: nan is {nan!r}; expected 'propagate' or 'ignore'")
-    if not 0 < temperature < float("inf"):
-        raise ValueError(f"tropical_matmul: temperature is {temperature}; expected a positive finite number")
-    if semiring == "log":
-        if return_indices:
-            raise ValueError("tropical_matmul: return_indices is True; the log semiring has no winners: expected False")
-        if a.dtype not in FLOATS:
-            raise TypeError(f"tropical_matmul: a is {a.dtype}; the log semiring takes one of {_listed(FLOATS)}")
-    if out_dtype is not None and (
-        out_dtype not in FLOATS or torch.promote_types(a.dtype, out_dtype) != out_dtype or not a.is_floating_point()
-    ):
-        raise TypeError(
-            f"tropical_matmul: out_dtype is {out_dtype}; expected a float dtype at least as wide as a's {a.dtype}"
-        )
-
-
-def _listed(dtypes) -> str:
-    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)

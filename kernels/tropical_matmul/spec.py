@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from ..spec import Contender, Misuse, Sample, Shape, Spec, Workload, register
-from . import SEMIRINGS, cpu, log, portable, tropical_matmul, tropical_matmul_ref
+from . import SEMIRINGS, cpu, gluon, log, portable, tropical_matmul, tropical_matmul_ref
 from .definition import FLOATS, INTEGERS
 
 NAN, INF = float("nan"), float("inf")
+BACKENDS = ("torch", "cpp", "triton", "gluon")
 Call = Callable[[], tuple[Tensor, ...]]
 
 
@@ -354,10 +355,12 @@ SPEC = register(
         misuses=misuses,
         supports=lambda dtype, kwargs: dtype.is_floating_point or kwargs["semiring"] != "log",
         is_exact=lambda kwargs: kwargs.get("semiring") != "log",
-        offers=lambda kwargs: ("torch", "triton") if kwargs.get("semiring") == "log" else ("torch", "cpp", "triton"),
+        backends=BACKENDS,
+        offers=lambda kwargs: ("torch", "triton") if kwargs.get("semiring") == "log" else BACKENDS,
         has_winners=lambda kwargs: kwargs.get("semiring") != "log",
         tuned={
             "cpp": (cpu.FORWARD,),
+            "gluon": (gluon.FORWARD, gluon.REFINE),
             "triton": (portable.FORWARD, portable.SCATTER, log.FORWARD, log.BACKWARD),
         },
         raw_ops=raw_ops,

@@ -1,0 +1,276 @@
+"""Tropical matrix-vector product: y[m] = max_k A[m, k] + x[k], and its kin with min, with ·, and smoothed.
+
+It is the tropical matrix product, and takes everything from there: winners, ties, NaN, gradients, backends. One matrix
+for many vectors is Y = X Aᵀ, which reads A once for all of them and fills the kernels' vectors with rows of A. In a
+batch of matrices x is their one column: that wastes the vectors' other lanes, but packs no transposed A, which costs
+as much or more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple, overload
+
+import torch
+from torch import Tensor
+
+from .spec import Contender, Misuse, Sample, Shape, Spec, Workload, register
+from .tropical_matmul import SEMIRINGS, tropical_matmul, tropical_matmul_ref
+from .tropical_matmul.arguments import check_batches, check_factors, check_options
+from .tropical_matmul.definition import FLOATS, INTEGERS
+
+# ------------------------------------------------------------------------------------------------ public
+
+
+class TropicalMatvec(NamedTuple):
+    """What `tropical_matvec(..., return_indices=True)` returns, as torch.max does."""
+
+    values: Tensor
+    indices: Tensor
+
+
+@overload
+def tropical_matvec(
+    a: Tensor,
+    x: Tensor,
+    *,
+    semiring: str = "max_plus",
+    temperature: float = 1.0,
+    return_indices: Literal[False] = False,
+    nan: str = "propagate",
+    out_dtype: torch.dtype | None = None,
+) -> Tensor: ...
+@overload
+def tropical_matvec(
+    a: Tensor,
+    x: Tensor,
+    *,
+    semiring: str = "max_plus",
+    temperature: float = 1.0,
+    return_indices: Literal[True],
+    nan: str = "propagate",
+    out_dtype: torch.dtype | None = None,
+) -> TropicalMatvec: ...
+def tropical_matvec(
+    a: Tensor,
+    x: Tensor,
+    *,
+    semiring: str = "max_plus",
+    temperature: float = 1.0,
+    return_indices: bool = False,
+    nan: str = "propagate",
+    out_dtype: torch.dtype | None = None,
+) -> Tensor | TropicalMatvec:
+    """Tropical matrix-vector product, batched: y[..., m] = max_k A[..., m, k] + x[..., k].
+
+    Equal to `tropical_matmul(a, x.unsqueeze(-1)).squeeze(-1)` in semirings, values, winners and gradients.
+
+    Args:
+        a: [..., M, K] float64, float32, float16, bfloat16 or int32, any strides.
+        x: [..., K], the dtype and device of a; its batch dimensions broadcast with a's.
+        semiring: "max_plus", "min_plus", "max_times" or "log", as in `tropical_matmul`.
+        temperature: T > 0 of the log semiring, in the units of a and x; the others ignore it.
+        return_indices: also return the winners k*(m), the smallest k at ties.
+        nan: "propagate": the first NaN candidate wins, as in torch.max. "ignore": NaN candidates are skipped.
+        out_dtype: a wider float dtype to compute and return in; by default that of a.
+
+    Returns:
+        y [..., M]; with return_indices a named tuple (values, indices), indices int64, −1 where there was no
+        candidate. Differentiable any number of times in reverse mode; forward mode raises NotImplementedError.
+
+    Raises:
+        TypeError: a or x is no strided tensor of a supported dtype, their dtypes differ, or out_dtype is not wider.
+        ValueError: devices, ranks, sizes or batch shapes do not fit, an option is not one of those above, the
+            temperature is not positive and finite, or winners are asked of the log semiring, which has none.
+    """
+    check_factors("tropical_matvec", a, x, "x", 1, "[..., K]")
+    if a.shape[-1] != x.shape[-1]:
+        raise ValueError(
+            f"tropical_matvec: x has shape {tuple(x.shape)}; "
+            f"expected [..., {a.shape[-1]}], to follow a's {tuple(a.shape)}"
+        )
+    check_batches("tropical_matvec", a.shape[:-2], x.shape[:-1], "x")
+    check_options("tropical_matvec", a.dtype, semiring, temperature, return_indices, nan, out_dtype)
+    shape = *torch.broadcast_shapes(a.shape[:-2], x.shape[:-1]), a.shape[-2]
+    left, right = (torch.atleast_2d(x), a.mT) if a.dim() == 2 else (a, x.unsqueeze(-1))
+    if return_indices:
+        values, indices = tropical_matmul(
+            left, right, semiring=semiring, return_indices=True, nan=nan, out_dtype=out_dtype
+        )
+        return TropicalMatvec(values.reshape(shape), indices.reshape(shape))
+    y = tropical_matmul(left, right, semiring=semiring, temperature=temperature, nan=nan, out_dtype=out_dtype)
+    return y.reshape(shape)
+
+
+# ------------------------------------------------------------------------------------------------ the op as data
+
+
+def tropical_matvec_ref(a, x, *, return_indices=False, out_dtype=None, **options):
+    """The oracle: the definition of the matrix product, on one column."""
+    a, x = a.to(out_dtype or a.dtype), x.to(out_dtype or x.dtype)
+    values, winners = tropical_matmul_ref(a, x.unsqueeze(-1), **options)
+    return (values.squeeze(-1), winners.squeeze(-1)) if return_indices else values.squeeze(-1)
+
+
+def inputs(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Tensor, Tensor]:
+    """Standard normal A [M, K] and x [B, K]; integers from ±1000."""
+    generator = torch.Generator().manual_seed(seed)
+    B, M, K = shape["B"], shape["M"], shape["K"]
+    if dtype.is_floating_point:
+        a, x = (torch.randn(size, generator=generator, dtype=torch.float64) for size in ((M, K), (B, K)))
+    else:
+        a, x = (torch.randint(-1000, 1000, size, generator=generator) for size in ((M, K), (B, K)))
+    return a.to(device, dtype), x.to(device, dtype)
+
+
+def _steps(shape: Shape) -> int:
+    return shape["B"] * shape["M"] * shape["K"]
+
+
+def _forward_bytes(shape: Shape, itemsize: int) -> int:
+    B, M, K = shape["B"], shape["M"], shape["K"]
+    return (M * K + B * K + B * M) * itemsize
+
+
+def _training_bytes(shape: Shape, itemsize: int) -> int:
+    # the gradients of A and x are written, that of y is read, the int32 winners are written and read
+    return 2 * _forward_bytes(shape, itemsize) + 8 * shape["B"] * shape["M"]
+
+
+def _dense(a: Tensor, x: Tensor) -> Tensor:
+    return (a + x.unsqueeze(-2)).amax(-1)
+
+
+def _dense_of_one_winner(a: Tensor, x: Tensor) -> Tensor:
+    return (a + x.unsqueeze(-2)).max(-1).values  # amax shares its gradient among ties
+
+
+def _called(product: Callable[[Tensor, Tensor], Tensor]):
+    return lambda a, x: lambda: (product(a, x),)
+
+
+def _trained(product: Callable[[Tensor, Tensor], Tensor]):
+    """Forward and backward under a gradient of ones: (y, dA, dx)."""
+
+    def prepare(a: Tensor, x: Tensor):
+        a, x = a.clone().requires_grad_(), x.clone().requires_grad_()
+        dy = a.new_ones(*x.shape[:-1], a.shape[-2])
+
+        def call():
+            y = product(a, x)
+            return (y.detach(), *torch.autograd.grad(y, (a, x), dy))
+
+        return call
+
+    return prepare
+
+
+def _compiled(product: Callable[[Tensor, Tensor], Tensor], prepare):
+    return lambda a, x: prepare(torch.compile(product, dynamic=False))(a, x)
+
+
+FORWARD = Workload(
+    "matvec forward",
+    (
+        Contender("tropigrad", "ours", _called(tropical_matvec)),
+        Contender("dense eager", "dense", _called(_dense)),
+        Contender("torch.compile", "compiled", _compiled(_dense, _called)),
+    ),
+    operations=_steps,
+    bytes=_forward_bytes,
+    mix="add_max",
+)
+TRAINING = Workload(
+    "matvec forward + backward",
+    (
+        Contender("tropigrad", "ours", _trained(tropical_matvec)),
+        Contender("dense autograd", "dense", _trained(_dense_of_one_winner)),
+        Contender("torch.compile", "compiled", _compiled(_dense_of_one_winner, _trained)),
+    ),
+    operations=_steps,
+    bytes=_training_bytes,
+    mix="add_max",
+)
+
+
+def samples(device: torch.device) -> list[Sample]:
+    """What one column and its batches add to the matrix product's own samples."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+
+    def add(id: str, a: Tensor, x: Tensor, **kwargs) -> None:
+        found.append(Sample(id, (a.to(device), x.to(device)), kwargs))
+
+    special = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1.0, -1.0])
+    for semiring in ("max_plus", "min_plus", "max_times"):
+        for dtype in (torch.float32, torch.float16):
+            for nan in ("propagate", "ignore"):
+                label = f"{semiring}-{str(dtype).removeprefix('torch.')}-{nan}"
+                pairs = special.view(7, 1, 1).expand(7, 1, 1), special.view(1, 7, 1)
+                add(f"special-{label}", *(x.to(dtype) for x in pairs), semiring=semiring, nan=nan)
+        a, x = (torch.randint(-2, 3, size, generator=generator).float() for size in ((2, 1, 9, 33), (3, 33)))
+        add(f"broadcast-{semiring}", a, x, semiring=semiring)
+        add(f"shared-vector-{semiring}", a, x[0], semiring=semiring)
+        add(f"matrices-{semiring}", a[:, 0], x[:2], semiring=semiring)
+        add(f"shared-matrix-{semiring}", a[0, 0], x, semiring=semiring)
+        add(f"int32-{semiring}", a.int(), x.int(), semiring=semiring)
+        add(f"wider-{semiring}", a.half(), x.half(), semiring=semiring, out_dtype=torch.float32)
+        for M, K in ((0, 3), (3, 0), (0, 0), (1, 1)):
+            add(f"edge-{semiring}-{M}x{K}", torch.randn(M, K), torch.randn(K), semiring=semiring)
+        add(f"edge-{semiring}-no-batch", torch.randn(0, 3, 4), torch.randn(0, 4), semiring=semiring)
+    a, x = torch.randn(2, 9, 13, generator=generator), torch.randn(2, 13, generator=generator)
+    add("matrices-log", a, x, semiring="log")
+    add("log", torch.randn(2, 9, 13, generator=generator), torch.randn(13, generator=generator), semiring="log")
+    return found
+
+
+def misuses(device: torch.device) -> list[Misuse]:
+    a, x = torch.zeros(2, 3, device=device), torch.zeros(3, device=device)
+
+    def bad(id: str, error: type[Exception], match: str, *args, **kwargs) -> Misuse:
+        return Misuse(id, lambda: tropical_matvec(*args, **kwargs), error, match)
+
+    batches = a.expand(2, 2, 3), x.expand(3, 3)
+    narrower = {"out_dtype": torch.float16}
+    return [
+        bad("not-a-tensor", TypeError, "x is a list; expected a torch.Tensor", a, [1.0]),
+        bad("int64", TypeError, "a is torch.int64; expected one of float64, float32", a.long(), x.long()),
+        bad("mixed-dtypes", TypeError, "a is torch.float32 and x is torch.float64; expected one dtype", a, x.double()),
+        bad("sparse", TypeError, "x has layout torch.sparse_coo; expected torch.strided", a, x.to_sparse()),
+        bad("no-matrix", ValueError, r"a has shape \(3,\); expected \[\.\.\., M, K\]", x, x),
+        bad("scalar", ValueError, r"x has shape \(\); expected \[\.\.\., K\]", a, x[0]),
+        bad("size", ValueError, r"x has shape \(2,\); expected \[\.\.\., 3\], to follow a's \(2, 3\)", a, x[:2]),
+        bad("batch", ValueError, r"x's batch \(3,\) does not broadcast with a's \(2,\)", *batches),
+        bad("device", ValueError, r"a \(.*\) is on .* and x \(.*\) on meta; expected one device", a, x.to("meta")),
+        bad("semiring", ValueError, "semiring is 'plus_times'; expected one of", a, x, semiring="plus_times"),
+        bad("nan", ValueError, "nan is 'skip'; expected 'propagate' or 'ignore'", a, x, nan="skip"),
+        bad("cold", ValueError, "temperature is 0; expected a positive", a, x, semiring="log", temperature=0),
+        bad("log-winners", ValueError, "the log semiring has no winners", a, x, semiring="log", return_indices=True),
+        bad("log-integers", TypeError, "a is torch.int32; the log semiring takes", a.int(), x.int(), semiring="log"),
+        bad("narrower", TypeError, "out_dtype is torch.float16; expected a float dtype", a, x, **narrower),
+    ]
+
+
+SPEC = register(
+    Spec(
+        name="tropical_matvec",
+        op=tropical_matvec,
+        oracle=tropical_matvec_ref,
+        inputs=inputs,
+        shapes={
+            "square": {"M": 4096, "K": 4096, "B": 1},
+            "wide": {"M": 512, "K": 65536, "B": 1},
+            "batch": {"M": 512, "K": 512, "B": 64},
+        },
+        workloads=(FORWARD, TRAINING),
+        variants={name: {"semiring": name} for name in SEMIRINGS},
+        dtypes=(*FLOATS, *INTEGERS),
+        small_shapes=({"M": 1, "K": 1, "B": 1}, {"M": 17, "K": 33, "B": 3}),
+        samples=samples,
+        misuses=misuses,
+        supports=lambda dtype, kwargs: dtype.is_floating_point or kwargs["semiring"] != "log",
+        is_exact=lambda kwargs: kwargs.get("semiring") != "log",
+        offers=lambda kwargs: ("torch", "triton") if kwargs.get("semiring") == "log" else ("torch", "cpp", "triton"),
+        has_winners=lambda kwargs: kwargs.get("semiring") != "log",
+    )
+)
