@@ -99,19 +99,20 @@ def draw(records: Sequence[Record], out: Path) -> str | None:
 
 
 def _bandwidth(axes: Axes, records: Sequence[Record], left: float, top: float) -> None:
-    for name, style, words in (("memory", "-", "memory"), ("cache", (0, (5, 2)), "second-level cache")):
+    for name, style, words in (("memory", "-", "memory"), ("cache", (0, (5, 2)), "L2 cache")):
         bandwidth = bandwidth_roof(records, name)
         if bandwidth is None or bandwidth * left > top / 2:  # no room to show its slope
             continue
         axes.plot(
             [left, top / bandwidth], [left * bandwidth, top], color=COLOR["muted"], linewidth=1.6, linestyle=style
         )
+        at_foot = name == "memory"  # the cache's lies above it, and is named where it ends
         axes.annotate(
             f"{words} {bandwidth:,.0f} GB/s",
-            (left, left * bandwidth),
-            xytext=(10, -2),
+            (left, left * bandwidth) if at_foot else (top / bandwidth, top),
+            xytext=(10, -2) if at_foot else (6, 0),
             textcoords="offset points",
-            va="top",
+            va="top" if at_foot else "center",
             color=COLOR["muted"],
         )
 
@@ -132,11 +133,17 @@ def _compute(axes: Axes, records: Sequence[Record], mixes: Sequence[str], left: 
         # on a busy machine two threads may do no more than one: the words keep out of each other's way all the same
         if level == roof:
             label += ", ".join(f"{NAMES.get(r['name'], r['name'])} {r['value']:.0f}" for r in ways)
-            place = {"xy": (start, level), "xytext": (8, 4), "va": "bottom", "ha": "left"}
-        else:  # at the far end, where no run lies
+        else:
             label += f"{level:.0f}"
-            place = {"xy": (right, level), "xytext": (-4, -4), "va": "top", "ha": "right"}
-        axes.annotate(label, textcoords="offset points", color=COLOR["muted"], **place)
+        axes.annotate(  # at the far end, where no run lies
+            label,
+            (right, level),
+            xytext=(-4, 4 if level == roof else -4),
+            textcoords="offset points",
+            va="bottom" if level == roof else "top",
+            ha="right",
+            color=COLOR["muted"],
+        )
 
 
 def _runs(axes: Axes, ours: Sequence[Point], dense: Sequence[Point]) -> None:

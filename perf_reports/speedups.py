@@ -133,7 +133,7 @@ def draw(records: Sequence[Record], out: Path) -> str | None:
                 label="geometric mean",
             )
         )
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)), handletextpad=0.3)
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), handletextpad=0.3)
         return save(figure, out, "speedups")
 
 
