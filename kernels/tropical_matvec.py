@@ -18,6 +18,7 @@ from .spec import Contender, Misuse, Sample, Shape, Spec, Workload, register
 from .tropical_matmul import SEMIRINGS, tropical_matmul, tropical_matmul_ref
 from .tropical_matmul.arguments import check_batches, check_factors, check_options
 from .tropical_matmul.definition import FLOATS, INTEGERS
+from .tropical_matmul.spec import inputs as matmul_inputs
 
 # ------------------------------------------------------------------------------------------------ public
 
@@ -114,13 +115,8 @@ def tropical_matvec_ref(a, x, *, return_indices=False, out_dtype=None, **options
 
 def inputs(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Tensor, Tensor]:
     """Standard normal A [M, K] and x [B, K]; integers from ±1000."""
-    generator = torch.Generator().manual_seed(seed)
-    B, M, K = shape["B"], shape["M"], shape["K"]
-    if dtype.is_floating_point:
-        a, x = (torch.randn(size, generator=generator, dtype=torch.float64) for size in ((M, K), (B, K)))
-    else:
-        a, x = (torch.randint(-1000, 1000, size, generator=generator) for size in ((M, K), (B, K)))
-    return a.to(device, dtype), x.to(device, dtype)
+    a, columns = matmul_inputs({"M": shape["M"], "K": shape["K"], "N": shape["B"]}, dtype, device, seed)
+    return a, columns.mT.contiguous()
 
 
 def _steps(shape: Shape) -> int:
