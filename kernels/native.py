@@ -1,9 +1,9 @@
 """C++ kernels, compiled by the system's compiler at first use and cached: one file with a C interface, one library.
 
-A library's name is a hash of all that made it: source, flags, compiler, processor. It is compiled under a temporary
-name beside its place and moved there in one step, so any number of processes may build at once and none sees half a
-file; its last bytes are its own checksum (loaders ignore what follows an ELF image), so a damaged file is built again,
-not run. ctypes calls release the interpreter's lock.
+A library's name is a hash of all that made it: source, native.hpp, flags, compiler, processor. It is compiled under a
+temporary name beside its place and moved there in one step, so any number of processes may build at once and none sees
+half a file; its last bytes are its own checksum (loaders ignore what follows an ELF image), so a damaged file is built
+again, not run. ctypes calls release the interpreter's lock.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from ..autotune import cache_dir
 # the floating-point flags, and loops with a choice between two sums vectorise.
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread")
 FLAGS += ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
+_SHARED = Path(__file__).with_suffix(".hpp")  # what sources include
 CANDIDATES = ("c++", "g++", "clang++")
 
 
@@ -117,7 +118,13 @@ def openmp_team() -> int | None:
 
 
 def _key(source: Path, flags: tuple[str, ...], compiler: Compiler) -> str:
-    parts = (source.read_bytes(), repr(flags).encode(), repr(compiler).encode(), _processor().encode())
+    parts = (
+        source.read_bytes(),
+        _SHARED.read_bytes(),
+        repr(flags).encode(),
+        repr(compiler).encode(),
+        _processor().encode(),
+    )
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:32]
 
 

@@ -67,13 +67,13 @@ def tropical_matvec(
     Equal to `tropical_matmul(a, x.unsqueeze(-1)).squeeze(-1)` in semirings, values, winners and gradients.
 
     Args:
-        a: [..., M, K] float64, float32, float16, bfloat16 or int32, any strides.
+        a: [..., M, K] float64, float32, float16, bfloat16, int32, int16 or int8, any strides.
         x: [..., K], the dtype and device of a; its batch dimensions broadcast with a's.
         semiring: "max_plus", "min_plus", "max_times" or "log", as in `tropical_matmul`.
         temperature: T > 0 of the log semiring, in the units of a and x; the others ignore it.
         return_indices: also return the winners k*(m), the smallest k at ties.
         nan: "propagate": the first NaN candidate wins, as in torch.max. "ignore": NaN candidates are skipped.
-        out_dtype: a wider float dtype to compute and return in; by default that of a.
+        out_dtype: a wider dtype to compute and return in, of the same kind; by default that of a, and int32 for int8.
 
     Returns:
         y [..., M]; with return_indices a named tuple (values, indices), indices int64, −1 where there was no
@@ -243,7 +243,7 @@ def misuses(device: torch.device) -> list[Misuse]:
         bad("cold", ValueError, "temperature is 0; expected a positive", a, x, semiring="log", temperature=0),
         bad("log-winners", ValueError, "the log semiring has no winners", a, x, semiring="log", return_indices=True),
         bad("log-integers", TypeError, "a is torch.int32; the log semiring takes", a.int(), x.int(), semiring="log"),
-        bad("narrower", TypeError, "out_dtype is torch.float16; expected a float dtype", a, x, **narrower),
+        bad("narrower", TypeError, "out_dtype is torch.float16; expected a dtype of a's kind", a, x, **narrower),
     ]
 
 

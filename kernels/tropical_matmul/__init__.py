@@ -15,7 +15,7 @@ from .. import backend
 from ..vmap import join_batch, leave_batch
 from . import cpu, gluon, portable
 from .arguments import check_batches, check_factors, check_options
-from .definition import SEMIRINGS, semiring_zero, tropical_matmul_ref
+from .definition import SEMIRINGS, semiring_zero, tropical_matmul_ref, value_dtype, winner_dtype
 from .log import log_matmul
 
 __all__ = ["SEMIRINGS", "TropicalMatmul", "tropical_matmul", "tropical_matmul_ref"]
@@ -41,11 +41,12 @@ torch.library.define(
 
 @torch.library.impl("tropigrad::tropical_matmul", backend.DEVICES)
 def _forward(a: Tensor, b: Tensor, semiring: str, with_winners: bool, ignore_nan: bool) -> tuple[Tensor, Tensor]:
-    """a [B, M, K], b [B, K, N] -> values [B, M, N] and int32 winners [B, M, N], or [0] where not asked for."""
+    """a [B, M, K], b [B, K, N] -> values and winners [B, M, N] (see definition.py for dtypes); winners [0] unasked."""
     (B, M, K), N = a.shape, b.shape[-1]
     if B * M * N * K == 0:  # nothing to launch: no output, or K = 0, where every output is the semiring's zero
-        values = a.new_full((B, M, N), semiring_zero(semiring, a.dtype))
-        return values, torch.full((B, M, N) if with_winners else (0,), -1, dtype=torch.int32, device=a.device)
+        dtype = value_dtype(a.dtype)
+        values = a.new_full((B, M, N), semiring_zero(semiring, dtype), dtype=dtype)
+        return values, torch.full((B, M, N) if with_winners else (0,), -1, dtype=winner_dtype(K), device=a.device)
     forward = {
         "cpp": cpu.forward,
         "gluon": gluon.forward,
@@ -58,7 +59,8 @@ def _forward(a: Tensor, b: Tensor, semiring: str, with_winners: bool, ignore_nan
 @torch.library.register_fake("tropigrad::tropical_matmul")
 def _(a, b, semiring, with_winners, ignore_nan):
     shape = (a.shape[0], a.shape[1], b.shape[2])
-    return a.new_empty(shape), a.new_empty(shape if with_winners else (0,), dtype=torch.int32)
+    winners = a.new_empty(shape if with_winners else (0,), dtype=winner_dtype(a.shape[2]))
+    return a.new_empty(shape, dtype=value_dtype(a.dtype)), winners
 
 
 @torch.library.impl("tropigrad::tropical_winners_scatter", backend.DEVICES)
@@ -85,7 +87,9 @@ def _(dc, winners, a, b, K, semiring, needs_a, needs_b):
 def _choose(op: str, x: Tensor, offered: tuple[str, ...]) -> str:
     chosen = backend.choose(op, x.device, offered)
     if chosen == "gluon" and x.dtype not in gluon.DTYPES:
-        return "triton"
+        chosen = "triton"
+    if (chosen == "triton" and x.dtype not in portable.DTYPES) or (chosen == "cpp" and x.dtype not in cpu.DTYPES):
+        return "torch"
     if chosen == "cpp" and backend.forced() == "auto" and not cpu.is_available(x.dtype):
         return "torch"  # the compiler failed on this dtype, as one warning has said
     return chosen
@@ -95,8 +99,8 @@ def _forward_in_chunks(a, b, semiring, with_winners, ignore_nan):
     """The definition, on as many rows at a time as keep the candidates [rows, K, N] near 2 M elements."""
     (B, M, K), N = a.shape, b.shape[-1]
     nan = "ignore" if ignore_nan else "propagate"
-    values = a.new_empty(B, M, N)
-    winners = torch.empty((B, M, N) if with_winners else (0,), dtype=torch.int32, device=a.device)
+    values = a.new_empty((B, M, N), dtype=value_dtype(a.dtype))
+    winners = torch.empty((B, M, N) if with_winners else (0,), dtype=winner_dtype(K), device=a.device)
     rows = max(1, (1 << 21) // (K * N))
     for i in range(B):
         for m in range(0, M, rows):
@@ -265,14 +269,14 @@ def tropical_matmul(
     Machine Learning", Proceedings of the IEEE, 2021.
 
     Args:
-        a: [..., M, K] float64, float32, float16, bfloat16 or int32, any strides.
+        a: [..., M, K] float64, float32, float16, bfloat16, int32, int16 or int8, any strides.
         b: [..., K, N], the dtype and device of a; batch dimensions broadcast.
         semiring: one of the four above.
         temperature: T > 0 of the log semiring, in the units of a and b; the others ignore it.
         return_indices: also return the winners k*(m, n).
         nan: "propagate": the first NaN candidate wins, as in torch.max; ∞ − ∞ and 0 · ∞ are NaN. "ignore": NaN
             candidates are skipped; where all are, the value is that of no candidate.
-        out_dtype: a wider float dtype to compute and return in; by default that of a.
+        out_dtype: a wider dtype to compute and return in, of the same kind; by default that of a, and int32 for int8.
 
     Returns:
         C [..., M, N]; with return_indices a named tuple (values, indices), indices int64, −1 where there was no
@@ -291,7 +295,7 @@ def tropical_matmul(
         )
     check_batches("tropical_matmul", a.shape[:-2], b.shape[:-2], "b")
     check_options("tropical_matmul", a.dtype, semiring, temperature, return_indices, nan, out_dtype)
-    if out_dtype is not None:
+    if out_dtype is not None and out_dtype != value_dtype(a.dtype):
         a, b = a.to(out_dtype), b.to(out_dtype)
     M, N = a.shape[-2], b.shape[-1]
     if b.dim() == 2:  # one right factor for all: a's batch is more rows of one product

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .definition import FLOATS, INTEGERS, SEMIRINGS
+from .definition import FLOATS, INTEGERS, SEMIRINGS, value_dtype
 
 
 def check_factors(op: str, a: Tensor, b: Tensor, b_name: str, b_rank: int, b_shape: str) -> None:
@@ -56,10 +56,13 @@ def check_options(
             raise ValueError(f"{op}: return_indices is True; the log semiring has no winners: expected False")
         if dtype not in FLOATS:
             raise TypeError(f"{op}: a is {dtype}; the log semiring takes one of {_listed(FLOATS)}")
-    if out_dtype is not None and (
-        out_dtype not in FLOATS or torch.promote_types(dtype, out_dtype) != out_dtype or not dtype.is_floating_point
-    ):
-        raise TypeError(f"{op}: out_dtype is {out_dtype}; expected a float dtype at least as wide as a's {dtype}")
+    if out_dtype is not None and not _is_wider(dtype, out_dtype):
+        raise TypeError(f"{op}: out_dtype is {out_dtype}; expected a dtype of a's kind at least as wide as its {dtype}")
+
+
+def _is_wider(dtype: torch.dtype, out_dtype: torch.dtype) -> bool:
+    kind = FLOATS if dtype in FLOATS else INTEGERS
+    return out_dtype in kind and value_dtype(out_dtype) == out_dtype == torch.promote_types(dtype, out_dtype)
 
 
 def _listed(dtypes: tuple[torch.dtype, ...]) -> str:

@@ -16,215 +16,37 @@
 // Sums are rounded to the element type before they are compared. Rounding is monotone, so it may be done on the
 // maximum of a group instead of on each sum.
 
-#include <algorithm>
-#include <atomic>
-#include <cstdint>
+#include "../native.hpp"
+
 #include <cstdlib>
-#include <cstring>
-#include <limits>
 #include <memory>
-#include <new>
-#include <system_error>
-#include <thread>
-#include <type_traits>
 #include <utility>
-#include <vector>
 
 namespace {
 
-// ------------------------------------------------------------------------------------------------ vectors and tiles
+// ------------------------------------------------------------------------------------------------ tiles
 
 #if defined(__AVX512F__)
-constexpr int VECTOR_BYTES = 64, MR = 8, NV = 2, WINNER_ROWS = 8;  // 32 registers
+constexpr int MR = 8, NV = 2, WINNER_ROWS = 8;  // 32 registers
 #elif defined(__AVX__)
-constexpr int VECTOR_BYTES = 32, MR = 6, NV = 2, WINNER_ROWS = 3;  // 16 registers
+constexpr int MR = 6, NV = 2, WINNER_ROWS = 3;  // 16 registers
 #elif defined(__aarch64__)
-constexpr int VECTOR_BYTES = 16, MR = 8, NV = 2, WINNER_ROWS = 8;  // 32 registers
+constexpr int MR = 8, NV = 2, WINNER_ROWS = 8;  // 32 registers
 #else
-constexpr int VECTOR_BYTES = 16, MR = 4, NV = 2, WINNER_ROWS = 2;
+constexpr int MR = 4, NV = 2, WINNER_ROWS = 2;
 #endif
 constexpr int GROUP = 4;  // k a compare-and-blend; winner_tile and find_in_groups are written for four
-constexpr std::size_t CACHE_LINE = 64;
 
 template <class C>
-struct Simd {
-    using Index = std::conditional_t<sizeof(C) == 8, int64_t, int32_t>;
-    typedef C Vector __attribute__((vector_size(VECTOR_BYTES)));
-    typedef Index IndexVector __attribute__((vector_size(VECTOR_BYTES)));
-    static constexpr int WIDTH = VECTOR_BYTES / sizeof(C);
-    static constexpr int NR = NV * WIDTH;
-};
+constexpr int PANEL = NV * Simd<C>::WIDTH;  // columns of a tile
 
-template <class V, class T>
-inline V load(const T* source) {
-    V v;
-    std::memcpy(&v, source, sizeof v);
-    return v;
-}
-
-template <class V, class T>
-inline void store(T* target, V v) {
-    std::memcpy(target, &v, sizeof v);
-}
-
-template <class To, class From>
-inline To bit_cast(From from) {
-    static_assert(sizeof(To) == sizeof(From));
-    To to;
-    std::memcpy(&to, &from, sizeof to);
-    return to;
-}
-
-// The second operand where either is NaN, as the x86 instruction: a NaN in `best` stays.
-template <class V>
-inline V larger(V x, V best) {
-    return x > best ? x : best;
-}
-
-struct Plus {
-    template <class A, class V>
-    static V of(A a, V b) { return a + b; }
-};
-
-struct Times {
-    template <class A, class V>
-    static V of(A a, V b) { return a * b; }
-};
-
-// ------------------------------------------------------------------------------------------------ element types
-
-struct Half { uint16_t bits; };
-struct Brain { uint16_t bits; };
-
-template <class C, class T>
-inline C widen(T x) {
-    if constexpr (std::is_same_v<T, Brain>) {
-        return bit_cast<float>(uint32_t(x.bits) << 16);
-    } else if constexpr (std::is_same_v<T, Half>) {
-        const uint32_t sign = uint32_t(x.bits & 0x8000) << 16, magnitude = x.bits & 0x7fff;
-        const uint32_t normal = (magnitude << 13) + (magnitude < 0x7c00 ? 112u << 23 : 224u << 23);
-        const float subnormal = float(int32_t(magnitude)) * 0x1p-24f;
-        return bit_cast<float>(sign | (magnitude < 0x0400 ? bit_cast<uint32_t>(subnormal) : normal));
-    } else {
-        return C(x);
-    }
-}
-
-// x is a value of T already: nothing is rounded here.
-template <class T, class C>
-inline T narrow_exact(C x) {
-    if constexpr (std::is_same_v<T, Brain>) {
-        return {uint16_t(bit_cast<uint32_t>(x) >> 16)};
-    } else if constexpr (std::is_same_v<T, Half>) {
-        const uint32_t bits = bit_cast<uint32_t>(x), magnitude = bits & 0x7fffffff;
-        const bool is_subnormal = magnitude < 0x38800000;  // 2^-14
-        const uint32_t subnormal = uint32_t(int32_t(bit_cast<float>(is_subnormal ? magnitude : 0u) * 0x1p24f));
-        const uint32_t finite = is_subnormal ? subnormal : (magnitude - (112u << 23)) >> 13;
-        const uint32_t special = magnitude > 0x7f800000 ? 0x7e00 : 0x7c00;
-        return {uint16_t((bits >> 16 & 0x8000) | (magnitude >= 0x7f800000 ? special : finite))};
-    } else {
-        return T(x);
-    }
-}
-
-// Rounding of a sum or product to the element type, kept in the compute type; F is a scalar or a vector.
-
-struct Unrounded {
-    explicit Unrounded(bool) {}
-    template <class F>
-    F operator()(F x) const { return x; }
-};
-
-struct ToBrain {
-    explicit ToBrain(bool) {}
-    template <class F>
-    F operator()(F x) const {
-        using U = std::conditional_t<sizeof(F) == 4, int32_t, Simd<float>::IndexVector>;
-        const U bits = bit_cast<U>(x);
-        return bit_cast<F>((bits + 0x7fff + (bits >> 16 & 1)) & int32_t(0xffff0000));
-    }
-};
-
-struct ToHalf {
-    explicit ToHalf(bool) {}
-    template <class F>
-    F operator()(F x) const {
-        using U = std::conditional_t<sizeof(F) == 4, int32_t, Simd<float>::IndexVector>;
-        // 1.5 · 2^(e + 13) ends where a half of exponent e ends: adding it rounds to nearest even, subnormals too
-        const U smallest = U{} + (113 << 23), exponent = bit_cast<U>(x) & 0x7f800000;
-        const U shift = (exponent > smallest ? exponent : smallest) + ((13 << 23) | 0x400000);
-        const F magic = bit_cast<F>(shift), infinity = F{} + std::numeric_limits<float>::infinity();
-        const F rounded = (x + magic) - magic;
-        const F finite_or_positive = rounded > F{} + 65504.f ? infinity : rounded;
-        return rounded < F{} - 65504.f ? -infinity : finite_or_positive;
-    }
-};
-
-struct ToInt32 {
-    double low, high;
-    explicit ToInt32(bool negated)
-        : low(negated ? -2147483647.0 : -2147483648.0), high(negated ? 2147483648.0 : 2147483647.0) {}
-    template <class F>
-    F operator()(F x) const {
-        const F floor = F{} + low, ceiling = F{} + high;
-        const F raised = x > floor ? x : floor;
-        return raised < ceiling ? raised : ceiling;
-    }
-};
-
-// One library serves one element type, so that nobody waits for the compilation of the others.
-#ifndef ELEMENT
-#define ELEMENT float  // or double, Half, Brain, int32_t
-#endif
-using Element = ELEMENT;
-constexpr bool IS_HALF = std::is_same_v<Element, Half>, IS_BRAIN = std::is_same_v<Element, Brain>;
-using Compute = std::conditional_t<IS_HALF || IS_BRAIN, float, Element>;
-using Rounding = std::conditional_t<IS_HALF, ToHalf, std::conditional_t<IS_BRAIN, ToBrain, Unrounded>>;
-
-// ------------------------------------------------------------------------------------------------ NaN
-
-enum Special { HAS_NAN = 1, HAS_PLUS_INFINITY = 2, HAS_MINUS_INFINITY = 4 };
-
-template <class C>
-inline int classify(const C* x, int64_t count) {
-    if constexpr (std::is_floating_point_v<C>) {
-        using U = typename Simd<C>::Index;
-        const U magnitude = std::numeric_limits<U>::max(), infinity = bit_cast<U>(std::numeric_limits<C>::infinity());
-        U largest = 0;
-        for (int64_t i = 0; i < count; ++i) {
-            const U bits = bit_cast<U>(x[i]) & magnitude;
-            largest = bits > largest ? bits : largest;
-        }
-        if (largest < infinity) return 0;
-        int special = 0;
-        for (int64_t i = 0; i < count; ++i) {
-            const U bits = bit_cast<U>(x[i]);
-            special |= (bits & magnitude) > infinity ? HAS_NAN : 0;
-            special |= bits == infinity ? HAS_PLUS_INFINITY : 0;
-            special |= bits < 0 && (bits & magnitude) == infinity ? HAS_MINUS_INFINITY : 0;
-        }
-        return special;
-    }
-    return 0;
-}
-
-template <class Op>
-inline bool can_make_nan(int a, int b) {
-    constexpr int infinite = HAS_PLUS_INFINITY | HAS_MINUS_INFINITY;
-    if ((a | b) & HAS_NAN) return true;
-    if constexpr (std::is_same_v<Op, Times>) return ((a | b) & infinite) != 0;
-    const auto opposed = [](int a, int b) { return (a & HAS_PLUS_INFINITY) && (b & HAS_MINUS_INFINITY); };
-    return opposed(a, b) || opposed(b, a);
-}
-
-// ------------------------------------------------------------------------------------------------ tiles
 // rows: MR pointers to K elements of A.  b: a panel [K][NR].  best, ids: [MR][NR], read and written.
 // The accumulators live in registers because every index into them is a template constant.
 
 template <class Op, int VECTORS, class C, std::size_t... I>
 [[gnu::noinline]] void value_tile(const C* const* rows, const C* b, int64_t K, C* best, std::index_sequence<I...>) {
     using V = typename Simd<C>::Vector;
-    constexpr int W = Simd<C>::WIDTH, NR = Simd<C>::NR;
+    constexpr int W = Simd<C>::WIDTH, NR = PANEL<C>;
     V acc[] = {load<V>(best + I / VECTORS * NR + I % VECTORS * W)...};
     const C* const row[] = {rows[I / VECTORS]...};
     for (int64_t k = 0; k < K; ++k, b += NR) {
@@ -249,7 +71,7 @@ template <class Op, class C, class Round, std::size_t... I>
                                    typename Simd<C>::Index* ids, std::index_sequence<I...>) {
     using V = typename Simd<C>::Vector;
     using IV = typename Simd<C>::IndexVector;
-    constexpr int NR = Simd<C>::NR;
+    constexpr int NR = PANEL<C>;
     V acc[] = {load<V>(best + I * NR)...};
     IV id[] = {load<IV>(ids + I * NR)...};
     const C* const row[] = {rows[I]...};
@@ -277,7 +99,7 @@ template <bool IGNORE_NAN, class Op, class C, class Round, std::size_t... I>
                                   typename Simd<C>::Index* ids, std::index_sequence<I...>) {
     using V = typename Simd<C>::Vector;
     using IV = typename Simd<C>::IndexVector;
-    constexpr int NR = Simd<C>::NR;
+    constexpr int NR = PANEL<C>;
     V acc[] = {load<V>(best + I * NR)...};
     IV id[] = {load<IV>(ids + I * NR)...};
     const C* const row[] = {rows[I]...};
@@ -300,44 +122,6 @@ template <bool IGNORE_NAN, class Op, class C, class Round, std::size_t... I>
     (store(ids + I * NR, id[I]), ...);
 }
 
-// ------------------------------------------------------------------------------------------------ threads
-
-using Body = void (*)(void*);
-using Parallel = void (*)(Body body, void* data, unsigned threads, unsigned flags);
-Parallel torch_team = nullptr;  // GOMP_parallel of the OpenMP runtime that torch computes with
-
-// work(t) for t < threads, or for fewer t: tasks are drawn from a counter, and fewer threads finish them all.
-// In torch's own team where there is one: its workers spin for a while after every torch operation, and threads of our
-// own, which compete with them for the cores, were seen to make a call after torch.matmul 2.5 times as long.
-template <class Work>
-void in_parallel(int threads, const Work& work) {
-    if (threads == 1) return work(0);
-    if (torch_team) {
-        struct Members {
-            const Work& work;
-            std::atomic<int> next{0};
-        } members{work};
-        const Body join = [](void* data) {
-            Members& members = *static_cast<Members*>(data);
-            members.work(members.next.fetch_add(1, std::memory_order_relaxed));
-        };
-        return torch_team(join, &members, unsigned(threads), 0);
-    }
-    std::vector<std::thread> others;
-    others.reserve(threads);
-    for (int t = 1; t < threads; ++t) {
-        try {
-            others.emplace_back([&work, t] { work(t); });
-        } catch (const std::system_error&) {
-            break;
-        }
-    }
-    work(0);
-    for (auto& thread : others) thread.join();
-}
-
-inline int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
-
 // ------------------------------------------------------------------------------------------------ forward
 
 struct Strides { int64_t batch, row, column; };
@@ -357,7 +141,7 @@ struct Problem {
 template <class T, class C, class Op, class Round>
 class Product {
     using Index = typename Simd<C>::Index;
-    static constexpr int W = Simd<C>::WIDTH, NR = Simd<C>::NR;
+    static constexpr int W = Simd<C>::WIDTH, NR = PANEL<C>;
     static constexpr bool MAY_BE_NAN = !std::is_same_v<T, int32_t>;
     using Limits = std::numeric_limits<C>;
     static constexpr C LOWEST = Limits::has_infinity ? -Limits::infinity() : Limits::lowest();
@@ -610,8 +394,6 @@ void run(const Problem& p) {
         Product<int32_t, double, Op, ToInt32>(p).run();
 }
 
-enum Status { DONE = 0, OUT_OF_MEMORY = 1, INDEX_OUT_OF_RANGE = 2 };
-
 // ------------------------------------------------------------------------------------------------ backward
 
 struct Scatter {
@@ -712,15 +494,6 @@ class Backward {
 
     static Element rounded(Compute x) { return narrow_exact<Element>(Rounding(false)(x)); }
 };
-
-template <class Work>
-int guarded(const Work& work) noexcept {
-    try {
-        return work() ? DONE : INDEX_OUT_OF_RANGE;
-    } catch (const std::bad_alloc&) {
-        return OUT_OF_MEMORY;
-    }
-}
 
 }  // namespace
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...autotune import Space, Tuned
 from .. import native
-from .definition import semiring_zero
+from .definition import semiring_zero, winner_dtype
 
 _SOURCE = Path(__file__).with_name("cpu.cpp")
 
@@ -31,6 +31,7 @@ _ELEMENTS = {  # the C++ names; each is a library of its own, compiled when firs
     torch.bfloat16: "Brain",
     torch.int32: "int32_t",
 }
+DTYPES = tuple(_ELEMENTS)
 _SMALL_FORWARD, _SMALL_SCATTER = 1 << 21, 1 << 15  # (m, n, k) steps, winners: less is done before a thread would start
 
 
@@ -85,7 +86,7 @@ def forward(a: Tensor, b: Tensor, semiring: str, winners: bool, ignore_nan: bool
     kept = winners or (times and ignore_nan)
     won = torch.empty((B, M, N) if kept else (0,), dtype=torch.int32)
     if values.numel() == 0 or K == 0:
-        return values.fill_(semiring_zero(semiring, a.dtype)), won.fill_(-1)
+        return values.fill_(semiring_zero(semiring, a.dtype)), won.fill_(-1).to(winner_dtype(K))
     config = FORWARD.config({"M": M, "N": N, "K": K, "dtype": str(a.dtype), "winners": winners}, a.device)
     status = _functions(a.dtype)[0](
         times,
@@ -103,7 +104,7 @@ def forward(a: Tensor, b: Tensor, semiring: str, winners: bool, ignore_nan: bool
         _threads(B * M * N * K, _SMALL_FORWARD, config["threads"]),
     )
     _check(status)
-    return values, won if winners else torch.empty(0, dtype=torch.int32)
+    return values, (won if winners else won.new_empty(0)).to(winner_dtype(K))
 
 
 def scatter(
@@ -122,7 +123,7 @@ def scatter(
     db = torch.empty((B, K, N) if needs_b else (0,), dtype=dc.dtype)
     if dc.numel() == 0 or K == 0 or not (needs_a or needs_b):
         return da.zero_(), db.zero_()
-    winners = winners.contiguous()
+    winners = winners.int().contiguous()
     if semiring != "max_times":
         a = b = None
     unused = (0, 0, 0)

@@ -8,7 +8,8 @@ C[m, n] = ⊕_k A[m, k] ⊗ B[k, n], with (⊕, ⊗) one of
     log         x ⊕ y = T log(e^(x/T) + e^(y/T)), +: tends to max_plus as the temperature T → 0
 
 Each A ⊗ B is rounded to the dtype before ⊕ compares it, so no order of evaluation changes a bit of the first three, nor
-their winners. Integers saturate at the dtype's bounds, which serve as ∓∞.
+their winners. Integers saturate at the bounds of the dtype that C is in, which serve as ∓∞; int8 is summed in int32,
+which holds every candidate.
 """
 
 from __future__ import annotations
@@ -19,11 +20,21 @@ from torch import Tensor
 SELECTIVE = ("max_plus", "min_plus", "max_times")  # ⊕ selects one candidate: the winner
 SEMIRINGS = (*SELECTIVE, "log")
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-INTEGERS = (torch.int32,)
+INTEGERS = (torch.int32, torch.int16, torch.int8)
+
+
+def value_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What C is in, for A and B of this dtype."""
+    return torch.int32 if dtype == torch.int8 else dtype
+
+
+def winner_dtype(K: int) -> torch.dtype:
+    """What winners are kept in between forward and backward: two bytes where they suffice."""
+    return torch.int16 if K <= 1 << 15 else torch.int32
 
 
 def semiring_zero(semiring: str, dtype: torch.dtype) -> float | int:
-    """The value of an empty ⊕: −∞, +∞ or 0; the dtype's bounds stand for ∓∞ in integers."""
+    """The value of an empty ⊕ in C's dtype: −∞, +∞ or 0; the bounds stand for ∓∞ in integers."""
     if semiring == "max_times":
         return 0
     if dtype.is_floating_point:
@@ -33,13 +44,14 @@ def semiring_zero(semiring: str, dtype: torch.dtype) -> float | int:
 
 
 def candidates(a: Tensor, b: Tensor, semiring: str) -> Tensor:
-    """A ⊗ B, elementwise and broadcast, rounded to the dtype or saturated at its bounds."""
+    """A ⊗ B, elementwise and broadcast, in C's dtype: rounded, or saturated at the bounds."""
     product = semiring == "max_times"
     if a.is_floating_point():
         return a * b if product else a + b
-    bounds = torch.iinfo(a.dtype)
+    dtype = value_dtype(a.dtype)
+    bounds = torch.iinfo(dtype)
     wide = a.long() * b.long() if product else a.long() + b.long()
-    return wide.clamp(bounds.min, bounds.max).to(a.dtype)
+    return wide.clamp(bounds.min, bounds.max).to(dtype)
 
 
 def tropical_matmul_ref(
@@ -49,7 +61,7 @@ def tropical_matmul_ref(
 
     a: [..., M, K], b: [..., K, N], same dtype, batch dimensions broadcast. Differentiable where K > 0.
     """
-    zero = semiring_zero(semiring, a.dtype)
+    zero = semiring_zero(semiring, value_dtype(a.dtype))
     x = candidates(a.unsqueeze(-1), b.unsqueeze(-3), semiring)  # [..., M, K, N]
     skipped = x.isnan() & (nan == "ignore")
     if semiring == "log":

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ...autotune import Config, Space, Tuned
 from ..triton_or_stub import async_copy, gl, gluon, tl, triton
-from .definition import semiring_zero
+from .definition import semiring_zero, winner_dtype
 from .portable import combine
 
 DTYPES = (torch.float32, torch.float16)
@@ -220,7 +220,7 @@ def forward(a: Tensor, b: Tensor, semiring: str, with_winners: bool, ignore_nan:
     )  # fmt: skip
     if tracks_blocks:
         refine(a, b, values, winners, semiring, ignore_nan, config["BLOCK_K"])
-    return values, winners if with_winners else winners.new_empty(0)
+    return values, (winners if with_winners else winners.new_empty(0)).to(winner_dtype(K))
 
 
 def refine(a: Tensor, b: Tensor, values: Tensor, blocks: Tensor, semiring: str, ignore_nan: bool, block_k: int) -> None:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ...autotune import Space, Tuned
 from ..triton_or_stub import tl, triton
-from .definition import semiring_zero
+from .definition import FLOATS, semiring_zero, winner_dtype
 
+DTYPES = (*FLOATS, torch.int32)
 FORWARD = Tuned(
     "tropical_matmul.triton",
     Space({"BLOCK_M": (16, 32, 64, 128), "BLOCK_N": (16, 32, 64, 128), "num_warps": (2, 4, 8)}),
@@ -108,7 +109,7 @@ def _tropical_matmul_fwd_kernel(
 @triton.jit
 def _tropical_winners_scatter_kernel(
     dc_ptr,  # [B, M, N]
-    winner_ptr,  # [B, M, N] int32, contiguous
+    winner_ptr,  # [B, M, N] int16 or int32, contiguous
     a_ptr,  # [B, M, K], read for a product alone
     b_ptr,  # [B, K, N], likewise
     da_ptr,  # [B, M, K], contiguous, zero on entry, fp32 for 16-bit gradients
@@ -156,7 +157,7 @@ def forward(a: Tensor, b: Tensor, semiring: str, with_winners: bool, ignore_nan:
         MINIMUM=semiring == "min_plus", PRODUCT=semiring == "max_times", WINNERS=with_winners,
         IGNORE_NAN=ignore_nan and a.is_floating_point(), **config,
     )  # fmt: skip
-    return values, winners
+    return values, winners.to(winner_dtype(K))
 
 
 def scatter(

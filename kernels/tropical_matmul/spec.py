@@ -25,13 +25,14 @@ def oracle(a, b, *, semiring="max_plus", temperature=1.0, return_indices=False, 
 
 
 def inputs(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Tensor, Tensor]:
-    """Standard normal A [M, K] and B [K, N]; integers from ±1000."""
+    """Standard normal A [M, K] and B [K, N]; integers from ±1000, or all of int8."""
     generator = torch.Generator().manual_seed(seed)
     sizes = (shape["M"], shape["K"]), (shape["K"], shape["N"])
     if dtype.is_floating_point:
         a, b = (torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes)
     else:
-        a, b = (torch.randint(-1000, 1000, size, generator=generator) for size in sizes)
+        bound = min(1000, torch.iinfo(dtype).max)
+        a, b = (torch.randint(-bound, bound, size, generator=generator) for size in sizes)
     return a.to(device, dtype), b.to(device, dtype)
 
 
@@ -232,6 +233,13 @@ def samples(device: torch.device) -> list[Sample]:
     pairs_a, pairs_b = special.view(-1, 1, 1).expand(7, 1, 3).clone(), special.expand(7, 3, 7).clone()
     pairs_a[:, :, 1:] = -INF  # the pair under test first, then two candidates that lose, tie or are NaN
     pairs_b[:, 1:] = torch.tensor([[-INF], [2.0]])
+
+    def far_beyond(dtype: torch.dtype) -> tuple[Tensor, ...]:
+        bounds = torch.iinfo(dtype)
+        return tuple(
+            torch.randint(bounds.min, bounds.max + 1, size, generator=generator) for size in ((11, 37), (37, 19))
+        )
+
     messy_a, messy_b = (torch.randint(-2, 3, size, generator=generator).float() for size in ((37, 41), (41, 35)))
     for x in (messy_a, messy_b):
         where = torch.randperm(x.numel(), generator=generator)[:24]
@@ -248,12 +256,20 @@ def samples(device: torch.device) -> list[Sample]:
             torch.randint(-2, 3, (67, 21), generator=generator),
         )
         add(f"ties-{name}", *(x.float() for x in ties), **kwargs)
-        add(f"ties-{name}-int32", *(x.int() for x in ties), **kwargs)
-        edge = torch.tensor(
-            [-(2**31), -(2**31) + 1, -70_000, -1, 0, 1, 70_000, 2**31 - 2, 2**31 - 1], dtype=torch.int32
-        )
-        add(f"saturating-{name}", edge.view(-1, 1), edge.view(1, -1), **kwargs)
-        add(f"saturating-{name}-long", edge.expand(9, 9).contiguous(), edge.view(-1, 1).expand(9, 17), **kwargs)
+        for dtype in INTEGERS:
+            low, high, label = torch.iinfo(dtype).min, torch.iinfo(dtype).max, str(dtype).removeprefix("torch.")
+            edge = torch.tensor([low, low + 1, -100, -1, 0, 1, 100, high - 1, high], dtype=dtype)
+            add(f"saturating-{name}-{label}", edge.view(-1, 1), edge.view(1, -1), **kwargs)
+            add(
+                f"saturating-{name}-{label}-long",
+                edge.expand(9, 9).contiguous(),
+                edge.view(-1, 1).expand(9, 17),
+                **kwargs,
+            )
+            # far beyond the bounds on both sides: the first to reach a bound wins
+            add(f"clipped-{name}-{label}", *(x.to(dtype) for x in far_beyond(dtype)), **kwargs)
+            add(f"ties-{name}-{label}", *(x.to(dtype) for x in ties), **kwargs)
+            add(f"edge-{name}-{label}-K=0", torch.zeros(2, 0, dtype=dtype), torch.zeros(0, 3, dtype=dtype), **kwargs)
         # sums that 16-bit floats must round before they are compared: many near ties
         for dtype in (torch.float16, torch.bfloat16):
             a, b = (torch.randn(size, generator=generator).to(dtype) for size in ((21, 65), (65, 18)))
@@ -261,18 +277,13 @@ def samples(device: torch.device) -> list[Sample]:
         for M, K, N in ((0, 3, 4), (3, 0, 4), (3, 4, 0), (1, 1, 1), (0, 0, 0)):
             add(f"edge-{name}-{M}x{K}x{N}", torch.randn(M, K), torch.randn(K, N), **kwargs)
         add(f"edge-{name}-no-batch", torch.randn(0, 3, 4), torch.randn(0, 4, 5), **kwargs)
-        add(
-            f"edge-{name}-int32-K=0",
-            torch.zeros(2, 0, dtype=torch.int32),
-            torch.zeros(0, 3, dtype=torch.int32),
-            **kwargs,
-        )
         add(f"all-lost-{name}", torch.full((3, 5), INF if name == "min_plus" else -INF), torch.zeros(5, 4), **kwargs)
         a, b = (torch.randn(size, generator=generator) for size in ((2, 1, 9, 13), (3, 13, 11)))
         add(f"broadcast-{name}", a, b, **kwargs)
         add(f"shared-right-{name}", a, b[0], **kwargs)
         add(f"shared-left-{name}", a[0, 0], b, **kwargs)
         add(f"wider-{name}", a.half(), b.half(), out_dtype=torch.float32, **kwargs)
+        add(f"wider-{name}-int16", a.short(), b.short(), out_dtype=torch.int32, **kwargs)
     for T in (1.0, 0.05):
         a, b = (torch.randn(size, generator=generator) for size in ((2, 9, 13), (13, 11)))
         add(f"log-T={T}", a, b, semiring="log", temperature=T)
@@ -314,7 +325,14 @@ def misuses(device: torch.device) -> list[Misuse]:
         bad("temperature-nan", ValueError, "temperature is nan", a, b, semiring="log", temperature=NAN),
         bad("log-winners", ValueError, "the log semiring has no winners", a, b, semiring="log", return_indices=True),
         bad("log-integers", TypeError, "a is torch.int32; the log semiring takes", a.int(), b.int(), semiring="log"),
-        bad("narrower", TypeError, "out_dtype is torch.float16; expected a float dtype", a, b, out_dtype=torch.float16),
+        bad(
+            "narrower",
+            TypeError,
+            "out_dtype is torch.float16; expected a dtype of a's kind",
+            a,
+            b,
+            out_dtype=torch.float16,
+        ),
     ]
 
 
