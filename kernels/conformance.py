@@ -7,19 +7,27 @@ cannot tell. An op joins by being registered: nothing here names one.
 |---|---|
 | values and winners equal the oracle's on every backend: ties, NaN, ∓∞, saturation, empty sizes, all dtypes | forward |
 | so they do with any config | config |
-| any stride | strides |
+| any stride, offsets beyond 2³¹ elements included; more than 2³¹ outputs on a GPU | strides, huge |
 | misuse is named | misuse |
 | gradients and double gradients are right; ties route to one winner | gradcheck, subgradient |
+| a winner out of range is named or masked, never written; −1 is skipped | indices |
+| the same gradient bit for bit when torch.use_deterministic_algorithms asks, on any number of threads | deterministic |
 | torch.compile without a graph break or a recompile storm, export, opcheck, vmap | compile, export, opcheck, vmap |
 | forward-mode AD is right or raises | jvp |
+| autocast casts nothing down | autocast |
+| many threads at once, other streams and devices | threads, streams |
+| calls that ran once can be captured in a CUDA graph | capture |
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -191,7 +199,17 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "expanded": lambda x: x[..., :1, :1].expand(x.shape),
     "sliced": lambda x: x.repeat_interleave(2, -1).repeat_interleave(3, -2)[..., ::3, ::2],
     "offset": lambda x: torch.cat([x.new_zeros(7), x.flatten()])[7:].view(x.shape),
+    "far": lambda x: _spread(x),
 }
+
+
+def _spread(x: Tensor) -> Tensor:
+    """The rows of x so far apart that the last lies beyond 2³¹ elements; the memory between is never touched."""
+    *outer, columns = x.shape
+    step = 2**31 // max(1, math.prod(outer) - 1) + columns
+    rows = torch.empty(step * (math.prod(outer) - 1) + columns, dtype=x.dtype, device=x.device)
+    strides = [step * math.prod(outer[axis + 1 :]) for axis in range(len(outer))]
+    return rows.as_strided(x.shape, (*strides, 1)).copy_(x)
 
 
 def strides(spec: Spec, device: torch.device) -> Iterator[Case]:
@@ -199,7 +217,8 @@ def strides(spec: Spec, device: torch.device) -> Iterator[Case]:
         for label, layout in LAYOUTS.items():
 
             def run(name=name, layout=layout):
-                args = tuple(layout(x) for x in spec.inputs(spec.small_shapes[-1], torch.float32, device, 0))
+                dtype = torch.float16 if layout is LAYOUTS["far"] else torch.float32  # 4 GiB an operand on a GPU
+                args = tuple(layout(x) for x in spec.inputs(spec.small_shapes[-1], dtype, device, 0))
                 for kwargs in spec.variants.values():
                     if _offers(spec, name, kwargs):
                         _check_forward(spec, name, device, args, kwargs)
@@ -369,7 +388,198 @@ def jvp(spec: Spec, device: torch.device) -> Iterator[Case]:
         yield Case(spec.name, "jvp", variant, run)
 
 
-TABLES = (forward, config, strides, misuse, gradcheck, subgradient, compile, export, opcheck, vmap, jvp)
+def huge(spec: Spec, device: torch.device) -> Iterator[Case]:
+    """More than 2³¹ outputs, compared where they end."""
+    if spec.huge is None:
+        return
+    make = spec.huge
+
+    def run():
+        if device.type != "cuda":
+            raise NotHere("more than 2³¹ outputs take minutes on a CPU")
+        args, last = make(device)
+        got, expected = spec.op(*args).flatten(), spec.oracle(*last).flatten()
+        assert got.numel() > 2**31, f"{got.numel()} outputs; expected more than 2³¹"
+        assert_same(got[-expected.numel() :], expected, True, "the last outputs")
+
+    yield Case(spec.name, "huge", "outputs", run)
+
+
+def indices(spec: Spec, device: torch.device) -> Iterator[Case]:
+    """Winners −1 and outside [−1, K), given to the raw scatter."""
+    if spec.scatter is None:
+        return
+    scatter, K = spec.scatter
+    for name in spec.backends:
+
+        def run(name=name):
+            generator = torch.Generator().manual_seed(0)
+            for mode, bad in itertools.product((nullcontext, _poisoned), (K, -2, 2**15 - 1, -(2**15))):
+                with forced(name, device), mode():
+                    winners = torch.randint(-1, K, (2, 5, 7), generator=generator).to(device, torch.int16)
+                    skipped = winners.clone()
+                    skipped[1, 2, 3:5] = -1
+                    winners[1, 2, 3:5] = bad
+                    expected = scatter(skipped)
+                    if device.type == "cpu" and name != "triton":  # the interpreter masks, as a GPU does
+                        try:
+                            scatter(winners)
+                        except IndexError:
+                            continue
+                        raise AssertionError(f"winner {bad} of K = {K} raised no IndexError")
+                    assert_same(scatter(winners), expected, True, f"gradient with winner {bad} of K = {K}")
+
+        yield Case(spec.name, "indices", name, run)
+
+
+def deterministic(spec: Spec, device: torch.device) -> Iterator[Case]:
+    """The gradient under torch.use_deterministic_algorithms, 20 times; on a CPU also on one thread and on two."""
+    for name in spec.backends:
+        for variant, kwargs in spec.variants.items():
+            if not _offers(spec, name, kwargs):
+                continue
+
+            def run(name=name, kwargs=kwargs):
+                args = [x.requires_grad_() for x in spec.inputs(spec.small_shapes[-1], torch.float32, device, 0)]
+                times = 2 if device.type == "cpu" and name == "triton" else 20
+                threads = torch.get_num_threads()
+                with forced(name, device), _poisoned():
+                    try:
+                        found = []
+                        for turn in range(times):
+                            torch.set_num_threads(1 + turn % 2)
+                            out = spec.op(*args, **kwargs)
+                            found.append(
+                                torch.autograd.grad(out, args, torch.linspace(-1, 1, out.numel()).to(out).view_as(out))
+                            )
+                    finally:
+                        torch.set_num_threads(threads)
+                for other in found[1:]:
+                    assert_same(other, found[0], True, "the same gradient again")
+
+            yield Case(spec.name, "deterministic", f"{name}-{variant}", run)
+
+
+def autocast(spec: Spec, device: torch.device) -> Iterator[Case]:
+    """Inside autocast as outside it, but that operands of two dtypes meet in the wider, and inexact ops in float32."""
+    for variant, kwargs in spec.variants.items():
+        for low in (torch.float16, torch.bfloat16):
+
+            def run(kwargs=kwargs, low=low):
+                wide = spec.inputs(spec.small_shapes[-1], torch.float32, device, 0)
+                narrow = tuple(x.to(low) for x in wide)
+                mixed = narrow[0], *wide[1:]
+                with torch.autocast(device.type, dtype=low):
+                    got = [spec.op(*args, **kwargs) for args in (wide, narrow, mixed)]
+                exact = spec.is_exact(kwargs)
+                casts = [wide, narrow if exact else tuple(x.float() for x in narrow), tuple(x.float() for x in mixed)]
+                for label, ours, args in zip(("wide", "narrow", "mixed"), got, casts, strict=True):
+                    assert_same(ours, spec.op(*args, **kwargs), True, f"{label} operands under autocast")
+
+            yield Case(spec.name, "autocast", f"{variant}-{_short(low)}", run)
+
+
+def threads(spec: Spec, device: torch.device) -> Iterator[Case]:
+    """Eight Python threads, each with inputs of its own, forward and backward at once."""
+    for name in spec.backends:
+        if name == "triton" and device.type == "cpu":
+            continue  # the interpreter patches triton's language in place: one thread at a time
+
+        def run(name=name):
+            kwargs = next(iter(spec.variants.values()))
+            inputs = [spec.inputs(spec.small_shapes[-1], torch.float32, device, seed) for seed in range(8)]
+
+            def results(args):
+                args = [x.detach().requires_grad_() for x in args]
+                out = spec.op(*args, **kwargs)
+                return out.detach(), *torch.autograd.grad(out, args, torch.ones_like(out))
+
+            found = {}
+            with forced(name, device):
+                expected = [results(args) for args in inputs]
+
+                def work(index):
+                    for _ in range(10):
+                        found[index] = results(inputs[index])
+
+                workers = [threading.Thread(target=work, args=(index,)) for index in range(8)]
+                for worker in workers:
+                    worker.start()
+                for worker in workers:
+                    worker.join()
+            exact = device.type == "cpu"  # atomic additions come in any order on a GPU
+            for index, one in enumerate(expected):
+                assert_same(found[index], one, exact, f"thread {index}")
+
+        yield Case(spec.name, "threads", name, run)
+
+
+def streams(spec: Spec, device: torch.device) -> Iterator[Case]:
+    """On a stream that is not the default one, and on a second device."""
+    for variant, kwargs in spec.variants.items():
+
+        def on_a_stream(kwargs=kwargs):
+            if device.type != "cuda":
+                raise NotHere("no GPU, no streams")
+            args = spec.inputs(spec.small_shapes[-1], torch.float32, device, 0)
+            expected = spec.op(*args, **kwargs)
+            torch.cuda.synchronize(device)
+            stream = torch.cuda.Stream(device)
+            with torch.cuda.stream(stream):
+                torch.cuda._sleep(10_000_000)  # what ran on the default stream instead would be done long before
+                late = [x.clone() for x in args]
+                got = spec.op(*late, **kwargs)
+            stream.synchronize()
+            assert_same(got, expected, True, "on another stream")
+
+        def on_another_device(kwargs=kwargs):
+            if device.type != "cuda" or torch.cuda.device_count() < 2:
+                raise NotHere("no second GPU")
+            args = spec.inputs(spec.small_shapes[-1], torch.float32, device, 0)
+            second = torch.device("cuda", 1)
+            got = spec.op(*(x.to(second) for x in args), **kwargs)
+            assert got.device == second, f"the result is on {got.device}; expected {second}"
+            assert_same(got.to(device), spec.op(*args, **kwargs), True, "on another device")
+
+        yield Case(spec.name, "streams", f"stream-{variant}", on_a_stream)
+        yield Case(spec.name, "streams", f"device-{variant}", on_another_device)
+
+
+def capture(spec: Spec, device: torch.device) -> Iterator[Case]:
+    """Forward and backward captured in a CUDA graph after one warm-up, replayed on new inputs."""
+    for variant, kwargs in spec.variants.items():
+
+        def run(kwargs=kwargs):
+            if device.type != "cuda":
+                raise NotHere("no GPU, no CUDA graphs")
+            args = [x.requires_grad_() for x in spec.inputs(spec.small_shapes[-1], torch.float32, device, 0)]
+
+            def results():
+                out = spec.op(*args, **kwargs)
+                return out, *torch.autograd.grad(out, args, torch.ones_like(out))
+
+            side = torch.cuda.Stream(device)
+            side.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(side):
+                results()
+            torch.cuda.current_stream(device).wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                captured = results()
+            with torch.no_grad():
+                for x, new in zip(args, spec.inputs(spec.small_shapes[-1], torch.float32, device, 1), strict=True):
+                    x.copy_(new)
+            graph.replay()
+            torch.cuda.synchronize(device)
+            assert_same(captured, results(), False, "replayed")
+
+        yield Case(spec.name, "capture", variant, run)
+
+
+TABLES = (
+    forward, config, strides, huge, misuse, gradcheck, subgradient, indices, deterministic, compile, export, opcheck,
+    vmap, jvp, autocast, threads, streams, capture,
+)  # fmt: skip
 
 
 def _offers(spec: Spec, name: str, kwargs) -> bool:

@@ -82,6 +82,10 @@ class Spec:
     backends: tuple[str, ...] = ("torch", "cpp", "triton")
     offers: Callable[[Mapping[str, Any]], tuple[str, ...]] = lambda kwargs: ("torch", "cpp", "triton")  # to a variant
     tuned: Mapping[str, tuple[Tuned, ...]] = field(default_factory=dict)  # backend -> its kernels with a config
+    # operands of more than 2³¹ outputs, and those of the last few of these outputs
+    huge: Callable[[torch.device], tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]] | None = None
+    # the raw scatter of winners [2, 5, 7] to gradients, and its K
+    scatter: tuple[Callable[[torch.Tensor], tuple[torch.Tensor, ...]], int] | None = None
     raw_ops: Callable[[torch.device], list[tuple[Any, tuple[Any, ...]]]] = lambda device: []  # for opcheck
 
 

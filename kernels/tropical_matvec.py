@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .spec import Contender, Misuse, Sample, Shape, Spec, Workload, register
 from .tropical_matmul import SEMIRINGS, tropical_matmul, tropical_matmul_ref
-from .tropical_matmul.arguments import check_batches, check_factors, check_options
+from .tropical_matmul.arguments import check_batches, check_factors, check_options, under_autocast
 from .tropical_matmul.definition import FLOATS, INTEGERS
 from .tropical_matmul.spec import inputs as matmul_inputs
 
@@ -84,6 +84,7 @@ def tropical_matvec(
         ValueError: devices, ranks, sizes or batch shapes do not fit, an option is not one of those above, the
             temperature is not positive and finite, or winners are asked of the log semiring, which has none.
     """
+    a, x = under_autocast(a, x, semiring)
     check_factors("tropical_matvec", a, x, "x", 1, "[..., K]")
     if a.shape[-1] != x.shape[-1]:
         raise ValueError(

@@ -5,7 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import backend
 from .definition import FLOATS, INTEGERS, SEMIRINGS, value_dtype
+
+
+def under_autocast(a: Tensor, b: Tensor, semiring: str) -> tuple[Tensor, Tensor]:
+    """The factors as autocast wants them; outside it, as they are.
+
+    Nothing is cast down: no tensor core would gain by it, and the products stay exact. Factors of two float dtypes meet
+    in the wider one, and the log semiring takes 16-bit floats in float32, as torch's softmax does.
+    """
+    tensors = isinstance(a, Tensor) and isinstance(b, Tensor)
+    if not tensors or a.device.type not in backend.DEVICES or not torch.is_autocast_enabled(a.device.type):
+        return a, b
+    if a.dtype not in FLOATS or b.dtype not in FLOATS:
+        return a, b
+    dtype = torch.promote_types(a.dtype, b.dtype)
+    if semiring == "log":
+        dtype = torch.promote_types(dtype, torch.float32)
+    return a.to(dtype), b.to(dtype)
 
 
 def check_factors(op: str, a: Tensor, b: Tensor, b_name: str, b_rank: int, b_shape: str) -> None:

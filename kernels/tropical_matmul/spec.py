@@ -350,6 +350,17 @@ def raw_ops(device: torch.device) -> list[tuple[object, tuple[object, ...]]]:
     ]
 
 
+def huge(device: torch.device) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    a = torch.arange(70_000, device=device).remainder(97).half().view(-1, 1)
+    b = torch.arange(31_000, device=device).remainder(89).half().view(1, -1)
+    return (a, b), (a[-2:], b)
+
+
+def scatter(winners: Tensor) -> tuple[Tensor, ...]:
+    dc = torch.arange(winners.numel(), dtype=torch.float32, device=winners.device).view_as(winners)
+    return torch.ops.tropigrad.tropical_winners_scatter(dc, winners, None, None, 4, "max_plus", True, True)
+
+
 SPEC = register(
     Spec(
         name="tropical_matmul",
@@ -381,6 +392,8 @@ SPEC = register(
             "gluon": (gluon.FORWARD, gluon.REFINE),
             "triton": (portable.FORWARD, portable.SCATTER, log.FORWARD, log.BACKWARD),
         },
+        huge=huge,
+        scatter=(scatter, 4),
         raw_ops=raw_ops,
     )
 )
