@@ -49,8 +49,9 @@ def tropical_winners_grad(
     *batch, m, n = won.nonzero().unbind(-1)
     k = indices[won].long()
     values = grad[won]
-    to_a = values if b is None else values * b[(*batch, k, n)]
-    to_b = values if a is None else values * a[(*batch, m, k)]
+    to_a, to_b = values, values
+    if a is not None and b is not None:
+        to_a, to_b = values * b[(*batch, k, n)], values * a[(*batch, m, k)]
     sizes = *grad.shape[:-2], grad.shape[-2], inner_size, grad.shape[-1]
     return TropicalWinnersGrad(
         torch.sparse_coo_tensor(torch.stack((*batch, m, k)), to_a, sizes[:-1], check_invariants=False),

@@ -229,7 +229,9 @@ class _UnobservedTropicalMatmul(torch.autograd.Function):
         _TropicalMatmul.setup_context(ctx, (a, b, semiring, with_winners, ignore_nan), output)
         return output
 
-    backward = _TropicalMatmul.backward
+    @staticmethod
+    def backward(ctx, dc, _):
+        return _TropicalMatmul.backward(ctx, dc, _)
 
 
 # ------------------------------------------------------------------------------------------------ public
