@@ -21,7 +21,7 @@ def is_unobserved(*tensors: Tensor) -> bool:
         not torch.compiler.is_compiling()
         and torch._C._dispatch_tls_local_include_set().raw_repr() in _quiet()
         and not torch._C._is_torch_function_mode_enabled()
-        and not torch.autograd._profiler_enabled()
+        and not torch.autograd.profiler._is_profiler_enabled
         and forward_ad._current_level < 0
         and all(type(x) in _TYPES and torch._C._dispatch_keys(x).raw_repr() in _plain(x.device.type) for x in tensors)
     )

@@ -1,6 +1,7 @@
 """The examples on small inputs: against other methods, at their edges, and with input that they must refuse."""
 
 import importlib.util
+import math
 import subprocess
 import sys
 from itertools import pairwise
@@ -27,7 +28,9 @@ def example(name: str):
     return module
 
 
-shortest_paths, viterbi, edge_detector = map(example, ("shortest_paths", "viterbi", "edge_detector"))
+shortest_paths, viterbi, edge_detector, annealing = map(
+    example, ("shortest_paths", "viterbi", "edge_detector", "annealing")
+)
 
 
 # ------------------------------------------------------------------------------------------------ shortest paths
@@ -175,14 +178,47 @@ def test_no_image_or_window_is_refused(image, structure, match):
         edge_detector.edges(torch.zeros(image), torch.zeros(structure))
 
 
+# ------------------------------------------------------------------------------------------------ annealing
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.1, 1e-3])
+def test_the_smooth_product_lies_at_most_t_log_k_above_the_maximum(temperature):
+    x, w = torch.randn(40, 7, dtype=torch.float64), torch.randn(7, 5, dtype=torch.float64)
+    above = annealing.soft_product(x, w, temperature) - annealing.soft_product(x, w, 0)
+    assert (above >= -1e-12).all()
+    assert (above <= temperature * math.log(7) + 1e-12).all()
+
+
+def test_the_temperature_falls_geometrically_and_then_is_zero():
+    schedule = annealing.falling(0.4, 0.1, share=0.5)
+    np.testing.assert_allclose([schedule(done) for done in (0, 0.25, 0.499999)], [0.4, 0.2, 0.1], rtol=1e-4)
+    assert schedule(0.5) == schedule(1) == 0
+
+
+@pytest.mark.parametrize("arguments", [(0.1, 0.2), (0.1, 0), (math.inf, 0.1), (0.2, 0.1, 0), (0.2, 0.1, 1.5)], ids=str)
+def test_a_schedule_that_does_not_fall_is_refused(arguments):
+    with pytest.raises(ValueError, match="falling: start is"):
+        annealing.falling(*arguments)
+
+
+def test_annealing_learns_what_the_maximum_alone_does_not():
+    x, y, start = annealing.problem(0, samples=256, inputs=16, outputs=4)
+    hard, annealed = (
+        annealing.fit(x, y, start, schedule, steps=150)[1][-1]
+        for schedule in (lambda _: 0.0, annealing.falling(0.3, 0.01))
+    )
+    assert annealed < hard / 5
+
+
 # ------------------------------------------------------------------------------------------------ as programs
 
 
-@pytest.mark.parametrize("name", ["shortest_paths", "viterbi", "edge_detector"])
-def test_it_runs_and_draws(name, tmp_path):
+@pytest.mark.parametrize("program", ["shortest_paths", "viterbi", "edge_detector", "annealing --seeds 1"])
+def test_it_runs_and_draws(program, tmp_path):
+    name, *options = program.split()
     out = tmp_path / "picture.png"
     done = subprocess.run(
-        [sys.executable, FOLDER / f"{name}.py", "--out", out], capture_output=True, text=True, cwd=tmp_path
+        [sys.executable, FOLDER / f"{name}.py", *options, "--out", out], capture_output=True, text=True, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
     assert out.read_bytes().startswith(b"\x89PNG")
