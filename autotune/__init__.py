@@ -2,24 +2,58 @@
 
 A kernel declares what can be tuned (`Space`) and a default (`Tuned`); a call asks `Tuned.choice(problem, device)`,
 which looks in this order: an override in force, the user's cache, the table shipped for this GPU, then one for its
-compute capability, and last the default.
+compute capability, and last the default. Nothing is ever tuned unless it is asked for: by `tune(op, shapes)`, by
+`with mode("tune")`, or by TROPIGRAD_AUTOTUNE=tune.
 """
 
+from .cost import Launch, MachineCode, Prediction, Work, predict
 from .device import Fingerprint, fingerprint
-from .space import Config, Space
-from .store import Store, cache_dir, store
-from .tuned import Choice, Tuned, override, recorded
+from .explanation import Explanation, explain
+from .ranks import RanksDiffer, synchronise
+from .search import Finding, Task, WrongDefault, search
+from .space import Config, Limits, Needs, Space
+from .store import Entry, Store, cache_dir, export, store
+from .tunable import TUNABLE, Call, Tunable, register, tune, warm_up
+from .tuned import Choice, Tuned, capturing, mode, observed, override, recorded, reload, source_hash
 
 __all__ = [
+    "TUNABLE",
+    "Call",
     "Choice",
     "Config",
+    "Entry",
+    "Explanation",
+    "Finding",
     "Fingerprint",
+    "Launch",
+    "Limits",
+    "MachineCode",
+    "Needs",
+    "Prediction",
+    "RanksDiffer",
     "Space",
     "Store",
+    "Task",
+    "Tunable",
     "Tuned",
+    "Work",
+    "WrongDefault",
     "cache_dir",
+    "capturing",
+    "explain",
+    "export",
     "fingerprint",
+    "mode",
+    "observed",
     "override",
+    "predict",
     "recorded",
+    "register",
+    "reload",
+    "search",
+    "source_hash",
     "store",
+    "synchronise",
+    "tune",
+    "warm_up",
 ]

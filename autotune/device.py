@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import importlib.metadata
 import json
 import platform
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+
+POLICY = "interleaved medians, default among them, 1"  # how rivals are timed: another way, other configs
 
 
 @dataclass(frozen=True)
@@ -19,9 +23,14 @@ class Fingerprint:
 
     device: str  # "NVIDIA H200", or the CPU's model name
     capability: str  # "9.0"; for a CPU its widest vector instructions, "AVX512"
-    units: int  # streaming multiprocessors, or logical cores
+    units: int  # streaming multiprocessors, or the threads that torch computes with
     torch: str
     triton: str  # "" where there is none
+    driver: str = ""  # of a GPU
+    ptxas: str = ""  # likewise
+    # not imported by name: the package's own top draws in every floor above this one
+    library: str = importlib.import_module("..", __package__).__version__
+    policy: str = POLICY
 
     @property
     def hash(self) -> str:
@@ -31,24 +40,29 @@ class Fingerprint:
 
 def fingerprint(device: torch.device) -> Fingerprint:
     """The fingerprint of a device; remembered, so that asking again costs a dictionary look-up."""
-    return _fingerprint(device.type, device.index)
+    return _fingerprint(device.type, device.index, torch.get_num_threads() if device.type == "cpu" else 0)
 
 
 @functools.cache
-def _fingerprint(kind: str, index: int | None) -> Fingerprint:
+def _fingerprint(kind: str, index: int | None, threads: int) -> Fingerprint:
     try:
         triton = importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:
         triton = ""
     if kind == "cuda":
         properties = torch.cuda.get_device_properties(torch.cuda.current_device() if index is None else index)
-        name, units = properties.name, properties.multi_processor_count
-        capability = f"{properties.major}.{properties.minor}"
-    elif kind == "cpu":
-        name, capability, units = _cpu_name(), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
-    else:
-        name, capability, units = kind, "", 0
-    return Fingerprint(name, capability, units, torch.__version__, triton)
+        return Fingerprint(
+            properties.name,
+            f"{properties.major}.{properties.minor}",
+            properties.multi_processor_count,
+            torch.__version__,
+            triton,
+            driver=_driver(),
+            ptxas=_ptxas(),
+        )
+    if kind == "cpu":
+        return Fingerprint(_cpu_name(), torch.backends.cpu.get_cpu_capability(), threads, torch.__version__, triton)
+    return Fingerprint(kind, "", 0, torch.__version__, triton)
 
 
 def _cpu_name() -> str:
@@ -58,3 +72,19 @@ def _cpu_name() -> str:
         return platform.processor() or platform.machine()
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(named, platform.machine())
+
+
+def _driver() -> str:
+    try:
+        found = re.search(r"\d+\.\d+(\.\d+)?", Path("/proc/driver/nvidia/version").read_text())
+    except OSError:
+        found = None
+    return found[0] if found else str(torch.version.hip or "")
+
+
+def _ptxas() -> str:
+    """The version that Triton compiles with: its wheel's, or the one that TRITON_PTXAS_PATH names."""
+    try:
+        return str(importlib.import_module("triton").knobs.nvidia.ptxas.version)
+    except (ImportError, AttributeError, RuntimeError, OSError):
+        return ""

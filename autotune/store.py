@@ -1,7 +1,12 @@
-"""Tuned configs on disk: `<root>/v1/<environment hash>/entries/<key hash>.json`, one file an entry.
+"""Tuned configs on disk, one file an entry:
+
+    <root>/v1/<environment>/manifest.json               what the environment is, for people
+    <root>/v1/<environment>/entries/<key>.json          a config, the key it answers, and what was measured
+    <root>/v1/<environment>/journal/<key>.jsonl         a search under way, or cut off: one line a rival
 
 An entry is written to a temporary file and put in place by one rename, so a reader sees a whole entry or none. Each
-file holds the key it answers; one that cannot be read, or answers another key, is a miss and one warning.
+holds its environment, its key and a checksum; one that cannot be read, is damaged, or answers another key, is a miss
+and one warning. Nothing here raises because of what is on the disk.
 """
 
 from __future__ import annotations
@@ -11,9 +16,12 @@ import functools
 import hashlib
 import json
 import os
-import tempfile
+import re
+import secrets
+import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +30,18 @@ from .space import Config
 
 SCHEMA = "v1"
 TABLES = Path(__file__).parent / "tables"
+LARGEST_ENTRY = 1 << 22  # bytes; what is larger was not written here
 
 Key = Mapping[str, Any]  # {"kernel": ..., "source": sha256, "problem": {...}}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A stored config, and the measurements that it was chosen by (see search.py)."""
+
+    key: Key
+    config: Config
+    evidence: Mapping[str, Any] = field(default_factory=dict)
 
 
 def cache_dir() -> Path:
@@ -41,49 +59,120 @@ class Store:
     def __init__(self, root: Path):
         self.root = root
 
-    def path(self, environment: Fingerprint, key: Key) -> Path:
-        digest = hashlib.sha256(_canonical(key).encode()).hexdigest()[:32]
-        return self.root / SCHEMA / environment.hash / "entries" / f"{digest}.json"
+    def environment_folder(self, environment: Fingerprint) -> Path:
+        return self.root / SCHEMA / environment.hash
 
-    def get(self, environment: Fingerprint, key: Key) -> Config | None:
-        """The config stored under a key, or None."""
+    def path(self, environment: Fingerprint, key: Key) -> Path:
+        return self.environment_folder(environment) / "entries" / f"{_digest(key)}.json"
+
+    def journal(self, environment: Fingerprint, key: Key) -> Journal:
+        """Where a search for this key notes what it has measured."""
+        return Journal(self.environment_folder(environment) / "journal" / f"{_digest(key)}.jsonl", key)
+
+    def get(self, environment: Fingerprint, key: Key) -> Entry | None:
+        """The entry stored under a key, or None."""
         path = self.path(environment, key)
         try:
-            text = path.read_bytes()
+            entry = _read(path, environment.hash)
         except FileNotFoundError:
             return None
-        except OSError as error:
+        except (OSError, ValueError) as error:
             return self._miss(path, str(error))
-        try:
-            entry = json.loads(text)
-            if _canonical(entry["key"]) != _canonical(key):
-                return self._miss(path, "it answers another key")
-            return dict(entry["config"])
-        except (ValueError, KeyError, TypeError) as error:
-            return self._miss(path, f"{type(error).__name__}: {error}")
+        if canonical(entry.key) != canonical(key):
+            return self._miss(path, "it answers another key")
+        return entry
 
-    def put(self, environment: Fingerprint, key: Key, config: Config) -> bool:
+    def put(
+        self, environment: Fingerprint, key: Key, config: Config, evidence: Mapping[str, Any] | None = None
+    ) -> bool:
         """Publishes a config, whole or not at all; False, with a warning, where the disk refuses."""
-        path = self.path(environment, key)
-        entry = json.dumps({"key": key, "config": config}, indent=1, sort_keys=True)
-        temporary = None
+        content = {"environment": environment.hash, **asdict(Entry(key, config, evidence or {}))}
+        path, manifest = self.path(environment, key), self.environment_folder(environment) / "manifest.json"
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-            with os.fdopen(handle, "w") as file:
-                file.write(entry)
-            os.replace(temporary, path)
+            if not manifest.exists():
+                _publish(manifest, {"schema": SCHEMA, **asdict(environment)})
+            _publish(path, {**content, "checksum": _checksum(content)})
         except OSError as error:
             warnings.warn(f"tropigrad: the config was not stored in {path}: {error}", RuntimeWarning, stacklevel=2)
-            if temporary:
-                with contextlib.suppress(OSError):
-                    os.unlink(temporary)
             return False
         return True
 
+    def entries(self, environment: Fingerprint | None = None) -> Iterator[tuple[Path, Entry | str]]:
+        """Every entry file of an environment, or of all, with what it holds, or why it cannot be read."""
+        folder = "*" if environment is None else environment.hash
+        for path in sorted((self.root / SCHEMA).glob(f"{folder}/entries/*.json")):
+            try:
+                entry = _read(path, path.parent.parent.name)
+                yield path, entry if path.stem == _digest(entry.key) else "it answers another key"
+            except (OSError, ValueError) as error:
+                yield path, str(error)
+
+    def whole(self, environment: Fingerprint) -> list[Entry]:
+        """The entries of an environment that can be read."""
+        return [entry for _, entry in self.entries(environment) if isinstance(entry, Entry)]
+
+    def manifest(self, environment_hash: str) -> dict[str, Any]:
+        """What an environment is; empty where nobody can tell."""
+        try:
+            found = json.loads(_bytes(self.root / SCHEMA / environment_hash / "manifest.json"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def left_over(self) -> list[Path]:
+        """Temporary files of writers that were killed."""
+        return sorted((self.root / SCHEMA).rglob("*.tmp"))
+
+    def clear(self, environment: Fingerprint | None = None) -> int:
+        """Removes every entry and journal of an environment, or of all; returns how many entries there were.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        folder = self.root / SCHEMA if environment is None else self.environment_folder(environment)
+        count = sum(1 for _ in self.entries(environment))
+        if folder.exists():
+            shutil.rmtree(folder)
+        return count
+
     @staticmethod
     def _miss(path: Path, reason: str) -> None:
-        _warn_once(f"tropigrad: ignoring the tuned config in {path}: {reason}; delete the file to be rid of this")
+        warn_once(f"tropigrad: ignoring the tuned config in {path}: {reason}; delete the file to be rid of this")
+
+
+class Journal:
+    """What a search has found so far, on the disk when `add` returns: a killed search goes on from here.
+
+    A line that cannot be read is dropped. A disk that refuses costs the resumption, nothing else.
+    """
+
+    def __init__(self, path: Path, key: Key):
+        self.path, self._key = path, canonical(key)
+
+    def read(self) -> list[dict[str, Any]]:
+        try:
+            lines = _bytes(self.path).decode(errors="replace").splitlines()
+        except OSError:
+            return []
+        found = []
+        for line in lines:
+            with contextlib.suppress(ValueError, RecursionError):
+                record = json.loads(line)
+                if isinstance(record, dict) and record.pop("of", None) == self._key:
+                    found.append(record)
+        return found
+
+    def add(self, *records: Mapping[str, Any]) -> None:
+        text = "".join(json.dumps({"of": self._key, **record}) + "\n" for record in records)
+        with contextlib.suppress(OSError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a") as file:
+                # a killed writer's last line must not swallow this one
+                file.write("\n" + text)
+
+    def remove(self) -> None:
+        with contextlib.suppress(OSError):
+            self.path.unlink()
 
 
 def store() -> Store:
@@ -91,32 +180,127 @@ def store() -> Store:
     return Store(cache_dir())
 
 
+# ------------------------------------------------------------------------------------------------ shipped tables
+
+
 def shipped(environment: Fingerprint, key: Key) -> tuple[Config, str] | None:
     """A config from the tables that come with the library: this GPU's, else one of the same compute capability."""
-    tables = _tables()
-    same = [table for table in tables if table["device"] == environment.device]
-    kin = [table for table in tables if table["capability"] == environment.capability and table not in same]
+    known = tables()
+    same = [table for table in known if table["device"] == environment.device]
+    kin = [table for table in known if table["capability"] == environment.capability and table not in same]
     for table in (*same, *kin):
-        config = table["entries"].get(_canonical(key))
+        config = table["configs"].get(canonical(key))
         if config is not None:
             return config, f"shipped table of {table['device']}"
     return None
 
 
+def export(environment: Fingerprint, entries: list[Entry], folder: Path | None = None) -> Path:
+    """Writes a device's shipped table: these entries, and those it had of other kernels and problems.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    folder = TABLES if folder is None else folder
+    name = re.sub(r"[^a-z0-9]+", "-", environment.device.lower()).strip("-")
+    path = folder / f"{name}.json"
+    had = _table(path)["entries"] if path.exists() else []
+    merged = {canonical([e["key"]["kernel"], e["key"]["problem"]]): e for e in had}
+    for entry in entries:
+        found = {"key": entry.key, "config": entry.config, "gain": entry.evidence.get("gain")}
+        merged[canonical([entry.key["kernel"], entry.key["problem"]])] = found
+    content = {
+        "schema": SCHEMA,
+        "device": environment.device,
+        "capability": environment.capability,
+        "environment": asdict(environment),
+        "entries": [merged[name] for name in sorted(merged)],
+    }
+    _publish(path, content)
+    tables.cache_clear()
+    return path
+
+
 @functools.cache
-def _tables() -> list[dict[str, Any]]:
-    tables = []
+def tables() -> list[dict[str, Any]]:
+    """The shipped tables that can be read."""
+    found = []
     for path in sorted(TABLES.glob("*.json")):
-        table = json.loads(path.read_text())
-        table["entries"] = {_canonical(entry["key"]): entry["config"] for entry in table["entries"]}
-        tables.append(table)
-    return tables
+        try:
+            found.append(_table(path))
+        except (OSError, ValueError) as error:
+            warn_once(f"tropigrad: ignoring the shipped table {path}: {error}; reinstall tropigrad, or remove the file")
+    return found
 
 
-def _canonical(key: Key) -> str:
-    return json.dumps(key, sort_keys=True)
+def _table(path: Path) -> dict[str, Any]:
+    try:
+        table = json.loads(_bytes(path))
+        configs = {canonical(entry["key"]): entry["config"] for entry in table["entries"]}
+        return {name: table[name] for name in ("device", "capability", "entries")} | {"configs": configs}
+    except (KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from None
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+def canonical(value: Any) -> str:
+    """One text for equal keys or configs."""
+    return json.dumps(value, sort_keys=True)
+
+
+def _digest(key: Key) -> str:
+    return hashlib.sha256(canonical(key).encode()).hexdigest()[:32]
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical(content).encode()).hexdigest()[:16]
+
+
+def _bytes(path: Path) -> bytes:
+    # not blocking: what lies there may be a pipe
+    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+        return file.read(LARGEST_ENTRY) or b""
+
+
+def _read(path: Path, environment: str) -> Entry:
+    """The entry in a file.
+
+    Raises:
+        OSError, ValueError: it cannot be read, is damaged, or belongs to another environment; the message says which.
+    """
+    try:
+        content = json.loads(_bytes(path))
+        checksum = content.pop("checksum")
+        entry = Entry(dict(content["key"]), dict(content["config"]), dict(content["evidence"]))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"it is damaged ({type(error).__name__}: {error})") from None
+    if checksum != _checksum(content):
+        raise ValueError("it is damaged (its checksum does not match)")
+    if content["environment"] != environment:
+        raise ValueError("it is of another environment")
+    return entry
+
+
+def _publish(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a file whole or not at all.
+
+    Raises:
+        OSError: the disk refuses; nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.stem}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("x") as file:
+            file.write(json.dumps(content, indent=1, sort_keys=True) + "\n")
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 @functools.cache
-def _warn_once(message: str) -> None:
+def warn_once(message: str) -> None:
     warnings.warn(message, RuntimeWarning, stacklevel=4)

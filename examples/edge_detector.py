@@ -4,8 +4,8 @@ With s the structuring function on a small window, and f the image,
 
     dilation  (f ⊕ s)[p] = max_k f[p + k] + s[k]        erosion  (f ⊖ s)[p] = min_k f[p + k] − s[k]
 
-are a max-plus and a min-plus product of the image's patches [pixels, window] with ±s. Outside the image stand the
-semiring's zeros, −∞ and ∞, which win nowhere. Checked against scipy.ndimage.
+are a max-plus and a min-plus convolution of the image with ±s. What is outside the image is no candidate. Checked
+against scipy.ndimage.
 
     python examples/edge_detector.py [--out edge-detector.png]
 """
@@ -17,9 +17,8 @@ import torch
 from scipy import ndimage
 from sklearn.datasets import load_sample_image
 from torch import Tensor
-from torch.nn.functional import pad
 
-from tropigrad.kernels import tropical_matvec
+from tropigrad.kernels import tropical_conv2d
 from tropigrad.perf_reports.figures import drawing
 
 INF = float("inf")
@@ -27,13 +26,12 @@ INF = float("inf")
 
 def dilation(image: Tensor, structure: Tensor) -> Tensor:
     """max_k image[p + k] + structure[k]: image [H, W], structure [h, w] of odd sizes -> [H, W]."""
-    return tropical_matvec(_patches(image, structure, outside=-INF), structure.flatten()).view(image.shape)
+    return _convolved(image, structure, "max_plus")
 
 
 def erosion(image: Tensor, structure: Tensor) -> Tensor:
     """min_k image[p + k] − structure[k]: image [H, W], structure [h, w] of odd sizes -> [H, W]."""
-    patches = _patches(image, structure, outside=INF)
-    return tropical_matvec(patches, -structure.flatten(), semiring="min_plus").view(image.shape)
+    return _convolved(image, -structure, "min_plus")
 
 
 def edges(image: Tensor, structure: Tensor) -> Tensor:
@@ -47,15 +45,13 @@ def paraboloid(radius: int, steepness: float, dtype: torch.dtype = torch.float64
     return -steepness * (squares.unsqueeze(0) + squares.unsqueeze(1))
 
 
-def _patches(image: Tensor, structure: Tensor, outside: float) -> Tensor:
-    """Every window of the image, one a row: [H · W, h · w]."""
+def _convolved(image: Tensor, structure: Tensor, semiring: str) -> Tensor:
     if image.dim() != 2 or image.numel() == 0:
         raise ValueError(f"edge_detector: image has shape {tuple(image.shape)}; expected [H, W] with pixels in it")
     if structure.dim() != 2 or not all(size % 2 for size in structure.shape):
         raise ValueError(f"edge_detector: structure has shape {tuple(structure.shape)}; expected [h, w], both odd")
     h, w = structure.shape
-    padded = pad(image, (w // 2, w // 2, h // 2, h // 2), value=outside)
-    return padded.unfold(0, h, 1).unfold(1, w, 1).reshape(-1, h * w)
+    return tropical_conv2d(image[None], structure[None, None], semiring=semiring, padding=(h // 2, w // 2)).squeeze(0)
 
 
 def draw(image: Tensor, found: Tensor, out: str) -> None:

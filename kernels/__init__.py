@@ -1,8 +1,10 @@
 """The ops: `from tropigrad.kernels import tropical_matmul`."""
 
+from .tropical_conv2d import spec as _conv2d_spec  # noqa: F401  registers the op
+from .tropical_conv2d import tropical_conv2d
 from .tropical_matmul import spec as _spec  # noqa: F401  registers the op
 from .tropical_matmul import tropical_matmul
 from .tropical_matvec import tropical_matvec
 from .tropical_winners_grad import tropical_winners_grad
 
-__all__ = ["tropical_matmul", "tropical_matvec", "tropical_winners_grad"]
+__all__ = ["tropical_conv2d", "tropical_matmul", "tropical_matvec", "tropical_winners_grad"]

@@ -8,31 +8,25 @@ from __future__ import annotations
 
 import collections
 import importlib
+import json
+import math
+import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+from ..autotune import MachineCode
 from .triton_or_stub import HAS_TRITON, triton
 
 _OPCODE = re.compile(r"/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+(?:\.[A-Z0-9_.]+)?)")
 _LABEL = re.compile(r"(\.L_\w+):")
 _BRANCH = re.compile(r"\bBRA\b.*`\((\.L_\w+)\)")
-
-
-@dataclass(frozen=True)
-class MachineCode:
-    """What one kernel became on one compute capability."""
-
-    capability: int  # 90 for sm_90
-    registers: int  # per thread
-    stack: int  # bytes per thread; not 0 where registers were spilled
-    shared: int  # bytes per block
-    instructions: Mapping[str, int]  # opcode -> count in the listing
-    loop: Mapping[str, int]  # the same for the longest loop that has no loop inside; empty where there is none
 
 
 def compile(
@@ -42,6 +36,7 @@ def compile(
     capability: int,
     num_warps: int = 4,
     divisible: Collection[str] = (),
+    maxnreg: int | None = None,
 ) -> MachineCode:
     """Machine code of a `@triton.jit` or `@gluon.jit` kernel.
 
@@ -53,6 +48,7 @@ def compile(
         capability: 80, 90 or 100.
         num_warps: warps of a block.
         divisible: the integer arguments to be taken as multiples of 16, which a launch finds out by itself.
+        maxnreg: the most registers that a thread may take; by default the assembler decides.
 
     Raises:
         RuntimeError: triton is missing or interprets; or a tool of its wheel failed, whose words the message has.
@@ -73,7 +69,12 @@ def compile(
         source_type = importlib.import_module("triton.experimental.gluon._runtime").GluonASTSource
     source = source_type(kernel, ordered, dict(constants), aligned)
     target = triton.backends.compiler.GPUTarget("cuda", capability, 32)
-    compiled = triton.compile(source, target=target, options={"num_warps": num_warps})
+    compiled = triton.compile(source, target=target, options={"num_warps": num_warps, "maxnreg": maxnreg})
+    return machine_code(compiled, capability)
+
+
+def machine_code(compiled: Any, capability: int) -> MachineCode:
+    """The costs of what triton.compile returned."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(compiled.asm["cubin"])
         cubin.flush()
@@ -87,7 +88,82 @@ def compile(
         max(figures["SHARED"], compiled.metadata.shared),
         collections.Counter(_OPCODE.findall(listing)),
         collections.Counter(_OPCODE.findall(_longest_inner_loop(listing))),
+        compiled.asm.get("ttir", compiled.asm["ttgir"]),
     )
+
+
+# ------------------------------------------------------------------------------------------------ plans
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A launch that was not made: what it would compile, and its size."""
+
+    function: str
+    name: str  # equal for launches of the same machine code
+    blocks: int
+    threads: int  # of a block
+    capability: int
+    compile: Callable[[], Any] = field(repr=False)  # into Triton's own cache, where the launch finds it
+
+
+def plan(call: Callable[[], Any]) -> list[Plan]:
+    """The launches of Triton and Gluon kernels that a call would make, in order. None is made, nothing is compiled.
+
+    The call sees uninitialised results, and must do nothing with them on the host.
+    """
+    plans: list[Plan] = []
+    run, blocks = triton.JITFunction.run, [0]
+
+    def planned(*, fn: Any, compile: Mapping[str, Any], **_: Any) -> bool:
+        plans.append(_plan(fn.jit_function, compile, blocks[0]))
+        return True  # Triton then neither compiles nor launches
+
+    def counted(self, *args, grid: Any, warmup: bool, **kwargs):
+        sizes: Any = grid(kwargs) if callable(grid) else grid
+        blocks[0] = math.prod(sizes)
+        compiled = run(self, *args, grid=grid, warmup=True, **kwargs)
+        if compiled is not None:  # by an earlier call
+            options, target = compiled.metadata, compiled.metadata.target
+            threads = options.num_warps * target.warp_size
+            name = f"{options.name}-{compiled.hash}"
+            plans.append(Plan(options.name, name, blocks[0], threads, target.arch, lambda: compiled))
+
+    with mock.patch.object(triton.JITFunction, "run", counted), triton.knobs.runtime.scope():
+        triton.knobs.runtime.jit_cache_hook = planned
+        call()
+    return plans
+
+
+def _plan(function: Any, compile: Mapping[str, Any], blocks: int) -> Plan:
+    specialization = json.loads(compile["specialization_data"])
+    # JSON made lists of its tuples
+    options = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in specialization["options"].items()
+    }
+    target = triton.runtime.driver.active.get_current_target()
+
+    def compiled() -> Any:
+        source = function.ASTSource(function, compile["signature"], compile["constants"], compile["configs"][0])
+        return triton.compile(source, target=target, options=options)
+
+    name = f"{function.__name__}-{compile['key']}"
+    return Plan(function.__name__, name, blocks, options["num_warps"] * target.warp_size, target.arch, compiled)
+
+
+def compile_all(plans: Sequence[Plan]) -> dict[str, MachineCode | str]:
+    """Plan.name -> its machine code, or why it does not compile; on all cores."""
+    distinct = {plan.name: plan for plan in plans}
+
+    def compiled(plan: Plan) -> MachineCode | str:
+        try:
+            return machine_code(plan.compile(), plan.capability)
+        except Exception as error:  # whatever a compiler says, it is the config's fault
+            text = str(error).strip().splitlines()
+            return f"{plan.function} does not compile: {type(error).__name__}: {text[0] if text else ''}"
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(distinct, pool.map(compiled, distinct.values()), strict=True))
 
 
 def _longest_inner_loop(listing: str) -> str:

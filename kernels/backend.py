@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import numpy
 import torch
 
-from . import native
+from .. import autotune
+from . import capture, native, qualification
+from .spec import REGISTRY
 from .triton_or_stub import HAS_GLUON, HAS_TRITON, triton
 
 DEVICES = ("cpu", "cuda", "xpu", "mps")  # what operators are registered for; AMD's GPUs are "cuda" to torch
-UNQUALIFIED = "no qualification record for this GPU and triton yet; TROPIGRAD_BACKEND=gluon forces it"
 BACKENDS = ("auto", "gluon", "triton", "cpp", "torch")
 
 
@@ -32,9 +37,22 @@ def _why_not_interpretable() -> str:
     return ""
 
 
+_forced: ContextVar[str] = ContextVar("tropigrad_backend", default="")
+
+
+@contextmanager
+def forcing(name: str) -> Iterator[None]:
+    """TROPIGRAD_BACKEND inside the block, for this thread alone."""
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
 def forced() -> str:
     """TROPIGRAD_BACKEND, checked: one path for debugging and tests, or "auto"."""
-    name = os.environ.get("TROPIGRAD_BACKEND", "auto")
+    name = _forced.get() or os.environ.get("TROPIGRAD_BACKEND", "auto")
     if name not in BACKENDS:
         raise ValueError(f"TROPIGRAD_BACKEND is {name!r}; expected one of {', '.join(BACKENDS)}")
     return name
@@ -63,16 +81,18 @@ def why_off(name: str, device: torch.device) -> str:
     return ""
 
 
-def choose(op: str, device: torch.device, offered: tuple[str, ...]) -> str:
+def choose(op: str, device: torch.device, offered: tuple[str, ...], dtype: torch.dtype = torch.float32) -> str:
     """The backend that a call of `op` on `device` takes, out of those that the op offers.
 
-    Gluon kernels run where they are forced: nothing chooses one before its device is qualified. Forced, they leave what
-    has no Gluon form to Triton.
+    Gluon kernels run where they are forced, and where they are qualified and agree with Triton's at first use. Forced,
+    they leave what has no Gluon form to Triton.
 
     Raises:
         RuntimeError: TROPIGRAD_BACKEND forces one that the op lacks or that cannot run here; the message says why.
         ImportError: CUDA tensors without triton.
     """
+    if device.type == "cuda":
+        capture.watch(device)
     name = forced()
     if name != "auto":
         if name == "gluon" and name not in offered:
@@ -87,10 +107,52 @@ def choose(op: str, device: torch.device, offered: tuple[str, ...]) -> str:
                 f"{op}: CUDA tensors need triton: pip install triton (Linux), or move the tensors to the CPU, "
                 "or set TROPIGRAD_BACKEND=torch for a slow path"
             )
-        return "triton"
+        return "gluon" if "gluon" in offered and _gluon_serves(op, device, dtype) else "triton"
     if device.type == "cpu" and "cpp" in offered:
         reason = why_off("cpp", device)
         if not reason:
             return "cpp"
         native.warn_of_slower_path(reason)
     return "torch"
+
+
+def _gluon_serves(op: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the op's Gluon kernels are qualified here, and agree with Triton's; asked once per dtype and device."""
+    if qualification.why_not_op(op, device) or why_off("gluon", device):
+        return False
+    if (op, device, dtype) not in _agreeing:
+        if autotune.capturing(device):
+            return False  # nothing is compared inside a capture
+        _agreeing[op, device, dtype] = _agrees_with_triton(op, device, dtype)
+    return _agreeing[op, device, dtype]
+
+
+_agreeing: dict[tuple[str, torch.device, torch.dtype], bool] = {}
+
+
+def _agrees_with_triton(op: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """The same values and winners at the op's small shapes; one warning where not."""
+    spec = REGISTRY[op]
+    try:
+        for kwargs in spec.variants.values():
+            if "gluon" not in spec.offers(kwargs) or not spec.supports(dtype, kwargs):
+                continue
+            for seed, shape in enumerate(spec.small_shapes):
+                inputs = spec.inputs(shape, dtype, device, seed)
+                options = {**kwargs, "return_indices": True} if spec.has_winners(kwargs) else kwargs
+                results = []
+                for name in ("gluon", "triton"):
+                    with forcing(name):
+                        found = spec.op(*inputs, **options)
+                    results.append(found if isinstance(found, tuple) else (found,))
+                if not all(bool(((x == y) | ((x != x) & (y != y))).all()) for x, y in zip(*results, strict=True)):
+                    raise ArithmeticError(f"the results differ at {dict(shape)}, {dict(options)}")
+    except Exception as error:  # whatever it is, Triton's kernel serves
+        warnings.warn(
+            f"{op}: the Gluon kernel of {dtype} is off on {device}: {type(error).__name__}: {error}; "
+            "Triton's serves: report this, with the text of tropigrad explain",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    return True

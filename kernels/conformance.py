@@ -98,7 +98,7 @@ def forced(name: str, device: torch.device) -> Iterator[None]:
     if reason:
         raise NotHere(reason)
     before = os.environ.get("TROPIGRAD_BACKEND")
-    os.environ["TROPIGRAD_BACKEND"] = name
+    os.environ["TROPIGRAD_BACKEND"] = name  # a backward on a GPU runs in another thread
     try:
         yield
     finally:
@@ -421,7 +421,7 @@ def indices(spec: Spec, device: torch.device) -> Iterator[Case]:
                     skipped[1, 2, 3:5] = -1
                     winners[1, 2, 3:5] = bad
                     expected = scatter(skipped)
-                    if device.type == "cpu" and name != "triton":  # the interpreter masks, as a GPU does
+                    if device.type == "cpu":
                         try:
                             scatter(winners)
                         except IndexError:
@@ -576,9 +576,55 @@ def capture(spec: Spec, device: torch.device) -> Iterator[Case]:
         yield Case(spec.name, "capture", variant, run)
 
 
+REPETITIONS = 20
+
+
+def repetitions(spec: Spec, device: torch.device) -> Iterator[Case]:
+    """The Gluon kernels against the portable ones, again and again: what no interpreter can show of races and edges.
+
+    At the standard shapes (several waves of blocks, many stages of K), with ragged sizes, and batched.
+    """
+    for variant, kwargs in spec.variants.items():
+        for dtype in spec.dtypes:
+            if "gluon" not in spec.offers(kwargs) or not spec.supports(dtype, kwargs):
+                continue
+            for name, shape in spec.shapes.items():
+                ragged = {letter: max(1, size - 1 - 2 * index) for index, (letter, size) in enumerate(shape.items())}
+                for form, sizes in (("even", shape), ("ragged", ragged), ("batched", ragged)):
+                    yield Case(
+                        spec.name,
+                        "repetitions",
+                        f"gluon-{variant}-{_short(dtype)}-{name}-{form}",
+                        lambda kwargs=kwargs, dtype=dtype, sizes=sizes, form=form: _check_repetitions(
+                            spec, device, kwargs, dtype, sizes, batched=form == "batched"
+                        ),
+                    )
+
+
+def _check_repetitions(spec: Spec, device: torch.device, kwargs, dtype: torch.dtype, shape: Shape, batched: bool):
+    options = {**kwargs, "return_indices": True} if spec.has_winners(kwargs) else kwargs
+
+    def op(*args):
+        found = spec.op(*args, **options)
+        return tuple(found) if isinstance(found, tuple) else (found,)
+
+    reason = backends.why_off("gluon", device)
+    if reason:
+        raise NotHere(reason)
+    inputs = spec.inputs(shape, dtype, device, 0)
+    if batched:
+        inputs = tuple(torch.stack([x, x.flip(-1), x.flip(0)]) for x in inputs)
+        op = torch.func.vmap(op)
+    with forced("triton", device):
+        expected = op(*inputs)
+    for _ in range(REPETITIONS):
+        with forced("gluon", device):
+            assert_same(op(*inputs), expected, spec.is_exact(kwargs))
+
+
 TABLES = (
     forward, config, strides, huge, misuse, gradcheck, subgradient, indices, deterministic, compile, export, opcheck,
-    vmap, jvp, autocast, threads, streams, capture,
+    vmap, jvp, autocast, threads, streams, capture, repetitions,
 )  # fmt: skip
 
 

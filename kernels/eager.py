@@ -3,12 +3,44 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 _TYPES = (Tensor, torch.nn.Parameter)
+
+
+def route(function: type[torch.autograd.Function], kernel: Callable[..., Any], *tensors: Tensor) -> Callable[..., Any]:
+    """What to call for `function.apply`: the kernel inside it, where neither gradients nor anybody else want more.
+
+    kernel: takes the arguments of function.forward, and gives what that gives through the dispatcher.
+    """
+    if not is_unobserved(*tensors):
+        return function.apply
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        return _undispatched(function, kernel).apply
+    return kernel
+
+
+@functools.cache
+def _undispatched(function: Any, kernel: Callable[..., Any]) -> type[torch.autograd.Function]:
+    """`function` without its setup_context: torch then binds no signature, which takes 25 µs a call."""
+
+    class Undispatched(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *inputs):
+            output = kernel(*inputs)
+            function.setup_context(ctx, inputs, output)
+            return output
+
+        @staticmethod
+        def backward(ctx, *gradients):
+            return function.backward(ctx, *gradients)
+
+    return Undispatched
 
 
 def is_unobserved(*tensors: Tensor) -> bool:

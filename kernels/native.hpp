@@ -31,7 +31,7 @@ constexpr std::size_t CACHE_LINE = 64;
 
 template <class C>
 struct Simd {
-    using Index = std::conditional_t<sizeof(C) == 8, int64_t, int32_t>;
+    using Index = std::conditional_t<sizeof(C) == 8, int64_t, std::conditional_t<sizeof(C) == 2, int16_t, int32_t>>;
     typedef C Vector __attribute__((vector_size(VECTOR_BYTES)));
     typedef Index IndexVector __attribute__((vector_size(VECTOR_BYTES)));
     static constexpr int WIDTH = VECTOR_BYTES / sizeof(C);
@@ -142,10 +142,13 @@ struct ToHalf {
     }
 };
 
-struct ToInt32 {
-    double low, high;
-    explicit ToInt32(bool negated)
-        : low(negated ? -2147483647.0 : -2147483648.0), high(negated ? 2147483648.0 : 2147483647.0) {}
+// To the bounds of the integers I, or of their negatives, in a C that holds every sum or product that matters.
+template <class I, class C>
+struct Saturated {
+    C low, high;
+    explicit Saturated(bool negated)
+        : low(negated ? -C(std::numeric_limits<I>::max()) : C(std::numeric_limits<I>::min())),
+          high(negated ? -C(std::numeric_limits<I>::min()) : C(std::numeric_limits<I>::max())) {}
     template <class F>
     F operator()(F x) const {
         const F floor = F{} + low, ceiling = F{} + high;
@@ -156,7 +159,7 @@ struct ToInt32 {
 
 // One library serves one element type, so that nobody waits for the compilation of the others.
 #ifndef ELEMENT
-#define ELEMENT float  // or double, Half, Brain, int32_t
+#define ELEMENT float  // or double, Half, Brain, int32_t, int16_t, int8_t
 #endif
 using Element = ELEMENT;
 constexpr bool IS_HALF = std::is_same_v<Element, Half>, IS_BRAIN = std::is_same_v<Element, Brain>;

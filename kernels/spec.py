@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 
-from ..autotune import Tuned
+from .. import autotune
+from ..autotune import Call, Tuned
 
 # ours; dense: the materialised definition, in eager torch; compiled: torch.compile of it; peer: another library;
 # scale: computes something else (torch.matmul), for scale alone: never gated, never a speedup
@@ -87,6 +88,8 @@ class Spec:
     # the raw scatter of winners [2, 5, 7] to gradients, and its K
     scatter: tuple[Callable[[torch.Tensor], tuple[torch.Tensor, ...]], int] | None = None
     raw_ops: Callable[[torch.device], list[tuple[Any, tuple[Any, ...]]]] = lambda device: []  # for opcheck
+    # how the tuner calls it, where that is not `op(*inputs, **variant)`, with winners, and trained (tuning.py)
+    tuning_calls: Callable[[Shape, torch.dtype, torch.device], Iterable[Call]] | None = None
 
 
 REGISTRY: dict[str, Spec] = {}
@@ -97,4 +100,23 @@ def register(spec: Spec) -> Spec:
     if spec.name in REGISTRY:
         raise ValueError(f"register: an op named {spec.name!r} is registered already")
     REGISTRY[spec.name] = spec
+    kernels = tuple(kernel for of_backend in spec.tuned.values() for kernel in of_backend)
+    autotune.register(
+        autotune.Tunable(spec.name, spec.shapes, kernels, spec.tuning_calls or _calls_of(spec), _inspector)
+    )
     return spec
+
+
+def _calls_of(spec: Spec):
+    def calls(shape: Shape, dtype: torch.dtype, device: torch.device) -> Iterable[Call]:
+        from .tuning import calls  # loads the conformance suite, which an import of the ops need not
+
+        return calls(spec, shape, dtype, device)
+
+    return calls
+
+
+def _inspector(device: torch.device):
+    from .tuning import inspector  # likewise
+
+    return inspector(device)

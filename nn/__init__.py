@@ -4,12 +4,15 @@ from .kmedoids import KMedoids, chebyshev_distances, kmedoids
 from .linear_min_max import KMedoidsInit, LinearMinMax
 from .losses import WorstSampleLoss
 from .maxplus import MaxPlusLinear, MinPlusLinear
+from .tropical_conv import MaxPlusConv2d, MinPlusConv2d
 
 __all__ = [
     "KMedoids",
     "KMedoidsInit",
     "LinearMinMax",
+    "MaxPlusConv2d",
     "MaxPlusLinear",
+    "MinPlusConv2d",
     "MinPlusLinear",
     "WorstSampleLoss",
     "chebyshev_distances",

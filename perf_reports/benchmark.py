@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from ..autotune import Choice, recorded
+from ..autotune.timing import Samples, interleaved
 from ..kernels import backend
 from ..kernels.spec import Contender, Shape, Spec, Workload
-from .measure import Samples, interleaved, peak_memory
+from .measure import peak_memory
 
 Outputs = tuple[Tensor, ...]
 Call = Callable[[], Outputs]

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from ..kernels import backend, native
+from ..kernels import backend, native, qualification
+from ..kernels.spec import REGISTRY
 from . import results
 
 _PROBE = 'extern "C" int tropigrad_probe() { return 42; }\n'
@@ -46,7 +47,8 @@ def _backends(device: torch.device) -> dict[str, str]:
     """name -> why it is off; "" where it is on."""
     reasons = {name: backend.why_off(name, device) for name in backend.BACKENDS if name != "auto"}
     if not reasons["gluon"] and os.environ.get("TROPIGRAD_BACKEND") != "gluon":
-        reasons["gluon"] = backend.UNQUALIFIED
+        ops = [spec.name for spec in REGISTRY.values() if "gluon" in spec.tuned]
+        reasons["gluon"] = "; ".join(filter(None, {qualification.why_not_op(op, device) for op in ops}))
     return reasons
 
 

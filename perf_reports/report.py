@@ -102,7 +102,7 @@ def run(
             "data_dir": None if data_dir is None else str(data_dir),
             "seed": seed,
         }
-        kept.add(_head(settings))
+        kept.add(results.head(settings))
         try:
             for record in _measured(studies, cells, quick, data_dir, seed, progress):
                 kept.add(record)
@@ -117,17 +117,6 @@ def run(
         kept.add({"kind": "run_end", "interrupted": interrupted, "seconds": perf_counter() - start, "error": None})
         index = page.build(kept.records, out)
     return Outcome(index, kept.records, interrupted)
-
-
-def _head(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "kind": "run",
-        "machine": results.machine(),
-        "versions": results.versions(),
-        "git_revision": results.git_revision(),
-        "environment": results.environment(),
-        "settings": settings,
-    }
 
 
 def _measured(

@@ -5,6 +5,8 @@ Every line carries `schema_version`, `run` (an id shared by the lines of one rep
 run               the machine, the versions, the git revision, the settings
 ceiling           a roof of the machine                                      (ceilings.py)
 startup           an import or a first call in a fresh process               (startup.py)
+conformance       how many cases passed and failed                           (qualify.py)
+tuning            a kernel's config at one problem, and its gain             (autotune)
 training          one logged iteration of a study                            (studies/)
 training_summary  one method of a study
 gate              whether a contender's results agree with ours
@@ -148,6 +150,18 @@ def environment() -> dict[str, str]:
     """The variables in force that change what runs."""
     return {
         name: value for name, value in sorted(os.environ.items()) if name.startswith(("TROPIGRAD_", "TRITON_INTERPRET"))
+    }
+
+
+def head(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The record that a run begins with."""
+    return {
+        "kind": "run",
+        "machine": machine(),
+        "versions": versions(),
+        "git_revision": git_revision(),
+        "environment": environment(),
+        "settings": settings,
     }
 
 

@@ -14,8 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullLocator
 
+from ..autotune.timing import Interval
 from .figures import COLOR, drawing, save
-from .measure import Interval, geometric_mean
+from .measure import geometric_mean
 
 Record = Mapping[str, Any]
 

@@ -8,11 +8,14 @@ import sys
 import time
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from tropigrad import __version__
+from tropigrad import __version__, autotune
 from tropigrad.cli import app
-from tropigrad.perf_reports import doctor, report
+from tropigrad.kernels import native
+from tropigrad.kernels.tropical_matmul import cpu
+from tropigrad.perf_reports import doctor, qualify, report, tuning
 
 
 @pytest.fixture
@@ -34,9 +37,9 @@ def test_help_names_the_commands_and_loads_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-@pytest.mark.parametrize("command", ["report", "doctor"])
+@pytest.mark.parametrize("command", ["report", "doctor", "tune", "explain", "cache list", "cache verify", "qualify"])
 def test_every_command_explains_itself(tropigrad, command):
-    done = tropigrad(command, "--help")
+    done = tropigrad(*command.split(), "--help")
     assert done.exit_code == 0
     assert "--json" in done.stdout
 
@@ -49,11 +52,23 @@ def test_every_command_explains_itself(tropigrad, command):
         ("report", "--seed", "x"),
         ("report", "--only", "nonsense"),
         ("report", "--data-dir", "/nowhere"),
+        ("tune", "nonsense"),
+        ("tune", "tropical_matmul", "--shapes", "M=3"),
+        ("tune", "tropical_matmul", "--shapes", "M=3,K=4,N=x"),
+        ("tune", "tropical_matmul", "--shapes", "M=3,K=4,N=0"),
+        ("tune", "tropical_matmul", "--budget", "soon"),
+        ("tune", "tropical_matmul", "--dtype", "float8"),
+        ("explain", "nonsense", "M=3"),
+        ("explain", "tropical_matmul", "M=3"),
+        ("cache",),
+        ("qualify", "--budget", "-3s"),
+        ("qualify", "--only", "nonsense"),
+        ("qualify", "--resume"),
     ],
     ids=" ".join,
 )
 def test_bad_use_is_2_and_writes_nothing(tropigrad, tmp_path, arguments):
-    out = ("--out", str(tmp_path / "out")) if arguments[0] == "report" else ()
+    out = ("--out", str(tmp_path / "out")) if arguments[0] in ("report", "qualify") else ()
     done = tropigrad(*arguments, *out)
     assert done.exit_code == 2
     assert "Traceback" not in done.output
@@ -146,6 +161,115 @@ def test_doctor_leaves_no_probe_in_the_cache(monkeypatch, tmp_path):
     doctor.examine()
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
     assert os.environ["TROPIGRAD_CACHE_DIR"] == str(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ the tuner
+
+SIZES = ("M=24", "K=40", "N=33")
+
+
+@pytest.fixture
+def own_cache(monkeypatch, tmp_path):
+    """A cache of the test's own, and a C++ kernel that has few configs."""
+    monkeypatch.setenv("TROPIGRAD_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv("TROPIGRAD_AUTOTUNE", raising=False)
+    monkeypatch.setattr(sys.modules["tropigrad.autotune.search"], "DUEL_S", 0.1)
+    default = cpu.FORWARD.default({})
+    space = autotune.Space({name: (value, *_another(name, value)) for name, value in default.items()})
+    monkeypatch.setattr(
+        cpu, "FORWARD", autotune.Tuned("tropical_matmul.cpp", space, lambda _: default, cpu.FORWARD.source)
+    )
+    autotune.reload()
+    yield autotune.store()
+    monkeypatch.undo()
+    autotune.reload()
+
+
+def _another(name: str, value: int) -> tuple[int, ...]:
+    choices = [choice for choice in cpu.FORWARD.space.choices[name] if choice != value]
+    return tuple(choices[:1]) if name == next(iter(cpu.FORWARD.space.choices)) else ()
+
+
+def test_tune_then_explain_then_the_cache(tropigrad, own_cache):
+    if native.why_no_compiler():
+        pytest.skip(native.why_no_compiler())
+    done = tropigrad("tune", "tropical_matmul", "--shapes", ",".join(SIZES), "--budget", "60s", "--json")
+    assert done.exit_code == 0, done.stderr
+    findings = json.loads(done.stdout)["findings"]
+    assert [finding["kernel"] for finding in findings] == ["tropical_matmul.cpp"] * 2
+    assert {finding["how"] for finding in findings} == {"tuned"}
+    text = tropigrad("tune", "tropical_matmul", "--shapes", ",".join(SIZES), "-v").stdout
+    assert text.count("reused: ") == 2
+    assert "1 timed, 0 rejected" in text
+
+    done = tropigrad("explain", "tropical_matmul", *SIZES)
+    assert done.exit_code == 0
+    assert done.stdout.count("  source    user cache") == 2
+    explained = json.loads(tropigrad("explain", "tropical_matmul", *SIZES, "--json").stdout)["launched"]
+    assert [found["choice"]["source"] for found in explained] == ["user cache"] * 2
+
+    assert json.loads(tropigrad("cache", "list", "--json").stdout)["entries"][0]["kernel"] == "tropical_matmul.cpp"
+    assert "tropical_matmul.cpp" in tropigrad("cache", "list").stdout
+    assert tropigrad("cache", "verify").stdout == "2 entries, all whole\n"
+    path, _ = next(own_cache.entries())
+    path.write_text("{")
+    done = tropigrad("cache", "verify", "--json")
+    assert done.exit_code == 1
+    assert str(path) in json.loads(done.stdout)["problems"][0]
+    assert json.loads(tropigrad("cache", "clear", "--json").stdout) == {"removed": 2}
+    assert list(own_cache.entries()) == []
+
+
+def test_export_writes_the_table_of_this_device(tropigrad, own_cache, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys.modules["tropigrad.autotune.store"], "TABLES", tmp_path / "tables")
+    monkeypatch.setattr(tuning, "run", lambda plan, **options: [])
+    assert tropigrad("tune", "--export").exit_code == 2  # nothing is tuned: no empty table is shipped
+    here = autotune.fingerprint(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    own_cache.put(here, {"kernel": "op", "source": "x", "problem": {}}, {"BLOCK": 16})
+    done = tropigrad("tune", "--export", "--json")
+    assert done.exit_code == 0
+    (path,) = (tmp_path / "tables").iterdir()
+    assert json.loads(done.stdout)["table"] == str(path)
+    assert json.loads(path.read_text())["device"] == here.device
+
+
+def test_a_wrong_default_is_1(tropigrad, own_cache, monkeypatch):
+    def wrong(*args, **kwargs):
+        raise autotune.WrongDefault("tropical_matmul.cpp at {}: output 0 differs")
+
+    monkeypatch.setattr(tuning, "run", wrong)
+    done = tropigrad("tune")
+    assert done.exit_code == 1
+    assert done.stderr.splitlines()[-1] == "tropigrad: tropical_matmul.cpp at {}: output 0 differs"
+
+
+def test_an_interrupted_tuning_says_how_to_go_on(tropigrad, own_cache, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tuning, "run", interrupted)
+    done = tropigrad("tune")
+    assert done.exit_code == 130
+    assert "the same command goes on from there" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [({}, 0), ({"failed": ["a case"]}, 1), ({"wrong": ["a gate"]}, 1), ({"interrupted": True}, 130)],
+    ids=["passed", "failed", "wrong", "interrupted"],
+)
+def test_qualify_ends_with_its_summary_and_its_code(tropigrad, tmp_path, monkeypatch, changes, code):
+    monkeypatch.setattr(qualify, "run", lambda *a, **k: qualify.Outcome(tmp_path, "a GPU", passed=3, **changes))
+    done = tropigrad("qualify")
+    assert done.exit_code == code
+    assert "3 passed" in done.stdout
+    assert done.stdout.splitlines()[-1] == f"read first   {tmp_path / '1-summary.md'}"
+    assert json.loads(tropigrad("qualify", "--json").stdout)["passed"] == 3
+
+
+@pytest.mark.parametrize(("text", "expected"), [("90s", 90), ("8m", 480), ("1.5h", 5400), ("30", 30)])
+def test_a_budget_is_read(text, expected):
+    assert qualify.seconds(text) == expected
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from .. import backend
-from ..eager import is_unobserved
+from ..eager import route
 from ..vmap import join_batch, leave_batch
-from . import cpu, gluon, portable
-from .arguments import check_batches, check_factors, check_options, under_autocast
+from . import cpu, gluon, portable, scatter
+from .arguments import check_batches, check_factors, check_options, check_winners, under_autocast
 from .definition import SEMIRINGS, semiring_zero, tropical_matmul_ref, value_dtype, winner_dtype
 from .log import log_matmul
 
@@ -69,15 +69,21 @@ def _(a, b, semiring, with_winners, ignore_nan):
 def _scatter(
     dc: Tensor, winners: Tensor, a: Tensor | None, b: Tensor | None, K: int, semiring: str, needs_a: bool, needs_b: bool
 ) -> tuple[Tensor, Tensor]:
-    """dc, winners [B, M, N] -> da [B, M, K] and db [B, K, N], or [0] where not needed; a and b for max_times alone."""
+    """dc, winners [B, M, N] -> da [B, M, K] and db [B, K, N], or [0] where not needed; a and b for max_times alone.
+
+    Winner −1 adds nothing. One outside [−1, K) raises IndexError before anything is written: on the CPU, and on a GPU
+    inside torch.autograd.detect_anomaly(), as it costs a synchronisation; elsewhere it adds nothing either.
+    """
     B, M, N = dc.shape
     if dc.numel() * K == 0:
         return dc.new_zeros((B, M, K) if needs_a else (0,)), dc.new_zeros((B, K, N) if needs_b else (0,))
-    scatter = {"cpp": cpu.scatter, "triton": portable.scatter, "torch": _scatter_by_torch}
     chosen = _choose("tropical_winners_scatter", dc, _SCATTERS)
     if chosen == "triton" and torch.are_deterministic_algorithms_enabled():
-        chosen = "torch"  # the Triton kernel adds atomically, in any order
-    return scatter[chosen](dc, winners, a, b, K, semiring, needs_a, needs_b)
+        chosen = "triton" if dc.dtype in scatter.DETERMINISTIC_DTYPES else "torch"  # whose scatter_add then sorts
+    if chosen != "cpp":
+        check_winners("tropical_winners_scatter", winners, K)
+    add = {"cpp": cpu.scatter, "triton": scatter.scatter, "torch": _scatter_by_torch}
+    return add[chosen](dc, winners, a, b, K, semiring, needs_a, needs_b)
 
 
 torch.library.impl("tropigrad::tropical_winners_scatter", backend.DEVICES, _scatter)
@@ -90,11 +96,9 @@ def _(dc, winners, a, b, K, semiring, needs_a, needs_b):
 
 
 def _choose(op: str, x: Tensor, offered: tuple[str, ...]) -> str:
-    chosen = backend.choose(op, x.device, offered)
+    chosen = backend.choose(op, x.device, offered, x.dtype)
     if chosen == "gluon" and x.dtype not in gluon.DTYPES:
         chosen = "triton"
-    if (chosen == "triton" and x.dtype not in portable.DTYPES) or (chosen == "cpp" and x.dtype not in cpu.DTYPES):
-        return "torch"
     if chosen == "cpp" and backend.forced() == "auto" and not cpu.is_available(x.dtype):
         return "torch"  # the compiler failed on this dtype, as one warning has said
     return chosen
@@ -119,8 +123,9 @@ def _forward_in_chunks(a, b, semiring, with_winners, ignore_nan):
 def _scatter_by_torch(dc, winners, a, b, K, semiring, needs_a, needs_b):
     """By scatter_add over flat positions, the form that torch makes deterministic on request."""
     (B, M, N), dtype = dc.shape, dc.dtype
-    k = winners.clamp(min=0).long()
-    dc = dc.masked_fill(winners < 0, 0)  # where every candidate was skipped, nothing won
+    lost = (winners < 0) | (winners >= K)
+    k = winners.masked_fill(lost, 0).long()
+    dc = dc.masked_fill(lost, 0)
     if dtype in (torch.float16, torch.bfloat16):
         dc = dc.float()
     da, db = dc.new_zeros((B, M, K) if needs_a else (0,)), dc.new_zeros((B, K, N) if needs_b else (0,))
@@ -214,24 +219,9 @@ class _TropicalMatmul(torch.autograd.Function):
         if ctx.semiring != "max_times":
             a = b = None
         needs_a, needs_b = ctx.needs_input_grad[:2]
-        direct = not torch.is_grad_enabled() and is_unobserved(dc, winners)
-        scatter = _scatter if direct else _WinnersScatter.apply
-        da, db = scatter(dc, winners, a, b, ctx.K, ctx.semiring, needs_a, needs_b)
+        add = route(_WinnersScatter, _scatter, dc, winners)
+        da, db = add(dc, winners, a, b, ctx.K, ctx.semiring, needs_a, needs_b)
         return da if needs_a else None, db if needs_b else None, None, None, None
-
-
-class _UnobservedTropicalMatmul(torch.autograd.Function):
-    """`_TropicalMatmul` where nothing observes the call: without setup_context torch binds no signature, 25 µs less."""
-
-    @staticmethod
-    def forward(ctx, a, b, semiring, with_winners, ignore_nan):
-        output = _forward(a, b, semiring, with_winners, ignore_nan)
-        _TropicalMatmul.setup_context(ctx, (a, b, semiring, with_winners, ignore_nan), output)
-        return output
-
-    @staticmethod
-    def backward(ctx, dc, _):
-        return _TropicalMatmul.backward(ctx, dc, _)
 
 
 # ------------------------------------------------------------------------------------------------ public
@@ -333,12 +323,7 @@ def tropical_matmul(
     if semiring == "log":
         return log_matmul(a, b, temperature, ignore_nan).reshape(*batch, M, N)
     with_winners = return_indices or (torch.is_grad_enabled() and (a.requires_grad or b.requires_grad))
-    if not is_unobserved(a, b):
-        product = _TropicalMatmul.apply
-    elif torch.is_grad_enabled() and (a.requires_grad or b.requires_grad):
-        product = _UnobservedTropicalMatmul.apply
-    else:
-        product = _forward
+    product = route(_TropicalMatmul, _forward, a, b)
     values, winners = product(a, b, semiring, with_winners, ignore_nan)
     values = values.reshape(*batch, M, N)
     return TropicalMatmul(values, winners.reshape(*batch, M, N).long()) if return_indices else values

@@ -26,25 +26,37 @@ def under_autocast(a: Tensor, b: Tensor, semiring: str) -> tuple[Tensor, Tensor]
     return a.to(dtype), b.to(dtype)
 
 
-def check_factors(op: str, a: Tensor, b: Tensor, b_name: str, b_rank: int, b_shape: str) -> None:
-    """a [..., M, K] and the other factor are strided tensors of one supported dtype, on one device, of enough ranks."""
+def check_tensors(op: str, **tensors: Tensor) -> None:
+    """Both are strided tensors of one supported dtype, on one device."""
     supported = (*FLOATS, *INTEGERS)
-    for name, x, rank, shape in (("a", a, 2, "[..., M, K]"), (b_name, b, b_rank, b_shape)):
+    for name, x in tensors.items():
         if not isinstance(x, Tensor):
             raise TypeError(f"{op}: {name} is a {type(x).__name__}; expected a torch.Tensor")
         if x.layout != torch.strided:
             raise TypeError(f"{op}: {name} has layout {x.layout}; expected torch.strided: {name}.to_dense()")
         if x.dtype not in supported:
             raise TypeError(f"{op}: {name} is {x.dtype}; expected one of {_listed(supported)}")
-        if x.dim() < rank:
-            raise ValueError(f"{op}: {name} has shape {tuple(x.shape)}; expected {shape}")
+    (a_name, a), (b_name, b) = tensors.items()
     if a.dtype != b.dtype:
-        raise TypeError(f"{op}: a is {a.dtype} and {b_name} is {b.dtype}; expected one dtype")
+        raise TypeError(f"{op}: {a_name} is {a.dtype} and {b_name} is {b.dtype}; expected one dtype")
     if a.device != b.device:
         raise ValueError(
-            f"{op}: a {tuple(a.shape)} is on {a.device} and {b_name} {tuple(b.shape)} on {b.device}; "
+            f"{op}: {a_name} {tuple(a.shape)} is on {a.device} and {b_name} {tuple(b.shape)} on {b.device}; "
             "expected one device"
         )
+
+
+def check_factors(op: str, a: Tensor, b: Tensor, b_name: str, b_rank: int, b_shape: str) -> None:
+    """a [..., M, K] and the other factor are strided tensors of one supported dtype, on one device, of enough ranks."""
+    check_tensors(op, **{"a": a, b_name: b})
+    for name, x, rank, shape in (("a", a, 2, "[..., M, K]"), (b_name, b, b_rank, b_shape)):
+        if x.dim() < rank:
+            raise ValueError(f"{op}: {name} has shape {tuple(x.shape)}; expected {shape}")
+
+
+def check_nan(op: str, nan: str) -> None:
+    if nan not in ("propagate", "ignore"):
+        raise ValueError(f"{op}: nan is {nan!r}; expected 'propagate' or 'ignore'")
 
 
 def check_batches(op: str, a_batch: torch.Size, b_batch: torch.Size, b_name: str) -> None:
@@ -65,8 +77,7 @@ def check_options(
 ) -> None:
     if semiring not in SEMIRINGS:
         raise ValueError(f"{op}: semiring is {semiring!r}; expected one of {', '.join(map(repr, SEMIRINGS))}")
-    if nan not in ("propagate", "ignore"):
-        raise ValueError(f"{op}: nan is {nan!r}; expected 'propagate' or 'ignore'")
+    check_nan(op, nan)
     if not 0 < temperature < float("inf"):
         raise ValueError(f"{op}: temperature is {temperature}; expected a positive finite number")
     if semiring == "log":
@@ -76,6 +87,14 @@ def check_options(
             raise TypeError(f"{op}: a is {dtype}; the log semiring takes one of {_listed(FLOATS)}")
     if out_dtype is not None and not _is_wider(dtype, out_dtype):
         raise TypeError(f"{op}: out_dtype is {out_dtype}; expected a dtype of a's kind at least as wide as its {dtype}")
+
+
+def check_winners(op: str, winners: Tensor, K: int) -> None:
+    """Winners are in [−1, K): looked at on the CPU, and on a GPU, where it synchronises, inside detect_anomaly()."""
+    if winners.device.type == "cpu" or torch.is_anomaly_enabled():
+        lowest, highest = (int(x) for x in winners.aminmax())
+        if lowest < -1 or highest >= K:
+            raise IndexError(f"{op}: winners are in [{lowest}, {highest}]; expected the forward's, in [-1, {K})")
 
 
 def _is_wider(dtype: torch.dtype, out_dtype: torch.dtype) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...autotune import Space, Tuned
 from .. import native
-from .definition import semiring_zero, winner_dtype
+from .definition import semiring_zero, value_dtype, winner_dtype
 
 _SOURCE = Path(__file__).with_name("cpu.cpp")
 
@@ -30,8 +30,9 @@ _ELEMENTS = {  # the C++ names; each is a library of its own, compiled when firs
     torch.float16: "Half",
     torch.bfloat16: "Brain",
     torch.int32: "int32_t",
+    torch.int16: "int16_t",
+    torch.int8: "int8_t",
 }
-DTYPES = tuple(_ELEMENTS)
 _SMALL_FORWARD, _SMALL_SCATTER = 1 << 21, 1 << 15  # (m, n, k) steps, winners: less is done before a thread would start
 
 
@@ -54,9 +55,9 @@ def _functions(dtype: torch.dtype):
     pointer, integer, sizes = ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(ctypes.c_int64)
     forward, scatter = found.tropical_forward, found.tropical_scatter
     forward.argtypes = (
-        [integer] * 3 + [sizes, pointer, pointer, sizes, pointer, pointer] + [ctypes.c_int64] * 3 + [integer]
+        [integer] * 3 + [sizes, pointer, pointer, sizes, pointer, pointer, integer] + [ctypes.c_int64] * 3 + [integer]
     )
-    scatter.argtypes = [sizes, pointer, pointer, pointer, pointer, sizes, pointer, pointer, integer]
+    scatter.argtypes = [sizes, pointer, pointer, integer, pointer, pointer, sizes, pointer, pointer, integer]
     found.tropical_set_team.argtypes = [pointer]
     found.tropical_set_team(native.openmp_team())
     return forward, scatter
@@ -75,18 +76,19 @@ def _pointer(x: Tensor | None) -> int | None:
 
 
 def forward(a: Tensor, b: Tensor, semiring: str, winners: bool, ignore_nan: bool) -> tuple[Tensor, Tensor]:
-    """a [B, M, K], b [B, K, N], any strides -> values [B, M, N] and int32 winners [B, M, N], or [0] where not wanted.
+    """a [B, M, K], b [B, K, N], any strides -> values [B, M, N] and winners [B, M, N], or [0] where not wanted.
 
-    semiring: "max_plus", "min_plus" or "max_times". Winners: the lowest k, −1 where there is no candidate.
+    semiring: "max_plus", "min_plus" or "max_times". Winners: the lowest k, −1 where there is no candidate, in
+    winner_dtype(K).
     """
     (B, M, K), N = a.shape, b.shape[-1]
     times = semiring == "max_times"
-    values = torch.empty((B, M, N), dtype=a.dtype)
+    values = torch.empty((B, M, N), dtype=value_dtype(a.dtype))
     # the zero of max_times is not its lowest value, so outputs with nothing to choose from must be known
     kept = winners or (times and ignore_nan)
-    won = torch.empty((B, M, N) if kept else (0,), dtype=torch.int32)
+    won = torch.empty((B, M, N) if kept else (0,), dtype=winner_dtype(K))
     if values.numel() == 0 or K == 0:
-        return values.fill_(semiring_zero(semiring, a.dtype)), won.fill_(-1).to(winner_dtype(K))
+        return values.fill_(semiring_zero(semiring, values.dtype)), won.fill_(-1)
     config = FORWARD.config({"M": M, "N": N, "K": K, "dtype": str(a.dtype), "winners": winners}, a.device)
     status = _functions(a.dtype)[0](
         times,
@@ -98,32 +100,36 @@ def forward(a: Tensor, b: Tensor, semiring: str, winners: bool, ignore_nan: bool
         _integers(*a.stride(), *b.stride()),
         values.data_ptr(),
         _pointer(won),
+        won.dtype == torch.int16,
         config["KC"],
         config["MC"],
         config["NC"],
         _threads(B * M * N * K, _SMALL_FORWARD, config["threads"]),
     )
     _check(status)
-    return values, (won if winners else won.new_empty(0)).to(winner_dtype(K))
+    return values, won if winners else won.new_empty(0)
 
 
 def scatter(
     dc: Tensor, winners: Tensor, a: Tensor | None, b: Tensor | None, K: int, semiring: str, needs_a: bool, needs_b: bool
 ) -> tuple[Tensor, Tensor]:
-    """dc, winners [B, M, N] -> da [B, M, K], db [B, K, N] in dc's dtype, or [0] where not needed.
+    """dc, int16 or int32 winners [B, M, N] -> da [B, M, K], db [B, K, N] in dc's dtype, or [0] where not needed.
 
     da[m, w] += dc[m, n] and db[w, n] += dc[m, n]; max_times multiplies by b[w, n] and a[m, w]. Winner −1 adds nothing.
     Half precision accumulates in float32. The same bits on any number of threads.
 
     Raises:
         IndexError: a winner outside [−1, K).
+        TypeError: winners of another dtype.
     """
     B, M, N = dc.shape
     da = torch.empty((B, M, K) if needs_a else (0,), dtype=dc.dtype)
     db = torch.empty((B, K, N) if needs_b else (0,), dtype=dc.dtype)
     if dc.numel() == 0 or K == 0 or not (needs_a or needs_b):
         return da.zero_(), db.zero_()
-    winners = winners.int().contiguous()
+    if winners.dtype not in (torch.int16, torch.int32):
+        raise TypeError(f"tropical_winners_scatter: winners are {winners.dtype}; expected the forward's int16 or int32")
+    winners = winners.contiguous()
     if semiring != "max_times":
         a = b = None
     unused = (0, 0, 0)
@@ -131,6 +137,7 @@ def scatter(
         _integers(B, M, K, N),
         dc.data_ptr(),
         winners.data_ptr(),
+        winners.dtype == torch.int16,
         _pointer(a),
         _pointer(b),
         _integers(*dc.stride(), *(unused if a is None else a.stride()), *(unused if b is None else b.stride())),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..spec import Contender, Misuse, Sample, Shape, Spec, Workload, register
-from . import SEMIRINGS, cpu, gluon, log, portable, tropical_matmul, tropical_matmul_ref
+from . import SEMIRINGS, cpu, gluon, log, portable, scatter, tropical_matmul, tropical_matmul_ref
 from .definition import FLOATS, INTEGERS
 
 NAN, INF = float("nan"), float("inf")
@@ -356,7 +356,7 @@ def huge(device: torch.device) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     return (a, b), (a[-2:], b)
 
 
-def scatter(winners: Tensor) -> tuple[Tensor, ...]:
+def scattered(winners: Tensor) -> tuple[Tensor, ...]:
     dc = torch.arange(winners.numel(), dtype=torch.float32, device=winners.device).view_as(winners)
     return torch.ops.tropigrad.tropical_winners_scatter(dc, winners, None, None, 4, "max_plus", True, True)
 
@@ -390,10 +390,10 @@ SPEC = register(
         tuned={
             "cpp": (cpu.FORWARD,),
             "gluon": (gluon.FORWARD, gluon.REFINE),
-            "triton": (portable.FORWARD, portable.SCATTER, log.FORWARD, log.BACKWARD),
+            "triton": (portable.FORWARD, scatter.SCATTER, log.FORWARD, log.BACKWARD),
         },
         huge=huge,
-        scatter=(scatter, 4),
+        scatter=(scattered, 4),
         raw_ops=raw_ops,
     )
 )

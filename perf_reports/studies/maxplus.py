@@ -30,10 +30,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ...autotune.timing import synchronize
 from ...nn import KMedoidsInit, LinearMinMax, WorstSampleLoss
 from .. import data
 from ..data import Dataset
-from ..measure import peak_memory, synchronize
+from ..measure import peak_memory
 
 STUDY = "maxplus"
 # One grey level of the digits is 1/16 of their range: in the units of the scores, 4. The margin asks for that much.

@@ -3,43 +3,69 @@
 Run as a script without TRITON_INTERPRET, this file compiles what it is told and prints the machine code's costs.
 """
 
+import functools
 import json
 import os
+import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
 from tropigrad.kernels import ahead_of_time, backend
-from tropigrad.kernels.tropical_matmul import log, portable
+from tropigrad.kernels.tropical_conv2d import portable as convolution
+from tropigrad.kernels.tropical_matmul import log, portable, scatter
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-DTYPES = ("fp32", "fp16", "bf16", "fp64", "i32")
+BITS = {"fp32": 32, "fp16": 16, "bf16": 16, "fp64": 64, "i32": 32, "i16": 16, "i8": 8}
+DTYPES = tuple(BITS)
 STRIDES = [f"stride_{x}" for x in ("ab", "am", "ak", "bb", "bk", "bn")]
 PROBLEM = {"M": 1024, "N": 1024, "K": 1024}
+SMALL = {"M": 128, "N": 64, "K": 64}
+CONVOLUTION = ("groups", "C", "F", "H", "W", "P", "Q")
+IMAGE = ("xb", "xc", "xh", "xw", "wo", "wc", "wh", "ww")
+WINDOW = {"SH": 1, "SW": 1, "PH": 1, "PW": 1, "DH": 1, "DW": 1, "KH": 3, "KW": 3}
 
 
-def forward(dtype: str, minimum=False, product=False, winners=False, ignore_nan=False):
-    """The selective forward kernel at its default config: kernel, signature, constants, warps."""
-    zero = -(2**31) if dtype == "i32" else float("-inf")
-    signature = {"a_ptr": f"*{dtype}", "b_ptr": f"*{dtype}", "c_ptr": f"*{dtype}", "winner_ptr": "*i32"}
-    signature |= dict.fromkeys(["M", "N", "K", *STRIDES], "i32")
-    config = dict(portable.FORWARD.default(PROBLEM))
+def forward(dtype: str, problem=PROBLEM, keep="nothing", minimum=False, product=False, ignore_nan=False):
+    """The selective forward kernel at its default config, for rows of A that can be read in words."""
+    accumulator = {"i8": "i32"}.get(dtype, dtype)
+    zero = -(2 ** (BITS[accumulator] - 1)) if dtype.startswith("i") else float("-inf")
+    signature = {"a_ptr": f"*{dtype}", "b_ptr": f"*{dtype}", "c_ptr": f"*{accumulator}", "winner_ptr": "*i16"}
+    signature |= dict.fromkeys(["M", "N", "K", "stride_ab", "stride_am", "stride_bb", "stride_bk"], "i32")
+    name = "bfloat16" if dtype == "bf16" else dtype.replace("fp", "float") if dtype[0] == "f" else f"int{BITS[dtype]}"
+    config = dict(portable.FORWARD.default(problem | {"dtype": f"torch.{name}", "winners": keep != "nothing"}))
+    config["BLOCK_K"] = config["BLOCK_K"] if keep == "block" else 8
     warps = config.pop("num_warps")
-    flags = {"MINIMUM": minimum, "PRODUCT": product, "WINNERS": winners, "IGNORE_NAN": ignore_nan}
-    return portable._tropical_matmul_fwd_kernel, signature, {"WORST": zero, "EMPTY": zero} | flags | config, warps
+    constants = {"stride_ak": 1, "stride_bn": 1, "WORST": zero, "EMPTY": zero, "KEEP": keep, "PACK": 64 // BITS[dtype]}
+    flags = {"MINIMUM": minimum, "PRODUCT": product, "IGNORE_NAN": ignore_nan and not dtype.startswith("i")}
+    return portable._tropical_matmul_fwd_kernel, signature, constants | flags | config, warps
 
 
-def scatter(dtype: str, product=False):
-    wide = "fp64" if dtype == "fp64" else "fp32"
-    signature = {"dc_ptr": f"*{dtype}", "winner_ptr": "*i32", "a_ptr": f"*{dtype}", "b_ptr": f"*{dtype}"}
+def scatters(dtype: str, product=False, fixed=False):
+    wide = "i64" if fixed else "fp64" if dtype == "fp64" else "fp32"
+    signature = {"dc_ptr": f"*{dtype}", "winner_ptr": "*i16", "a_ptr": f"*{dtype}", "b_ptr": f"*{dtype}"}
     signature |= {"da_ptr": f"*{wide}", "db_ptr": f"*{wide}"}
+    signature |= dict.fromkeys(["special_a_ptr", "special_b_ptr", "largest_ptr"], "*i32")
     signature |= dict.fromkeys(["M", "N", "K", "stride_cb", "stride_cm", "stride_cn", *STRIDES], "i32")
-    config = dict(portable.SCATTER.default(PROBLEM))
+    config = dict(scatter.SCATTER.default(PROBLEM))
     warps = config.pop("num_warps")
-    flags = {"PRODUCT": product, "NEEDS_A": True, "NEEDS_B": True}
-    return portable._tropical_winners_scatter_kernel, signature, flags | config, warps
+    flags = {"PRODUCT": product, "NEEDS_A": True, "NEEDS_B": True, "FIXED": fixed, "HEAD_ROOM_A": 10, "HEAD_ROOM_B": 10}
+    return scatter._tropical_winners_scatter_kernel, signature, flags | config, warps
+
+
+def largest(dtype: str):
+    signature = {"x_ptr": f"*{dtype}", "largest_ptr": "*i32"}
+    signature |= dict.fromkeys(["M", "N", "stride_b", "stride_m", "stride_n"], "i32")
+    return scatter._largest_kernel, signature, {"BLOCK": 1024}, 4
+
+
+def from_fixed_point(dtype: str):
+    signature = {"sum_ptr": "*i64", "special_ptr": "*i32", "largest_ptr": "*i32", "out_ptr": f"*{dtype}", "size": "i32"}
+    flags = {"PRODUCT": True, "HEAD_ROOM": 10, "FACTOR": 2, "BLOCK": 1024}
+    return scatter._from_fixed_point_kernel, signature, flags, 4
 
 
 def log_forward(dtype: str):
@@ -61,21 +87,56 @@ def log_backward(dtype: str):
     return log._log_matmul_bwd_kernel, signature, {"IGNORE_NAN": True} | config, warps
 
 
+def convolve(dtype: str, filters=64, minimum=False, winners=False, ignore_nan=False):
+    integers = {"i32": -(2**31), "i16": -(2**15), "i8": -(2**31)}
+    signature = {"x_ptr": f"*{dtype}", "w_ptr": f"*{dtype}", "y_ptr": "*i32" if dtype == "i8" else f"*{dtype}"}
+    signature |= {"winner_ptr": "*i16"} | dict.fromkeys([*CONVOLUTION, "KH", *(f"stride_{x}" for x in IMAGE)], "i32")
+    config = dict(convolution.FORWARD.default({"filters": filters}))
+    warps = config.pop("num_warps")
+    flags = {"MINIMUM": minimum, "WINNERS": winners, "IGNORE_NAN": ignore_nan} | WINDOW
+    del flags["KH"]
+    kernel = convolution._tropical_conv2d_fwd_kernel
+    return kernel, signature, {"ZERO": integers.get(dtype, float("-inf"))} | flags | config, warps
+
+
+def convolve_back(dtype: str):
+    wide = "fp64" if dtype == "fp64" else "fp32"
+    signature = {"dy_ptr": f"*{dtype}", "winner_ptr": "*i16", "dx_ptr": f"*{wide}", "dw_ptr": f"*{wide}"}
+    signature |= dict.fromkeys([*CONVOLUTION, *(f"stride_y{x}" for x in "bopq")], "i32")
+    config = dict(convolution.SCATTER.default({}))
+    warps = config.pop("num_warps")
+    flags = {"NEEDS_X": True, "NEEDS_W": True} | WINDOW
+    return convolution._tropical_conv2d_scatter_kernel, signature, flags | config, warps
+
+
 COMPILED = {
     "forward": forward,
+    "forward-small": lambda dtype: forward(dtype, SMALL),
     "forward-min": lambda dtype: forward(dtype, minimum=True),
     "forward-product": lambda dtype: forward(dtype, product=True),
-    "forward-winners": lambda dtype: forward(dtype, winners=True),
-    "forward-winners-ignore": lambda dtype: forward(dtype, winners=True, ignore_nan=dtype != "i32"),
-    "scatter": scatter,
-    "scatter-product": lambda dtype: scatter(dtype, product=True),
+    "forward-blocks": lambda dtype: forward(dtype, keep="block"),
+    "forward-blocks-min": lambda dtype: forward(dtype, keep="block", minimum=True),
+    "forward-blocks-ignore": lambda dtype: forward(dtype, keep="block", product=True, ignore_nan=True),
+    "forward-winners": lambda dtype: forward(dtype, SMALL, keep="k"),
+    "forward-winners-ignore": lambda dtype: forward(dtype, SMALL, keep="k", ignore_nan=True),
+    "scatter": scatters,
+    "scatter-product": lambda dtype: scatters(dtype, product=True),
+    "fixed-scatter": lambda dtype: scatters(dtype, fixed=True),
+    "fixed-scatter-product": lambda dtype: scatters(dtype, product=True, fixed=True),
+    "fixed-largest": largest,
+    "fixed-back": from_fixed_point,
     "log": log_forward,
     "log-backward": log_backward,
+    "forward-conv2d": convolve,
+    "forward-conv2d-winners": lambda dtype: convolve(dtype, minimum=True, winners=True, ignore_nan=dtype[0] != "i"),
+    "forward-conv2d-depthwise": lambda dtype: convolve(dtype, filters=1, winners=True),
+    "conv2d-scatter": convolve_back,
 }
 
 
-def costs(dtype: str, names: list[str], capabilities: list[int]) -> dict[str, dict[str, int]]:
-    """Registers and stack of each kernel on each capability, from a process in which Triton compiles."""
+@functools.cache
+def costs(dtype: str, names: tuple[str, ...], capabilities: tuple[int, ...]) -> dict[str, dict[str, Any]]:
+    """The machine code of each kernel on each capability, from a process in which Triton compiles."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, __file__, dtype, ",".join(names), ",".join(map(str, capabilities))],
@@ -87,18 +148,27 @@ def costs(dtype: str, names: list[str], capabilities: list[int]) -> dict[str, di
     return json.loads(done.stdout)
 
 
-def names_for(dtype: str) -> list[str]:
-    return [name for name in COMPILED if dtype != "i32" or name.startswith("forward")]
+def names_for(dtype: str) -> tuple[str, ...]:
+    """Integers have no gradient, and float64 no fixed point."""
+    skipped = ("fixed",) if dtype == "fp64" else ("scatter", "fixed", "log", "conv2d") if dtype.startswith("i") else ()
+    return tuple(name for name in COMPILED if name.split("-")[0] not in skipped)
+
+
+QUICK = [
+    ("fp32", ("forward", "forward-blocks", "scatter", "fixed-scatter", "log", "log-backward"), (80, 90, 100)),
+    ("fp16", ("forward-winners", "fixed-scatter-product", "fixed-largest", "fixed-back"), (90,)),
+    ("bf16", ("forward-small", "forward-conv2d-winners"), (90,)),
+    ("i16", ("forward-blocks",), (90,)),
+    ("i8", ("forward-conv2d-winners",), (90,)),
+    ("fp32", ("forward-conv2d", "forward-conv2d-depthwise", "conv2d-scatter"), (90,)),
+]
 
 
 @pytest.mark.parametrize(
     ("dtype", "names", "capabilities"),
     [
-        ("fp32", ["forward", "forward-winners", "scatter", "log", "log-backward"], [80, 90, 100]),
-        ("fp16", ["forward-winners", "scatter-product"], [90]),
-        ("bf16", ["forward"], [90]),
-        ("i32", ["forward-winners"], [90]),
-        *(pytest.param(dtype, names_for(dtype), [80, 90, 100], marks=pytest.mark.slow) for dtype in DTYPES),
+        *QUICK,
+        *(pytest.param(dtype, names_for(dtype), (80, 90, 100), marks=pytest.mark.slow) for dtype in DTYPES),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value)),
 )
@@ -110,13 +180,38 @@ def test_default_configs_compile_without_spills(dtype, names, capabilities):
         assert 0 < cost["registers"] <= 255
 
 
-def test_nan_costs_nothing_in_the_running_maximum():
-    """Each fp32 step is one add and one NaN-propagating maximum."""
-    code = costs("fp32", ["forward"], [90])["forward-sm_90"]
-    config = portable.FORWARD.default(PROBLEM)
-    per_thread = config["BLOCK_M"] * config["BLOCK_N"] // (32 * config["num_warps"])
-    assert code["FADD"] == per_thread
-    assert code["FMNMX.NAN"] == per_thread
+@pytest.mark.parametrize("name", ["forward", "forward-blocks"])
+def test_a_step_is_one_addition_and_one_maximum(name):
+    """Of fp32, which propagates NaN; loads, addresses and the k-block add little."""
+    loop = costs(*QUICK[0])[f"{name}-sm_90"]["loop"]
+    *_, config, warps = COMPILED[name]("fp32")
+    unrolled = 8 * config["BLOCK_M"] * config["BLOCK_N"] // (32 * warps)
+    assert loop["FADD"] == unrolled
+    assert loop["FMNMX.NAN"] == unrolled
+    assert sum(loop.values()) <= 2.6 * unrolled
+
+
+def test_atomic_additions_wait_for_nothing():
+    """Relaxed and without a result: a reduction that the multiprocessor hands to the cache and forgets."""
+    for name in ("scatter", "fixed-scatter"):
+        code = costs(*QUICK[0])[f"{name}-sm_90"]["instructions"]
+        assert sum(count for opcode, count in code.items() if opcode.startswith("RED")) >= 4
+        assert not any(opcode.startswith(("MEMBAR", "ATOM")) for opcode in code)
+
+
+@pytest.mark.parametrize(("dtype", "names", "capabilities"), QUICK[:2], ids=["fp32", "fp16"])
+def test_addresses_are_computed_in_64_bits(dtype, names, capabilities):
+    """A product in 32 bits is a scalar: of tile counts, which number programs, or of blocks and their size."""
+    for name in names:
+        if name.startswith("log"):
+            continue
+        ir = costs(dtype, names, capabilities)[f"{name}-sm_90"]["ir"]
+        products = re.findall(r"arith\.muli (%\w+), (%\w+) : (.*?) loc", ir)
+        arguments = set(re.findall(r"(%\w+): (?:!tt\.ptr<\w+>|i\d+)", ir.split("tt.func", 1)[1].split("{\n", 1)[0]))
+        assert any("i64" in kind for *_, kind in products)
+        for *factors, kind in products:
+            assert kind in ("i32", "i64") or kind.endswith("xi64>"), f"{name}: {factors} are {kind}"
+            assert kind != "i32" or not arguments.intersection(factors), f"{name}: {factors} are multiplied in {kind}"
 
 
 @pytest.mark.skipif(not backend.interpreted(), reason="Triton compiles here: no kernel is interpreted")
@@ -131,8 +226,10 @@ def main(dtype: str, names: str, capabilities: str) -> None:
         for capability in map(int, capabilities.split(",")):
             kernel, signature, constants, warps = COMPILED[name](dtype)
             code = ahead_of_time.compile(kernel, signature, constants, capability, warps)
-            cost = {"registers": code.registers, "stack": code.stack} | dict(code.instructions)
-            found[f"{name}-sm_{capability}"] = cost
+            found[f"{name}-sm_{capability}"] = vars(code) | {
+                "instructions": dict(code.instructions),
+                "loop": dict(code.loop),
+            }
     print(json.dumps(found))
 
 

@@ -9,11 +9,12 @@ import torch
 from tropigrad.autotune import override
 from tropigrad.kernels import native
 from tropigrad.kernels.tropical_matmul import cpu
-from tropigrad.kernels.tropical_matmul.definition import winner_dtype
+from tropigrad.kernels.tropical_matmul.definition import candidates, semiring_zero, value_dtype, winner_dtype
 
 NAN, INF = float("nan"), float("inf")
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-DTYPES = (*FLOATS, torch.int32)
+INTEGERS = (torch.int32, torch.int16, torch.int8)
+DTYPES = (*FLOATS, *INTEGERS)
 SEMIRINGS = ("max_plus", "min_plus", "max_times")
 SHAPES = [(1, 1, 1, 1), (2, 3, 17, 5), (1, 65, 130, 33), (1, 13, 7, 70), (3, 9, 3, 40), (1, 1, 300, 1)]  # B, M, K, N
 CONFIGS = {
@@ -30,12 +31,8 @@ pytestmark = pytest.mark.skipif(
 
 def oracle(a, b, semiring, nan):
     """[B, M, K] and [B, K, N] to values and winners, over the materialised [B, M, K, N]."""
-    a, b = a.unsqueeze(-1), b.unsqueeze(-3)
-    bounds = torch.iinfo(torch.int32)
-    wide = (a.long() * b.long() if semiring == "max_times" else a.long() + b.long()) if a.dtype == torch.int32 else None
-    x = (a * b if semiring == "max_times" else a + b) if wide is None else wide.clamp(bounds.min, bounds.max).int()
     sign = -1.0 if semiring == "min_plus" else 1.0
-    x = sign * x.double()  # every dtype is exact in float64
+    x = sign * candidates(a.unsqueeze(-1), b.unsqueeze(-3), semiring).double()  # every dtype is exact in float64
     if nan == "propagate":
         value, winner = x.max(-2)
         return sign * value, winner
@@ -55,26 +52,32 @@ def ordinary(shape, dtype):
 
 
 def special(shape, dtype):
-    """One in ten each of NaN, ∞ and −∞; of int32's bounds, so that sums and products saturate."""
+    """One in ten each of NaN, ∞ and −∞; of an integer's bounds, so that sums and products saturate."""
     x = integers(shape, dtype)
-    for value in (NAN, INF, -INF) if dtype.is_floating_point else (2**31 - 1, -(2**31), 2**20):
+    bounds = None if dtype.is_floating_point else torch.iinfo(dtype)
+    for value in (NAN, INF, -INF) if bounds is None else (bounds.max, bounds.min, bounds.max >> 11):
         x[torch.rand(shape) < 0.1] = value
     return x
 
 
+def lowest(dtype):
+    return semiring_zero("max_plus", dtype)
+
+
 def mostly_missing(shape, dtype):
-    """Columns and rows with nothing but NaN, −∞, or int32's lowest."""
+    """Columns and rows with nothing but NaN, −∞, or an integer's lowest."""
     x = special(shape, dtype)
-    x[torch.rand(shape) < 0.9] = NAN if dtype.is_floating_point else -(2**31)
+    x[torch.rand(shape) < 0.9] = NAN if dtype.is_floating_point else lowest(dtype)
     return x
 
 
 def mostly_zero_of_the_semiring(shape, dtype):
     x = ordinary(shape, dtype)
-    x[torch.rand(shape) < 0.95] = -INF if dtype.is_floating_point else -(2**31)
+    x[torch.rand(shape) < 0.95] = lowest(dtype)
     return x
 
 
+NAN_RULES = [(dtype, nan) for dtype in DTYPES for nan in ("propagate", "ignore")[: 1 + dtype.is_floating_point]]
 KINDS = (integers, ordinary, special, mostly_missing, mostly_zero_of_the_semiring)
 
 
@@ -88,7 +91,7 @@ def check(a, b, semiring, nan, configs=(None,)):
         with override(cpu.FORWARD.name, config) if config else nullcontext():
             got, won = cpu.forward(a, b, semiring, True, nan == "ignore")
             alone, none = cpu.forward(a, b, semiring, False, nan == "ignore")
-        assert got.dtype == a.dtype
+        assert got.dtype == value_dtype(a.dtype)
         assert got.is_contiguous()
         assert won.dtype == winner_dtype(a.shape[-1])
         assert none.shape == (0,)
@@ -103,12 +106,49 @@ def seed():
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-@pytest.mark.parametrize("nan", ["propagate", "ignore"])
 @pytest.mark.parametrize("semiring", SEMIRINGS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_forward_equals_the_definition(dtype, semiring, nan, kind):
+@pytest.mark.parametrize(("dtype", "nan"), NAN_RULES, ids=str)
+def test_forward_equals_the_definition(dtype, nan, semiring, kind):
     for B, M, K, N in SHAPES:
         check(kind((B, M, K), dtype), kind((B, K, N), dtype), semiring, nan, CONFIGS.values())
+
+
+@pytest.mark.parametrize("semiring", SEMIRINGS)
+@pytest.mark.parametrize(("dtype", "nan"), NAN_RULES, ids=str)
+def test_few_rows_or_columns_in_any_layout(dtype, nan, semiring):
+    """Lanes along k where they are contiguous (K from one span to several chunks), along the other side elsewhere."""
+    sizes = [(9, 128, 1), (6, 333, 2), (5, 2500, 3), (13, 140, 4), (4, 2100, 2)]
+    for kind, (many, K, few) in zip(KINDS, sizes, strict=True):
+        a, b = kind((2, many, K), dtype), kind((2, few, K), dtype).mT
+        by_columns = a.mT.contiguous().mT
+        for left, right in ((a, b), (b.mT, a.mT), (by_columns, b), (b.mT, by_columns.mT), (a, b[:1].expand_as(b))):
+            check(left, right, semiring, nan)
+        check(a, b, semiring, nan, [{**cpu.FORWARD.default({}), "threads": 2}])
+
+
+@pytest.mark.parametrize("where", [0, 63, 64, 1023, 1024, 4095, 4096, 4999])
+def test_the_first_of_equals_and_the_first_nan_along_k(where):
+    x = torch.zeros(1, 1, 5000)
+    x[..., where] = 1
+    b = torch.zeros(1, 5000, 2)
+    assert cpu.forward(x, b.mT.contiguous().mT, "max_plus", True, False)[1].flatten().tolist() == [where, where]
+    x[..., where:] = 1
+    assert cpu.forward(x, b.mT.contiguous().mT, "max_plus", True, False)[1].flatten().tolist() == [where, where]
+    x[..., where:] = NAN
+    values, winners = cpu.forward(x, b.mT.contiguous().mT, "max_plus", True, False)
+    assert values.isnan().all()
+    assert winners.flatten().tolist() == [where, where]
+
+
+@pytest.mark.parametrize("K", [2**15, 2**15 + 1])
+def test_winners_are_as_wide_as_the_largest_k(K):
+    a, b = torch.zeros(1, 2, K), torch.zeros(1, K, 3)
+    a[:, 1, -1] = 1
+    values, winners = cpu.forward(a, b, "max_plus", True, False)
+    assert winners.tolist() == [[[0] * 3, [K - 1] * 3]]
+    da, db = cpu.scatter(values, winners, None, None, K, "max_plus", True, True)
+    assert da[0, 1, -1].item() == 3
+    assert db[0, -1].tolist() == [1] * 3
 
 
 def test_blocks_of_every_size_meet_at_their_edges():
@@ -156,9 +196,10 @@ def test_rounding_makes_ties_and_the_first_wins():
     assert cpu.forward(a, b, "max_plus", True, False)[1].item() == 1
 
 
-def test_int32_saturates():
-    low, high = -(2**31), 2**31 - 1
-    a = torch.tensor([[[low, high, 7]]], dtype=torch.int32)
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16], ids=str)
+def test_integers_saturate(dtype):
+    low, high = torch.iinfo(dtype).min, torch.iinfo(dtype).max
+    a = torch.tensor([[[low, high, 7]]], dtype=dtype)
     for semiring, column, value, winner in [
         ("max_plus", [low, 1, 0], high, 1),
         ("max_plus", [-1, low, low], -1, 1),
@@ -166,9 +207,23 @@ def test_int32_saturates():
         ("max_times", [low, high, high], high, 0),
         ("max_times", [1, low, low], low, 0),
     ]:
-        b = torch.tensor(column, dtype=torch.int32).view(1, 3, 1)
+        b = torch.tensor(column, dtype=dtype).view(1, 3, 1)
         values, winners = cpu.forward(a, b, semiring, True, False)
         assert (values.item(), winners.item()) == (value, winner), (semiring, column)
+
+
+@pytest.mark.parametrize("semiring", SEMIRINGS)
+def test_every_pair_of_int8(semiring):
+    every = torch.arange(-128, 128).to(torch.int8)
+    check(every.view(1, -1, 1), every.view(1, 1, -1), semiring, "propagate")
+
+
+@pytest.mark.parametrize("semiring", SEMIRINGS)
+def test_every_int16(semiring):
+    every = torch.arange(-(2**15), 2**15).to(torch.int16)
+    partners = torch.tensor([0, 1, -1, 2, 3, -3, 181, -182, 255, 16384, -16384, 32767, -32768]).to(torch.int16)
+    check(every.view(1, -1, 1), partners.view(1, 1, -1), semiring, "propagate")
+    check(every.view(1, 1 << 12, 16), partners[:8].repeat(2).view(1, 16, 1), semiring, "propagate")
 
 
 def test_nan_rules_by_hand():
@@ -189,12 +244,11 @@ def test_empty_sizes(dtype):
             torch.ones(B, M, K).to(dtype), torch.ones(B, K, N).to(dtype), "max_plus", True, False
         )
         assert values.shape == winners.shape == (B, M, N)
-    bounds = (-INF, INF) if dtype.is_floating_point else (-(2**31), 2**31 - 1)
-    for semiring, zero in zip(SEMIRINGS, (*bounds, 0), strict=True):
+    for semiring in SEMIRINGS:
         values, winners = cpu.forward(
             torch.ones(1, 2, 0).to(dtype), torch.ones(1, 0, 3).to(dtype), semiring, True, False
         )
-        assert (values == zero).all()
+        assert (values == semiring_zero(semiring, value_dtype(dtype))).all()
         assert (winners == -1).all()
         assert values.shape == (1, 2, 3)
 
@@ -226,11 +280,12 @@ def scattered(dc, winners, a, b, K):
     return torch.stack(da, -1), torch.stack(db, -2)
 
 
+@pytest.mark.parametrize("of_winners", [torch.int16, torch.int32], ids=str)
 @pytest.mark.parametrize("semiring", ["max_plus", "max_times"])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_scatter_equals_the_definition(dtype, semiring):
+def test_scatter_equals_the_definition(dtype, semiring, of_winners):
     for B, M, K, N in [*SHAPES, (2, 70, 5, 100)]:
-        winners = torch.randint(-1, K, (B, M, N), dtype=torch.int32)
+        winners = torch.randint(-1, K, (B, M, N), dtype=of_winners)
         a, b = (integers((B, K, M), dtype).mT, integers((B, K, N), dtype)) if semiring == "max_times" else (None, None)
         for dc in (
             integers((B, M, N), dtype),
@@ -274,7 +329,12 @@ def test_scatter_leaves_out_what_is_not_needed():
 @pytest.mark.parametrize("needs", [(True, False), (False, True)], ids=["da", "db"])
 @pytest.mark.parametrize("bad", [4, -2, 2**31 - 1, -(2**31)])
 def test_a_winner_out_of_range_is_an_index_error(bad, needs):
-    winners = torch.zeros(1, 2, 3, dtype=torch.int32)
+    winners = torch.zeros(1, 2, 3, dtype=torch.int16 if abs(bad) < 2**15 else torch.int32)
     winners[0, 1, 2] = bad
     with pytest.raises(IndexError, match=r"outside \[-1, 4\)"):
         cpu.scatter(torch.ones(1, 2, 3), winners, None, None, 4, "max_plus", *needs)
+
+
+def test_winners_of_another_dtype_are_a_type_error():
+    with pytest.raises(TypeError, match=r"winners are torch\.int64; expected the forward's int16 or int32"):
+        cpu.scatter(torch.ones(1, 2, 3), torch.zeros(1, 2, 3).long(), None, None, 4, "max_plus", True, True)

@@ -11,6 +11,8 @@ def test_imports_and_first_calls_are_measured():
     assert [record["what"] for record in found] == [
         "import tropigrad",
         "and its kernels and layers",
+        "tropical_conv2d, float64, nothing compiled",
+        "tropical_conv2d, float64, compiled",
         "tropical_matmul, float64, nothing compiled",
         "tropical_matmul, float64, compiled",
     ]

@@ -1,0 +1,144 @@
+"""What a launch should cost, from its machine code: a rank to try configs in, and what will limit the one taken.
+
+Per iteration of the inner loop a block of T threads keeps pipe p busy for n_p T / lanes_p cycles, and the schedulers
+for n T / 128. The largest of these, times the iterations, times the blocks that take turns on a multiprocessor, is the
+time; so is the least traffic over the bandwidth, where that is more. Lanes by compute capability: CUDA C++ Programming
+Guide, "Arithmetic Instructions". The figures rank; they are no measurement, and nothing is chosen by them alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .device import Fingerprint
+
+
+@dataclass(frozen=True)
+class MachineCode:
+    """What one kernel became on one compute capability."""
+
+    capability: int  # 90 for sm_90
+    registers: int  # per thread
+    stack: int  # bytes per thread; not 0 where registers were spilled
+    shared: int  # bytes per block
+    instructions: Mapping[str, int]  # opcode -> count in the listing
+    loop: Mapping[str, int]  # the same for the longest loop that has no loop inside; empty where there is none
+    ir: str  # Triton's own, with the kernel's names and types
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel of a call."""
+
+    code: MachineCode
+    blocks: int
+    threads: int  # of a block
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a call must do at the least."""
+
+    steps: int  # (m, n, k), or the op's own unit
+    bytes: int  # each input read once, each output written once
+    mix: str  # "add_max", ...
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The time that the model gives, and what takes it."""
+
+    seconds: float
+    limiter: str
+
+
+# opcode prefix -> pipe; what is in none of them costs its issue alone
+_PIPES = {
+    "FMA": ("FADD", "FMUL", "FFMA", "HADD2", "HMUL2", "HFMA2", "IMAD"),
+    "ALU": (
+        "FMNMX", "HMNMX2", "VIADDMNMX", "VIMNMX", "IMNMX", "FSETP", "HSETP2", "ISETP", "FSEL", "SEL",
+        "IADD", "VIADD", "LOP3", "LEA", "SHF", "PRMT", "MOV",
+    ),
+    "special function": ("MUFU",),
+    "double precision": ("DADD", "DMUL", "DFMA", "DSETP", "DMNMX"),
+    "load and store": ("LDS", "STS", "LDG", "STG", "LDGSTS", "LD", "ST", "ATOM", "RED"),
+}  # fmt: skip
+_LANES = {"ALU": 64, "special function": 16, "double precision": 32, "load and store": 32}  # a clock, a multiprocessor
+_FMA_LANES = {80: 64}  # 128 since
+_ISSUE_LANES = 128
+_SELECTING = ("FMNMX", "HMNMX2", "VIADDMNMX", "VIMNMX", "IMNMX", "DMNMX")  # one a step, packed: two
+_REGISTER_FILE, _THREADS, _BLOCKS, _SHARED = 65536, 2048, 32, 164 << 10  # of a multiprocessor
+_WARPS_TO_HIDE_LATENCY = 8
+
+# where a device does not tell: clock in GHz, bandwidth in GB/s, of the first product of a compute capability
+_NOMINAL = {"8.0": (1.41, 1555.0), "9.0": (1.98, 3350.0), "10.0": (1.9, 8000.0)}
+_CPU_GHZ, _CPU_BANDWIDTH, _CPU_LANES = 3.0, 20.0, {"AVX512": 16, "AVX2": 8}
+_CALL_S = {"cuda": 5e-6, "cpu": 1e-5}  # under which calling takes longer than computing
+
+
+def predict(launches: Sequence[Launch], work: Work, environment: Fingerprint) -> Prediction:
+    """The time of a call on a GPU that makes these launches."""
+    clock, bandwidth = _NOMINAL.get(environment.capability, _NOMINAL["9.0"])
+    times = {"memory bandwidth": work.bytes / bandwidth / 1e9}
+    total = 0.0
+    for launch in launches:
+        cycles, pipe = _busiest(launch)
+        resident = _resident(launch, environment.units)
+        turns = -(-launch.blocks // (environment.units * resident))
+        per_iteration = launch.threads * max(1, _steps(launch.code.loop))
+        iterations = max(1.0, work.steps / launch.blocks / per_iteration)
+        warps = resident * launch.threads / 32
+        exposed = max(1.0, _WARPS_TO_HIDE_LATENCY / warps)
+        seconds = turns * resident * iterations * cycles * exposed / clock / 1e9
+        times[pipe] = times.get(pipe, 0.0) + seconds
+        total += seconds
+    return Prediction(max(total, times["memory bandwidth"]), max(times, key=lambda name: times[name]))
+
+
+def roofline(work: Work, environment: Fingerprint, device: torch.device) -> Prediction:
+    """The least time of any kernel on a device, by nominal figures: steps at two instructions each, or bytes."""
+    if device.type == "cuda":
+        clock, bandwidth = _NOMINAL.get(environment.capability, _NOMINAL["9.0"])
+        lanes = environment.units * _LANES["ALU"]
+    else:
+        clock, bandwidth = _CPU_GHZ, _CPU_BANDWIDTH
+        lanes = environment.units * _CPU_LANES.get(environment.capability, 4)
+    times = {
+        f"instructions ({work.mix.replace('_', ' + ')})": work.steps / lanes / clock / 1e9,
+        "memory bandwidth": work.bytes / bandwidth / 1e9,
+        "the call itself": _CALL_S.get(device.type, 1e-5),
+    }
+    limiter = max(times, key=lambda name: times[name])
+    return Prediction(times[limiter], limiter)
+
+
+def _busiest(launch: Launch) -> tuple[float, str]:
+    """Cycles of one iteration of a block, and the pipe that takes them."""
+    loop = launch.code.loop or launch.code.instructions
+    lanes = {**_LANES, "FMA": _FMA_LANES.get(launch.code.capability, 128)}
+    cycles = {"issue slots": sum(loop.values()) * launch.threads / _ISSUE_LANES}
+    for pipe, names in _PIPES.items():
+        count = sum(n * _width(opcode) for opcode, n in loop.items() if opcode.split(".")[0].startswith(names))
+        cycles[f"{pipe} pipe"] = count * launch.threads / lanes[pipe]
+    pipe = max(cycles, key=lambda name: cycles[name])
+    return max(cycles[pipe], 1.0), pipe
+
+
+def _width(opcode: str) -> int:
+    """Words of 4 bytes that a load or a store moves per thread."""
+    return 4 if ".128" in opcode else 2 if ".64" in opcode else 1
+
+
+def _steps(loop: Mapping[str, int]) -> int:
+    return sum(n * (2 if op.startswith("H") else 1) for op, n in loop.items() if op.split(".")[0] in _SELECTING)
+
+
+def _resident(launch: Launch, units: int) -> int:
+    """Blocks that a multiprocessor holds at a time."""
+    by_registers = _REGISTER_FILE // max(1, launch.code.registers * launch.threads)
+    by_shared = _SHARED // max(1, launch.code.shared)
+    held = min(by_registers, by_shared, _THREADS // launch.threads, _BLOCKS, -(-launch.blocks // units))
+    return max(1, held)

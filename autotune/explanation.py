@@ -1,0 +1,146 @@
+"""Why a launch has the config that it has: `explain(op, shapes)`, for people and for a bug report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from .cost import Prediction, roofline
+from .device import Fingerprint, fingerprint
+from .space import Config
+from .store import Entry, store
+from .tunable import Launched, Tunable, default_device, find, launches, shapes_of
+from .tuned import Choice, Problem, bucket, mode
+
+RIVALS = 5  # that the text names
+
+
+@dataclass(frozen=True)
+class Explained:
+    """One kernel of a call: what it launches with, and why."""
+
+    kernel: str
+    call: str
+    problem: Problem
+    choice: Choice
+    default: Config
+    rivals: tuple[tuple[Config, float], ...]  # timed configs, and their time as a multiple of the default's
+    rejected: tuple[tuple[Config, str], ...]  # and why
+    evidence: Mapping[str, Any]
+    prediction: Prediction
+
+    def lines(self) -> Iterator[str]:
+        yield f"{self.kernel}, of {self.call}"
+        yield f"  problem   {pairs(self.problem)}; bucket {pairs(bucket(self.problem))}"
+        yield f"  config    {pairs(self.choice.config)}"
+        yield f"  source    {self.choice.source}{f' ({self.choice.reason})' if self.choice.reason else ''}"
+        if self.choice.config != self.default:
+            yield f"  default   {pairs(self.default)}"
+        gain = self.evidence.get("gain")
+        if gain:
+            noise = self.evidence["noise"]
+            yield (
+                f"  gain      {gain['value']:.3g} [{gain['low']:.3g}, {gain['high']:.3g}] × over the default; "
+                f"the default over itself {noise['value']:.3g} [{noise['low']:.3g}, {noise['high']:.3g}]"
+            )
+        for number, (config, ratio) in enumerate(self.rivals[:RIVALS]):
+            yield f"  {'rivals' if number == 0 else '':<9} {ratio:.3g} × the default's time: {pairs(config)}"
+        if not self.rivals:
+            yield "  rivals    none timed"
+        if len(self.rivals) > RIVALS or self.rejected:
+            more = max(0, len(self.rivals) - RIVALS)
+            yield f"  {'':<9} {more} more timed, {len(self.rejected)} rejected"
+        at_least = f"{self.prediction.seconds * 1e6:.3g} µs at the least, by nominal figures"
+        yield f"  limiter   {self.prediction.limiter} (predicted: {at_least})"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Of an op at some shapes; `str()` is the text."""
+
+    op: str
+    shapes: Mapping[str, Mapping[str, int]]
+    environment: Fingerprint
+    cache: str
+    variables: Mapping[str, str]
+    launched: tuple[Explained, ...]
+
+    def __str__(self) -> str:
+        shapes = ", ".join(pairs(shape) for shape in self.shapes.values())
+        here = self.environment
+        versions = f"tropigrad {here.library}, torch {here.torch}, triton {here.triton or 'absent'}"
+        said = [
+            f"{self.op} {shapes}",
+            f"device    {here.device}, {here.capability}, {here.units} units"
+            + (f", driver {here.driver}, ptxas {here.ptxas}" if here.driver or here.ptxas else ""),
+            f"versions  {versions}",
+            f"cache     {self.cache}, environment {here.hash}",
+            *(f"variable  {name}={value}" for name, value in self.variables.items()),
+        ]
+        for explained in self.launched:
+            said += ["", *explained.lines()]
+        if not self.launched:
+            said += ["", "no kernel with a config: these calls run on torch"]
+        return "\n".join(said)
+
+    def as_json(self) -> dict[str, Any]:
+        """The same for machines."""
+        return asdict(self)
+
+
+def explain(
+    op: str,
+    shapes: Mapping[str, Mapping[str, int]] | Mapping[str, int] | Sequence[Mapping[str, int]] | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
+) -> Explanation:
+    """The config of each kernel that an op's calls launch, its source, its rivals' times, and the predicted limiter.
+
+    Makes each call once. Arguments as of `tune`.
+
+    Raises:
+        ValueError: an unknown op, or shapes that are not its.
+    """
+    tunable, device = find(op), device or default_device()
+    named = shapes_of(tunable, shapes)
+    explained = tuple(found for shape in named.values() for found in _explain(tunable, shape, dtype, device))
+    variables = {name: value for name, value in sorted(os.environ.items()) if name.startswith("TROPIGRAD_")}
+    return Explanation(op, named, fingerprint(device), str(store().root), variables, explained)
+
+
+def _explain(tunable: Tunable, shape, dtype: torch.dtype, device: torch.device) -> Iterator[Explained]:
+    inspect = tunable.inspect(device)
+    with mode("replay"):
+        for launched in launches(tunable, shape, dtype, device):
+            entry = store().get(fingerprint(device), launched.kernel.key(launched.problem))
+            yield _explained(launched, entry, device, inspect)
+
+
+def _explained(launched: Launched, entry: Entry | None, device: torch.device, inspect) -> Explained:
+    rivals = [*entry.evidence.get("rivals", ())] if entry else []
+    timed = sorted(((r["config"], r["ratio"]) for r in rivals if not r["rejected"] and r["ratio"]), key=lambda r: r[1])
+    prediction = roofline(launched.call.work, fingerprint(device), device)
+    if inspect:
+        (found,) = inspect(launched.call, launched.kernel, [launched.choice.config])
+        prediction = found if isinstance(found, Prediction) else prediction
+    return Explained(
+        launched.kernel.name,
+        launched.call.name,
+        launched.problem,
+        launched.choice,
+        dict(launched.kernel.default(launched.problem)),
+        tuple(timed),
+        tuple((r["config"], r["rejected"]) for r in rivals if r["rejected"]),
+        {name: entry.evidence[name] for name in ("gain", "noise", "time") if name in entry.evidence} if entry else {},
+        prediction,
+    )
+
+
+def pairs(values: Mapping[str, Any]) -> str:
+    """M=256 N=512 dtype=float32"""
+    return " ".join(f"{name}={str(value).removeprefix('torch.')}" for name, value in values.items())

@@ -1,0 +1,421 @@
+"""Max-plus and min-plus convolution: y[o, p, q] = max_{c, i, j} x[c, p·s − pad + i·d, q·s − pad + j·d] + w[o, c, i, j].
+
+Grey dilation and erosion, in the words of mathematical morphology. Backward routes dy[o, p, q] to the winning tap
+k = (c·kh + i)·kw + j, in x and in w: O(outputs) work and memory. Nothing is unfolded. Ties: smallest k. NaN: the first
+one wins, as in torch.max. A tap in the padding is no candidate.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple, overload
+
+import torch
+from torch import Tensor
+
+from .. import backend
+from ..eager import route
+from ..tropical_matmul.arguments import check_nan, check_tensors, check_winners, under_autocast
+from ..tropical_matmul.definition import candidates, semiring_zero, value_dtype, winner_dtype
+from ..vmap import join_batch, leave_batch
+from . import cpu, portable
+from .definition import SEMIRINGS, Window, tropical_conv2d_ref
+
+__all__ = ["SEMIRINGS", "TropicalConv2d", "Window", "tropical_conv2d", "tropical_conv2d_ref"]
+
+_BACKENDS = ("cpp", "triton", "torch")
+_Pair = int | tuple[int, int]
+
+# ------------------------------------------------------------------------------------------------ operators
+
+_WINDOW = "int[] stride, int[] padding, int[] dilation, int groups"
+torch.library.define(
+    "tropigrad::tropical_conv2d",
+    f"(Tensor x, Tensor weight, {_WINDOW}, str semiring, bool with_winners, bool ignore_nan)"
+    " -> (Tensor values, Tensor winners)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+torch.library.define(
+    "tropigrad::tropical_conv2d_scatter",
+    f"(Tensor dy, Tensor winners, SymInt[] x_shape, SymInt[] weight_shape, {_WINDOW}, bool needs_x, bool needs_weight)"
+    " -> (Tensor dx, Tensor dweight)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def _shape(x: Tensor, weight: Tensor, window: Window):
+    """[B, O, P, Q] of the outputs."""
+    P, Q = (window.outputs(axis, x.shape[2 + axis], weight.shape[2 + axis]) for axis in (0, 1))
+    return x.shape[0], weight.shape[0], P, Q
+
+
+def _forward(x, weight, stride, padding, dilation, groups, semiring, with_winners, ignore_nan):
+    """x [B, C, H, W], weight [O, C / groups, kh, kw] -> values and winners [B, O, P, Q]; winners [0] unasked."""
+    window = Window(stride, padding, dilation)
+    shape = _shape(x, weight, window)
+    if x.numel() * weight.numel() == 0:  # no output, or no candidate
+        dtype = value_dtype(x.dtype)
+        values = x.new_full(shape, semiring_zero(semiring, dtype), dtype=dtype)
+        return values, _no_winners(x, weight, shape if with_winners else (0,))
+    forward = {"cpp": cpu.forward, "triton": portable.forward, "torch": _forward_by_taps}
+    return forward[_choose("tropical_conv2d", x)](x, weight, window, groups, semiring, with_winners, ignore_nan)
+
+
+torch.library.impl("tropigrad::tropical_conv2d", backend.DEVICES, _forward)
+
+
+@torch.library.register_fake("tropigrad::tropical_conv2d")
+def _(x, weight, stride, padding, dilation, groups, semiring, with_winners, ignore_nan):
+    shape = _shape(x, weight, Window(stride, padding, dilation))
+    winners = x.new_empty(shape if with_winners else (0,), dtype=winner_dtype(weight[0].numel()))
+    return x.new_empty(shape, dtype=value_dtype(x.dtype)), winners
+
+
+def _scatter(dy, winners, x_shape, weight_shape, stride, padding, dilation, groups, needs_x, needs_weight):
+    """dy, winners [B, O, P, Q] -> dx and dweight of these shapes, or [0] where not needed."""
+    window = Window(stride, padding, dilation)
+    dx, dweight = dy.new_zeros(x_shape if needs_x else (0,)), dy.new_zeros(weight_shape if needs_weight else (0,))
+    if dy.numel() == 0 or dx.numel() + dweight.numel() == 0:
+        return dx, dweight
+    scatter = {"cpp": cpu.scatter, "triton": portable.scatter, "torch": _scatter_by_torch}
+    chosen = _choose("tropical_conv2d_scatter", dy)
+    if chosen == "triton" and torch.are_deterministic_algorithms_enabled():
+        chosen = "torch"  # the Triton kernel adds atomically, in any order
+    if chosen != "cpp":
+        check_winners("tropical_conv2d_scatter", winners, math.prod(weight_shape[1:]))
+    return scatter[chosen](dy, winners, x_shape, weight_shape, window, groups, needs_x, needs_weight)
+
+
+torch.library.impl("tropigrad::tropical_conv2d_scatter", backend.DEVICES, _scatter)
+
+
+@torch.library.register_fake("tropigrad::tropical_conv2d_scatter")
+def _(dy, winners, x_shape, weight_shape, stride, padding, dilation, groups, needs_x, needs_weight):
+    return dy.new_empty(x_shape if needs_x else (0,)), dy.new_empty(weight_shape if needs_weight else (0,))
+
+
+def _choose(op: str, x: Tensor) -> str:
+    chosen = backend.choose(op, x.device, _BACKENDS)
+    if chosen == "cpp" and backend.forced() == "auto" and not cpu.is_available(x.dtype):
+        return "torch"  # the compiler failed on this dtype, as one warning has said
+    return chosen
+
+
+def _no_winners(x: Tensor, weight: Tensor, shape) -> Tensor:
+    return torch.full(shape, -1, dtype=winner_dtype(weight.shape[1:].numel()), device=x.device)
+
+
+def _forward_by_taps(x, weight, window, groups, semiring, with_winners, ignore_nan):
+    """The definition, one tap at a time, at the outputs for which it is inside the image."""
+    shape, (F, channels, kh, kw) = _shape(x, weight, window), weight.unflatten(0, (groups, -1)).shape[1:]
+    dtype = value_dtype(x.dtype)
+    values = x.new_full(shape, semiring_zero(semiring, dtype), dtype=dtype)
+    winners = _no_winners(x, weight, shape)
+    best, winner = (y.unflatten(1, (groups, F)) for y in (values, winners))
+    images = x.unflatten(1, (groups, 1, channels))
+    filters = weight.unflatten(0, (groups, F)).unsqueeze(-1).unsqueeze(-1)
+    for k in range(channels * kh * kw):
+        c, i, j = k // (kh * kw), k // kw % kh, k % kw
+        (outputs_p, rows), (outputs_q, columns) = (
+            _inside(window, axis, tap, x.shape[2 + axis], shape[2 + axis]) for axis, tap in ((0, i), (1, j))
+        )
+        z = candidates(images[:, :, :, c, rows, columns], filters[:, :, c, i, j], semiring)
+        b, w = best[..., outputs_p, outputs_q], winner[..., outputs_p, outputs_q]
+        wins = (z < b if semiring == "min_plus" else z > b) | (w < 0)  # strict, so an earlier k keeps a tie
+        # the first NaN enters and nothing leaves it; or none does
+        wins = wins & ~z.isnan() if ignore_nan else wins | (z.isnan() & ~b.isnan())
+        b.copy_(torch.where(wins, z, b))
+        w.masked_fill_(wins, k)
+    return values, winners if with_winners else winners.new_empty(0)
+
+
+def _inside(window: Window, axis: int, tap: int, size: int, outputs: int) -> tuple[slice, slice]:
+    """The outputs for which a tap is inside the image, and where in the image it then is."""
+    stride, start = window.stride[axis], window.position(axis, 0, tap)
+    first = max(0, -(start // stride))
+    last = min(outputs, (size - 1 - start) // stride + 1)
+    if last <= first:
+        return slice(0, 0), slice(0, 0)
+    return slice(first, last), slice(start + first * stride, start + (last - 1) * stride + 1, stride)
+
+
+def _routes(winners: Tensor, x_shape, weight_shape, window: Window, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the gradient of each output goes: in an image of x [C · H · W], in its filter [K], and whether it does."""
+    (_, O, P, Q), (_, _, H, W), (_, channels, kh, kw) = winners.shape, x_shape, weight_shape
+    k = winners.long()
+    p, q, o = (torch.arange(size, device=winners.device) for size in (P, Q, O))
+    row = window.position(0, p.unsqueeze(-1), k // kw % kh)
+    column = window.position(1, q, k % kw)
+    channel = (o // (O // groups)).view(O, 1, 1) * channels + k // (kh * kw)
+    inside = (row >= 0) & (row < H) & (column >= 0) & (column < W)
+    won = (k >= 0) & (k < channels * kh * kw) & inside
+    return ((channel * H + row) * W + column).where(won, 0), k.where(won, 0), won
+
+
+def _scatter_by_torch(dy, winners, x_shape, weight_shape, window, groups, needs_x, needs_weight):
+    """By scatter_add over flat positions, the form that torch makes deterministic on request."""
+    in_x, in_filter, won = _routes(winners, x_shape, weight_shape, window, groups)
+    wide = torch.float32 if dy.dtype in (torch.float16, torch.bfloat16) else dy.dtype
+    dx = dy.new_zeros(x_shape if needs_x else (0,), dtype=wide)
+    dweight = dy.new_zeros(weight_shape if needs_weight else (0,), dtype=wide)
+    routed = dy.to(wide).where(won, 0)
+    if needs_x:
+        dx.flatten(1).scatter_add_(1, in_x.flatten(1), routed.flatten(1))
+    if needs_weight:
+        dweight.flatten(1).scatter_add_(1, *(y.transpose(0, 1).flatten(1) for y in (in_filter, routed)))
+    return dx.to(dy.dtype), dweight.to(dy.dtype)
+
+
+def _side_by_side(x: Tensor, dim: int | None, size: int) -> Tensor:
+    """[B, C, ...] mapped over `dim` -> [B, size · C, ...]: the mapped dimension joins the groups."""
+    return (x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)).transpose(0, 1).flatten(1, 2)
+
+
+@torch.library.register_vmap("tropigrad::tropical_conv2d")  # pyright: ignore[reportOptionalCall]
+def _(info, dims, x, weight, stride, padding, dilation, groups, *options):
+    size, with_winners = info.batch_size, options[1]
+    op = torch.ops.tropigrad.tropical_conv2d
+    if dims[1] is None:  # one weight for all: more images
+        (x,) = join_batch((x,), dims[:1], size)
+        return leave_batch(op(x, weight, stride, padding, dilation, groups, *options), (True, with_winners), size)
+    x, weight = _side_by_side(x, dims[0], size), weight.movedim(dims[1], 0).flatten(0, 1)
+    values, winners = op(x, weight, stride, padding, dilation, groups * size, *options)
+    if not with_winners:
+        return (values.unflatten(1, (size, -1)), winners), (1, None)
+    return (values.unflatten(1, (size, -1)), winners.unflatten(1, (size, -1))), (1, 1)
+
+
+@torch.library.register_vmap("tropigrad::tropical_conv2d_scatter")  # pyright: ignore[reportOptionalCall]
+def _(info, dims, dy, winners, x_shape, weight_shape, stride, padding, dilation, groups, needs_x, needs_weight):
+    size = info.batch_size
+    dy, winners = (_side_by_side(y, dim, size) for y, dim in zip((dy, winners), dims[:2], strict=True))
+    dx, dweight = torch.ops.tropigrad.tropical_conv2d_scatter(
+        dy,
+        winners,
+        [x_shape[0], size * x_shape[1], *x_shape[2:]],
+        [size * weight_shape[0], *weight_shape[1:]],
+        stride,
+        padding,
+        dilation,
+        groups * size,
+        needs_x,
+        needs_weight,
+    )
+    mapped = (1 if needs_x else None), (0 if needs_weight else None)
+    gradients = zip((dx, dweight), mapped, (x_shape[1], weight_shape[0]), strict=True)
+    return tuple(y if dim is None else y.unflatten(dim, (size, n)) for y, dim, n in gradients), mapped
+
+
+# ------------------------------------------------------------------------------------------------ autograd
+
+
+class _Scatter(torch.autograd.Function):
+    """dy -> (dx, dweight), linear in dy; its own backward gathers, in torch, and so can be differentiated again.
+
+    No jvp on purpose, here and below: forward-mode AD raises NotImplementedError instead of a silent zero.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(dy, winners, x_shape, weight_shape, window, groups, needs_x, needs_weight):
+        return torch.ops.tropigrad.tropical_conv2d_scatter(
+            dy, winners, x_shape, weight_shape, *window, groups, needs_x, needs_weight
+        )
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, winners, *ctx.geometry, ctx.needs_x, ctx.needs_weight = inputs
+        ctx.save_for_backward(winners)
+
+    @staticmethod
+    def backward(ctx, ddx, ddweight):
+        (winners,) = ctx.saved_tensors
+        routed = ddx.new_zeros(winners.shape)
+        if winners.numel() and ctx.needs_x | ctx.needs_weight:
+            in_x, in_filter, won = _routes(winners, *ctx.geometry)
+            if ctx.needs_x:
+                routed = routed + ddx.flatten(1).gather(1, in_x.flatten(1)).view_as(winners)
+            if ctx.needs_weight:
+                filters = ddweight.flatten(1).expand(winners.shape[0], -1, -1)
+                routed = routed + filters.gather(2, in_filter.flatten(2)).view_as(winners)
+            routed = routed.where(won, 0)
+        return (routed, *[None] * 7)
+
+
+class _TropicalConv2d(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, weight, window, groups, semiring, with_winners, ignore_nan):
+        return torch.ops.tropigrad.tropical_conv2d(x, weight, *window, groups, semiring, with_winners, ignore_nan)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, weight, ctx.window, ctx.groups, ctx.semiring, ctx.with_winners, ctx.ignore_nan = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.shapes = x.shape, weight.shape
+        ctx.save_for_backward(*((None, None) if ctx.with_winners else (x, weight)), output[1])
+
+    @staticmethod
+    def backward(ctx, dy, _):
+        x, weight, winners = ctx.saved_tensors
+        if not ctx.with_winners:  # inside a transform such as vmap an input does not show that it requires a gradient
+            winners = torch.ops.tropigrad.tropical_conv2d(
+                x, weight, *ctx.window, ctx.groups, ctx.semiring, True, ctx.ignore_nan
+            )[1]
+        needs_x, needs_weight = ctx.needs_input_grad[:2]
+        add = route(_Scatter, _scatter_through, dy, winners)
+        dx, dweight = add(dy, winners, *ctx.shapes, ctx.window, ctx.groups, needs_x, needs_weight)
+        return dx if needs_x else None, dweight if needs_weight else None, *[None] * 5
+
+
+def _forward_through(x, weight, window, *options):
+    return _forward(x, weight, *window, *options)
+
+
+def _scatter_through(dy, winners, x_shape, weight_shape, window, *options):
+    return _scatter(dy, winners, x_shape, weight_shape, *window, *options)
+
+
+# ------------------------------------------------------------------------------------------------ public
+
+
+class TropicalConv2d(NamedTuple):
+    """What `tropical_conv2d(..., return_indices=True)` returns, as torch.max does."""
+
+    values: Tensor
+    indices: Tensor
+
+
+@overload
+def tropical_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    semiring: str = "max_plus",
+    stride: _Pair = 1,
+    padding: _Pair = 0,
+    dilation: _Pair = 1,
+    groups: int = 1,
+    return_indices: Literal[False] = False,
+    nan: str = "propagate",
+) -> Tensor: ...
+@overload
+def tropical_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    semiring: str = "max_plus",
+    stride: _Pair = 1,
+    padding: _Pair = 0,
+    dilation: _Pair = 1,
+    groups: int = 1,
+    return_indices: Literal[True],
+    nan: str = "propagate",
+) -> TropicalConv2d: ...
+def tropical_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    semiring: str = "max_plus",
+    stride: _Pair = 1,
+    padding: _Pair = 0,
+    dilation: _Pair = 1,
+    groups: int = 1,
+    return_indices: bool = False,
+    nan: str = "propagate",
+) -> Tensor | TropicalConv2d:
+    """Max-plus or min-plus convolution of images, laid out as torch.nn.functional.conv2d lays them out.
+
+        y[b, o, p, q] = max_{c, i, j} x[b, c, p·s − pad + i·d, q·s − pad + j·d] + weight[o, c, i, j]
+
+    with c over the channels of o's group. With groups = C it is the grey dilation by the mirrored structuring function
+    weight[o, 0]; min_plus with −weight is the erosion. A tap in the padding is no candidate: the padding holds the
+    semiring's zero, −∞ for max, and never makes a NaN.
+
+    Exact: each sum is rounded to the dtype, then compared, so every backend gives the same values and winners (the sign
+    of a zero and a NaN's payload aside). Ties go to the smallest k = (c·kh + i)·kw + j, in the gradient too: a
+    subgradient that routes all of dy to one winner. Integer sums saturate at the dtype's bounds, which stand for ∓∞.
+    Source: Angulo, "Some open questions on morphological operators and representations in the deep learning era", 2021;
+    Serra, "Image Analysis and Mathematical Morphology", 1982.
+
+    Args:
+        x: [B, C, H, W] or [C, H, W] float64, float32, float16, bfloat16, int32, int16 or int8, any strides.
+        weight: [O, C / groups, kh, kw], the dtype and device of x.
+        semiring: "max_plus" or "min_plus".
+        stride, padding, dilation: s, pad and d in pixels, one int or a pair for rows and columns. The padding is
+            narrower than the window, of d·(kh − 1) + 1 rows.
+        groups: of channels and of filters, which see the channels of their own group.
+        return_indices: also return the winners k.
+        nan: "propagate": the first NaN candidate wins, as in torch.max. "ignore": NaN candidates are skipped.
+
+    Returns:
+        y [B, O, P, Q] or [O, P, Q], P = ⌊(H + 2 pad − d·(kh − 1) − 1) / s⌋ + 1, in the dtype of x, int32 for int8; with
+        return_indices a named tuple (values, indices), indices int64 within the group. Where there is no candidate
+        the value is the semiring's zero and the index −1. Differentiable any number of times in reverse mode; forward
+        mode raises NotImplementedError. Under autocast nothing is cast down; two float dtypes meet in the wider.
+
+    Raises:
+        TypeError: x or weight is no strided tensor of a supported dtype, or their dtypes differ.
+        ValueError: devices, ranks, channels or groups do not fit, the padding is as wide as the window, the window is
+            larger than the padded image, or an option is not one of those above.
+    """
+    x, weight = under_autocast(x, weight, semiring)
+    window = _checked(x, weight, stride, padding, dilation, groups, semiring, nan)
+    images = x if x.dim() == 4 else x.unsqueeze(0)
+    with_winners = return_indices or (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
+    convolve = route(_TropicalConv2d, _forward_through, images, weight)
+    y, winners = convolve(images, weight, window, groups, semiring, with_winners, nan == "ignore")
+    if x.dim() == 3:
+        y, winners = y.squeeze(0), winners.squeeze(0) if return_indices else winners
+    return TropicalConv2d(y, winners.long()) if return_indices else y
+
+
+def _checked(x, weight, stride, padding, dilation, groups, semiring, nan) -> Window:
+    """The window, if all of it fits."""
+    op = "tropical_conv2d"
+    check_tensors(op, x=x, weight=weight)
+    if x.dim() not in (3, 4):
+        raise ValueError(f"{op}: x has shape {tuple(x.shape)}; expected [B, C, H, W] or [C, H, W]")
+    if weight.dim() != 4 or weight.shape[2] < 1 or weight.shape[3] < 1:
+        raise ValueError(
+            f"{op}: weight has shape {tuple(weight.shape)}; expected [O, C / groups, kh, kw], kh and kw at least 1"
+        )
+    if semiring not in SEMIRINGS:
+        raise ValueError(f"{op}: semiring is {semiring!r}; expected 'max_plus' or 'min_plus'")
+    check_nan(op, nan)
+    C, filters = x.shape[-3], weight.shape[0]
+    if not isinstance(groups, int) or groups < 1 or C % groups or filters % groups:
+        raise ValueError(
+            f"{op}: groups is {groups!r}; expected a divisor of x's {C} channels and of weight's {filters} filters"
+        )
+    if weight.shape[1] != C // groups:
+        raise ValueError(
+            f"{op}: weight has shape {tuple(weight.shape)}; expected [O, {C // groups}, kh, kw], "
+            f"for x's {C} channels in {groups} group{'s' * (groups > 1)}"
+        )
+    window = Window(
+        _pair(op, "stride", stride, 1), _pair(op, "padding", padding, 0), _pair(op, "dilation", dilation, 1)
+    )
+    covers = tuple(window.dilation[axis] * (weight.shape[2 + axis] - 1) + 1 for axis in (0, 1))
+    if any(pad >= size for pad, size in zip(window.padding, covers, strict=True)):
+        raise ValueError(
+            f"{op}: padding is {padding}; expected less than the window's {covers[0]} × {covers[1]} pixels: "
+            "further out an output sees nothing but padding"
+        )
+    if any(window.outputs(axis, x.shape[axis - 2], weight.shape[2 + axis]) < 1 for axis in (0, 1)):
+        raise ValueError(
+            f"{op}: x has shape {tuple(x.shape)}; expected at least the window's {covers[0]} × {covers[1]} pixels, "
+            f"less twice the padding {window.padding}"
+        )
+    return window
+
+
+def _pair(op: str, name: str, value: _Pair, least: int) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else value
+    if not (
+        isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(n, int) and n >= least for n in pair)
+    ):
+        raise ValueError(f"{op}: {name} is {value!r}; expected an int or a pair of ints, at least {least}")
+    return pair[0], pair[1]

@@ -1,0 +1,159 @@
+"""The C++ kernel of the tropical convolution (cpu.cpp), called through ctypes on torch tensors."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...autotune import Space, Tuned
+from .. import native
+from ..tropical_matmul.definition import value_dtype, winner_dtype
+from .definition import Window
+
+_SOURCE = Path(__file__).with_name("cpu.cpp")
+
+# positions: how many outputs of each filter a task takes, about; threads: 0 for torch's number, if there is work for
+# them. Every choice gives the same bits.
+FORWARD = Tuned(
+    "tropical_conv2d.cpp",
+    Space({"positions": (256, 512, 1024, 2048, 4096), "threads": (0, 1)}),
+    default=lambda problem: {"positions": 1024, "threads": 0},
+    source=_SOURCE,
+)
+
+_ELEMENTS = {  # the C++ names; each is a library of its own, compiled when first met
+    torch.float64: "double",
+    torch.float32: "float",
+    torch.float16: "Half",
+    torch.bfloat16: "Brain",
+    torch.int32: "int32_t",
+    torch.int16: "int16_t",
+    torch.int8: "int8_t",
+}
+_SMALL_FORWARD, _SMALL_SCATTER = 1 << 21, 1 << 15  # taps of all outputs, winners: less is done before a thread starts
+_PLAIN = 1 << 29  # the kernel adds int32 below this without a look at the bounds
+
+
+def is_available(dtype: torch.dtype) -> bool:
+    """Whether the kernel of this dtype could be compiled, now if need be; where not, one warning has said why."""
+    return _library(dtype) is not None
+
+
+def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
+    return native.library(_SOURCE, f"ELEMENT={_ELEMENTS[dtype]}")
+
+
+@functools.cache
+def _functions(dtype: torch.dtype):
+    found = _library(dtype)
+    if found is None:
+        raise RuntimeError(
+            f"tropical_conv2d: the C++ kernel of {dtype} did not compile; TROPIGRAD_BACKEND=torch avoids it"
+        )
+    pointer, integer, long, integers = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.POINTER(ctypes.c_int64)
+    forward, scatter = found.tropical_conv_forward, found.tropical_conv_scatter
+    forward.argtypes = [integer] * 4 + [integers, pointer, pointer, integers, pointer, pointer, long, integer]
+    scatter.argtypes = [integers, pointer, integers, pointer, integer, pointer, pointer, integer]
+    found.tropical_set_team.argtypes = [pointer]
+    found.tropical_set_team(native.openmp_team())
+    return forward, scatter
+
+
+def _sizes(x_shape: Sequence[int], weight_shape: Sequence[int], window: Window, groups: int):
+    """What the library takes: batch, groups, channels and filters of a group, then pairs for rows and columns."""
+    (B, C, *inputs), (O, _, *taps) = x_shape, weight_shape
+    outputs = [window.outputs(axis, inputs[axis], taps[axis]) for axis in (0, 1)]
+    return _integers(
+        B, groups, C // groups, O // groups, *inputs, *outputs, *taps, *(n for pair in window for n in pair)
+    )
+
+
+def _integers(*values: int):
+    return (ctypes.c_int64 * len(values))(*values)
+
+
+def _threads(work: int, small: int) -> int:
+    return torch.get_num_threads() if work > small else 1
+
+
+def forward(
+    x: Tensor, weight: Tensor, window: Window, groups: int, semiring: str, winners: bool, ignore_nan: bool
+) -> tuple[Tensor, Tensor]:
+    """x [B, C, H, W], weight [O, C / groups, kh, kw], any strides -> values and winners [B, O, P, Q]; winners [0]
+    unasked. No size is 0."""
+    (B, _, H, W), (O, channels, kh, kw) = x.shape, weight.shape
+    shape, K = (B, O, window.outputs(0, H, kh), window.outputs(1, W, kw)), channels * kh * kw
+    values = torch.empty(shape, dtype=value_dtype(x.dtype))
+    won = torch.empty(shape if winners else (0,), dtype=winner_dtype(K))
+    problem = {"outputs": shape[2] * shape[3], "K": K, "filters": O // groups, "dtype": str(x.dtype)}
+    config = FORWARD.config({**problem, "winners": winners}, x.device)
+    status = _functions(x.dtype)[0](
+        semiring == "min_plus",
+        ignore_nan,
+        x.dtype == torch.int32 and not (_is_plain(x) and _is_plain(weight)),
+        won.dtype == torch.int16,
+        _sizes(x.shape, weight.shape, window, groups),
+        x.data_ptr(),
+        weight.data_ptr(),
+        _integers(*x.stride(), *weight.stride()),
+        values.data_ptr(),
+        won.data_ptr() if winners else None,
+        config["positions"],
+        config["threads"] or _threads(values.numel() * K, _SMALL_FORWARD),
+    )
+    _check(status)
+    return values, won
+
+
+def _is_plain(x: Tensor) -> bool:
+    low, high = torch.aminmax(x)
+    return int(low) > -_PLAIN and int(high) < _PLAIN
+
+
+def scatter(
+    dy: Tensor,
+    winners: Tensor,
+    x_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    window: Window,
+    groups: int,
+    needs_x: bool,
+    needs_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    """dy, winners [B, O, P, Q] -> dx and dweight in dy's dtype, or [0] where not needed. No size is 0.
+
+    Winner −1 adds nothing. Half precision accumulates in float32. The same bits on any number of threads.
+
+    Raises:
+        IndexError: a winner outside [−1, K), or one that names a tap in the padding.
+    """
+    dx = torch.empty(x_shape if needs_x else (0,), dtype=dy.dtype)
+    dweight = torch.empty(weight_shape if needs_weight else (0,), dtype=dy.dtype)
+    winners = winners.contiguous()
+    status = _functions(dy.dtype)[1](
+        _sizes(x_shape, weight_shape, window, groups),
+        dy.data_ptr(),
+        _integers(*dy.stride()),
+        winners.data_ptr(),
+        winners.dtype == torch.int16,
+        dx.data_ptr() if needs_x else None,
+        dweight.data_ptr() if needs_weight else None,
+        _threads(dy.numel(), _SMALL_SCATTER),
+    )
+    _check(status, weight_shape)
+    return dx, dweight
+
+
+def _check(status: int, weight_shape: Sequence[int] | None = None) -> None:
+    if status == 1:
+        raise MemoryError("tropical_conv2d: no memory for the padded rows of one task a thread")
+    if status == 2:
+        raise IndexError(
+            f"tropical_conv2d_scatter: winners name a tap outside the image or the window {weight_shape}; "
+            "expected the forward's winners"
+        )

@@ -1,0 +1,115 @@
+"""How the tuner calls an op, proves its results and foresees its costs, all read from the op's spec.
+
+Each variant is called forward, with winners where it has them, and forward and backward where it is differentiable.
+The reference is the definition in torch, in chunks: TROPIGRAD_BACKEND=torch. Values and winners are compared `==` where
+the op is exact; gradients, which are sums, within the dtype's tolerance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..autotune import Call, Config, Launch, MachineCode, Prediction, Tuned, Work, fingerprint, override, predict
+from . import ahead_of_time, backend
+from .conformance import assert_same
+from .spec import Shape, Spec
+
+
+def calls(spec: Spec, shape: Shape, dtype: torch.dtype, device: torch.device) -> Iterator[Call]:
+    """The calls of an op that launch kernels with a config."""
+    inputs = spec.inputs(shape, dtype, device, 0)
+    work = _work(spec, shape, dtype)
+    for variant, kwargs in spec.variants.items():
+        if not spec.supports(dtype, kwargs) or not _has_kernels(spec, kwargs, device):
+            continue
+        exact = spec.is_exact(kwargs)
+        yield _call(variant, lambda kwargs=kwargs: (spec.op(*inputs, **kwargs),), exact, work)
+        if spec.has_winners(kwargs):
+            yield _call(
+                f"{variant}, with winners",
+                lambda kwargs=kwargs: tuple(spec.op(*inputs, **kwargs, return_indices=True)),
+                exact,
+                work,
+            )
+        if dtype.is_floating_point:
+            yield _call(f"{variant}, trained", lambda kwargs=kwargs: _trained(spec, inputs, kwargs), exact, work)
+
+
+def _has_kernels(spec: Spec, kwargs, device: torch.device) -> bool:
+    """Whether a variant runs on kernels with a config; torch has none."""
+    try:
+        return backend.choose(spec.name, device, spec.offers(kwargs)) != "torch"
+    except RuntimeError:  # TROPIGRAD_BACKEND forces what the variant lacks, or what cannot run here
+        return False
+
+
+def _call(name: str, run: Callable[[], tuple[Tensor, ...]], exact: bool, work: Work) -> Call:
+    expected: list[tuple[Tensor, ...]] = []
+
+    def check(got: Any) -> None:
+        if not expected:
+            with backend.forcing("torch"):
+                expected.append(run())
+        # what follows the value in a trained call are its gradients
+        for index, (x, y) in enumerate(zip(got, expected[0], strict=True)):
+            assert_same(x, y, exact and not (index and y.is_floating_point()), f"output {index}")
+
+    return Call(name, run, check, work)
+
+
+def _trained(spec: Spec, inputs: tuple[Tensor, ...], kwargs) -> tuple[Tensor, ...]:
+    """The value, and the gradients under a gradient of ones."""
+    with torch.enable_grad():
+        args = [x.detach().requires_grad_(x.is_floating_point()) for x in inputs]
+        out = spec.op(*args, **kwargs)
+        leaves = [x for x in args if x.requires_grad]
+        return (out.detach(), *torch.autograd.grad(out, leaves, torch.ones_like(out)))
+
+
+def _work(spec: Spec, shape: Shape, dtype: torch.dtype) -> Work:
+    if not spec.workloads:
+        return Work(0, 0, "add_max")
+    cheapest = spec.workloads[0]
+    return Work(cheapest.operations(shape), cheapest.bytes(shape, dtype.itemsize), cheapest.mix)
+
+
+# ------------------------------------------------------------------------------------------------ forecasts
+
+
+def inspector(device: torch.device):
+    """The forecast of configs from their machine code, on a GPU that Triton compiles for; None elsewhere."""
+    runs = device.type == "cuda" and not torch.version.hip and not backend.why_off("triton", device)
+    return partial(forecast, device) if runs else None
+
+
+def forecast(device: torch.device, call: Call, kernel: Tuned, configs: Sequence[Config]) -> list[Prediction | str]:
+    """Each config's predicted cost, from machine code compiled ahead of time in parallel; or why it is out."""
+    plans: list[list[ahead_of_time.Plan] | str] = []
+    for config in configs:
+        try:
+            with override(kernel.name, config):
+                plans.append(ahead_of_time.plan(call.run))
+        except Exception as error:  # what cannot even be planned is no rival
+            plans.append(f"{type(error).__name__}: {error}")
+    codes = ahead_of_time.compile_all([plan for found in plans if not isinstance(found, str) for plan in found])
+    environment = fingerprint(device)
+    return [_forecast(found, codes, call.work, environment) for found in plans]
+
+
+def _forecast(plans: list[ahead_of_time.Plan] | str, codes, work: Work, environment) -> Prediction | str:
+    if isinstance(plans, str):
+        return plans
+    launches = []
+    for plan in plans:
+        code: MachineCode | str = codes[plan.name]
+        if isinstance(code, str):
+            return code
+        if code.stack:
+            return f"{plan.function} spills {code.stack} bytes of registers a thread"
+        launches.append(Launch(code, plan.blocks, plan.threads))
+    return predict(launches, work, environment)
