@@ -1,9 +1,8 @@
 """Tropical matrix-vector product: y[m] = max_k A[m, k] + x[k], and its kin with min, with ·, and smoothed.
 
 It is the tropical matrix product, and takes everything from there: winners, ties, NaN, gradients, backends. One matrix
-for many vectors is Y = X Aᵀ, which reads A once for all of them and fills the kernels' vectors with rows of A. In a
-batch of matrices x is their one column: that wastes the vectors' other lanes, but packs no transposed A, which costs
-as much or more.
+for many vectors is Y = X Aᵀ, which reads A once for all of them; in a batch of matrices x is their one column. The C++
+kernel reads rows of A as they lie, a few at a time.
 """
 
 from __future__ import annotations
@@ -130,8 +129,8 @@ def _forward_bytes(shape: Shape, itemsize: int) -> int:
 
 
 def _training_bytes(shape: Shape, itemsize: int) -> int:
-    # the gradients of A and x are written, that of y is read, the int32 winners are written and read
-    return 2 * _forward_bytes(shape, itemsize) + 8 * shape["B"] * shape["M"]
+    # the gradients of A and x are written, that of y is read, the winners are written and read, in two bytes each
+    return 2 * _forward_bytes(shape, itemsize) + 4 * shape["B"] * shape["M"]
 
 
 def _dense(a: Tensor, x: Tensor) -> Tensor:

@@ -54,8 +54,8 @@ def _winners_bytes(shape: Shape, itemsize: int) -> int:
 
 def _training_bytes(shape: Shape, itemsize: int) -> int:
     M, N, K = shape["M"], shape["N"], shape["K"]
-    # the gradients of A and B are written, that of C is read, the int32 winners are written and read
-    return _forward_bytes(shape, itemsize) + (M * K + K * N + M * N) * itemsize + 8 * M * N
+    # the gradients of A and B are written, that of C is read, the winners are written and read, in two bytes each
+    return _forward_bytes(shape, itemsize) + (M * K + K * N + M * N) * itemsize + 4 * M * N
 
 
 def _ours(a: Tensor, b: Tensor) -> Call:
@@ -389,7 +389,7 @@ SPEC = register(
         has_winners=lambda kwargs: kwargs.get("semiring") != "log",
         tuned={
             "cpp": (cpu.FORWARD,),
-            "gluon": (gluon.FORWARD, gluon.REFINE),
+            "gluon": (gluon.FORWARD, gluon.FIRST_SPLIT, gluon.REFINE),
             "triton": (portable.FORWARD, scatter.SCATTER, log.FORWARD, log.BACKWARD),
         },
         huge=huge,
