@@ -10,6 +10,9 @@ For a product the added terms are dC[m, n] · B[k*, n] and dC[m, n] · A[m, k*].
   count · 2^⌈log2 count⌉ · 2^−61 · max|dC|. Terms of 24 bits within 2^(38 − ⌈log2 count⌉) of 2^e lose nothing at all.
   NaN, +∞ and −∞ are no multiples of 2^−s: three bits an element say which were met, and give what a plain sum gives.
 
+Terms of one program that share a winner are not added up first: Triton has no atomics in shared memory, sorting costs
+more than the additions it saves unless winners repeat much, and a relaxed addition without a result waits for nothing.
+
 float64 has no deterministic form here: 53 bits and the head room of a sum leave terms of unlike sizes too few.
 """
 
