@@ -32,6 +32,15 @@ FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread")
 FLAGS += ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
 _SHARED = Path(__file__).with_suffix(".hpp")  # what sources include
 CANDIDATES = ("c++", "g++", "clang++")
+ELEMENTS = {  # the C++ names; each dtype is a library of its own, compiled when first met
+    torch.float64: "double",
+    torch.float32: "float",
+    torch.float16: "Half",
+    torch.bfloat16: "Brain",
+    torch.int32: "int32_t",
+    torch.int16: "int16_t",
+    torch.int8: "int8_t",
+}
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,16 @@ def library(source: Path, define: str = "") -> ctypes.CDLL | None:
     Environment: CXX names the compiler, TROPIGRAD_CACHE_DIR the cache (default: the user's cache folder).
     """
     return _library(source, define, os.environ.get("CXX", ""), os.environ.get("PATH", ""))
+
+
+def library_of(source: Path, dtype: torch.dtype) -> ctypes.CDLL | None:
+    """The library of one dtype, as `library` gives it."""
+    return library(source, f"ELEMENT={ELEMENTS[dtype]}")
+
+
+def integers(*values: int):
+    """What a library takes for `const int64_t*`."""
+    return (ctypes.c_int64 * len(values))(*values)
 
 
 @functools.cache

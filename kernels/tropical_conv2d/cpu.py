@@ -26,31 +26,18 @@ FORWARD = Tuned(
     source=_SOURCE,
 )
 
-_ELEMENTS = {  # the C++ names; each is a library of its own, compiled when first met
-    torch.float64: "double",
-    torch.float32: "float",
-    torch.float16: "Half",
-    torch.bfloat16: "Brain",
-    torch.int32: "int32_t",
-    torch.int16: "int16_t",
-    torch.int8: "int8_t",
-}
 _SMALL_FORWARD, _SMALL_SCATTER = 1 << 21, 1 << 15  # taps of all outputs, winners: less is done before a thread starts
 _PLAIN = 1 << 29  # the kernel adds int32 below this without a look at the bounds
 
 
 def is_available(dtype: torch.dtype) -> bool:
     """Whether the kernel of this dtype could be compiled, now if need be; where not, one warning has said why."""
-    return _library(dtype) is not None
-
-
-def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
-    return native.library(_SOURCE, f"ELEMENT={_ELEMENTS[dtype]}")
+    return native.library_of(_SOURCE, dtype) is not None
 
 
 @functools.cache
 def _functions(dtype: torch.dtype):
-    found = _library(dtype)
+    found = native.library_of(_SOURCE, dtype)
     if found is None:
         raise RuntimeError(
             f"tropical_conv2d: the C++ kernel of {dtype} did not compile; TROPIGRAD_BACKEND=torch avoids it"
@@ -68,13 +55,9 @@ def _sizes(x_shape: Sequence[int], weight_shape: Sequence[int], window: Window, 
     """What the library takes: batch, groups, channels and filters of a group, then pairs for rows and columns."""
     (B, C, *inputs), (O, _, *taps) = x_shape, weight_shape
     outputs = [window.outputs(axis, inputs[axis], taps[axis]) for axis in (0, 1)]
-    return _integers(
+    return native.integers(
         B, groups, C // groups, O // groups, *inputs, *outputs, *taps, *(n for pair in window for n in pair)
     )
-
-
-def _integers(*values: int):
-    return (ctypes.c_int64 * len(values))(*values)
 
 
 def _threads(work: int, small: int) -> int:
@@ -100,7 +83,7 @@ def forward(
         _sizes(x.shape, weight.shape, window, groups),
         x.data_ptr(),
         weight.data_ptr(),
-        _integers(*x.stride(), *weight.stride()),
+        native.integers(*x.stride(), *weight.stride()),
         values.data_ptr(),
         won.data_ptr() if winners else None,
         config["positions"],
@@ -138,7 +121,7 @@ def scatter(
     status = _functions(dy.dtype)[1](
         _sizes(x_shape, weight_shape, window, groups),
         dy.data_ptr(),
-        _integers(*dy.stride()),
+        native.integers(*dy.stride()),
         winners.data_ptr(),
         winners.dtype == torch.int16,
         dx.data_ptr() if needs_x else None,

@@ -24,30 +24,17 @@ FORWARD = Tuned(
     source=_SOURCE,
 )
 
-_ELEMENTS = {  # the C++ names; each is a library of its own, compiled when first met
-    torch.float64: "double",
-    torch.float32: "float",
-    torch.float16: "Half",
-    torch.bfloat16: "Brain",
-    torch.int32: "int32_t",
-    torch.int16: "int16_t",
-    torch.int8: "int8_t",
-}
 _SMALL_FORWARD, _SMALL_SCATTER = 1 << 21, 1 << 15  # (m, n, k) steps, winners: less is done before a thread would start
 
 
 def is_available(dtype: torch.dtype) -> bool:
     """Whether the kernel of this dtype could be compiled, now if need be; where not, one warning has said why."""
-    return _library(dtype) is not None
-
-
-def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
-    return native.library(_SOURCE, f"ELEMENT={_ELEMENTS[dtype]}")
+    return native.library_of(_SOURCE, dtype) is not None
 
 
 @functools.cache
 def _functions(dtype: torch.dtype):
-    found = _library(dtype)
+    found = native.library_of(_SOURCE, dtype)
     if found is None:
         raise RuntimeError(
             f"tropical_matmul: the C++ kernel of {dtype} did not compile; TROPIGRAD_BACKEND=torch avoids it"
@@ -65,10 +52,6 @@ def _functions(dtype: torch.dtype):
 
 def _threads(work: int, small: int, wanted: int = 0) -> int:
     return wanted or (torch.get_num_threads() if work > small else 1)
-
-
-def _integers(*values: int):
-    return (ctypes.c_int64 * len(values))(*values)
 
 
 def _pointer(x: Tensor | None) -> int | None:
@@ -94,10 +77,10 @@ def forward(a: Tensor, b: Tensor, semiring: str, winners: bool, ignore_nan: bool
         times,
         semiring == "min_plus",
         ignore_nan,
-        _integers(B, M, K, N),
+        native.integers(B, M, K, N),
         a.data_ptr(),
         b.data_ptr(),
-        _integers(*a.stride(), *b.stride()),
+        native.integers(*a.stride(), *b.stride()),
         values.data_ptr(),
         _pointer(won),
         won.dtype == torch.int16,
@@ -134,13 +117,13 @@ def scatter(
         a = b = None
     unused = (0, 0, 0)
     status = _functions(dc.dtype)[1](
-        _integers(B, M, K, N),
+        native.integers(B, M, K, N),
         dc.data_ptr(),
         winners.data_ptr(),
         winners.dtype == torch.int16,
         _pointer(a),
         _pointer(b),
-        _integers(*dc.stride(), *(unused if a is None else a.stride()), *(unused if b is None else b.stride())),
+        native.integers(*dc.stride(), *(unused if a is None else a.stride()), *(unused if b is None else b.stride())),
         _pointer(da),
         _pointer(db),
         _threads(B * M * N, _SMALL_SCATTER),
