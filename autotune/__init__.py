@@ -14,7 +14,19 @@ from .search import Finding, Task, WrongDefault, search
 from .space import Config, Limits, Needs, Space
 from .store import Entry, Store, cache_dir, export, store
 from .tunable import TUNABLE, Call, Tunable, register, tune, warm_up
-from .tuned import Choice, Tuned, capturing, mode, observed, override, recorded, reload, source_hash
+from .tuned import (
+    Choice,
+    Tuned,
+    capturing,
+    is_scoped,
+    mode,
+    observed,
+    on_reload,
+    override,
+    recorded,
+    reload,
+    source_hash,
+)
 
 __all__ = [
     "TUNABLE",
@@ -43,8 +55,10 @@ __all__ = [
     "explain",
     "export",
     "fingerprint",
+    "is_scoped",
     "mode",
     "observed",
+    "on_reload",
     "override",
     "predict",
     "recorded",

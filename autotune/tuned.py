@@ -232,11 +232,25 @@ def recorded() -> Iterator[dict[str, Choice]]:
         yield choices
 
 
+def is_scoped() -> bool:
+    """Whether a block of `mode`, `override` or `observed` is open: it chooses configs of its own, or watches them."""
+    return _scope.get() is not None
+
+
 def reload() -> None:
-    """Forgets every remembered config, the tables and TROPIGRAD_AUTOTUNE: the next look-up reads them anew."""
+    """Forgets every remembered config, the tables and the environment variables: the next look-up reads them anew."""
     _remembered.clear()
-    for remembered in (_default_mode, source_hash, tables):
-        remembered.cache_clear()
+    for forget in (*_caches, *_dependents):
+        forget()
+
+
+def on_reload(forget: Callable[[], object]) -> None:
+    """Has `reload` call this too: for whoever remembers what follows from a config."""
+    _dependents.append(forget)
+
+
+_caches = (_default_mode.cache_clear, source_hash.cache_clear, tables.cache_clear)
+_dependents: list[Callable[[], object]] = []
 
 
 def capturing(device: torch.device) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 from collections.abc import Iterator
@@ -38,11 +39,19 @@ def _why_not_interpretable() -> str:
 
 
 _forced: ContextVar[str] = ContextVar("tropigrad_backend", default="")
+_forced_everywhere: list[str] = []
 
 
 @contextmanager
-def forcing(name: str) -> Iterator[None]:
-    """TROPIGRAD_BACKEND inside the block, for this thread alone."""
+def forcing(name: str, *, everywhere: bool = False) -> Iterator[None]:
+    """TROPIGRAD_BACKEND inside the block, for this thread alone; or for all: a backward on a GPU runs in another."""
+    if everywhere:
+        _forced_everywhere.append(name)
+        try:
+            yield
+        finally:
+            _forced_everywhere.pop()
+        return
     token = _forced.set(name)
     try:
         yield
@@ -51,11 +60,22 @@ def forcing(name: str) -> Iterator[None]:
 
 
 def forced() -> str:
-    """TROPIGRAD_BACKEND, checked: one path for debugging and tests, or "auto"."""
-    name = _forced.get() or os.environ.get("TROPIGRAD_BACKEND", "auto")
+    """One path for debugging and tests, or "auto": TROPIGRAD_BACKEND, checked.
+
+    The variable is read once, since reading it takes longer than a small kernel: autotune.reload() reads it anew.
+    """
+    return _forced.get() or (_forced_everywhere[-1] if _forced_everywhere else _variable())
+
+
+@functools.cache
+def _variable() -> str:
+    name = os.environ.get("TROPIGRAD_BACKEND", "auto")
     if name not in BACKENDS:
         raise ValueError(f"TROPIGRAD_BACKEND is {name!r}; expected one of {', '.join(BACKENDS)}")
     return name
+
+
+autotune.on_reload(_variable.cache_clear)
 
 
 def why_off(name: str, device: torch.device) -> str:

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -97,15 +96,8 @@ def forced(name: str, device: torch.device) -> Iterator[None]:
     reason = backends.why_off(name, device)
     if reason:
         raise NotHere(reason)
-    before = os.environ.get("TROPIGRAD_BACKEND")
-    os.environ["TROPIGRAD_BACKEND"] = name  # a backward on a GPU runs in another thread
-    try:
+    with backends.forcing(name, everywhere=True):
         yield
-    finally:
-        if before is None:
-            del os.environ["TROPIGRAD_BACKEND"]
-        else:
-            os.environ["TROPIGRAD_BACKEND"] = before
 
 
 @contextmanager

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.autograd import forward_ad
+from torch import Tensor, get_num_threads, is_grad_enabled
+from torch.autograd import forward_ad, profiler
+from torch.compiler import is_compiling
+
+from .. import autotune
+from . import backend
 
 _TYPES = (Tensor, torch.nn.Parameter)
+
+
+def _quiet() -> tuple[int, ...]:
+    """The dispatch keys that a thread adds to every call, outside and inside inference mode, when nothing is active."""
+    backend = torch._C.DispatchKeySet(torch._C.DispatchKey.BackendSelect)
+    return backend.add(torch._C.DispatchKey.ADInplaceOrView).raw_repr(), backend.raw_repr()
+
+
+_QUIET = _quiet()
+# bound once: a look-up through two modules takes as long as the question
+_included, _has_function_mode = torch._C._dispatch_tls_local_include_set, torch._C._is_torch_function_mode_enabled
 
 
 def route(function: type[torch.autograd.Function], kernel: Callable[..., Any], *tensors: Tensor) -> Callable[..., Any]:
@@ -49,21 +64,62 @@ def is_unobserved(*tensors: Tensor) -> bool:
     No compiler, tracer, profiler, mode or functorch transform is active, no tensor can carry a forward-mode tangent,
     and all are plain: no subclass, no fake, no wrapper, no lazy negation. Costs about a microsecond.
     """
-    return (
-        not torch.compiler.is_compiling()
-        and torch._C._dispatch_tls_local_include_set().raw_repr() in _quiet()
-        and not torch._C._is_torch_function_mode_enabled()
-        and not torch.autograd.profiler._is_profiler_enabled
-        and forward_ad._current_level < 0
-        and all(type(x) in _TYPES and torch._C._dispatch_keys(x).raw_repr() in _plain(x.device.type) for x in tensors)
+    return _nobody_looks() and all(
+        type(x) in _TYPES and torch._C._dispatch_keys(x).raw_repr() in _plain(x.device.type) for x in tensors
     )
 
 
-@functools.cache
-def _quiet() -> tuple[int, ...]:
-    """The dispatch keys that a thread adds to every call, outside and inside inference mode, when nothing is active."""
-    backend = torch._C.DispatchKeySet(torch._C.DispatchKey.BackendSelect)
-    return backend.add(torch._C.DispatchKey.ADInplaceOrView).raw_repr(), backend.raw_repr()
+def _nobody_looks() -> bool:
+    return (
+        not is_compiling()
+        and _included().raw_repr() in _QUIET
+        and not _has_function_mode()
+        and not profiler._is_profiler_enabled
+        and forward_ad._current_level < 0
+    )
+
+
+# ------------------------------------------------------------------------------------------------ calls seen before
+
+
+class NotPlain(Exception):
+    """A remembered call met a tensor without memory of its own, such as torch's zero tensors: the dispatcher serves."""
+
+
+MOST_CALLS = 1 << 12  # where shapes never repeat, nothing is gained by keeping them all
+_calls: dict[Hashable, Callable[..., Any]] = {}
+autotune.on_reload(_calls.clear)
+
+
+def label(x: Tensor, y: Tensor, *options: Hashable) -> Hashable | None:
+    """What a call on two CPU tensors depends on besides their elements: calls of one label take the same path.
+
+    Their layouts in memory, the options, the op's name among them, whether a gradient is wanted, the threads, and the
+    backend that is forced. None where somebody looks, or where the call is not to be remembered.
+    """
+    if (
+        _nobody_looks()
+        and (type(x) in _TYPES and type(y) in _TYPES and x.is_cpu and y.is_cpu and not x.is_neg() and not y.is_neg())
+        and not autotune.is_scoped()
+    ):
+        try:
+            return (
+                *(x.shape, x.stride(), x.dtype, y.shape, y.stride(), y.dtype, options),
+                *(is_grad_enabled() and (x.requires_grad or y.requires_grad), get_num_threads(), backend.forced()),
+            )
+        except RuntimeError:  # a sparse tensor has no strides
+            pass
+    return None
+
+
+recall = _calls.get
+
+
+def remember(label: Hashable, call: Callable[..., Any]) -> None:
+    """`recall(label)` gives this call, on two tensors, until autotune.reload()."""
+    if len(_calls) >= MOST_CALLS:
+        _calls.clear()
+    _calls[label] = call
 
 
 @functools.cache

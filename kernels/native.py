@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..autotune import cache_dir
 
@@ -72,6 +73,13 @@ def library_of(source: Path, dtype: torch.dtype) -> ctypes.CDLL | None:
 def integers(*values: int):
     """What a library takes for `const int64_t*`."""
     return (ctypes.c_int64 * len(values))(*values)
+
+
+def shape_only(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """What torch.empty_like takes half a microsecond less than torch.empty for: a tensor that holds no memory."""
+    like = torch.empty(shape, dtype=dtype)
+    like.untyped_storage().resize_(0)
+    return like
 
 
 @functools.cache

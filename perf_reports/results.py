@@ -4,7 +4,7 @@ Every line carries `schema_version`, `run` (an id shared by the lines of one rep
 
 run               the machine, the versions, the git revision, the settings
 ceiling           a roof of the machine                                      (ceilings.py)
-startup           an import or a first call in a fresh process               (startup.py)
+startup           an import, a first call in a fresh process, a small call   (startup.py)
 conformance       how many cases passed and failed                           (qualify.py)
 tuning            a kernel's config at one problem, and its gain             (autotune)
 training          one logged iteration of a study                            (studies/)

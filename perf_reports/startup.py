@@ -1,10 +1,13 @@
-"""What a user waits for before the first result: the import, and the first call where nothing is compiled yet.
+"""What a user waits for besides the result: the import, the first call where nothing is compiled yet, and what any call
+costs before and after its kernel.
 
-Each sample is a fresh process with an empty cache folder, so that nothing is left over from an earlier one.
+Each sample of the first two is a fresh process with an empty cache folder, so that nothing is left over from an earlier
+one. The last is the time of calls so small that nothing else is left of them, torch.matmul's in between.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import statistics
@@ -13,6 +16,11 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
+
+import torch
+
+from ..autotune.timing import interleaved
+from ..kernels import tropical_matmul
 
 IMPORTS = {False: 3, True: 1}  # by `quick`
 
@@ -49,13 +57,13 @@ def measure(
     *, quick: bool = False, progress: Callable[[int, int, str], None] | None = None
 ) -> Iterator[dict[str, Any]]:
     """Records of kind startup, in seconds: imports beyond torch's own, first calls on the CPU by dtype, of
-    the ops that have a C++ kernel of their own.
+    the ops that have a C++ kernel of their own, and calls on 8 × 8 matrices.
 
     Args:
         quick: one import, and the first calls of one dtype.
         progress: called with (done, total, what is being measured).
     """
-    total = IMPORTS[quick] + 1
+    total = IMPORTS[quick] + 2
     imports = []
     for number in range(IMPORTS[quick]):
         if progress is not None:
@@ -64,11 +72,26 @@ def measure(
     for what in imports[0]:
         yield _record(what, [seconds[what] for seconds in imports])
     if progress is not None:
-        progress(total - 1, total, "first calls")
+        progress(total - 2, total, "first calls")
     for what, seconds in _run(_FIRST_CALLS, "1" if quick else "99").items():
         yield _record(what, [seconds])
     if progress is not None:
+        progress(total - 1, total, "small calls")
+    for what, samples in interleaved(_small_calls(), budget_s=2.0).items():
+        yield _record(what, list(samples.seconds))
+    if progress is not None:
         progress(total, total, "started up")
+
+
+def _small_calls() -> dict[str, Callable[[], Any]]:
+    a, b = torch.randn(2, 8, 8).unbind()
+    trained = a.clone().requires_grad_()
+    products = {"tropical_matmul": tropical_matmul, "torch.matmul": torch.matmul}
+    return {
+        f"{name}, 8 × 8, {what}": functools.partial(product, left, b)
+        for what, left in (("values", a), ("values, for a gradient", trained))
+        for name, product in products.items()
+    }
 
 
 def _record(what: str, samples: list[float]) -> dict[str, Any]:

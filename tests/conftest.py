@@ -21,3 +21,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 @pytest.fixture(autouse=True)
 def _own_random_numbers():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def set_backend():
+    """`set_backend("torch")`: TROPIGRAD_BACKEND until the test ends, as if it had been set before the import."""
+    from tropigrad import autotune
+
+    with pytest.MonkeyPatch.context() as patch:
+        yield lambda name: (patch.setenv("TROPIGRAD_BACKEND", name), autotune.reload())
+    autotune.reload()

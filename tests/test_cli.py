@@ -147,10 +147,10 @@ def test_doctor_is_0_without_a_compiler(tropigrad, monkeypatch):
     assert "no C++ compiler" in json.loads(done.stdout)["backends"]["cpu"]["cpp"]
 
 
-def test_doctor_names_a_backend_that_means_nothing_and_one_that_is_off(tropigrad, monkeypatch):
-    monkeypatch.setenv("TROPIGRAD_BACKEND", "abacus")
+def test_doctor_names_a_backend_that_means_nothing_and_one_that_is_off(tropigrad, set_backend):
+    set_backend("abacus")
     assert "TROPIGRAD_BACKEND is 'abacus'" in tropigrad("doctor").stdout
-    monkeypatch.setenv("TROPIGRAD_BACKEND", "gluon")
+    set_backend("gluon")
     done = tropigrad("doctor")
     assert done.exit_code == 1
     assert "forces a backend that is off: Gluon kernels take NVIDIA GPUs" in done.stdout

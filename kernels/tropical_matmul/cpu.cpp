@@ -287,9 +287,9 @@ class Product : Semiring<T, C, Round, Op, Other> {
 
     struct Scratch {
         C *b, *best;
-        Spread<C>* a;
         Index* ids;
-        std::vector<int> specials;
+        Spread<C>* a;
+        int* specials;
     };
 
   public:
@@ -316,18 +316,12 @@ class Product : Semiring<T, C, Round, Op, Other> {
         using Memory = std::unique_ptr<void, decltype(&std::free)>;
         const Memory memory(std::aligned_alloc(CACHE_LINE, bytes * threads), &std::free);
         if (!memory) throw std::bad_alloc();
-        std::vector<Scratch> scratch(threads);
-        for (int t = 0; t < threads; ++t) {
-            C* b = reinterpret_cast<C*>(static_cast<char*>(memory.get()) + bytes * t);
-            C* best = b + KC * NC;
-            auto* ids = reinterpret_cast<Index*>(best + MR * NR);
-            scratch[t] = {b, best, reinterpret_cast<Spread<C>*>(ids + MR * NR), ids, std::vector<int>(NC / NR)};
-        }
         std::atomic<int64_t> next{0};
         in_parallel(threads, [&](int t) {
+            const Scratch scratch = laid_out(static_cast<char*>(memory.get()) + bytes * t);
             for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
                 const int64_t rows = ceil_div(p.M, MC), columns = ceil_div(p.N, NC);
-                run_task(task / (rows * columns), task % rows * MC, task / rows % columns * NC, scratch[t]);
+                run_task(task / (rows * columns), task % rows * MC, task / rows % columns * NC, scratch);
             }
         });
     }
@@ -339,11 +333,22 @@ class Product : Semiring<T, C, Round, Op, Other> {
 
     std::size_t scratch_bytes() const {
         const std::size_t outputs = MR * NR, rows = MR * round_up(KC);
-        const std::size_t size = (KC * NC + outputs) * sizeof(C) + outputs * sizeof(Index) + rows * sizeof(Spread<C>);
+        const std::size_t size = (KC * NC + outputs) * sizeof(C) + outputs * sizeof(Index) + rows * sizeof(Spread<C>) +
+                                 NC / NR * sizeof(int);
         return (size + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
     }
 
-    void run_task(int64_t batch, int64_t m0, int64_t n0, Scratch& s) const {
+    Scratch laid_out(char* memory) const {
+        Scratch s;
+        s.b = reinterpret_cast<C*>(memory);
+        s.best = s.b + KC * NC;
+        s.ids = reinterpret_cast<Index*>(s.best + MR * NR);
+        s.a = reinterpret_cast<Spread<C>*>(s.ids + MR * NR);
+        s.specials = reinterpret_cast<int*>(s.a + MR * round_up(KC));
+        return s;
+    }
+
+    void run_task(int64_t batch, int64_t m0, int64_t n0, const Scratch& s) const {
         const int64_t m1 = std::min(m0 + MC, p.M), n1 = std::min(n0 + NC, p.N);
         for (int64_t k0 = 0; k0 < p.K; k0 += KC) {
             const int64_t K = std::min(KC, p.K - k0);
@@ -416,7 +421,7 @@ class Product : Semiring<T, C, Round, Op, Other> {
 
     template <class Chosen>
     void run_tile(const Tile& tile, const Spread<C>* const* rows, const C* panel, const int* specials,
-                  Scratch& s) const {
+                  const Scratch& s) const {
         if (MAY_BE_NAN && can_make_nan<Chosen>(specials[0], specials[1])) {
             if constexpr (MAY_BE_NAN)
                 p.ignore_nan ? run_exact<true, Chosen>(tile, rows, panel, s)
@@ -444,7 +449,7 @@ class Product : Semiring<T, C, Round, Op, Other> {
     }
 
     template <bool IGNORE_NAN, class Chosen>
-    void run_exact(const Tile& tile, const Spread<C>* const* rows, const C* panel, Scratch& s) const {
+    void run_exact(const Tile& tile, const Spread<C>* const* rows, const C* panel, const Scratch& s) const {
         for_strips(tile, [&](int i, int j) {
             const int at = i * NR + j;
             exact_tile<IGNORE_NAN, Chosen>(rows + i, panel + j, tile.K, round, s.best + at, s.ids + at,
@@ -453,7 +458,7 @@ class Product : Semiring<T, C, Round, Op, Other> {
     }
 
     template <bool GROUPED, class Chosen>
-    void run_winners(const Tile& tile, const Spread<C>* const* rows, const C* panel, Scratch& s) const {
+    void run_winners(const Tile& tile, const Spread<C>* const* rows, const C* panel, const Scratch& s) const {
         for_strips(tile, [&](int i, int j) {
             at_height<WINNER_ROWS, 1>(tile.height - i, [&](auto seq) {
                 const int at = i * NR + j;
@@ -470,7 +475,7 @@ class Product : Semiring<T, C, Round, Op, Other> {
 
     // The first k of the noted group whose rounded sum is the maximum. A tail k, noted on its own, finds itself.
     template <class Chosen>
-    void find_in_groups(const Tile& tile, const Spread<C>* const* rows, const C* panel, Scratch& s) const {
+    void find_in_groups(const Tile& tile, const Spread<C>* const* rows, const C* panel, const Scratch& s) const {
         const Index last = Index(tile.K - 1);
         for (int64_t i = 0; i < tile.height; ++i) {
             const Spread<C>* const row = rows[i];
@@ -489,7 +494,7 @@ class Product : Semiring<T, C, Round, Op, Other> {
     }
 
     // best and ids before a block of k: nothing at the first, what the output holds at a later one.
-    [[gnu::noinline]] void start(const Tile& tile, Scratch& s) const {
+    [[gnu::noinline]] void start(const Tile& tile, const Scratch& s) const {
         const Index fresh = p.ignore_nan ? NOTHING : 0;
         for (int i = 0; i < MR * NR; ++i) s.best[i] = LOWEST;
         for (int i = 0; i < MR * NR; ++i) s.ids[i] = fresh;
@@ -897,22 +902,27 @@ class Backward {
 }  // namespace
 
 // ------------------------------------------------------------------------------------------------ C interface
-// sizes: batch, M, K, N.  strides: three of a, three of b, in elements.  K ≥ 1, no size is 0.
-// narrow: winners are int16, else int32.
+// What cpu.py lays out once for calls of the same shapes and strides, as a row of integers. K ≥ 1, no size is 0.
+struct Call {
+    int64_t batch, M, K, N;
+    Strides a, b;                                // in elements
+    int64_t times, negate, ignore_nan, narrow;  // narrow: winners are int16, else int32
+    int64_t KC, MC, NC, threads;
+};
 
-extern "C" int tropical_forward(int times, int negate, int ignore_nan, const int64_t* sizes, const void* a,
-                                const void* b, const int64_t* strides, void* c, void* winners, int narrow,
-                                int64_t KC, int64_t MC, int64_t NC, int threads) {
-    const int64_t batch = sizes[0], M = sizes[1], K = sizes[2], N = sizes[3];
-    const Strides of_a{strides[0], strides[1], strides[2]}, of_b{strides[3], strides[4], strides[5]}, of_c{M * N, N, 1};
-    const Problem problem{batch, M, K, N, a, b, of_a, of_b, c, winners, narrow != 0, of_c, times != 0,
-                          negate != 0, ignore_nan != 0, KC, MC, NC, threads};
+// winners: null where not wanted.
+extern "C" int tropical_forward(const Call* call, const void* a, const void* b, void* c, void* winners) {
+    const Strides of_c{call->M * call->N, call->N, 1};
+    const Problem problem{call->batch, call->M, call->K, call->N, a, b, call->a, call->b, c, winners, call->narrow != 0,
+                          of_c, call->times != 0, call->negate != 0, call->ignore_nan != 0, call->KC, call->MC, call->NC,
+                          static_cast<int>(call->threads)};
     return guarded([&] {
         run(problem);
         return true;
     });
 }
 
+// sizes: batch, M, K, N.  narrow: winners are int16, else int32.
 // strides: three each of dc, a, b, in elements.  a and b: null for sums.  da, db: null where not wanted.
 extern "C" int tropical_scatter(const int64_t* sizes, const void* dc, const void* winners, int narrow,
                                 const void* a, const void* b, const int64_t* strides, void* da, void* db, int threads) {

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ...autotune import Space, Tuned
-from .. import native
+from .. import eager, native
 from .definition import semiring_zero, value_dtype, winner_dtype
 
 _SOURCE = Path(__file__).with_name("cpu.cpp")
@@ -41,9 +42,7 @@ def _functions(dtype: torch.dtype):
         )
     pointer, integer, sizes = ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(ctypes.c_int64)
     forward, scatter = found.tropical_forward, found.tropical_scatter
-    forward.argtypes = (
-        [integer] * 3 + [sizes, pointer, pointer, sizes, pointer, pointer, integer] + [ctypes.c_int64] * 3 + [integer]
-    )
+    forward.argtypes = [pointer] * 5
     scatter.argtypes = [sizes, pointer, pointer, integer, pointer, pointer, sizes, pointer, pointer, integer]
     found.tropical_set_team.argtypes = [pointer]
     found.tropical_set_team(native.openmp_team())
@@ -65,32 +64,49 @@ def forward(a: Tensor, b: Tensor, semiring: str, winners: bool, ignore_nan: bool
     winner_dtype(K).
     """
     (B, M, K), N = a.shape, b.shape[-1]
+    if B * M * N * K == 0:
+        values = torch.full((B, M, N), semiring_zero(semiring, value_dtype(a.dtype)), dtype=value_dtype(a.dtype))
+        return values, torch.full((B, M, N) if winners else (0,), -1, dtype=winner_dtype(K))
+    values, won = prepare(a, b, semiring, winners, ignore_nan, (B, M, N))(a, b)
+    return values, won if winners else won.new_empty(0)
+
+
+def prepare(
+    a: Tensor, b: Tensor, semiring: str, winners: bool, ignore_nan: bool, shape: tuple[int, ...]
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The forward for tensors that lie in memory as these do, giving values and winners in this shape; no size is 0.
+
+    Winners that were not asked for are anything. It raises eager.NotPlain where a tensor has no memory of its own.
+    """
+    (B, M, K), N = a.shape, b.shape[-1]
     times = semiring == "max_times"
-    values = torch.empty((B, M, N), dtype=value_dtype(a.dtype))
     # the zero of max_times is not its lowest value, so outputs with nothing to choose from must be known
     kept = winners or (times and ignore_nan)
-    won = torch.empty((B, M, N) if kept else (0,), dtype=winner_dtype(K))
-    if values.numel() == 0 or K == 0:
-        return values.fill_(semiring_zero(semiring, values.dtype)), won.fill_(-1)
     config = FORWARD.config({"M": M, "N": N, "K": K, "dtype": str(a.dtype), "winners": winners}, a.device)
-    status = _functions(a.dtype)[0](
-        times,
-        semiring == "min_plus",
-        ignore_nan,
-        native.integers(B, M, K, N),
-        a.data_ptr(),
-        b.data_ptr(),
-        native.integers(*a.stride(), *b.stride()),
-        values.data_ptr(),
-        _pointer(won),
-        won.dtype == torch.int16,
-        config["KC"],
-        config["MC"],
-        config["NC"],
+    call = native.integers(
+        *(B, M, K, N),
+        *a.stride(),
+        *b.stride(),
+        *(times, semiring == "min_plus", ignore_nan, winner_dtype(K) == torch.int16),
+        *(config["KC"], config["MC"], config["NC"]),
         _threads(B * M * N * K, _SMALL_FORWARD, config["threads"]),
     )
-    _check(status)
-    return values, won if winners else won.new_empty(0)
+    run, empty_like, at_call = _functions(a.dtype)[0], torch.empty_like, ctypes.addressof(call)
+    like_values = native.shape_only(shape, value_dtype(a.dtype))
+    like_winners = native.shape_only(shape if kept else (0,), winner_dtype(K))
+    no_winners = torch.empty(0, dtype=winner_dtype(K))
+
+    def prepared(a: Tensor, b: Tensor, _alive=call) -> tuple[Tensor, Tensor]:  # ctypes.addressof holds nothing
+        of_a, of_b = a.data_ptr(), b.data_ptr()
+        if not (of_a and of_b):
+            raise eager.NotPlain
+        values = empty_like(like_values)
+        won = empty_like(like_winners) if kept else no_winners
+        if status := run(at_call, of_a, of_b, values.data_ptr(), won.data_ptr() if kept else None):
+            _check(status)
+        return values, won
+
+    return prepared
 
 
 def scatter(

@@ -253,9 +253,9 @@ def test_a_winner_out_of_range_adds_nothing(bad, deterministic):
 
 
 @pytest.mark.parametrize("name", ["triton", "torch"])
-def test_a_winner_out_of_range_is_an_index_error_where_it_can_be_looked_at(name, monkeypatch):
+def test_a_winner_out_of_range_is_an_index_error_where_it_can_be_looked_at(name, set_backend):
     """On the CPU always; on a GPU inside detect_anomaly."""
-    monkeypatch.setenv("TROPIGRAD_BACKEND", name)
+    set_backend(name)
     with torch.autograd.set_detect_anomaly(DEVICE.type == "cuda", check_nan=False):
         for bad in (4, -2):
             winners = torch.zeros(1, 2, 3, dtype=torch.int16, device=DEVICE)
@@ -269,9 +269,9 @@ def test_a_winner_out_of_range_is_an_index_error_where_it_can_be_looked_at(name,
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=short)
-def test_deterministic_mode_is_honoured_in_every_dtype(dtype, monkeypatch):
+def test_deterministic_mode_is_honoured_in_every_dtype(dtype, monkeypatch, set_backend):
     """float64 goes to torch, whose scatter_add has a deterministic form; the others to fixed point."""
-    monkeypatch.setenv("TROPIGRAD_BACKEND", "triton")
+    set_backend("triton")
     called = []
     original = scatter._largest
     monkeypatch.setattr(scatter, "_largest", lambda *args: (called.append(dtype), original(*args)))

@@ -107,11 +107,11 @@ def test_hand_values():
 
 @pytest.mark.parametrize("backend", ["torch", "cpp"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_window_over_padding_alone_gives_the_zero_and_no_gradient(dtype, backend, monkeypatch):
+def test_a_window_over_padding_alone_gives_the_zero_and_no_gradient(dtype, backend, set_backend):
     """One row, seen by taps one above and one below it."""
     if backend == "cpp" and NO_COMPILER:
         pytest.skip(NO_COMPILER)
-    monkeypatch.setenv("TROPIGRAD_BACKEND", backend)
+    set_backend(backend)
     x, weight = torch.ones(1, 1, 5, dtype=dtype), torch.ones(2, 1, 2, 1, dtype=dtype)
     x, weight = (y.requires_grad_(dtype.is_floating_point) for y in (x, weight))
     for semiring, zero in (("max_plus", -INF), ("min_plus", INF)):
@@ -317,13 +317,13 @@ def test_a_winner_that_no_forward_gives_is_refused(winner, dtype):
 
 
 @pytest.mark.parametrize("case", range(4))
-def test_the_interpreted_kernels_equal_the_definition(case, monkeypatch):
+def test_the_interpreted_kernels_equal_the_definition(case, set_backend):
     from tropigrad.kernels import backend
 
     reason = backend.why_off("triton", torch.device("cpu"))
     if reason:
         pytest.skip(reason)
-    monkeypatch.setenv("TROPIGRAD_BACKEND", "triton")
+    set_backend("triton")
     forms = list(itertools.product(("max_plus", "min_plus"), ("propagate", "ignore")))
     options = {"semiring": forms[case][0], "nan": forms[case][1], "stride": (2, 1), "padding": (1, 2), "groups": 2}
     options["dilation"] = (1, 2)

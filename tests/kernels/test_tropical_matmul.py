@@ -178,12 +178,12 @@ def test_meta_tensors_give_shapes():
     assert tropical_matmul(a, b, semiring="log").shape == (2, 3, 5)
 
 
-def test_a_forced_backend_that_cannot_run_says_why(monkeypatch):
+def test_a_forced_backend_that_cannot_run_says_why(set_backend):
     a = torch.zeros(2, 2)
-    monkeypatch.setenv("TROPIGRAD_BACKEND", "cuda")
+    set_backend("cuda")
     with pytest.raises(ValueError, match="TROPIGRAD_BACKEND is 'cuda'; expected one of auto"):
         tropical_matmul(a, a)
-    monkeypatch.setenv("TROPIGRAD_BACKEND", "gluon")
+    set_backend("gluon")
     with pytest.raises(RuntimeError, match="BACKEND=gluon cannot run: Gluon kernels take NVIDIA GPUs"):
         tropical_matmul(a, a)
 

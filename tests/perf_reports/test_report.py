@@ -198,8 +198,8 @@ def test_an_unknown_name_lists_the_known_and_writes_nothing(go, tmp_path, words_
     assert not (tmp_path / "out").exists()
 
 
-def test_an_unknown_backend_writes_nothing(go, tmp_path, monkeypatch, words_alone):
-    monkeypatch.setenv("TROPIGRAD_BACKEND", "abacus")
+def test_an_unknown_backend_writes_nothing(go, tmp_path, monkeypatch, words_alone, set_backend):
+    set_backend("abacus")
     monkeypatch.setattr(report, "REGISTRY", {})
     with pytest.raises(report.BadRequest, match="TROPIGRAD_BACKEND is 'abacus'"):
         report.run(tmp_path / "out")
