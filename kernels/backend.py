@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 
 import numpy
 import torch
@@ -101,8 +102,16 @@ def why_off(name: str, device: torch.device) -> str:
     return ""
 
 
-def choose(op: str, device: torch.device, offered: tuple[str, ...], dtype: torch.dtype = torch.float32) -> str:
+def choose(
+    op: str,
+    device: torch.device,
+    offered: tuple[str, ...],
+    dtype: torch.dtype = torch.float32,
+    source: Path | None = None,
+) -> str:
     """The backend that a call of `op` on `device` takes, out of those that the op offers.
+
+    source: of the op's C++ kernel. Where no library of the dtype can be made of it, torch serves, unless C++ is forced.
 
     Gluon kernels run where they are forced, and where they are qualified and agree with Triton's at first use. Forced,
     they leave what has no Gluon form to Triton.
@@ -130,9 +139,10 @@ def choose(op: str, device: torch.device, offered: tuple[str, ...], dtype: torch
         return "gluon" if "gluon" in offered and _gluon_serves(op, device, dtype) else "triton"
     if device.type == "cpu" and "cpp" in offered:
         reason = why_off("cpp", device)
-        if not reason:
+        if reason:
+            native.warn_of_slower_path(reason)
+        elif source is None or native.library_of(source, dtype) is not None:  # None: it has warned
             return "cpp"
-        native.warn_of_slower_path(reason)
     return "torch"
 
 

@@ -58,7 +58,9 @@ def _forward(x, weight, stride, padding, dilation, groups, semiring, with_winner
         values = x.new_full(shape, semiring_zero(semiring, dtype), dtype=dtype)
         return values, _no_winners(x, weight, shape if with_winners else (0,))
     forward = {"cpp": cpu.forward, "triton": portable.forward, "torch": _forward_by_taps}
-    return forward[_choose("tropical_conv2d", x)](x, weight, window, groups, semiring, with_winners, ignore_nan)
+    return forward[backend.choose("tropical_conv2d", x.device, _BACKENDS, x.dtype, cpu.SOURCE)](
+        x, weight, window, groups, semiring, with_winners, ignore_nan
+    )
 
 
 torch.library.impl("tropigrad::tropical_conv2d", backend.DEVICES, _forward)
@@ -78,7 +80,7 @@ def _scatter(dy, winners, x_shape, weight_shape, stride, padding, dilation, grou
     if dy.numel() == 0 or dx.numel() + dweight.numel() == 0:
         return dx, dweight
     scatter = {"cpp": cpu.scatter, "triton": portable.scatter, "torch": _scatter_by_torch}
-    chosen = _choose("tropical_conv2d_scatter", dy)
+    chosen = backend.choose("tropical_conv2d_scatter", dy.device, _BACKENDS, dy.dtype, cpu.SOURCE)
     if chosen == "triton" and torch.are_deterministic_algorithms_enabled():
         chosen = "torch"  # the Triton kernel adds atomically, in any order
     if chosen != "cpp":
@@ -92,13 +94,6 @@ torch.library.impl("tropigrad::tropical_conv2d_scatter", backend.DEVICES, _scatt
 @torch.library.register_fake("tropigrad::tropical_conv2d_scatter")
 def _(dy, winners, x_shape, weight_shape, stride, padding, dilation, groups, needs_x, needs_weight):
     return dy.new_empty(x_shape if needs_x else (0,)), dy.new_empty(weight_shape if needs_weight else (0,))
-
-
-def _choose(op: str, x: Tensor) -> str:
-    chosen = backend.choose(op, x.device, _BACKENDS)
-    if chosen == "cpp" and backend.forced() == "auto" and not cpu.is_available(x.dtype):
-        return "torch"  # the compiler failed on this dtype, as one warning has said
-    return chosen
 
 
 def _no_winners(x: Tensor, weight: Tensor, shape) -> Tensor:

@@ -15,7 +15,7 @@ from .. import native
 from ..tropical_matmul.definition import value_dtype, winner_dtype
 from .definition import Window
 
-_SOURCE = Path(__file__).with_name("cpu.cpp")
+SOURCE = Path(__file__).with_name("cpu.cpp")
 
 # positions: how many outputs of each filter a task takes, about; threads: 0 for torch's number, if there is work for
 # them. Every choice gives the same bits.
@@ -23,21 +23,16 @@ FORWARD = Tuned(
     "tropical_conv2d.cpp",
     Space({"positions": (256, 512, 1024, 2048, 4096), "threads": (0, 1)}),
     default=lambda problem: {"positions": 1024, "threads": 0},
-    source=_SOURCE,
+    source=SOURCE,
 )
 
 _SMALL_FORWARD, _SMALL_SCATTER = 1 << 21, 1 << 15  # taps of all outputs, winners: less is done before a thread starts
 _PLAIN = 1 << 29  # the kernel adds int32 below this without a look at the bounds
 
 
-def is_available(dtype: torch.dtype) -> bool:
-    """Whether the kernel of this dtype could be compiled, now if need be; where not, one warning has said why."""
-    return native.library_of(_SOURCE, dtype) is not None
-
-
 @functools.cache
 def _functions(dtype: torch.dtype):
-    found = native.library_of(_SOURCE, dtype)
+    found = native.library_of(SOURCE, dtype)
     if found is None:
         raise RuntimeError(
             f"tropical_conv2d: the C++ kernel of {dtype} did not compile; TROPIGRAD_BACKEND=torch avoids it"

@@ -53,7 +53,12 @@ def _forward(a: Tensor, b: Tensor, semiring: str, with_winners: bool, ignore_nan
         "triton": portable.forward,
         "torch": _forward_in_chunks,
     }
-    return forward[_choose("tropical_matmul", a, _FORWARDS)](a, b, semiring, with_winners, ignore_nan)
+    return forward[_forward_of(a)](a, b, semiring, with_winners, ignore_nan)
+
+
+def _forward_of(a: Tensor) -> str:
+    offered = tuple(name for name in _FORWARDS if name != "gluon" or a.dtype in gluon.DTYPES)
+    return backend.choose("tropical_matmul", a.device, offered, a.dtype, cpu.SOURCE)
 
 
 torch.library.impl("tropigrad::tropical_matmul", backend.DEVICES, _forward)
@@ -77,7 +82,7 @@ def _scatter(
     B, M, N = dc.shape
     if dc.numel() * K == 0:
         return dc.new_zeros((B, M, K) if needs_a else (0,)), dc.new_zeros((B, K, N) if needs_b else (0,))
-    chosen = _choose("tropical_winners_scatter", dc, _SCATTERS)
+    chosen = backend.choose("tropical_winners_scatter", dc.device, _SCATTERS, dc.dtype, cpu.SOURCE)
     if chosen == "triton" and torch.are_deterministic_algorithms_enabled():
         chosen = "triton" if dc.dtype in scatter.DETERMINISTIC_DTYPES else "torch"  # whose scatter_add then sorts
     if chosen != "cpp":
@@ -93,15 +98,6 @@ torch.library.impl("tropigrad::tropical_winners_scatter", backend.DEVICES, _scat
 def _(dc, winners, a, b, K, semiring, needs_a, needs_b):
     B, M, N = dc.shape
     return dc.new_empty((B, M, K) if needs_a else (0,)), dc.new_empty((B, K, N) if needs_b else (0,))
-
-
-def _choose(op: str, x: Tensor, offered: tuple[str, ...]) -> str:
-    chosen = backend.choose(op, x.device, offered, x.dtype)
-    if chosen == "gluon" and x.dtype not in gluon.DTYPES:
-        chosen = "triton"
-    if chosen == "cpp" and backend.forced() == "auto" and not cpu.is_available(x.dtype):
-        return "torch"  # the compiler failed on this dtype, as one warning has said
-    return chosen
 
 
 def _forward_in_chunks(a, b, semiring, with_winners, ignore_nan):
@@ -273,7 +269,7 @@ def _remember(
         not (views and given[0].dtype == a.dtype)
         or a.numel() * b.numel() == 0
         or (trains and return_indices)
-        or _choose("tropical_matmul", a, _FORWARDS) != "cpp"
+        or _forward_of(a) != "cpp"
     ):
         return
     run = cpu.prepare(a, b, semiring, with_winners, ignore_nan, shape)

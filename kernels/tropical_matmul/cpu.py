@@ -14,7 +14,7 @@ from ...autotune import Space, Tuned
 from .. import eager, native
 from .definition import semiring_zero, value_dtype, winner_dtype
 
-_SOURCE = Path(__file__).with_name("cpu.cpp")
+SOURCE = Path(__file__).with_name("cpu.cpp")
 
 # KC, MC, NC: the block of k, rows and columns a task takes (see cpu.cpp); threads: 0 for torch's number, if there is
 # work for them. Every choice gives the same bits.
@@ -22,20 +22,15 @@ FORWARD = Tuned(
     "tropical_matmul.cpp",
     Space({"KC": (256, 512, 1024, 2048), "MC": (128, 256, 512, 1024), "NC": (64, 128, 256), "threads": (0, 1)}),
     default=lambda problem: {"KC": 1024, "MC": 512, "NC": 128, "threads": 0},
-    source=_SOURCE,
+    source=SOURCE,
 )
 
 _SMALL_FORWARD, _SMALL_SCATTER = 1 << 21, 1 << 15  # (m, n, k) steps, winners: less is done before a thread would start
 
 
-def is_available(dtype: torch.dtype) -> bool:
-    """Whether the kernel of this dtype could be compiled, now if need be; where not, one warning has said why."""
-    return native.library_of(_SOURCE, dtype) is not None
-
-
 @functools.cache
 def _functions(dtype: torch.dtype):
-    found = native.library_of(_SOURCE, dtype)
+    found = native.library_of(SOURCE, dtype)
     if found is None:
         raise RuntimeError(
             f"tropical_matmul: the C++ kernel of {dtype} did not compile; TROPIGRAD_BACKEND=torch avoids it"

@@ -3,8 +3,7 @@
 Tiles are made in registers by gluon_tile.py. Around it: operands laid K-major, winners, and splits.
 
 Winners in two phases. The main loop keeps only the k-block in which the running ⊕ last improved (strictly, so the first
-block wins a tie): one compare and one select per BLOCK_K steps. A second kernel, plain Triton, then finds in that block
-the first k whose candidate equals the value.
+block wins a tie): one compare and one select per BLOCK_K steps. A second kernel, refine.py's, finds the k in it.
 
 Where the tiles are too few to fill the GPU, SPLITS programs share one, each with a contiguous range of whole k-blocks;
 a plain Triton kernel then takes the first split that reaches the ⊕ of all. Nothing is added up, so nothing changes.
@@ -24,9 +23,9 @@ from torch import Tensor
 
 from ...autotune import Space, Tuned
 from ..triton_or_stub import tl, triton
-from .definition import semiring_zero, value_dtype, winner_dtype
+from .definition import value_dtype, winner_dtype
 from .gluon_tile import HALVES, _tropical_matmul_gluon_kernel, constants, lanes
-from .portable import combine
+from .refine import refine
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int32, torch.int16, torch.int8)  # fp64: no gain here
 ROW_MULTIPLE = 16  # what Triton asks of sizes and strides, in elements, to copy 16 bytes at a time
@@ -57,12 +56,6 @@ FORWARD = Tuned(
 )
 FIRST_SPLIT = Tuned(
     "tropical_matmul_first_split.triton",
-    Space({"BLOCK": (128, 256, 512), "num_warps": (2, 4, 8)}),
-    default=lambda problem: {"BLOCK": 128, "num_warps": 4},
-    source=Path(__file__),
-)
-REFINE = Tuned(
-    "tropical_matmul_refine.triton",
     Space({"BLOCK": (128, 256, 512), "num_warps": (2, 4, 8)}),
     default=lambda problem: {"BLOCK": 128, "num_warps": 4},
     source=Path(__file__),
@@ -99,61 +92,6 @@ def _first_split_kernel(
     tl.store(c_ptr + batch * SIZE + i, best.to(dtype), mask=mask)
     if WINNERS:
         tl.store(block_ptr + batch * SIZE + i, block, mask=mask)
-
-
-@triton.jit
-def _refine_winners_kernel(
-    a_ptr,  # [B, M, K]
-    b_ptr,  # [B, K, N]
-    c_ptr,  # [B, M, N], contiguous
-    winner_ptr,  # [B, M, N] int16 or int32, contiguous: on entry the k-block of the winner, on return the winner
-    M, N, K,
-    stride_ab, stride_am, stride_ak,
-    stride_bb, stride_bk, stride_bn,
-    WORST: tl.constexpr,
-    EMPTY: tl.constexpr,  # the value where every candidate was skipped
-    PRODUCT: tl.constexpr, IGNORE_NAN: tl.constexpr,
-    BLOCK_K: tl.constexpr,  # of the kernel that made the blocks
-    BLOCK: tl.constexpr,
-):  # fmt: skip
-    # one program refines a piece of one row: dividing by sizes is for scalars
-    pid = tl.program_id(0)
-    pieces = tl.cdiv(N, BLOCK)
-    row = (pid // pieces).to(tl.int64)
-    batch, m = row // M, row % M
-    n = (pid % pieces).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = n < N
-    value = tl.load(c_ptr + row * N + n, mask=mask, other=0)
-    block = tl.load(winner_ptr + row * N + n, mask=mask, other=0).to(tl.int32)
-    first = tl.maximum(K - (tl.cdiv(K, BLOCK_K) - block) * BLOCK_K, 0).to(tl.int64)  # only the first is cut short
-    dtype: tl.constexpr = a_ptr.dtype.element_ty
-    best = value.to(tl.float32) if dtype == tl.bfloat16 else value
-    is_nan = best != best
-    # rare: no strict improvement marks the block of the first NaN, nor of a WORST that comes after skipped NaNs
-    unmarked = mask & ((best == WORST) if IGNORE_NAN else is_nan)
-    a_ptrs = a_ptr + batch * stride_ab + m * stride_am
-    b_ptrs = b_ptr + batch * stride_bb + n * stride_bn
-    # downwards, so that the last one found is the first
-    rows = tl.minimum(BLOCK_K, K)
-    k = first.to(tl.int32) + rows
-    winner = tl.full([BLOCK], -1, tl.int32)
-    a_k, b_k = a_ptrs + (first + rows) * stride_ak, b_ptrs + (first + rows) * stride_bk
-    for _ in range(rows):
-        k -= 1
-        a_k -= stride_ak
-        b_k -= stride_bk
-        x = combine(tl.load(a_k, mask=mask, other=0), tl.load(b_k, mask=mask, other=0), dtype, PRODUCT)
-        winner = tl.where(x == best, k, winner)
-    if tl.max(unmarked.to(tl.int32)) > 0:
-        for u in range(K):
-            row_k = (K - 1 - u).to(tl.int64)
-            a = tl.load(a_ptrs + row_k * stride_ak + tl.zeros([BLOCK], tl.int32), mask=unmarked, other=0)
-            b = tl.load(b_ptrs + row_k * stride_bk, mask=unmarked, other=0)
-            x = combine(a, b, dtype, PRODUCT)
-            winner = tl.where(unmarked & ((x == best) | (is_nan & (x != x))), K - 1 - u, winner)
-    tl.store(winner_ptr + row * N + n, winner.to(winner_ptr.dtype.element_ty), mask=mask)
-    if IGNORE_NAN:
-        tl.store(c_ptr + row * N + n, tl.where(winner < 0, EMPTY, best).to(dtype), mask=mask)
 
 
 def forward(a: Tensor, b: Tensor, semiring: str, with_winners: bool, ignore_nan: bool) -> tuple[Tensor, Tensor]:
@@ -215,22 +153,6 @@ def first_split(parts: Tensor, part_blocks: Tensor, values: Tensor, blocks: Tens
     _first_split_kernel[(B * triton.cdiv(M * N, config["BLOCK"]),)](
         parts, part_blocks, values, blocks, M * N, splits,
         MINIMUM=semiring == "min_plus", WINNERS=blocks.numel() > 0, **config,
-    )  # fmt: skip
-
-
-def refine(a: Tensor, b: Tensor, values: Tensor, blocks: Tensor, semiring: str, ignore_nan: bool, block_k: int) -> None:
-    """Turns k-blocks [B, M, N], in place, into winners: the first k of the block whose candidate is the value.
-
-    The block of a NaN is not looked at: its first NaN is searched for in all of K. With ignore_nan, neither is that of
-    the worst value; where every candidate was skipped, the winner becomes −1 and the value the semiring's zero.
-    """
-    (B, M, K), N = a.shape, b.shape[-1]
-    config = REFINE.config({"M": M, "N": N, "K": K, "dtype": str(a.dtype)}, a.device)
-    _refine_winners_kernel[(B * M * triton.cdiv(N, config["BLOCK"]),)](
-        a, b, values, blocks, M, N, K, *a.stride(), *b.stride(),
-        WORST=semiring_zero("min_plus" if semiring == "min_plus" else "max_plus", values.dtype),
-        EMPTY=semiring_zero(semiring, values.dtype), PRODUCT=semiring == "max_times", IGNORE_NAN=ignore_nan,
-        BLOCK_K=block_k, **config,
     )  # fmt: skip
 
 

@@ -16,8 +16,8 @@ from ...autotune import Space, Tuned
 from .. import backend
 from ..triton_or_stub import tl, triton
 from ..vmap import join_batch, leave_batch
+from .candidates import combine
 from .definition import tropical_matmul_ref
-from .portable import combine
 
 _OFFERED = ("triton", "torch")
 

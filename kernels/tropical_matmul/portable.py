@@ -10,7 +10,7 @@ int16 in unsaturated int32, and what a block of k has selected is rounded or sat
 
 ⊕ is idempotent too, so all k-blocks are whole: the second starts early and repeats some of the first.
 
-Winners, for K above 128, come in two phases, as in gluon.py: the loop keeps the k-block in which the running ⊕ last
+Winners, for K above 128, come in two phases, as in refine.py: the loop keeps the k-block in which the running ⊕ last
 improved (strictly, so the first wins a tie), one compare and one select per BLOCK_K; refining finds the first k in that
 block. A shorter sum keeps its k as it goes, by three more instructions a step: refining would cost about as many, and a
 launch. (tl.max(return_indices=True) is wrong around NaN and ties in some versions.)
@@ -26,22 +26,35 @@ from torch import Tensor
 
 from ...autotune import Config, Space, Tuned
 from ..triton_or_stub import tl, triton
-from . import gluon  # the name alone: gluon.py imports combine from here
+from .candidates import candidate, rounded
 from .definition import semiring_zero, value_dtype, winner_dtype
+from .refine import refine
 
 
 def _default(problem: Mapping[str, int | str | bool]) -> Config:
-    """32 elements a thread once such tiles fill a GPU and where they do not spill; else 16, or 8."""
+    """32 elements a thread once such tiles fill a GPU and where none spills; else 16, or 8."""
     M, N, K = (int(problem[size]) for size in "MNK")
     dtype, winners = problem["dtype"], problem["winners"]
-    tight = dtype == "torch.float64" or (winners and dtype in ("torch.bfloat16", "torch.int16"))  # on sm_80
-    large = M * N >= 1 << 20 and min(M, N) >= 128 and not tight and (dtype == "torch.float32" or not winners)
+    fills = M * N >= 1 << 20 and min(M, N) >= 128
+    # rows, columns, warps: found by compiling for sm_80, sm_90 and sm_100
+    if winners and dtype != "torch.float32" and K > 128:
+        narrow = (16, 32, 2) if dtype in ("torch.float16", "torch.int32", "torch.int8") else (16, 64, 8)
+        tile = (16, 128, 4) if N > 64 else narrow
+    elif winners and dtype == "torch.bfloat16":
+        tile = (32, 32, 4)
+    elif fills and dtype in ("torch.float32", "torch.int32"):
+        tile = (64, 128, 8)
+    elif fills and dtype != "torch.float64" and not winners:
+        tile = (32, 128, 4)
+    else:
+        tight = dtype == "torch.float64" or (winners and dtype == "torch.int16")
+        tile = (32 if M > 16 and not tight else 16, 64 if N > 32 else 32 if N > 16 else 16, 4)
     return {
-        "BLOCK_M": 64 if large else 32 if M > 16 and not tight else 16,
-        "BLOCK_N": 128 if large else 64 if N > 32 else 32 if N > 16 else 16,
+        "BLOCK_M": tile[0],
+        "BLOCK_N": tile[1],
         # an output's refining costs 18 BLOCK_K instructions and its blocks 3 K / BLOCK_K: together least at 0.4 √K
         "BLOCK_K": 1 if K <= 128 else 8 if K <= 512 else 16 if K <= 2048 else 32,
-        "num_warps": 8 if large else 4,
+        "num_warps": tile[2],
     }
 
 
@@ -59,42 +72,6 @@ FORWARD = Tuned(
     source=Path(__file__),
 )
 _WORD = 8  # bytes of the widest element that Triton loads
-
-
-@triton.jit
-def _candidate(a, b, dtype: tl.constexpr, PRODUCT: tl.constexpr):
-    """A ⊗ B as ⊕ compares it, but for `_rounded`: bfloat16 in fp32, int16 and int8 in int32."""
-    if dtype == tl.bfloat16:
-        a, b = a.to(tl.float32), b.to(tl.float32)
-    elif dtype == tl.int16 or dtype == tl.int8:
-        a, b = a.to(tl.int32), b.to(tl.int32)
-    if dtype == tl.int32:
-        if PRODUCT:
-            x = a.to(tl.int64) * b.to(tl.int64)
-            x = tl.minimum(tl.maximum(x, -2147483648), 2147483647).to(tl.int32)
-        else:  # b is clamped to where the sum does not wrap: no 64-bit arithmetic, and bounds that depend on a alone
-            x = a + tl.minimum(tl.maximum(b, -2147483648 - tl.minimum(a, 0)), 2147483647 - tl.maximum(a, 0))
-    else:
-        x = a * b if PRODUCT else a + b
-    return x
-
-
-@triton.jit
-def _rounded(x, dtype: tl.constexpr):
-    """To a value that the dtype has. Non-decreasing in x."""
-    if dtype == tl.bfloat16:
-        x = x.to(dtype).to(tl.float32)
-    elif dtype == tl.int16:
-        x = tl.minimum(tl.maximum(x, -32768), 32767)
-    return x
-
-
-@triton.jit
-def combine(a, b, dtype: tl.constexpr, PRODUCT: tl.constexpr):
-    """A ⊗ B, rounded to the dtype (bfloat16: through fp32, whose second rounding is innocuous, and held there) or
-    saturated at its bounds; int8 is exact in int32.
-    """
-    return _rounded(_candidate(a, b, dtype, PRODUCT), dtype)
 
 
 @triton.jit
@@ -167,9 +144,9 @@ def _tropical_matmul_fwd_kernel(
                 for u in tl.static_range(PACK):
                     a = (word >> u * bits).to(bare).to(dtype, bitcast=True) if PACK > 1 else tl.load(a_at + offs_a)
                     b = tl.load(b_ptrs[None, :] + offs_b, mask=mask_n)
-                    x = _candidate(a[None, :, None], b[:, None, :], dtype, PRODUCT)
+                    x = candidate(a[None, :, None], b[:, None, :], dtype, PRODUCT)
                     if KEEP == "k":
-                        x = _rounded(x, dtype)
+                        x = rounded(x, dtype)
                         if IGNORE_NAN:
                             wins = (x < top if MINIMUM else x > top) | ((winner < 0) & (x == x))
                         else:  # strictly better, or the first NaN
@@ -180,7 +157,7 @@ def _tropical_matmul_fwd_kernel(
                     b_ptrs += stride_bk
                     k += 1
         if KEEP == "block":
-            top = _rounded(top, dtype)
+            top = rounded(top, dtype)
             winner = tl.where(top < best if MINIMUM else top > best, i, winner)
             best = _select(best, top, MINIMUM, IGNORE_NAN)
         else:
@@ -194,7 +171,7 @@ def _tropical_matmul_fwd_kernel(
     mask = (offs_m < M)[None, :, None] & mask_n[:, None, :]
     if KEEP == "k" and IGNORE_NAN:
         best = tl.where(winner < 0, EMPTY, best)
-    tl.store(c_ptr + offs, _rounded(best, dtype).to(c_ptr.dtype.element_ty), mask=mask)
+    tl.store(c_ptr + offs, rounded(best, dtype).to(c_ptr.dtype.element_ty), mask=mask)
     if KEEP != "nothing":
         tl.store(winner_ptr + offs, winner.to(winner_ptr.dtype.element_ty), mask=mask)
 
@@ -224,7 +201,7 @@ def forward(a: Tensor, b: Tensor, semiring: str, with_winners: bool, ignore_nan:
         **{**config, "BLOCK_K": block_k},
     )  # fmt: skip
     if keep == "block":
-        gluon.refine(a, b, values, winners, semiring, ignore_nan, block_k)
+        refine(a, b, values, winners, semiring, ignore_nan, block_k)
     return values, winners if with_winners else winners.new_empty(0)
 
 

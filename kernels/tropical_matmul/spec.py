@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..spec import Contender, Misuse, Sample, Shape, Spec, Workload, register
-from . import SEMIRINGS, cpu, gluon, log, portable, scatter, tropical_matmul, tropical_matmul_ref
+from . import SEMIRINGS, cpu, gluon, log, portable, refine, scatter, tropical_matmul, tropical_matmul_ref
 from .definition import FLOATS, INTEGERS
 
 NAN, INF = float("nan"), float("inf")
@@ -389,7 +389,7 @@ SPEC = register(
         has_winners=lambda kwargs: kwargs.get("semiring") != "log",
         tuned={
             "cpp": (cpu.FORWARD,),
-            "gluon": (gluon.FORWARD, gluon.FIRST_SPLIT, gluon.REFINE),
+            "gluon": (gluon.FORWARD, gluon.FIRST_SPLIT, refine.REFINE),
             "triton": (portable.FORWARD, scatter.SCATTER, log.FORWARD, log.BACKWARD),
         },
         huge=huge,

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from tropigrad import autotune
 from tropigrad.kernels import ahead_of_time, backend, triton_or_stub
-from tropigrad.kernels.tropical_matmul import gluon, gluon_tile, portable
+from tropigrad.kernels.tropical_matmul import gluon, gluon_tile, portable, refine
 from tropigrad.kernels.tropical_matmul.definition import (
     SELECTIVE,
     candidates,
@@ -107,8 +107,8 @@ def compiled(case: str, config: dict[str, int] | None = None) -> tuple[ahead_of_
         warps = tuned["num_warps"]
         return ahead_of_time.compile(kernel, signature, constants, capability, warps), 32 * warps, 1
     if kind == "refine":
-        tuned, sizes = dict(gluon.REFINE.default({})), ["M", "N", "K"]
-        kernel = gluon._refine_winners_kernel
+        tuned, sizes = dict(refine.REFINE.default({})), ["M", "N", "K"]
+        kernel = refine._refine_winners_kernel
         signature = {"a_ptr": f"*{name}", "b_ptr": f"*{name}", "c_ptr": f"*{out}", "winner_ptr": "*i16"}
         strides = [f"stride_{x}" for x in ("ab", "am", "ak", "bb", "bk", "bn")]
         zero = semiring_zero(semiring, value_dtype(dtype))
@@ -442,7 +442,7 @@ def test_refine_finds_the_exact_winners(semiring, kind, dtype):
     for K, skips in itertools.product((1, 27), {False, dtype.is_floating_point}):
         a, b = operands(kind, dtype, K)
         values, winners = (x[:, 0] for x in k_blocks(a, b, semiring, skips, 8))
-        gluon.refine(a, b, values, winners, semiring, skips, 8)
+        refine.refine(a, b, values, winners, semiring, skips, 8)
         expected, indices = tropical_matmul_ref(a, b, semiring=semiring, nan="ignore" if skips else "propagate")
         torch.testing.assert_close(values, expected, rtol=0, atol=0, equal_nan=True)
         assert winners.dtype == torch.int16
@@ -456,7 +456,7 @@ def test_refine_writes_four_bytes_beyond_32768_rows():
     a[0, 0, K - 2], b[0, 7, 1] = 1, 2
     values, winners = (x[:, 0] for x in k_blocks(a, b, "max_plus", False, 32))
     assert winners.dtype == torch.int32
-    gluon.refine(a, b, values, winners, "max_plus", False, 32)
+    refine.refine(a, b, values, winners, "max_plus", False, 32)
     assert winners.tolist() == [[[K - 2, 7]]]
 
 
@@ -466,7 +466,7 @@ def test_refine_reads_any_strides():
     expected = tropical_matmul_ref(a, b)[1]
     values, winners = (x[:, 0] for x in k_blocks(a, b, "max_plus", False, 16))
     strided_a, strided_b = a.mT.contiguous().mT, torch.stack((b, b), -1)[..., 1]
-    gluon.refine(strided_a, strided_b, values, winners, "max_plus", False, 16)
+    refine.refine(strided_a, strided_b, values, winners, "max_plus", False, 16)
     assert torch.equal(winners.long(), expected)
 
 
