@@ -143,7 +143,7 @@ def test_a_call_seen_before_is_not_mistaken_for_one_that_somebody_watches():
     with autotune.recorded() as choices:
         tropical_matmul(A, B)
     assert choices
-    assert torch.equal(tropical_matmul(torch._efficientzerotensor((2, 2)), B), B.amax(0).expand(2, 2))
+    assert torch.equal(tropical_matmul(torch._efficientzerotensor((2, 2)), B), B.amax(0).expand(2, 2))  # pyright: ignore[reportPrivateImportUsage]
 
 
 def test_a_call_seen_before_obeys_a_forced_backend_and_reload():
