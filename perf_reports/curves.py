@@ -1,4 +1,4 @@
-"""Training curves: the worst-sample loss, and accuracy, over training time, one line a method."""
+"""Training curves: the loss, and accuracy, over training time, one line a method."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from .figures import COLOR, drawing, save
 
 Record = Mapping[str, Any]
 
+_LOSS = {"maxplus": "Worst-sample loss"}  # what a study calls its loss
 _LINES = ("ours", "dense", "other", "peer", "compiled")  # ours is the first method of a study
 
 
@@ -39,7 +40,7 @@ def draw(records: Sequence[Record], study: str, out: Path) -> str | None:
             panel.xaxis.set_minor_locator(NullLocator())
             panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         loss.set_ylim(bottom=0)
-        loss.set_title("Worst-sample loss")
+        loss.set_title(_LOSS.get(study, "Training loss"))
         accuracy.set_title("Test accuracy")
         accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
         handles, labels = loss.get_legend_handles_labels()

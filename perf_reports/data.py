@@ -1,4 +1,4 @@
-"""Data sets of the studies: scikit-learn's bundled digits and iris, and MNIST-format (IDX) files in a folder.
+"""Data sets of the studies: scikit-learn's bundled digits and iris; MNIST-format (IDX) and CIFAR-10 files in a folder.
 
 Features are float32 in [0, 1], labels int64. What cannot be read is a DataError: one line that names the file, what
 came and what was expected.
@@ -7,6 +7,7 @@ came and what was expected.
 from __future__ import annotations
 
 import gzip
+import lzma
 import math
 import os
 import zlib
@@ -69,7 +70,8 @@ def load(spec: str | None = None, data_dir: Path | None = None, seed: int = 0) -
 
     Args:
         spec: "digits", "iris", "mnist" (of data_dir) or "mnist:DIR"; by default mnist where data_dir is given, else
-            digits. MNIST-format files are sought in the folder and in its subfolder mnist, gzipped or not.
+            digits; "cifar10" likewise. MNIST-format files are sought in the folder and in its subfolder mnist, gzipped
+            or not; CIFAR-10's binary files in the folder and in its subfolder cifar10, xz or not.
         seed: of the stratified split of digits (1257 for training, 540 for the test) and iris (105 and 45).
 
     Raises:
@@ -80,13 +82,14 @@ def load(spec: str | None = None, data_dir: Path | None = None, seed: int = 0) -
     name, _, folder = spec.partition(":")
     if spec in BUNDLED:
         return _bundled(spec, seed)
-    if name != "mnist":
-        raise DataError(f"data set {spec!r} is unknown; expected {', '.join(BUNDLED)} or mnist:DIR")
+    if name not in ("mnist", "cifar10"):
+        raise DataError(f"data set {spec!r} is unknown; expected {', '.join(BUNDLED)}, mnist:DIR or cifar10:DIR")
+    read = read_mnist if name == "mnist" else read_cifar10
     if folder:
-        return read_mnist(Path(folder))
+        return read(Path(folder))
     if data_dir is None:
-        raise DataError("mnist needs a folder: mnist:DIR, --data-dir DIR or TROPIGRAD_DATA")
-    return read_mnist(data_dir)
+        raise DataError(f"{name} needs a folder: {name}:DIR, --data-dir DIR or TROPIGRAD_DATA")
+    return read(data_dir)
 
 
 def _bundled(name: str, seed: int) -> Dataset:
@@ -184,3 +187,44 @@ def read_mnist(folder: Path) -> Dataset:
         pixels = images.reshape(len(images), -1).astype(np.float32) / np.float32(255)
         tensors += [torch.from_numpy(pixels), torch.from_numpy(labels.astype(np.int64))]
     return Dataset(*tensors, name="mnist")
+
+
+# ------------------------------------------------------------------------------------------------ CIFAR-10
+
+_CIFAR_BYTES = 1 + 3 * 32 * 32  # a label, then the planes of red, green and blue
+
+
+def read_cifar10(folder: Path) -> Dataset:
+    """CIFAR-10 from its binary files: all data_batch_*.bin and test_batch*.bin there are, xz-compressed or not.
+
+    Features [3 · 32 · 32] are the three planes, divided by 255.
+
+    Raises:
+        DataError: the folder, the training files or the test files are missing, or one is corrupt.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; expected one with CIFAR-10's binary files")
+    tensors: list[Tensor] = []
+    for stem in ("data_batch", "test_batch"):
+        paths = [path for place in (folder, folder / "cifar10") for path in sorted(place.glob(f"{stem}*.bin*"))]
+        if not paths:
+            raise DataError(f"{folder}: no {stem}*.bin or .bin.xz there or in its subfolder cifar10; expected CIFAR-10")
+        records = np.concatenate([_cifar_records(path) for path in paths])
+        tensors.append(torch.from_numpy(records[:, 1:].astype(np.float32) / np.float32(255)))
+        tensors.append(torch.from_numpy(records[:, 0].astype(np.int64)))
+    return Dataset(*tensors, name="cifar10")
+
+
+def _cifar_records(path: Path) -> np.ndarray:
+    try:
+        raw = path.read_bytes()
+        raw = lzma.decompress(raw) if path.suffix == ".xz" else raw
+    except (OSError, lzma.LZMAError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path}: cannot be read ({reason}); expected CIFAR-10's binary records") from None
+    if not raw or len(raw) % _CIFAR_BYTES:
+        raise DataError(f"{path}: {len(raw)} bytes; expected records of {_CIFAR_BYTES}, a label and 3 × 32 × 32 pixels")
+    records = np.frombuffer(raw, np.uint8).reshape(-1, _CIFAR_BYTES)
+    if records[:, 0].max() > 9:
+        raise DataError(f"{path}: label {records[:, 0].max()}; expected 0 to 9")
+    return records

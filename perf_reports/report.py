@@ -14,12 +14,12 @@ from typing import Any
 from ..kernels import backend
 from ..kernels.spec import REGISTRY
 from . import benchmark, ceilings, data, page, results, speedups, startup
-from .studies import maxplus
+from .studies import gsgd, maxplus
 
 Progress = Callable[[str, int, int, str], None]  # (stage, done, total, what is being done)
 
 # name -> its comparison with dense backprop: (data_dir, quick, seed, progress) -> records
-STUDIES: dict[str, Callable[..., Iterable[Mapping[str, Any]]]] = {"maxplus": maxplus.compare}
+STUDIES: dict[str, Callable[..., Iterable[Mapping[str, Any]]]] = {"maxplus": maxplus.compare, "gsgd": gsgd.compare}
 
 _KERNEL_BUDGET_S = {False: 140.0, True: 12.0}  # by `quick`
 

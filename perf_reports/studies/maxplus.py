@@ -13,15 +13,10 @@ subgradient methods for nondifferentiable optimization", 2001.
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import signal
 import statistics
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,13 +30,23 @@ from ...nn import KMedoidsInit, LinearMinMax, WorstSampleLoss
 from .. import data
 from ..data import Dataset
 from ..measure import peak_memory
+from .runs import (
+    CHECKPOINT,
+    CHECKPOINT_SECONDS,
+    METRICS,
+    MODEL,
+    PLOT,
+    Progress,
+    interruption,
+    read_checkpoint,
+    replace,
+    write_metrics,
+)
 
 STUDY = "maxplus"
 # One grey level of the digits is 1/16 of their range: in the units of the scores, 4. The margin asks for that much.
 SCALE = 64.0
 MARGIN = 4.0
-
-Progress = Callable[[int, int, str], None]  # (done, total, what is being done)
 
 
 # ------------------------------------------------------------------------------------------------ step rule
@@ -423,13 +428,6 @@ def compare(
 
 # ------------------------------------------------------------------------------------------------ one training run
 
-CHECKPOINT, MODEL, METRICS, PLOT = "checkpoint.pt", "model.pt", "metrics.jsonl", "training.png"
-_CHECKPOINT_SECONDS = 5.0
-
-
-class ResumeError(ValueError):
-    """A run that cannot be taken up again, in one line."""
-
 
 def train(
     dataset: Dataset,
@@ -478,7 +476,7 @@ def train(
         "margin": margin,
     }
     if resume:
-        state = _read_checkpoint(out / CHECKPOINT, config)
+        state = read_checkpoint(out / CHECKPOINT, config)
         model = LinearMinMax(dataset.features, hidden, dataset.classes)
         model.load_state_dict(state["model"])  # before z = A x is taken
         method = Subgradient("sparse backward", "ours", model, dataset, margin)
@@ -492,13 +490,12 @@ def train(
 
     def save() -> None:
         checkpoint = {"config": config, "rows": rows, **method.state()}
-        _replace(out / CHECKPOINT, lambda path: torch.save(checkpoint, path))
-        _replace(out / MODEL, lambda path: torch.save({"config": config, "state_dict": method.best}, path))
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        _replace(out / METRICS, lambda path: path.write_text(lines, encoding="utf-8"))
+        replace(out / CHECKPOINT, lambda path: torch.save(checkpoint, path))
+        replace(out / MODEL, lambda path: torch.save({"config": config, "state_dict": method.best}, path))
+        write_metrics(out / METRICS, rows)
 
     saved = time.monotonic()
-    with _interruption() as interrupted:
+    with interruption() as interrupted:
         while True:
             progress(method.iteration, iterations, f"F {method.best_loss:.4g}")
             loss = method.evaluate()
@@ -511,7 +508,7 @@ def train(
             if done or interrupted.is_set():
                 break
             method.advance()
-            if time.monotonic() - saved > _CHECKPOINT_SECONDS:
+            if time.monotonic() - saved > CHECKPOINT_SECONDS:
                 save()
                 saved = time.monotonic()
         progress(method.iteration, iterations, f"F {method.best_loss:.4g}")
@@ -547,54 +544,6 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
     ]
 
 
-def _read_checkpoint(path: Path, config: dict[str, Any]) -> dict[str, Any]:
-    if not path.is_file():
-        raise ResumeError(f"{path}: no checkpoint to resume; leave --resume out, or name the --out of the run")
-    try:
-        state = torch.load(path, weights_only=True)
-        found = state["config"]
-    except Exception as error:  # torch.load fails in as many ways as there are ways of breaking a file
-        raise ResumeError(
-            f"{path}: not a checkpoint of this command ({type(error).__name__}); start without --resume"
-        ) from None
-    other = [
-        f"{name} {found.get(name)!r}, asked for {value!r}" for name, value in config.items() if found.get(name) != value
-    ]
-    if other:
-        raise ResumeError(f"{path}: a run of another setting: {'; '.join(other)}")
-    return state
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside it, then put in its place: a reader sees the old file or the new one, whole."""
-    fresh = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        write(fresh)
-        os.replace(fresh, path)
-    finally:
-        fresh.unlink(missing_ok=True)
-
-
-@contextmanager
-def _interruption() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event, so that an iteration is never left half done; a second one interrupts at once."""
-    interrupted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupted  # signals reach the main thread alone
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def hold(number: int, frame: object) -> None:
-        interrupted.set()
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, hold)
-    try:
-        yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def _plot(rows: list[dict[str, Any]], path: Path) -> bool:
     """Loss and accuracy over iterations; False where matplotlib is not installed."""
     try:
@@ -624,5 +573,5 @@ def _plot(rows: list[dict[str, Any]], path: Path) -> bool:
             panel.grid(axis="y")
             panel.set_xlabel("iteration")
         loss.set_ylim(bottom=0)
-        _replace(path, lambda fresh: figure.savefig(fresh, format="png", dpi=160))
+        replace(path, lambda fresh: figure.savefig(fresh, format="png", dpi=160))
     return True

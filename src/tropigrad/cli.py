@@ -290,3 +290,54 @@ def train_maxplus(
         fail(f"{error.filename or out}: {error.strerror or error}; expected a folder that can be written: --out DIR")
     print(json.dumps(summary, ensure_ascii=False, indent=2) if as_json else "\n".join(maxplus.summary_lines(summary)))
     raise typer.Exit(130 if summary["interrupted"] else 0)
+
+
+@train.command("gsgd")
+def train_gsgd(
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="digits, iris, mnist, mnist:DIR or cifar10:DIR [default: mnist with --data-dir, else digits]."
+        ),
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="A folder of MNIST-format files [default: TROPIGRAD_DATA].")
+    ] = None,
+    network: Annotated[str, typer.Option(help="mlp (four hidden layers of 64) or cnn (six convolutions).")] = "mlp",
+    optimizer: Annotated[str, typer.Option(help="gsgd, sgd or path_sgd.")] = "gsgd",
+    lr: Annotated[float, typer.Option(help="Learning rate; it falls by 1 % an epoch.")] = 0.1,
+    momentum: Annotated[float, typer.Option(help="Of path values, in gsgd.")] = 0.0,
+    weight_decay: Annotated[float, typer.Option(help="On path values, in gsgd.")] = 0.0,
+    unit: Annotated[bool, typer.Option(help="Start with a skeleton of ones, else with torch's weights.")] = True,
+    spread: Annotated[float, typer.Option(help="Rescale the start by random c, of this spread of log c.")] = 0.0,
+    batch: Annotated[int, typer.Option(help="Samples in a mini-batch.")] = 64,
+    epochs: Annotated[int, typer.Option(help="Epochs in all.")] = 20,
+    seed: Annotated[int, typer.Option(help="Seed of the split, the weights and the order of the samples.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
+    out: Annotated[Path, typer.Option(help="Where metrics.jsonl, model.pt and the plot go.")] = Path("runs/gsgd"),
+    as_json: Json = False,
+) -> None:
+    """A ReLU network, by SGD on its path values or by a rival. Ctrl-C keeps a checkpoint."""
+    from .perf_reports.data import find_data_dir, load
+    from .perf_reports.studies import gsgd
+
+    try:
+        dataset = load(data or ("mnist" if data_dir else "digits"), find_data_dir(data_dir), seed)
+        recipe = gsgd.Recipe(network, optimizer, lr, momentum, weight_decay, unit, spread, batch, seed)
+        with bars() as bar:
+            summary = gsgd.train(
+                dataset,
+                out,
+                recipe,
+                epochs=epochs,
+                resume=resume,
+                progress=lambda done, total, what: bar("training", done, total, what),
+            )
+    except ValueError as error:  # bad settings, bad data, nothing to resume: each says so in one line
+        fail(error)
+    except KeyboardInterrupt:
+        fail(f"interrupted; --resume goes on from the checkpoint in {out}, where there is one", 130)
+    except OSError as error:
+        fail(f"{error.filename or out}: {error.strerror or error}; expected a folder that can be written: --out DIR")
+    print(json.dumps(summary, ensure_ascii=False, indent=2) if as_json else "\n".join(gsgd.summary_lines(summary)))
+    raise typer.Exit(130 if summary["interrupted"] else 0)

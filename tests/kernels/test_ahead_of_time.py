@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tropigrad.kernels import ahead_of_time, backend
+from tropigrad.kernels.path_step import portable as path_step
 from tropigrad.kernels.tropical_conv2d import portable as convolution
 from tropigrad.kernels.tropical_matmul import log, portable, scatter
 
@@ -110,6 +111,20 @@ def convolve_back(dtype: str):
     return convolution._tropical_conv2d_scatter_kernel, signature, flags | config, warps
 
 
+def path_flows(dtype: str):
+    signature = {f"{name}_ptr": f"*{dtype}" for name in ("w", "g", "row_sums", "column_sums")}
+    signature |= dict.fromkeys(["groups", "rows", "columns"], "i32")
+    return path_step._path_flows_kernel, signature, {"ROWS": path_step._ROWS, "COLUMNS": path_step._COLUMNS}, 4
+
+
+def path_move(dtype: str):
+    signature = {f"{name}_ptr": f"*{dtype}" for name in ("w", "g", "m", "prefix", "p", "suffix", "q")}
+    signature |= dict.fromkeys(["size", "outputs", "inputs"], "i32") | dict.fromkeys(
+        ["lr", "momentum", "decay"], "fp32"
+    )
+    return path_step._path_move_kernel, signature, {"TAPS": 9, "MOVING": True, "BLOCK": path_step._BLOCK}, 4
+
+
 COMPILED = {
     "forward": forward,
     "forward-small": lambda dtype: forward(dtype, SMALL),
@@ -136,6 +151,8 @@ COMPILED = {
     "forward-conv2d-winners": lambda dtype: convolve(dtype, minimum=True, winners=True, ignore_nan=dtype[0] != "i"),
     "forward-conv2d-depthwise": lambda dtype: convolve(dtype, filters=1, winners=True),
     "conv2d-scatter": convolve_back,
+    "path-flows": path_flows,
+    "path-move": path_move,
 }
 
 
@@ -154,8 +171,9 @@ def costs(dtype: str, names: tuple[str, ...], capabilities: tuple[int, ...]) -> 
 
 
 def names_for(dtype: str) -> tuple[str, ...]:
-    """Integers have no gradient, and float64 no fixed point."""
+    """Integers have no gradient, float64 no fixed point, and the step on path values no kernel but that of float32."""
     skipped = ("fixed",) if dtype == "fp64" else ("scatter", "fixed", "log", "conv2d") if dtype.startswith("i") else ()
+    skipped += () if dtype == "fp32" else ("path",)
     return tuple(name for name in COMPILED if name.split("-")[0] not in skipped)
 
 
@@ -168,6 +186,7 @@ QUICK = [
     ("i16", ("forward-blocks",), (90,)),
     ("i8", ("forward-conv2d-winners",), (90,)),
     ("fp32", ("forward-conv2d", "forward-conv2d-depthwise", "conv2d-scatter"), (90,)),
+    ("fp32", ("path-flows", "path-move"), (80, 90, 100)),
 ]
 
 

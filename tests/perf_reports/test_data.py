@@ -154,7 +154,10 @@ def test_an_unreadable_file_is_named(tmp_path):
         pytest.param(None, Path("/no/such/folder"), "/no/such/folder: no such folder", id="missing data_dir"),
         pytest.param("mnist", None, "mnist needs a folder", id="no folder"),
         pytest.param(
-            "letters", None, "data set 'letters' is unknown; expected digits, iris or mnist:DIR", id="unknown"
+            "letters",
+            None,
+            "data set 'letters' is unknown; expected digits, iris, mnist:DIR or cifar10:DIR",
+            id="unknown",
         ),
         pytest.param("digits:here", None, "'digits:here' is unknown", id="digits in a folder"),
     ],

@@ -126,7 +126,7 @@ def test_the_last_run_is_shown(run_records, tmp_path, words_alone):
 
 def test_a_run_cut_off_anywhere_can_be_drawn(run_records, tmp_path):
     source, _, _ = built(run_records[:20], tmp_path)
-    assert 'aria-label="Worst-sample loss' in source
+    assert 'aria-label="Loss and test accuracy' in source
     assert 'aria-label="Roofline' not in source
 
 

@@ -10,7 +10,7 @@ import torch
 
 from tropigrad.nn import LinearMinMax
 from tropigrad.perf_reports.data import Dataset
-from tropigrad.perf_reports.studies import maxplus
+from tropigrad.perf_reports.studies import maxplus, runs
 
 HIDDEN = 12
 
@@ -273,7 +273,7 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path, monkeypatch):
             raise Killed
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    monkeypatch.setattr(maxplus, "_CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(maxplus, "CHECKPOINT_SECONDS", 0.0)
     with pytest.raises(Killed):
         maxplus.train(inseparable(), parts, hidden=HIDDEN, iterations=30, progress=kill)
     maxplus.train(inseparable(), parts, hidden=HIDDEN, iterations=30, resume=True)
@@ -294,7 +294,7 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path, monkeypatch):
 def test_what_cannot_be_resumed_is_named(tmp_path, prepare, change, match):
     maxplus.train(separable(), tmp_path, hidden=HIDDEN, iterations=3)
     prepare(tmp_path / maxplus.CHECKPOINT)
-    with pytest.raises(maxplus.ResumeError, match=match):
+    with pytest.raises(runs.ResumeError, match=match):
         maxplus.train(separable(), tmp_path, **{"hidden": HIDDEN, "iterations": 5, "resume": True, **change})
 
 

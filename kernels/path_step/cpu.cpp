@@ -1,0 +1,268 @@
+// The step of definition.py in two passes over a chain: sums of w g for the node flows, then every weight once.
+//
+// A row holds the I · T edges into one node, side by side, so factors of the sources are laid out once as rows of a
+// layer, and the inner loops run over contiguous memory. Sums over a layer are one task each: their order, and so every
+// bit, is the same on any number of threads.
+
+#include "../native.hpp"
+
+namespace {
+
+static_assert(std::is_same_v<Element, float> || std::is_same_v<Element, double>);
+
+// Numbers of one step, in memory that the next step finds again: asking the system for it took as long as half a step.
+class Workspace {
+    static thread_local std::vector<Element> memory;
+    std::size_t used = 0;
+
+public:
+    explicit Workspace(std::size_t size) {
+        if (memory.size() < size) memory.resize(size);
+    }
+    Element* take(int64_t count, Element value) {
+        Element* found = memory.data() + used;
+        used += count;
+        std::fill(found, found + count, value);
+        return found;
+    }
+};
+thread_local std::vector<Element> Workspace::memory;
+
+struct Shape {
+    int64_t groups, outputs, inputs, taps;
+
+    int64_t sources() const { return groups * inputs; }
+    int64_t targets() const { return groups * outputs; }
+    int64_t row() const { return inputs * taps; }
+};
+
+struct Layer {
+    Element* weight;
+    const Element* grad;
+    Element* bias;  // null where there is none, as its gradient and the momenta
+    const Element* bias_grad;
+    Element* momentum;
+    Element* bias_momentum;
+};
+
+// Of each hidden node: the skeleton edge into it and the one out of it, the nodes at their other ends (numbered within
+// their layer), whether the edge out is the last of its run, and the run.
+struct Bones {
+    const int64_t *in, *out, *source, *target, *ends, *run;
+};
+
+struct Step {
+    double lr, momentum, weight_decay, least_ratio, floor;
+};
+
+// Σ w g over each row, and over each column of the rows of a group, taps beside each other: `columns`
+// [G, I · T], 0 on entry.
+void flows(const Shape& shape, const Layer& layer, Element* rows, Element* columns) {
+    using V = typename Simd<Element>::Vector;
+    constexpr int WIDTH = Simd<Element>::WIDTH;
+    const int64_t row = shape.row();
+    for (int64_t target = 0; target < shape.targets(); ++target) {
+        const Element *w = layer.weight + target * row, *g = layer.grad + target * row;
+        Element* column = columns + target / shape.outputs * row;
+        V sums{};
+        int64_t e = 0;
+        for (; e + WIDTH <= row; e += WIDTH) {
+            const V through = load<V>(w + e) * load<V>(g + e);
+            sums += through;
+            store(column + e, load<V>(column + e) + through);
+        }
+        Element sum = 0;
+        for (int lane = 0; lane < WIDTH; ++lane) sum += sums[lane];
+        for (; e < row; ++e) {
+            sum += w[e] * g[e];
+            column[e] += w[e] * g[e];
+        }
+        rows[target] = sum;
+    }
+}
+
+// What the ends of a layer's edges multiply them by: of the sources, laid out as rows [G, I · T], or of the targets.
+struct Factors {
+    Element *psi, *inverse, *ratio;  // P or S, its inverse, and 1 / p or 1 / q
+};
+
+// Rows [first, last) of a layer: u ← u − η m_u, then w = u / ψ over the ratios of its ends.
+void update(const Shape& shape, const Layer& layer, const Step& step, const Factors& sources, const Factors& targets,
+            int64_t first, int64_t last) {
+    const int64_t row = shape.row();
+    const Element lr = step.lr, momentum = step.momentum, decay = step.weight_decay, kept = 1 - step.lr * decay;
+    for (int64_t target = first; target < last; ++target) {
+        Element* __restrict__ w = layer.weight + target * row;
+        const Element* __restrict__ g = layer.grad + target * row;
+        const int64_t at = target / shape.outputs * row;
+        const Element *prefix = sources.psi + at, *inverse = sources.inverse + at;
+        const Element *ratio = sources.ratio + at;
+        const Element suffix = targets.psi[target], over = targets.inverse[target], behind = targets.ratio[target];
+        if (layer.momentum) {
+            Element* __restrict__ m = layer.momentum + target * row;
+            for (int64_t e = 0; e < row; ++e) {
+                const Element once = inverse[e] * over, slope = g[e] * once + decay * (prefix[e] * suffix) * w[e];
+                m[e] = momentum * m[e] + slope;
+                w[e] = (w[e] - lr * m[e] * once) * (behind * ratio[e]);
+            }
+        } else {
+            const Element length = lr * over * over;
+            for (int64_t e = 0; e < row; ++e) {
+                w[e] = (kept * w[e] - length * (inverse[e] * inverse[e]) * g[e]) * (behind * ratio[e]);
+            }
+        }
+        if (layer.bias) {
+            Element slope = layer.bias_grad[target] * over + decay * suffix * layer.bias[target];
+            if (layer.bias_momentum) {
+                slope += momentum * layer.bias_momentum[target];
+                layer.bias_momentum[target] = slope;
+            }
+            layer.bias[target] = (layer.bias[target] - lr * slope * over) * behind;
+        }
+    }
+}
+
+constexpr int64_t TASK = 1 << 14;  // weights of one task of the second pass
+
+}  // namespace
+
+extern "C" {
+
+void path_step_set_team(void* team) { torch_team = reinterpret_cast<Parallel>(team); }
+
+// sizes [layers, 4]; pointers [layers, 6], as in Layer; reduced [layers]; nodes [6, H], as in Bones; runs: how many
+// there are; settings: as in Step. To events [2] are added the R that were held, and those of them not positive.
+int path_step(int64_t count, const int64_t* sizes, void* const* pointers, const int64_t* reduced, const int64_t* nodes,
+              int64_t runs, int64_t special, Element* run_momentum, const double* settings, int64_t* events,
+              int threads) noexcept {
+    return guarded([&] {
+        const Step step{settings[0], settings[1], settings[2], settings[3], settings[4]};
+        std::vector<Shape> shapes(count);
+        std::vector<Layer> layers(count);
+        std::vector<int64_t> start(count + 1, 0);  // of hidden layer h in vectors over all hidden nodes
+        for (int64_t l = 0; l < count; ++l) {
+            shapes[l] = {sizes[4 * l], sizes[4 * l + 1], sizes[4 * l + 2], sizes[4 * l + 3]};
+            const auto at = [&](int which) { return static_cast<Element*>(pointers[6 * l + which]); };
+            layers[l] = {at(0), at(1), at(2), at(3), at(4), at(5)};
+            start[l + 1] = start[l] + (l + 1 < count ? shapes[l].targets() : 0);
+        }
+        const int64_t hidden = start[count];
+        const auto row = [&](int which) { return nodes + which * hidden; };
+        const Bones bones{row(0), row(1), row(2), row(3), row(4), row(5)};
+        const int64_t* const run = bones.run;
+
+        std::size_t size = 6 * hidden + 3 * runs;
+        for (const Shape& shape : shapes) size += 4 * (shape.groups * shape.row() + shape.targets());
+        Workspace workspace(size);
+        const auto values = [&](int64_t count, Element value = 0) { return workspace.take(count, value); };
+
+        Element *w_in = values(hidden), *w_out = values(hidden), *P = values(hidden), *S = values(hidden);
+        Element *surplus = values(hidden), *through = values(hidden);
+        for (int64_t h = 0; h + 1 < count; ++h) {
+            for (int64_t node = start[h]; node < start[h + 1]; ++node) {
+                w_in[node] = layers[h].weight[bones.in[node]];
+                w_out[node] = layers[h + 1].weight[bones.out[node]];
+                P[node] = w_in[node] * (h ? P[start[h - 1] + bones.source[node]] : Element(1));
+                surplus[node] = w_in[node] * layers[h].grad[bones.in[node]];
+                if (bones.ends[node]) surplus[node] += w_out[node] * layers[h + 1].grad[bones.out[node]];
+            }
+        }
+        for (int64_t h = count - 2; h >= 0; --h) {
+            for (int64_t node = start[h]; node < start[h + 1]; ++node) {
+                S[node] = w_out[node] * (h + 2 < count ? S[start[h + 1] + bones.target[node]] : Element(1));
+            }
+        }
+
+        std::vector<Element*> rows(count), columns(count);
+        for (int64_t l = 0; l < count; ++l) {
+            if (reduced[l]) rows[l] = values(shapes[l].targets()), columns[l] = values(shapes[l].groups * shapes[l].row());
+        }
+        std::atomic<int64_t> next{0};
+        in_parallel(threads, [&](int) {
+            for (int64_t l = next++; l < count; l = next++) {
+                if (reduced[l]) flows(shapes[l], layers[l], rows[l], columns[l]);
+            }
+        });
+        for (int64_t l = 0; l < count; ++l) {
+            if (!reduced[l]) continue;
+            if (l > 0 && !reduced[l - 1]) {
+                for (int64_t i = 0; i < shapes[l].sources(); ++i) {
+                    const Element* taps = columns[l] + i * shapes[l].taps;
+                    for (int64_t t = 0; t < shapes[l].taps; ++t) through[start[l - 1] + i] += taps[t];
+                }
+            }
+            for (int64_t j = 0; l + 1 < count && j < shapes[l].targets(); ++j) {
+                through[start[l] + j] = rows[l][j] + (layers[l].bias ? layers[l].bias[j] * layers[l].bias_grad[j] : 0);
+            }
+        }
+
+        Element *flow = values(runs), *value = values(runs), *ratio = values(runs);
+        std::vector<char> met(runs, 0);
+        for (int64_t node = 0; node < hidden; ++node) {
+            flow[run[node]] += surplus[node] - through[node];
+            if (!met[run[node]]) value[run[node]] = P[node] * S[node], met[run[node]] = 1;
+        }
+        for (int64_t k = 0; k < runs; ++k) {
+            const Element v = value[k], size = v < 0 ? -v : v;
+            Element slope = flow[k] / v + Element(step.weight_decay) * v;
+            if (run_momentum) slope = run_momentum[k] = Element(step.momentum) * run_momentum[k] + slope;
+            const Element wanted = 1 - Element(step.lr) * slope / v;
+            const Element least = std::min(Element(1), std::max(Element(step.least_ratio), Element(step.floor) / size));
+            const bool held = wanted < least;
+            events[0] += held;
+            events[1] += held && wanted <= 0;
+            if (held && run_momentum) run_momentum[k] = 0;
+            ratio[k] = held ? least : wanted;
+        }
+
+        std::vector<Factors> sources(count), targets(count);
+        std::vector<int64_t> task(count + 1, 0);  // the first task of each layer
+        for (int64_t l = 0; l < count; ++l) {
+            const Shape& shape = shapes[l];
+            const int64_t row = shape.groups * shape.row();
+            sources[l] = {values(row, 1), values(row, 1), values(row, 1)};
+            targets[l] = {values(shape.targets(), 1), values(shape.targets(), 1), values(shape.targets(), 1)};
+            for (int64_t i = 0; l > 0 && i < shape.sources(); ++i) {
+                const int64_t node = start[l - 1] + i;
+                const Element inverse = 1 / P[node], over = l > special ? 1 / ratio[run[node]] : Element(1);
+                for (int64_t e = i * shape.taps; e < (i + 1) * shape.taps; ++e) {
+                    sources[l].psi[e] = P[node], sources[l].inverse[e] = inverse, sources[l].ratio[e] = over;
+                }
+            }
+            for (int64_t j = 0; l + 1 < count && j < shape.targets(); ++j) {
+                const int64_t node = start[l] + j;
+                targets[l].psi[j] = S[node], targets[l].inverse[j] = 1 / S[node];
+                if (l < special) targets[l].ratio[j] = 1 / ratio[run[node]];
+            }
+            task[l + 1] = task[l] + ceil_div(shape.targets() * shape.row(), TASK);
+        }
+        next = 0;
+        in_parallel(threads, [&](int) {
+            int64_t l = 0;
+            for (int64_t t = next++; t < task[count]; t = next++) {
+                while (t >= task[l + 1]) ++l;
+                const int64_t rows_of = shapes[l].targets(), tasks = task[l + 1] - task[l], part = t - task[l];
+                const int64_t first = rows_of * part / tasks, last = rows_of * (part + 1) / tasks;
+                update(shapes[l], layers[l], step, sources[l], targets[l], first, last);
+            }
+        });
+
+        // by the ratios themselves, not their inverses: R / R is 1, and what is frozen keeps its bits
+        const auto p = [&](int64_t l, int64_t i) { return l > special ? ratio[run[start[l - 1] + i]] : Element(1); };
+        const auto q = [&](int64_t l, int64_t j) {
+            return l < special && l + 1 < count ? ratio[run[start[l] + j]] : Element(1);
+        };
+        for (int64_t h = 0; h + 1 < count; ++h) {
+            for (int64_t j = 0, node = start[h]; node < start[h + 1]; ++j, ++node) {
+                const Element own = ratio[run[node]], into = own / (p(h, bones.source[node]) * q(h, j));
+                layers[h].weight[bones.in[node]] = w_in[node] * into;
+                if (!bones.ends[node]) continue;
+                const Element out = own / (p(h + 1, j) * q(h + 1, bones.target[node]));
+                layers[h + 1].weight[bones.out[node]] = w_out[node] * out;
+            }
+        }
+        return true;
+    });
+}
+
+}  // extern "C"

@@ -1,0 +1,75 @@
+"""The C++ kernel of the step on path values (cpu.cpp), called through ctypes on torch tensors."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import native
+from .definition import Layer, Options, Skeleton
+
+_SOURCE = Path(__file__).with_name("cpu.cpp")
+_SMALL = 1 << 17  # weights: fewer are done before a thread would start
+
+
+def takes(layers: Sequence[Layer]) -> bool:
+    """Whether the kernel could be compiled, and every tensor lies in one piece."""
+    return _function(layers[0].weight.dtype) is not None and all(
+        x is None or x.is_contiguous() for layer in layers for x in layer
+    )
+
+
+@functools.cache
+def _function(dtype: torch.dtype):
+    found = native.library_of(_SOURCE, dtype)
+    if found is None:
+        return None
+    pointer, integer, sizes = ctypes.c_void_p, ctypes.c_int64, ctypes.POINTER(ctypes.c_int64)
+    found.path_step.argtypes = [integer, sizes, ctypes.POINTER(pointer), sizes, pointer, integer, integer, pointer]
+    found.path_step.argtypes += [ctypes.POINTER(ctypes.c_double), pointer, ctypes.c_int]
+    found.path_step_set_team.argtypes = [pointer]
+    found.path_step_set_team(native.openmp_team())
+    return found.path_step
+
+
+@functools.cache
+def _constants(bones: Skeleton):
+    """What is the same in every step: shapes, reductions, the skeleton by node, and how many weights there are."""
+    ends = [
+        torch.zeros_like(target).index_fill_(0, last, 1)
+        for target, last in zip(bones.target, bones.ends_run, strict=True)
+    ]
+    by_layer = (bones.edge_in, bones.edge_out, bones.source, bones.target, ends)
+    nodes = torch.stack([*map(torch.cat, by_layer), bones.run])
+    size = sum(shape.targets * shape.inputs * shape.taps for shape in bones.shapes)
+    return native.integers(*(n for shape in bones.shapes for n in shape)), native.integers(*bones.reduced), nodes, size
+
+
+def path_step(
+    layers: Sequence[Layer], bones: Skeleton, run_momentum: Tensor | None, events: Tensor, options: Options
+) -> None:
+    """As path_step_ref, on tensors that `takes` allows; the same bits on any number of threads."""
+    shapes, reduced, nodes, size = _constants(bones)
+    addresses = [None if x is None else x.data_ptr() for layer in layers for x in layer]
+    function = _function(layers[0].weight.dtype)
+    assert function is not None
+    status = function(
+        len(layers),
+        shapes,
+        (ctypes.c_void_p * len(addresses))(*addresses),
+        reduced,
+        nodes.data_ptr(),
+        bones.runs,
+        bones.special,
+        None if run_momentum is None else run_momentum.data_ptr(),
+        (ctypes.c_double * 5)(*map(float, options)),
+        events.data_ptr(),
+        torch.get_num_threads() if size > _SMALL else 1,
+    )
+    if status == 1:
+        raise MemoryError("path_step: no memory for the factors of one row a layer")

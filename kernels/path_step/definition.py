@@ -1,0 +1,270 @@
+"""A step of gradient descent on the values of paths, in torch: the definition of every kernel in this folder.
+
+A chain is layers W_1 … W_L of a positively homogeneous network, with hidden nodes between them. Scaling the edges into
+a hidden node by c > 0 and those out of it by 1/c changes nothing that the network computes; so the step is taken in
+coordinates that such scalings leave alone. Each hidden node j has one skeleton edge into it and one out of it. Followed
+to the ends of the chain they have the products P(j), the prefix, and S(j), the suffix; beyond the ends P = S = 1. Of an
+edge e = (i, j) and a bias b of j, and with V constant along a run of nodes that skeleton edges join both ways:
+
+    ψ_e = P(i) S(j)     u_e = ψ_e w_e     u_b = S(j) b     V_k = P(j) S(j), j any node of run k
+
+The u of the edges off the skeleton and the V are the values of m − H independent paths: as many as the path matrix of m
+weights and H hidden nodes has rank, whatever the widths. With g = ∂L/∂w, and node balance for T_j,
+
+    ∂L/∂u_e = g_e / ψ_e     V_k ∂L/∂V_k = Σ_{skeleton edges of run k} w_e g_e − Σ_{j in run k} T_j
+    T_j = Σ_{edges into j, its bias too} w_e g_e = Σ_{edges out of j} w_e g_e
+
+A step of SGD takes u to u', V_k to R_k V_k. Weights with these values are found by H free choices: the suffix of the
+nodes behind layer s, and the prefix of those before it, keep what they are. With p_j R_j⁻¹ = q_j = 1 behind layer s and
+p_j = q_j R_j⁻¹ = 1 before it, and p = q = 1 at the ends of the chain,
+
+    off the skeleton  w_e ← (u'_e / ψ_e) / (p_i q_j)       on it, of run k  w_e ← w_e R_k / (p_i q_j)
+
+which leaves the skeleton outside layer s bit for bit as it was wherever the widths have one maximum, and s is there.
+
+Source: Meng et al., "G-SGD: Optimizing ReLU Neural Networks in its Positively Scale-Invariant Space", ICLR 2019
+(basis paths, skeleton, inverse chain rule and weight allocation at skeleton = 1); the general form is our own.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Shape(NamedTuple):
+    """Of a layer's weight as edges [G, O, I, T]: groups, nodes out and in of each, taps between two of them."""
+
+    groups: int
+    outputs: int
+    inputs: int
+    taps: int
+
+    @property
+    def sources(self) -> int:
+        return self.groups * self.inputs
+
+    @property
+    def targets(self) -> int:
+        return self.groups * self.outputs
+
+    def into(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The skeleton edge into each target: the source, and where the edge lies in the flattened weight."""
+        target = torch.arange(self.targets, device=device)
+        source = target % self.outputs % self.inputs
+        edge = (target * self.inputs + source) * self.taps + self.taps // 2
+        return target // self.outputs * self.inputs + source, edge
+
+    def out_of(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The skeleton edge out of each source: the target, and where the edge lies in the flattened weight."""
+        source = torch.arange(self.sources, device=device)
+        target = source // self.inputs * self.outputs + source % self.inputs % self.outputs
+        return target, (target * self.inputs + source % self.inputs) * self.taps + self.taps // 2
+
+
+@dataclass(frozen=True, eq=False)
+class Skeleton:
+    """The skeleton of a chain; everything here is by hidden layer, h = 0 between W_1 and W_2, as int64 indices."""
+
+    shapes: tuple[Shape, ...]
+    source: tuple[Tensor, ...]  # of the edge into each node: in hidden layer h − 1, or among the inputs
+    edge_in: tuple[Tensor, ...]  # its place in the weight before the nodes
+    target: tuple[Tensor, ...]  # of the edge out of each node: in hidden layer h + 1, or among the outputs
+    edge_out: tuple[Tensor, ...]  # its place in the weight behind the nodes
+    ends_run: tuple[Tensor, ...]  # the nodes whose edge out is no edge in: the last of their runs
+    run: Tensor  # [H], of each hidden node, layer after layer
+    first: Tensor  # [runs], the first node of each
+    special: int  # s, counted from 0: the layer before the first of the widest hidden layers
+    reduced: tuple[bool, ...]  # the layers of which T takes sums: of each two neighbours one, the fewest weights in all
+
+    @property
+    def runs(self) -> int:
+        return len(self.first)
+
+    @property
+    def widths(self) -> list[int]:
+        return [shape.targets for shape in self.shapes[:-1]]
+
+    @property
+    def hidden(self) -> int:
+        return sum(self.widths)
+
+
+@functools.cache
+def skeleton(shapes: tuple[Shape, ...], device: torch.device) -> Skeleton:
+    """The skeleton of a chain's layers: edges (o, o mod I) into nodes and (i mod O, i) out of them, at centre taps."""
+    into = [shape.into(device) for shape in shapes[:-1]]
+    out_of = [shape.out_of(device) for shape in shapes[1:]]
+    ends = []
+    run = [torch.arange(shapes[0].targets, device=device)] if into else []
+    total = shapes[0].targets if into else 0
+    for (source, edge), (_, edge_before) in zip(into[1:], out_of, strict=False):
+        joined = edge_before[source] == edge
+        before = torch.ones_like(edge_before, dtype=torch.bool)
+        before[source[joined]] = False
+        ends.append(before.nonzero().squeeze(1))
+        runs = run[-1][source]
+        runs[~joined] = torch.arange(total, total + int((~joined).sum()), device=device)
+        total += int((~joined).sum())
+        run.append(runs)
+    ends += [torch.arange(shapes[-1].sources, device=device)] if into else []
+    every = torch.cat(run) if run else torch.zeros(0, dtype=torch.int64, device=device)
+    first = torch.full((total,), len(every), device=device)
+    first.scatter_reduce_(0, every, torch.arange(len(every), device=device), "amin")
+    widths = [shape.targets for shape in shapes[:-1]]
+    return Skeleton(
+        shapes,
+        tuple(source for source, _ in into),
+        tuple(edge for _, edge in into),
+        tuple(target for target, _ in out_of),
+        tuple(edge for _, edge in out_of),
+        tuple(ends),
+        every,
+        first,
+        widths.index(max(widths)) if widths else 0,
+        _cover(shapes),
+    )
+
+
+def _cover(shapes: Sequence[Shape]) -> tuple[bool, ...]:
+    """Of each two neighbours one layer at least, with the fewest weights: dynamic programming along the chain."""
+    sizes = [shape.targets * shape.inputs * shape.taps for shape in shapes]
+    without, taken = (0, (False,)), (sizes[0], (True,))
+    for size in sizes[1:]:
+        cheaper = min(without, taken)
+        without, taken = (taken[0], (*taken[1], False)), (cheaper[0] + size, (*cheaper[1], True))
+    return min(without, taken)[1]
+
+
+def prefixes(edges_in: Sequence[Tensor], source: Sequence[Tensor]) -> list[Tensor]:
+    """P of every hidden layer, from the skeleton weights into it."""
+    found: list[Tensor] = []
+    for weights, before in zip(edges_in, source, strict=True):
+        found.append(weights * found[-1][before] if found else weights)
+    return found
+
+
+def suffixes(edges_out: Sequence[Tensor], target: Sequence[Tensor]) -> list[Tensor]:
+    """S of every hidden layer, from the skeleton weights out of it."""
+    return prefixes(edges_out[::-1], target[::-1])[::-1]
+
+
+class Layer(NamedTuple):
+    """A layer of a chain: weight and gradient, G · O · I · T in this order, bias and gradient [G · O], momenta of u."""
+
+    weight: Tensor
+    grad: Tensor
+    bias: Tensor | None = None
+    bias_grad: Tensor | None = None
+    momentum: Tensor | None = None
+    bias_momentum: Tensor | None = None
+
+
+class Options(NamedTuple):
+    """Of one step. No R may be below `least_ratio`, nor take |V| below `floor`."""
+
+    lr: float | Tensor
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    least_ratio: float = 0.5
+    floor: float = 0.1
+
+
+def node_flows(layers: Sequence[Layer], shapes: Sequence[Shape], reduced: Sequence[bool]) -> list[Tensor]:
+    """T of every hidden layer, from the edges in or those out, whichever layer is among the `reduced`."""
+    flows: dict[int, Tensor] = {}
+    for number, (weight, grad, bias, bias_grad, *_) in enumerate(layers):
+        if reduced[number]:
+            through = weight.reshape(shapes[number]) * grad.reshape(shapes[number])
+            flows.setdefault(number - 1, through.sum((1, 3)).flatten())
+            flows[number] = through.sum((2, 3)).flatten()
+            if bias is not None and bias_grad is not None:
+                flows[number] += bias * bias_grad
+    return [flows[h] for h in range(len(layers) - 1)]
+
+
+class Ends(NamedTuple):
+    """What the ends of a layer's edges have: P and p of its sources [G · I], S and q of its targets [G · O]."""
+
+    prefix: Tensor
+    p: Tensor
+    suffix: Tensor
+    q: Tensor
+
+
+def velocity(x: Tensor, slope: Tensor, momentum: Tensor | None, options: Options) -> Tensor:
+    """m ← μ m + ∂L/∂x + λ x, in place where there is a momentum."""
+    slope = slope + options.weight_decay * x
+    return slope if momentum is None else momentum.mul_(options.momentum).add_(slope)
+
+
+def move(layer: Layer, shape: Shape, ends: Ends, options: Options) -> None:
+    """The weights of a layer, in place, as if none were on the skeleton."""
+    G, O, I, _ = shape
+    weight, grad = layer.weight.view(shape), layer.grad.reshape(shape)
+    momentum = None if layer.momentum is None else layer.momentum.view(shape)
+    ψ = ends.prefix.view(G, 1, I, 1) * ends.suffix.view(G, O, 1, 1)
+    step = velocity(ψ * weight, grad / ψ, momentum, options) / ψ
+    weight.sub_(options.lr * step).div_(ends.p.view(G, 1, I, 1) * ends.q.view(G, O, 1, 1))
+
+
+def path_step_ref(
+    layers: Sequence[Layer],
+    bones: Skeleton,
+    run_momentum: Tensor | None,
+    events: Tensor,
+    options: Options,
+    node_flows: Callable[..., list[Tensor]] = node_flows,
+    move: Callable[..., None] = move,
+) -> None:
+    """The step, in place, of all parameters, the momenta of `layers` and run_momentum [runs].
+
+    To events, int64 [2], is added how many R the bounds held, and how many of those were not positive. A momentum is
+    there for each parameter where options.momentum is not 0. node_flows and move are the two passes over the weights;
+    everything else is as small as the layers are wide.
+    """
+    lr, _, _, least_ratio, floor = options
+    edges = [layer.weight.view(-1) for layer in layers]
+    through = [layer.grad.reshape(-1) for layer in layers]
+    w_in = [edges[h][at] for h, at in enumerate(bones.edge_in)]
+    w_out = [edges[h + 1][at] for h, at in enumerate(bones.edge_out)]
+    prefix, suffix = prefixes(w_in, bones.source), suffixes(w_out, bones.target)
+
+    own = [w * through[h][at] for h, (w, at) in enumerate(zip(w_in, bones.edge_in, strict=True))]
+    for h, last in enumerate(bones.ends_run):
+        own[h][last] += w_out[h][last] * through[h + 1][bones.edge_out[h][last]]
+    surplus = torch.cat(own) - torch.cat(node_flows(layers, bones.shapes, bones.reduced))
+    v = (torch.cat(prefix) * torch.cat(suffix))[bones.first]
+    slope = torch.zeros_like(v).index_add_(0, bones.run, surplus) / v
+    ratio = 1 - lr * velocity(v, slope, run_momentum, options) / v
+    least = (floor / v.abs()).clamp(least_ratio, 1.0)
+    held = ratio < least
+    if run_momentum is not None:
+        run_momentum.masked_fill_(held, 0.0)  # at a wall it has come to rest
+    ratios = torch.maximum(ratio, least)[bones.run].split(bones.widths)
+
+    ones = [x.new_ones(n) for x, n in ((v, bones.shapes[0].sources), (v, bones.shapes[-1].targets))]
+    prefix, suffix = [ones[0], *prefix], [*suffix, ones[1]]
+    p = [ones[0], *(r if h >= bones.special else torch.ones_like(r) for h, r in enumerate(ratios))]
+    q = [*(r if h < bones.special else torch.ones_like(r) for h, r in enumerate(ratios)), ones[1]]
+    for number, (layer, shape) in enumerate(zip(layers, bones.shapes, strict=True)):
+        ends = Ends(prefix[number], p[number], suffix[number], q[number])
+        move(layer, shape, ends, options)
+        if layer.bias is not None and layer.bias_grad is not None:
+            S = ends.suffix
+            step = velocity(S * layer.bias, layer.bias_grad / S, layer.bias_momentum, options) / S
+            layer.bias.sub_(lr * step).div_(ends.q)
+        if number < len(layers) - 1:
+            scale = ratios[number] / (p[number][bones.source[number]] * q[number])
+            edges[number][bones.edge_in[number]] = w_in[number] * scale
+        if number > 0:
+            last = bones.ends_run[number - 1]
+            target = bones.target[number - 1][last]
+            scale = ratios[number - 1][last] / (p[number][last] * q[number][target])
+            edges[number][bones.edge_out[number - 1][last]] = w_out[number - 1][last] * scale
+    events.add_(torch.stack((held.sum(), (held & (ratio <= 0)).sum())))

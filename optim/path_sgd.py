@@ -1,0 +1,91 @@
+"""Path-SGD: steepest descent in the norm of all path values, a step that no positive rescaling can change.
+
+    w_e ← w_e − η g_e / γ_e,    γ_e = Σ over the paths through e of Π_{other edges f} w_f² = a(i) b(j)
+
+of an edge e = (i, j), where a(i) sums w² over the ways from the ends of the chain to i, and b(j) from j on. Scaling
+node i by c takes a(i) to c² a(i) and b(i) to b(i) / c². Taps of a convolution are edges beside each other.
+
+Source: Neyshabur, Salakhutdinov & Srebro, "Path-SGD: Path-Normalized Optimization in Deep Neural Networks", NeurIPS
+2015, p = 2; a convolution's positions are not told apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .basis_paths import BasisPaths, Chain, check_paths
+
+
+class PathSGD(torch.optim.Optimizer):
+    """Path-SGD on the chains of BasisPaths.
+
+    Args:
+        paths: BasisPaths(model); param groups as in GSGD: parameters of no chain take plain SGD.
+        lr: η > 0.
+        floor: γ is taken to be this at least. Where all other edges of its paths are 0, γ = g = 0.
+
+    Gradients of all parameters of a chain or of none must be there: else RuntimeError, and nothing has been updated. It
+    keeps no state.
+    """
+
+    def __init__(self, paths: BasisPaths, lr: float | Tensor = 0.1, *, floor: float = 1e-30) -> None:
+        check_paths("PathSGD", paths)
+        for name, value in (("lr", lr), ("floor", floor)):
+            if not value > 0:
+                raise ValueError(f"PathSGD: {name} is {value}; expected a positive number")
+        self.paths = paths
+        super().__init__(paths.param_groups(), {"lr": lr, "floor": floor})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "paths": self.paths}
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore
+        """One step; returns what closure, which computes the loss and its gradients anew, returned.
+
+        Raises:
+            RuntimeError: some parameters of a chain have gradients and one has none, or one is sparse.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        group = self.param_groups[0]
+        for number in self.paths.moving("PathSGD"):
+            _step(self.paths.chains[number], group["lr"], group["floor"])
+        for group in self.param_groups[1:]:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.sub_(group["lr"] * p.grad)
+        return loss
+
+
+def _step(chain: Chain, lr: float | Tensor, floor: float) -> None:
+    before, behind = path_sums(chain)
+    for layer, a, b in zip(chain.layers, before, behind, strict=True):
+        G, O, I, _ = layer.shape
+        weight, bias = layer.weight, layer.bias
+        assert weight.grad is not None
+        γ = (a.view(G, 1, I, 1) * b.view(G, O, 1, 1)).clamp_(min=floor)
+        weight.view(layer.shape).sub_(lr * weight.grad.reshape(layer.shape) / γ)
+        if bias is not None and bias.grad is not None:
+            bias.sub_(lr * bias.grad / b.clamp(min=floor))
+
+
+def path_sums(chain: Chain) -> tuple[list[Tensor], list[Tensor]]:
+    """Of each layer a of its sources [G · I] and b of its targets [G · O]: sums of w² over the ways to the ends."""
+    first, last = chain.layers[0], chain.layers[-1]
+    squares = [layer.weight.view(layer.shape).square().sum(3) for layer in chain.layers]
+    before, behind = [first.weight.new_ones(first.shape.sources)], [last.weight.new_ones(last.shape.targets)]
+    for layer, square in zip(chain.layers[:-1], squares, strict=False):
+        G, _, I, _ = layer.shape
+        a = (square * before[-1].view(G, 1, I)).sum(2).flatten()
+        before.append(a if layer.bias is None else a + layer.bias.square())
+    for layer, square in zip(chain.layers[:0:-1], squares[::-1], strict=False):
+        G, O, _, _ = layer.shape
+        behind.append((square * behind[-1].view(G, O, 1)).sum(1).flatten())
+    return before, behind[::-1]

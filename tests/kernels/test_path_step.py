@@ -1,0 +1,130 @@
+"""The kernels of the step on path values against its definition; what the step is, tests/optim/test_gsgd.py shows."""
+
+import pytest
+import torch
+
+from tropigrad.kernels import backend
+from tropigrad.kernels.path_step import Layer, Options, Shape, cpu, path_step, path_step_ref, portable, skeleton
+
+CHAINS = {
+    "equal": (Shape(1, 6, 5, 1), Shape(1, 6, 6, 1), Shape(1, 3, 6, 1)),
+    "long-rows": (Shape(1, 8, 531, 1), Shape(1, 70, 8, 1), Shape(1, 3, 70, 1)),
+    "hourglasses": (Shape(1, 8, 4, 1), Shape(1, 2, 8, 1), Shape(1, 8, 2, 1), Shape(1, 1, 8, 1), Shape(1, 3, 1, 1)),
+    "convolutions": (Shape(1, 8, 3, 9), Shape(4, 3, 2, 9), Shape(1, 5, 12, 4), Shape(1, 2, 5, 1)),
+    "scale": (Shape(6, 1, 1, 1), Shape(1, 4, 6, 9)),
+}
+SETTINGS = {
+    "plain": Options(0.05),
+    "decay": Options(0.05, weight_decay=0.1),
+    "momentum": Options(0.05, momentum=0.9, weight_decay=0.1),
+    "held": Options(5.0, momentum=0.9, least_ratio=0.9, floor=0.5),
+}
+
+
+def chain(name, options, dtype, biases=True):
+    """Random layers, path values of order one, and a momentum of V."""
+    shapes = CHAINS[name]
+    bones = skeleton(shapes, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*size):
+        x = torch.randn(size, generator=generator, dtype=torch.float64)
+        return (x + 0.5 * x.sign()).to(dtype)
+
+    layers = []
+    for shape in shapes:
+        bias = [draw(shape.targets) if biases else None for _ in range(3)]
+        momentum = draw(*shape) if options.momentum else None
+        layers.append(
+            Layer(draw(*shape), draw(*shape), bias[0], bias[1], momentum, bias[2] if options.momentum else None)
+        )
+    return layers, bones, draw(bones.runs) if options.momentum else None, torch.zeros(2, dtype=torch.int64)
+
+
+def changed(call):
+    layers, _, run_momentum, events = call
+    return [x for layer in layers for x in layer if x is not None] + [run_momentum, events][run_momentum is None :]
+
+
+@pytest.fixture(autouse=True)
+def _compiler():
+    if reason := backend.why_off("cpp", torch.device("cpu")):
+        pytest.skip(reason)
+
+
+@pytest.mark.parametrize("biases", [True, False], ids=["biases", "no-biases"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("name", CHAINS)
+def test_the_cpp_kernel_takes_the_step_of_the_definition(name, settings, dtype, biases):
+    options = SETTINGS[settings]
+    ours, wanted = (chain(name, options, dtype, biases) for _ in range(2))
+    cpu.path_step(*ours, options)
+    path_step_ref(*wanted, options)
+    tolerance = 1e-11 if dtype == torch.float64 else 2e-4
+    for found, value in zip(changed(ours), changed(wanted), strict=True):
+        torch.testing.assert_close(found, value, rtol=tolerance, atol=tolerance)
+    assert settings != "held" or ours[3].min() > 0
+    before = [x for x in changed(chain(name, options, dtype, biases)) if x.is_floating_point()]
+    assert not torch.equal(before[0], changed(ours)[0])
+
+
+def test_any_number_of_threads_gives_the_same_bits(monkeypatch):
+    options = SETTINGS["momentum"]
+    monkeypatch.setattr(cpu, "_SMALL", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    one = chain("long-rows", options, torch.float32)
+    cpu.path_step(*one, options)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    for _ in range(10):
+        three = chain("long-rows", options, torch.float32)
+        cpu.path_step(*three, options)
+        assert all(torch.equal(x, y) for x, y in zip(changed(one), changed(three), strict=True))
+
+
+@pytest.mark.skipif(
+    bool(backend.why_off("triton", torch.device("cpu"))), reason="the kernels need triton's interpreter here"
+)
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("name", CHAINS)
+def test_the_triton_kernels_take_the_step_of_the_definition(name, settings):
+    options = SETTINGS[settings]
+    ours, wanted = (chain(name, options, torch.float32) for _ in range(2))
+    with backend.forcing("triton"):
+        path_step(*ours, options)
+    path_step_ref(*wanted, options)
+    for found, value in zip(changed(ours), changed(wanted), strict=True):
+        torch.testing.assert_close(found, value, rtol=2e-4, atol=2e-4)
+
+
+def test_float64_takes_the_definition_where_triton_is_forced(monkeypatch):
+    if reason := backend.why_off("triton", torch.device("cpu")):
+        pytest.skip(reason)
+    monkeypatch.setattr(portable, "move", lambda *call: pytest.fail("the kernel would round to float32"))
+    ours, wanted = (chain("equal", SETTINGS["plain"], torch.float64) for _ in range(2))
+    with backend.forcing("triton"):
+        path_step(*ours, SETTINGS["plain"])
+    path_step_ref(*wanted, SETTINGS["plain"])
+    assert torch.equal(ours[0][0].weight, wanted[0][0].weight)
+
+
+@pytest.mark.parametrize("name", ["torch", "cpp"])
+def test_a_forced_backend_serves(name, monkeypatch):
+    served = []
+    monkeypatch.setattr(cpu, "path_step", lambda *call: served.append("cpp"))
+    call = chain("equal", SETTINGS["plain"], torch.float32)
+    before = call[0][0].weight.clone()
+    with backend.forcing(name):
+        path_step(*call, SETTINGS["plain"])
+    assert served == (["cpp"] if name == "cpp" else [])
+    assert torch.equal(call[0][0].weight, before) == (name == "cpp")
+
+
+def test_gradients_with_other_strides_take_the_definition(monkeypatch):
+    monkeypatch.setattr(cpu, "path_step", lambda *call: pytest.fail("the kernel takes contiguous gradients alone"))
+    (first, *others), bones, run_momentum, events = chain("convolutions", SETTINGS["plain"], torch.float64)
+    wanted = chain("convolutions", SETTINGS["plain"], torch.float64)
+    first = first._replace(grad=first.grad.mT.contiguous().mT)
+    path_step([first, *others], bones, run_momentum, events, SETTINGS["plain"])
+    path_step_ref(*wanted, SETTINGS["plain"])
+    assert torch.equal(first.weight, wanted[0][0].weight)

@@ -1,0 +1,87 @@
+"""Path-SGD: its scale is the sum over paths, by enumeration; it commutes with rescaling."""
+
+import copy
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from tropigrad.optim import BasisPaths, PathSGD
+
+
+def network(bias=False):
+    layers = nn.Linear(4, 5, bias=bias), nn.ReLU(), nn.Linear(5, 3, bias=bias), nn.ReLU(), nn.Linear(3, 2, bias=bias)
+    return nn.Sequential(*layers).double(), torch.randn(20, 4, dtype=torch.float64), torch.arange(20) % 2
+
+
+def convolutions():
+    layers = nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(6, 2)
+    return nn.Sequential(*layers).double(), torch.randn(9, 2, 5, 5, dtype=torch.float64), torch.arange(9) % 2
+
+
+def gradients(model, x, y):
+    model.zero_grad()
+    functional.cross_entropy(model(x), y).backward()
+
+
+def test_the_scale_of_an_edge_is_the_sum_over_its_paths():
+    model, x, y = network()
+    weights = [p.detach().clone() for p in model.parameters()]
+    γ = [torch.zeros_like(w) for w in weights]
+    for nodes in itertools.product(range(4), range(5), range(3), range(2)):
+        path = [(behind, before) for before, behind in itertools.pairwise(nodes)]
+        for layer, edge in enumerate(path):
+            others = [weights[other][path[other]].item() for other in range(3) if other != layer]
+            γ[layer][edge] += math.prod(others) ** 2
+    gradients(model, x, y)
+    g = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    wanted = [w - 0.1 * s / scale for w, s, scale in zip(weights, g, γ, strict=True)]
+    PathSGD(BasisPaths(model), lr=0.1).step()
+    for p, w in zip(model.parameters(), wanted, strict=True):
+        torch.testing.assert_close(p.detach(), w, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("make", [lambda: network(True), convolutions], ids=["biases", "convolutions"])
+def test_rescaled_starts_take_the_same_steps(make):
+    model, x, y = make()
+    twin = copy.deepcopy(model)
+    BasisPaths(twin).rescale_()
+    loss = functional.cross_entropy(model(x), y).item()
+    for each in (model, twin):
+        optimizer = PathSGD(BasisPaths(each), lr=0.01)
+        for _ in range(100):
+            gradients(each, x, y)
+            optimizer.step()
+    torch.testing.assert_close(twin(x), model(x), rtol=1e-9, atol=1e-9)
+    assert functional.cross_entropy(model(x), y).item() < loss
+
+
+def test_dead_paths_stay_where_they_are():
+    model, x, y = network()
+    optimizer = PathSGD(BasisPaths(model), lr=0.01)
+    with torch.no_grad():
+        model.get_parameter("2.weight")[1] = 0.0
+        model.get_parameter("4.weight")[:, 0] = 0.0
+    gradients(model, x, y)
+    optimizer.step()
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_nothing_moves_where_a_gradient_is_missing():
+    model, x, y = network()
+    optimizer = PathSGD(BasisPaths(model))
+    gradients(model, x, y)
+    before = [p.detach().clone() for p in model.parameters()]
+    model.get_parameter("2.weight").grad = None
+    with pytest.raises(RuntimeError, match=r"PathSGD: 2\.weight has no gradient"):
+        optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize(("settings", "match"), [({"lr": 0}, "lr is 0"), ({"floor": -1.0}, "floor is -1")])
+def test_settings_are_checked(settings, match):
+    with pytest.raises(ValueError, match=match):
+        PathSGD(BasisPaths(network()[0]), **settings)
