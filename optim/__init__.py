@@ -3,5 +3,6 @@
 from .basis_paths import BasisPaths
 from .gsgd import GSGD
 from .path_sgd import PathSGD
+from .worst_sample_subgradient import WorstSampleSubgradient
 
-__all__ = ["GSGD", "BasisPaths", "PathSGD"]
+__all__ = ["GSGD", "BasisPaths", "PathSGD", "WorstSampleSubgradient"]

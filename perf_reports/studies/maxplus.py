@@ -1,14 +1,11 @@
-"""Training a linear-min-max network by the sparse subgradient of the worst-sample loss.
+"""Training a linear-min-max network by the sparse subgradient of the worst-sample loss, beside dense backprop.
 
     F(W) = max_n ℓ_n,    W ← W − γ g,    γ = (F − L) / ‖g‖²
 
-g, of at most four entries, follows the winners of every max and min; L is the level that F is taken to be able to
-reach. With L = F* this is Polyak's step. F* = 0 holds only where the network can interpolate the data, and F is not
-convex: so L starts at 0 and is raised when the iterates travel without getting there (see TargetLevel).
-
-The network and its start are those of Enaieh & Fercoq, arXiv 2603.04133; loss, step rule and settings are our own.
-Step rule: Brännlund, "On relaxation methods for nonsmooth convex optimization", 1993; Nedić & Bertsekas, "Incremental
-subgradient methods for nondifferentiable optimization", 2001.
+g has at most four entries. `WorstSampleSubgradient` touches what they move; its rivals go through the same iterates by
+a dense evaluation, of fused products or of all candidates in memory, or train by mini-batches. Mathematics, steps and
+sources: kernels/worst_sample/definition.py. The network and its start are those of Enaieh & Fercoq, arXiv 2603.04133;
+loss, step rule and settings are our own.
 """
 
 from __future__ import annotations
@@ -17,16 +14,18 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from ...autotune.timing import synchronize
+from ...kernels.worst_sample.definition import IDLE, Settings, beginning, step_length
 from ...nn import KMedoidsInit, LinearMinMax, WorstSampleLoss
+from ...optim import WorstSampleSubgradient
 from .. import data
 from ..data import Dataset
 from ..measure import peak_memory
@@ -47,45 +46,6 @@ STUDY = "maxplus"
 # One grey level of the digits is 1/16 of their range: in the units of the scores, 4. The margin asks for that much.
 SCALE = 64.0
 MARGIN = 4.0
-
-
-# ------------------------------------------------------------------------------------------------ step rule
-
-
-@dataclass
-class TargetLevel:
-    """The step length of Polyak's rule with a level that adapts, by path-based level control.
-
-    The level is max(0, best − gap), and the gap starts as the first F, so that the level starts at 0. Each time F has
-    come down by half a gap, that is a new record. When the iterates have travelled too far since the last one, the
-    level was out of reach: the gap is halved and the iterates go back to the best. Too far is `patience` times the
-    length of the very first step, and √½ of that after each halving. So the steps shrink where F cannot reach 0, and
-    are Polyak's with F* = 0 where it can.
-    """
-
-    patience: float = 20.0
-    best: float = math.inf
-    record: float = math.inf
-    gap: float = math.inf
-    path: float = 0.0
-    longest_path: float = 0.0
-
-    def step(self, loss: float, norm: float) -> float | None:
-        """γ, of a loss F > 0 and the norm of its subgradient; None where the iterates must go back to the best ones."""
-        if math.isinf(self.record):
-            self.record, self.gap = loss, loss
-            self.longest_path = self.patience * loss / norm
-        self.best = min(self.best, loss)
-        if loss <= self.record - self.gap / 2:
-            self.record, self.path = loss, 0.0
-        elif self.path > self.longest_path:
-            # a fixed length would give ever more steps to each level; one that shrinks with the gap, too few
-            self.gap, self.longest_path = min(self.gap, self.best) / 2, self.longest_path * math.sqrt(0.5)
-            self.record, self.path = self.best, 0.0
-            return None
-        level = max(0.0, self.best - self.gap)
-        self.path += (loss - level) / norm
-        return (loss - level) / norm**2
 
 
 # ------------------------------------------------------------------------------------------------ methods
@@ -187,7 +147,8 @@ class Subgradient(Method):
 
     def __init__(self, name: str, role: str, model: LinearMinMax, dataset: Dataset, margin: float) -> None:
         super().__init__(name, role, model, dataset, margin)
-        self.rule = TargetLevel()
+        self.settings = Settings(margin=margin)
+        self.progress = beginning(self.settings)
         self._found: tuple[Tensor, ...] = ()
         self.loss = math.inf
         self.idle = 0  # iterations in a row that found F within its rounding of 0, and no better than before
@@ -202,6 +163,7 @@ class Subgradient(Method):
         start = time.perf_counter()
         self._found = self.gradients()
         self.loss = self._found[0].item()  # waits for the device
+        self._previous = self.best_loss
         self._keep_best(self.loss)
         self.times.append(time.perf_counter() - start)
         return self.loss
@@ -211,9 +173,10 @@ class Subgradient(Method):
         start = time.perf_counter()
         gradients = self._found[1:]
         self._found = ()
-        norm = math.sqrt(sum(g.square().sum().item() for g in gradients))
-        self.idle = self.idle + 1 if self.rule.best <= self.loss <= self._rounding() else 0
-        step = self.rule.step(self.loss, norm)
+        self.idle = self.idle + 1 if self._previous <= self.loss <= self._rounding() else 0
+        self.progress.best_loss, self.progress.iteration = self.best_loss, self.iteration
+        squared_norm = sum(g.square().sum().item() for g in gradients)
+        step = step_length(self.settings, self.progress, self.loss, squared_norm)
         if step is None:
             self.model.load_state_dict(self.best)
         else:
@@ -225,7 +188,7 @@ class Subgradient(Method):
     @property
     def is_done(self) -> bool:
         # steps as small as the rounding of the scores may be absorbed, and F stay a unit in the last place above 0
-        return self.loss == 0 or self.idle >= 100
+        return self.loss == 0 or self.idle >= IDLE
 
     def _rounding(self) -> float:
         assert self.scores is not None
@@ -235,26 +198,47 @@ class Subgradient(Method):
         """To the iterate with the best F: a subgradient step need not descend."""
         self.model.load_state_dict(self.best)
 
-    def state(self) -> dict[str, Any]:
-        """All that the next iterates depend on, and the best so far."""
-        return {
-            "iteration": self.iteration,
-            "seconds": self.seconds,
-            "model": self.model.state_dict(),
-            "rule": asdict(self.rule),
-            "idle": self.idle,
-            "best_loss": self.best_loss,
-            "best": self.best,
-        }
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        self.iteration = state["iteration"]
-        self.times = [state["seconds"]]
-        self.model.load_state_dict(state["model"])
-        self.rule = TargetLevel(**state["rule"])
-        self.idle = state["idle"]
-        self.best_loss = state["best_loss"]
-        self.best = state["best"]
+class Sparse(Method):
+    """Ours: many iterations in one call, between two that are logged."""
+
+    def __init__(self, name: str, role: str, model: LinearMinMax, dataset: Dataset, margin: float, last: int) -> None:
+        super().__init__(name, role, model, dataset, margin)
+        self.z = None  # it is not ours to keep: the optimizer has it
+        start = time.perf_counter()
+        self.optimizer = WorstSampleSubgradient(model, dataset.x_train, dataset.y_train, margin=margin)
+        self.times.append(time.perf_counter() - start)  # the caches: the evaluation of the start
+        self.loss = self.best_loss = self.optimizer.loss
+        self._last = last
+        self._ahead: list[float] = []
+
+    def gradients(self) -> tuple[Tensor, ...]:
+        return ()
+
+    def evaluate(self) -> float:
+        return self.loss
+
+    def advance(self) -> None:
+        self.iteration += 1
+        if not self._ahead:
+            until = next(i for i in range(self.iteration, self._last + 1) if _logged(i, self._last) or i == self._last)
+            start = time.perf_counter()
+            self._ahead = self.optimizer.step(until - self.iteration + 1).tolist()
+            self.times += [(time.perf_counter() - start) / len(self._ahead)] * len(self._ahead)
+            self.best_loss = self.optimizer.best.loss
+        self.loss = self._ahead.pop(0)
+
+    @property
+    def is_done(self) -> bool:
+        return not self._ahead and self.optimizer.status != "going"
+
+    @torch.no_grad()
+    def record(self, loss: float) -> dict[str, Any]:
+        self.scores = self.model(self.dataset.x_train)
+        return super().record(loss)
+
+    def finish(self) -> None:
+        self.optimizer.load_best()
 
 
 class MiniBatchAdam(Method):
@@ -296,8 +280,59 @@ class MiniBatchAdam(Method):
         self.times.append(time.perf_counter() - start)
 
 
+class Perceptron(Method):
+    """A ReLU network with as many hidden units, by the same mini-batches."""
+
+    learning_rate = 1e-3
+
+    def __init__(self, name: str, role: str, model: LinearMinMax, dataset: Dataset, margin: float, seed: int) -> None:
+        super().__init__(name, role, model, dataset, margin)
+        self.z = None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.net = torch.nn.Sequential(
+                torch.nn.Linear(model.in_features, model.hidden),
+                torch.nn.ReLU(),
+                torch.nn.Linear(model.hidden, model.classes),
+            )
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=self.learning_rate)
+        self.order = torch.Generator().manual_seed(seed)
+
+    def gradients(self) -> tuple[Tensor, ...]:
+        return self._gradients(torch.arange(min(MiniBatchAdam.batch, len(self.dataset.y_train))))
+
+    def _gradients(self, rows: Tensor) -> tuple[Tensor, ...]:
+        loss = functional.cross_entropy(self.net(self.dataset.x_train[rows]), self.dataset.y_train[rows])
+        return loss.detach(), *torch.autograd.grad(loss, list(self.net.parameters()))
+
+    @torch.no_grad()
+    def evaluate(self) -> float:
+        self.scores = self.net(self.dataset.x_train)
+        self.best_loss = min(self.best_loss, loss := self.worst(self.scores, self.dataset.y_train).item())
+        return loss
+
+    def advance(self) -> None:
+        start = time.perf_counter()
+        for rows in torch.randperm(len(self.dataset.y_train), generator=self.order).split(MiniBatchAdam.batch):
+            _, *gradients = self._gradients(rows)
+            for parameter, gradient in zip(self.net.parameters(), gradients, strict=True):
+                parameter.grad = gradient
+            self.optimizer.step()
+        self.iteration += 1
+        self.times.append(time.perf_counter() - start)
+
+    @torch.no_grad()
+    def test_accuracy(self) -> float:
+        return _accuracy(self.net(self.dataset.x_test), self.dataset.y_test)
+
+
 def _accuracy(scores: Tensor, targets: Tensor) -> float:
     return (scores.argmax(dim=1) == targets).double().mean().item()
+
+
+@torch.no_grad()
+def _accuracy_of(model: LinearMinMax, x: Tensor, y: Tensor) -> float:
+    return _accuracy(model(x), y)
 
 
 def start(dataset: Dataset, hidden: int, seed: int, scale: float, margin: float) -> tuple[LinearMinMax, KMedoidsInit]:
@@ -351,10 +386,11 @@ def compare(
     seed: int = 0,
     progress: Progress = lambda done, total, what: None,
 ) -> Iterator[dict[str, Any]]:
-    """The sparse backward beside dense autograd, on the same network from the same start with the same steps.
+    """Sparse iterations beside dense ones, on the same network from the same start with the same steps.
 
-    Their iterates are equal, bit for bit, and their iterations take turns; the dense one stops early where its time is
-    up. A third method, mini-batch Adam, trains the same network in the usual way; an iteration of it is an epoch.
+    The iterates of the first three methods are equal, bit for bit, and their iterations take turns; dense ones stop
+    early where their time is up. Mini-batch Adam trains the same network in the usual way, and a ReLU network with as
+    many hidden units: an iteration of theirs is an epoch.
 
     Args:
         data_dir: MNIST-format files, of which a subset is taken (SETTINGS); None for scikit-learn's digits.
@@ -373,13 +409,24 @@ def compare(
         dataset = dataset.subset(setting.train_per_class, setting.test_per_class, seed)
     progress(0, setting.iterations, f"k-medoids, {dataset.name}")
     model, medoids = start(dataset, setting.hidden, seed, SCALE, MARGIN)
-    methods = [
-        Subgradient("sparse backward", "ours", model, dataset, MARGIN),
+    methods: list[Method] = [
         Subgradient("dense autograd", "dense", _dense_copy(model), dataset, MARGIN),
+        Subgradient("fused dense", "other", _kernel_copy(model), dataset, MARGIN),
         MiniBatchAdam("mini-batch Adam", "other", _kernel_copy(model), dataset, MARGIN, seed),
+        Perceptron("MLP, Adam", "other", model, dataset, MARGIN, seed),
     ]
-    limits = dict(zip(methods, (math.inf, setting.dense_seconds, setting.adam_seconds), strict=True))
     peaks = {method: peak_memory(method.gradients)[1] for method in methods}  # warms up as well
+    made: list[Method] = []
+
+    def make() -> tuple[Tensor, ...]:
+        made.append(Sparse("sparse", "ours", model, dataset, MARGIN, setting.iterations))
+        return ()
+
+    ours_peak = peak_memory(make)[1]
+    methods = made + methods
+    peaks[methods[0]] = ours_peak
+    seconds = (math.inf, setting.dense_seconds, setting.dense_seconds, setting.adam_seconds, setting.adam_seconds)
+    limits = dict(zip(methods, seconds, strict=True))
     stopped: dict[Method, str] = {}
     losses: dict[Method, float] = {}
     for iteration in range(setting.iterations + 1):
@@ -414,19 +461,22 @@ def compare(
             "margin": MARGIN,
             "train_samples": len(dataset.y_train),
             "test_samples": len(dataset.y_test),
-            "seconds_per_iteration": statistics.median(method.times),
+            "seconds_per_iteration": statistics.median(method.times or [0.0]),
             "iterations": method.iteration,
             "stopped": stopped[method],
             "final_loss": losses[method],
             "best_loss": method.best_loss,
             "test_accuracy": method.test_accuracy(),
-            "peak_bytes": None if memory is None else memory.peak_bytes,  # of one loss and its gradient
+            # of one loss and its gradient; of ours, of the caches
+            "peak_bytes": None if memory is None else memory.peak_bytes,
             "init_seconds": medoids.seconds,
             "init_loss": medoids.loss,
         }
 
 
 # ------------------------------------------------------------------------------------------------ one training run
+
+_ANSWER_SECONDS = 0.5
 
 
 def train(
@@ -438,6 +488,10 @@ def train(
     seed: int = 0,
     scale: float = SCALE,
     margin: float = MARGIN,
+    step: Literal["polyak", "sqrt", "power"] = "polyak",
+    loss: Literal["hinge", "cross_entropy"] = "hinge",
+    memory: Literal["auto", "trees", "winners"] = "auto",
+    train_a: bool = False,
     resume: bool = False,
     progress: Progress = lambda done, total, what: None,
 ) -> dict[str, Any]:
@@ -453,6 +507,7 @@ def train(
         iterations: in all, those before a resumption included. It ends sooner where F is 0, to rounding.
         seed: of the samples that k-medoids draws.
         scale, margin: λ and Δ, see LinearMinMax.init_kmedoids.
+        step, loss, memory, train_a: see WorstSampleSubgradient.
         resume: go on from the checkpoint in `out`; otherwise what a run left there is replaced.
         progress: called before each iteration.
     Returns:
@@ -474,72 +529,109 @@ def train(
         "seed": seed,
         "scale": scale,
         "margin": margin,
+        "step": step,
+        "loss": loss,
+        "train_a": train_a,
     }
-    if resume:
-        state = read_checkpoint(out / CHECKPOINT, config)
-        model = LinearMinMax(dataset.features, hidden, dataset.classes)
-        model.load_state_dict(state["model"])  # before z = A x is taken
-        method = Subgradient("sparse backward", "ours", model, dataset, margin)
-        method.load_state(state)
-        rows: list[dict[str, Any]] = state["rows"]
-    else:
+    pace = 1  # iterations that take as long as Ctrl-C may wait
+    state = read_checkpoint(out / CHECKPOINT, config) if resume else None
+    if state is None:
         progress(0, iterations, "k-medoids")
-        method = Subgradient("sparse backward", "ours", start(dataset, hidden, seed, scale, margin)[0], dataset, margin)
-        rows = []
+        model, _ = start(dataset, hidden, seed, scale, margin)
+    else:
+        model = LinearMinMax(dataset.features, hidden, dataset.classes)
+        model.load_state_dict(state["optimizer"]["weights"])
+    optimizer = WorstSampleSubgradient(
+        model, dataset.x_train, dataset.y_train, step, memory, loss=loss, margin=margin, train_A=train_a
+    )
+    rows: list[dict[str, Any]] = []
+    spent = 0.0
+    if state is not None:
+        optimizer.load_state_dict(state["optimizer"])
+        rows, spent = state["rows"], state["seconds"]
     out.mkdir(parents=True, exist_ok=True)
 
+    def log() -> None:
+        # an iterate may have been logged as the last one before
+        rows[:] = [row for row in rows if row["iteration"] < optimizer.iteration]
+        rows.append(
+            {
+                "kind": "training",
+                "study": STUDY,
+                "method": "sparse",
+                "dataset": dataset.name,
+                "iteration": optimizer.iteration,
+                "seconds": spent,
+                "loss": optimizer.loss,
+                "train_accuracy": _accuracy_of(model, dataset.x_train, dataset.y_train),
+                "test_accuracy": _accuracy_of(model, dataset.x_test, dataset.y_test),
+                "seed": seed,
+            }
+        )
+
     def save() -> None:
-        checkpoint = {"config": config, "rows": rows, **method.state()}
+        checkpoint = {"config": config, "rows": rows, "seconds": spent, "optimizer": optimizer.state_dict()}
         replace(out / CHECKPOINT, lambda path: torch.save(checkpoint, path))
-        replace(out / MODEL, lambda path: torch.save({"config": config, "state_dict": method.best}, path))
+        best = {"config": config, "state_dict": optimizer.best.weights}
+        replace(out / MODEL, lambda path: torch.save(best, path))
         write_metrics(out / METRICS, rows)
 
     saved = time.monotonic()
     with interruption() as interrupted:
         while True:
-            progress(method.iteration, iterations, f"F {method.best_loss:.4g}")
-            loss = method.evaluate()
-            done = method.is_done or method.iteration >= iterations
-            if done or interrupted.is_set() or _logged(method.iteration, iterations):
-                # an iterate may have been logged as the last one before
-                rows[:] = [row for row in rows if row["iteration"] < method.iteration] + [
-                    method.record(loss) | {"seed": seed}
-                ]
+            progress(optimizer.iteration, iterations, f"F {optimizer.best.loss:.4g}")
+            done = optimizer.status != "going" or optimizer.iteration >= iterations
+            if done or interrupted.is_set() or _logged(optimizer.iteration, iterations):
+                log()
             if done or interrupted.is_set():
                 break
-            method.advance()
+            until = range(optimizer.iteration + 1, iterations + 1)
+            asked = next(i for i in until if _logged(i, iterations) or i == iterations) - optimizer.iteration
+            asked = min(asked, pace)
+            begun = time.perf_counter()
+            optimizer.step(asked)
+            seconds = time.perf_counter() - begun
+            spent += seconds
+            pace = max(1, round(asked * _ANSWER_SECONDS / seconds))
             if time.monotonic() - saved > CHECKPOINT_SECONDS:
                 save()
                 saved = time.monotonic()
-        progress(method.iteration, iterations, f"F {method.best_loss:.4g}")
+        progress(optimizer.iteration, iterations, f"F {optimizer.best.loss:.4g}")
         save()
         plotted = _plot(rows, out / PLOT)
     last = rows[-1]
-    method.finish()
+    worst = optimizer.worst
+    memory_of = optimizer.why
+    best = optimizer.load_best()
     return {
         **config,
-        "iterations": method.iteration,
+        "memory": memory_of,
+        "iterations": last["iteration"],
         "interrupted": not done,
-        "seconds": method.seconds,
+        "seconds": spent,
         "first_loss": rows[0]["loss"],
         "final_loss": last["loss"],
-        "best_loss": method.best_loss,
+        "best_loss": best.loss,
         "first_test_accuracy": rows[0]["test_accuracy"],
-        "test_accuracy": method.test_accuracy(),
+        "test_accuracy": _accuracy_of(model, dataset.x_test, dataset.y_test),
         "train_accuracy": last["train_accuracy"],
+        "worst_sample": worst._asdict(),
         "files": [str(out / name) for name in (MODEL, METRICS, CHECKPOINT, *([PLOT] if plotted else []))],
     }
 
 
 def summary_lines(summary: dict[str, Any]) -> list[str]:
     """What `train` returned, for people."""
+    worst = summary["worst_sample"]
     interrupted = "; interrupted, --resume goes on" if summary["interrupted"] else ""
     accuracies = f"{summary['first_test_accuracy']:.2%} at the start, {summary['test_accuracy']:.2%} at best loss"
     return [
         f"network        {summary['dataset']}: {summary['in_features']} features, {summary['hidden']} hidden units",
+        f"memory         {summary['memory']}",
         f"iterations     {summary['iterations']} in {summary['seconds']:.3g} s{interrupted}",
         f"worst loss     {summary['first_loss']:.4g} at the start, {summary['best_loss']:.4g} at best",
         f"test accuracy  {accuracies}",
+        f"worst sample   {worst['sample']}, in {worst['share']:.0%} of the iterates",
         f"files          {'  '.join(summary['files'])}",
     ]
 

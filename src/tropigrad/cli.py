@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
@@ -262,6 +262,12 @@ def train_maxplus(
     ] = None,
     iterations: Annotated[int, typer.Option(help="Iterations in all; it ends sooner where the loss is 0.")] = 300,
     seed: Annotated[int, typer.Option(help="Seed of the split and of the k-medoids' samples.")] = 0,
+    margin: Annotated[float, typer.Option(help="Of the hinge, in the units of the scores.")] = 4.0,
+    scale: Annotated[float, typer.Option(help="λ of A = λ[I; −I]; a power of two.")] = 64.0,
+    step: Annotated[Literal["polyak", "sqrt", "power"], typer.Option(help="The step rule.")] = "polyak",
+    loss: Annotated[Literal["hinge", "cross_entropy"], typer.Option(help="Of each sample.")] = "hinge",
+    memory: Annotated[Literal["auto", "trees", "winners"], typer.Option(help="What an iteration keeps.")] = "auto",
+    train_a: Annotated[bool, typer.Option("--train-a", help="Let A move as well.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
     out: Annotated[Path, typer.Option(help="Where metrics.jsonl, model.pt and the plot go.")] = Path("runs/maxplus"),
     as_json: Json = False,
@@ -279,6 +285,12 @@ def train_maxplus(
                 hidden=hidden,
                 iterations=iterations,
                 seed=seed,
+                scale=scale,
+                margin=margin,
+                step=step,
+                loss=loss,
+                memory=memory,
+                train_a=train_a,
                 resume=resume,
                 progress=lambda done, total, what: bar("training", done, total, what),
             )

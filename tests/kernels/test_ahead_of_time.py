@@ -12,11 +12,13 @@ import sys
 from typing import Any
 
 import pytest
+import torch
 
 from tropigrad.kernels import ahead_of_time, backend
 from tropigrad.kernels.path_step import portable as path_step
 from tropigrad.kernels.tropical_conv2d import portable as convolution
 from tropigrad.kernels.tropical_matmul import log, portable, scatter
+from tropigrad.kernels.worst_sample import portable as worst_sample
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -125,6 +127,19 @@ def path_move(dtype: str):
     return path_step._path_move_kernel, signature, {"TAPS": 9, "MOVING": True, "BLOCK": path_step._BLOCK}, 4
 
 
+def iterations(dtype: str):
+    kernel = worst_sample._worst_sample_kernel
+    signature = dict.fromkeys(
+        ["zt_ptr", "u_ptr", "f_ptr", "w1_ptr", "w2_ptr", "best_w1_ptr", "best_w2_ptr"], f"*{dtype}"
+    )
+    signature |= dict.fromkeys(["y_ptr", "i_ptr", "j_ptr", "journal_ptr"], "*i32")
+    signature |= {"times_ptr": "*i64", "integers_ptr": "*i64"}
+    signature |= dict.fromkeys(["floats_ptr", "trace_ptr", "margin_ptr"], "*fp64")
+    signature |= dict.fromkeys(["noted", "iterations", "N", "p", "q", "K"], "i32")
+    element = torch.float64 if dtype == "fp64" else torch.float32
+    return kernel, signature, worst_sample.constants(element, is_polyak=True, N=2048, K=10), 4
+
+
 COMPILED = {
     "forward": forward,
     "forward-small": lambda dtype: forward(dtype, SMALL),
@@ -153,6 +168,7 @@ COMPILED = {
     "conv2d-scatter": convolve_back,
     "path-flows": path_flows,
     "path-move": path_move,
+    "iterations": iterations,
 }
 
 
@@ -172,7 +188,9 @@ def costs(dtype: str, names: tuple[str, ...], capabilities: tuple[int, ...]) -> 
 
 def names_for(dtype: str) -> tuple[str, ...]:
     """Integers have no gradient, float64 no fixed point, and the step on path values no kernel but that of float32."""
-    skipped = ("fixed",) if dtype == "fp64" else ("scatter", "fixed", "log", "conv2d") if dtype.startswith("i") else ()
+    of_integers = ("scatter", "fixed", "log", "conv2d", "iterations")
+    skipped = ("fixed",) if dtype == "fp64" else of_integers if dtype.startswith("i") else ()
+    skipped += ("iterations",) if dtype in ("fp16", "bf16") else ()
     skipped += () if dtype == "fp32" else ("path",)
     return tuple(name for name in COMPILED if name.split("-")[0] not in skipped)
 
@@ -185,6 +203,7 @@ QUICK = [
     ("bf16", ("forward-small", "forward-conv2d-winners"), (90,)),
     ("i16", ("forward-blocks",), (90,)),
     ("i8", ("forward-conv2d-winners",), (90,)),
+    ("fp32", ("iterations",), (80, 90, 100)),
     ("fp32", ("forward-conv2d", "forward-conv2d-depthwise", "conv2d-scatter"), (90,)),
     ("fp32", ("path-flows", "path-move"), (80, 90, 100)),
 ]

@@ -1,0 +1,20 @@
+"""Iterations of subgradient descent on the worst sample of a linear-min-max network (see definition.py)."""
+
+from .cpu import DTYPES, MEMORIES, Sparse, activate, bytes_needed, is_available
+from .definition import Dense, Progress, Samples, Settings, State, Weights, beginning
+
+__all__ = [
+    "DTYPES",
+    "MEMORIES",
+    "Dense",
+    "Progress",
+    "Samples",
+    "Settings",
+    "Sparse",
+    "State",
+    "Weights",
+    "activate",
+    "beginning",
+    "bytes_needed",
+    "is_available",
+]

@@ -1,0 +1,182 @@
+"""The iterations in C++ (cpu.cpp), called through ctypes on the tensors of a run."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import native
+from ..tropical_matmul import tropical_matmul
+from .definition import IDLE, LOSSES, PATIENCE, STEPS, Activations, Progress, State, Weights
+
+_SOURCE = Path(__file__).with_name("cpu.cpp")
+DTYPES = (torch.float32, torch.float64)
+MEMORIES = ("winners", "trees")
+_ROWS = 4096  # samples that are activated at a time: their winners come as int64
+
+
+class _Problem(ctypes.Structure):
+    """Problem in cpu.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("N", "training", "d", "p", "q", "K", "columns")),
+        *((name, ctypes.c_int64) for name in ("loss", "step", "trains_a", "has_trees", "idle_limit", "threads")),
+        *((name, ctypes.c_double) for name in ("margin", "target", "patience")),
+        *((name, ctypes.c_void_p) for name in ("x", "xt", "y")),
+        *((f"{of}{name}", ctypes.c_void_p) for of in ("", "best_", "best_right_") for name in Weights._fields),
+        *((name, ctypes.c_void_p) for name in ("z", "zt", "u", "ut", "unit_other", "score_other", "f")),
+        *((name, ctypes.c_void_p) for name in ("losses", "unit_winner", "score_winner")),
+        *((name, ctypes.c_void_p) for name in ("unit_trees", "score_trees", "is_right", "times_worst")),
+        ("progress", ctypes.POINTER(Progress)),
+    )
+
+
+@functools.cache
+def _functions(dtype: torch.dtype):
+    found = native.library_of(_SOURCE, dtype)
+    if found is None:
+        return None
+    problem = ctypes.POINTER(_Problem)
+    found.worst_sample_set_team.argtypes = [ctypes.c_void_p]
+    found.worst_sample_set_team(native.openmp_team())
+    found.worst_sample_project.argtypes = [problem]
+    found.worst_sample_build.argtypes = [problem, ctypes.c_int]
+    counter = ctypes.POINTER(ctypes.c_int64)
+    found.worst_sample_run.argtypes = [problem, ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, counter]
+    return found
+
+
+def is_available(dtype: torch.dtype) -> bool:
+    """Whether the loop of this dtype could be compiled, now if need be; where not, one warning has said why."""
+    return _functions(dtype) is not None
+
+
+def bytes_needed(N: int, p: int, q: int, K: int, itemsize: int, memory: str) -> int:
+    """What a memory takes beside the samples and the weights, where no half of z tells the other."""
+    index = _index(p, q).itemsize
+    shared = N * ((p + q + K + 1) * itemsize + (q + K) * index + 1)
+    if memory == "winners":
+        return shared + N * (p + 2 * q + K) * itemsize
+    return shared + N * (q * _power_of_two(p) + K * _power_of_two(q)) * index
+
+
+def _is_mirrored(a: Tensor) -> bool:
+    half = len(a) // 2
+    return len(a) == 2 * half and torch.equal(a[half:], -a[:half])
+
+
+def _power_of_two(count: int) -> int:
+    return 1 << (count - 1).bit_length()
+
+
+def _index(p: int, q: int) -> torch.dtype:
+    return torch.int16 if _power_of_two(max(p, q)) < 1 << 15 else torch.int32  # an absent leaf of a tree has a number
+
+
+class Sparse:
+    """Iterations that touch what moved: the caches u, I, f, J of all samples, and trees over their leaves if asked for.
+
+    Raises:
+        MemoryError: the caches do not fit.
+    """
+
+    def __init__(self, state: State, memory: str) -> None:
+        samples, weights, settings = state.samples, state.weights, state.settings
+        (p, d), q, K, N = weights.a.shape, len(weights.w1), len(weights.w2), len(samples.x)
+        dtype, index, trees = weights.a.dtype, _index(p, q), memory == "trees"
+
+        def empty(*shape: int, wanted: bool = True, dtype: torch.dtype = dtype) -> Tensor | None:
+            return torch.empty(shape, dtype=dtype) if wanted else None
+
+        # A = λ[I; −I], as the networks start: half of z tells the other
+        columns = p if settings.train_a or not _is_mirrored(weights.a) else p // 2
+        self.state = state
+        self._z = torch.empty(N, columns, dtype=dtype)
+        self._u, self._f = torch.empty(N, q, dtype=dtype), torch.empty(K, N, dtype=dtype)
+        self._i, self._j = torch.empty(q, N, dtype=index), torch.empty(K, N, dtype=index)
+        self._ut = empty(q, N, wanted=not trees)
+        # nothing is known of the runners-up at first: bounds that no winner beats, until all leaves are read
+        bounds = (
+            () if self._ut is None else (self._ut.new_full((q, N), -torch.inf), self._f.new_full((K, N), torch.inf))
+        )
+        self._buffers = {  # the structure holds addresses alone
+            "x": samples.x,
+            "xt": samples.x.T.contiguous() if settings.train_a else None,
+            "y": samples.y,
+            "z": self._z,
+            "zt": empty(columns, N, wanted=not trees),
+            "u": self._u,
+            "ut": self._ut,
+            **dict(zip(("unit_other", "score_other"), bounds or (None, None), strict=True)),
+            "f": self._f,
+            "losses": empty(N),
+            "unit_winner": self._i,
+            "score_winner": self._j,
+            "unit_trees": empty(N, q, _power_of_two(p), wanted=trees, dtype=index),
+            "score_trees": empty(N, K, _power_of_two(q), wanted=trees, dtype=index),
+            "is_right": empty(N, dtype=torch.uint8),
+            "times_worst": state.times_worst,
+        }
+        for of, iterate in (("", weights), ("best_", state.best), ("best_right_", state.best_right)):
+            self._buffers |= {f"{of}{name}": getattr(iterate, name, None) for name in Weights._fields}
+        self._problem = _Problem(
+            **{name: None if x is None else x.data_ptr() for name, x in self._buffers.items()},
+            N=N,
+            training=samples.training,
+            d=d,
+            p=p,
+            q=q,
+            K=K,
+            columns=columns,
+            loss=LOSSES.index(settings.loss),
+            step=STEPS.index(settings.step),
+            trains_a=settings.train_a,
+            has_trees=trees,
+            idle_limit=IDLE,
+            threads=torch.get_num_threads(),
+            margin=settings.margin,
+            target=settings.target,
+            patience=PATIENCE,
+            progress=ctypes.pointer(state.progress),
+        )
+        self._wide = index == torch.int32
+        functions = _functions(dtype)
+        assert functions is not None
+        self._functions = functions
+        _check(functions.worst_sample_project(self._problem))
+        for begin in range(0, N, _ROWS):
+            rows = slice(begin, begin + _ROWS)
+            z = self._z[rows]
+            u, i, f, j = activate(z if columns == p else torch.cat([z, -z], dim=1), weights)
+            self._u[rows], self._i[:, rows] = u, i.T
+            self._f[:, rows], self._j[:, rows] = f.T, j.T
+            if self._ut is not None:
+                self._ut[:, rows] = u.T
+        _check(functions.worst_sample_build(self._problem, self._wide))
+
+    def run(self, iterations: int, trace: Tensor) -> int:
+        """At most so many iterations; F after each goes to `trace` [iterations] float64. Returns how many were done."""
+        done = ctypes.c_int64()
+        self._problem.threads = torch.get_num_threads()
+        _check(self._functions.worst_sample_run(self._problem, self._wide, iterations, trace.data_ptr(), done))
+        return done.value
+
+    @property
+    def activations(self) -> Activations:
+        return Activations(self._u, self._i.T.long(), self._f.T, self._j.T.long())
+
+
+def activate(z: Tensor, weights: Weights) -> Activations:
+    """The activations by the fused products, which keep the winners and materialise nothing."""
+    u = tropical_matmul(z, weights.w1.T, semiring="min_plus", return_indices=True)
+    f = tropical_matmul(u.values, weights.w2.T, return_indices=True)
+    return Activations(u.values, u.indices, f.values, f.indices)
+
+
+def _check(status: int) -> None:
+    if status:
+        raise MemoryError("worst_sample: no memory for the moves of an iteration")

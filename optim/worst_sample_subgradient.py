@@ -1,0 +1,436 @@
+"""Subgradient descent on the worst sample, F(W) = max_n ℓ_n(W), of a linear-min-max network: W ← W − γ g.
+
+g has a few entries, and a step changes few activations: an iteration costs O(N), not O(N q p), and gives the iterates
+of dense backprop bit for bit. Mathematics, steps and sources: kernels/worst_sample/definition.py.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ..kernels import backend
+from ..kernels.worst_sample import (
+    DTYPES,
+    MEMORIES,
+    Dense,
+    Samples,
+    Settings,
+    Sparse,
+    State,
+    Weights,
+    activate,
+    beginning,
+    bytes_needed,
+    is_available,
+)
+from ..kernels.worst_sample.definition import DIVERGED, GOING, LOSSES, STEPS
+from ..kernels.worst_sample.portable import Persistent, is_suited
+
+_STATUS = ("going", "target met", "within rounding of the target", "diverged")
+_SLICE_SECONDS = 0.2  # at the end of which Ctrl-C is heard and progress told
+_WHERE = "WorstSampleSubgradient"
+
+
+class LinearMinMaxLike(Protocol):
+    """What is trained: f_k = max_j (u_j + W2_kj), u_j = min_i (z_i + W1_ji), z = A x."""
+
+    @property
+    def A(self) -> Tensor: ...  # [p, d]
+    @property
+    def W1(self) -> Tensor: ...  # [q, p]
+    @property
+    def W2(self) -> Tensor: ...  # [K, q]
+
+
+class Iterate(NamedTuple):
+    """An iterate that was kept."""
+
+    iteration: int
+    loss: float  # F
+    accuracy: float | None  # on the validation samples; None where F chose it
+    weights: dict[str, Tensor]  # A, W1, W2, as in a state_dict
+
+
+class WorstSample(NamedTuple):
+    """A training sample, and in how many of the iterates so far it was the worst."""
+
+    sample: int
+    times: int
+    share: float
+
+
+class WorstSampleSubgradient:
+    """Trains a linear-min-max network in place, on the sample with the largest loss.
+
+        F = max_n ℓ_n,    ℓ_n = max(0, max_{k≠y} (Δ + f_nk) − f_ny)  or the cross-entropy,    W ← W − γ g
+
+    F is not convex in the weights: limit points are stationary at best, and the best iterate is kept. The model stays
+    an ordinary torch module. Weights that others change between steps are taken up, by a dense evaluation.
+
+    Args:
+        model: anything with tensors A [p, d], W1 [q, p] and W2 [K, q], contiguous, float32 or float64 (elsewhere than
+            on the CPU any floating dtype), on one device; `tropigrad.nn.LinearMinMax` is one.
+        x: [N, d], the dtype and device of the weights, finite.  y: [N], integer labels in [0, K).
+        step: "polyak", γ = (F − L) / ‖g‖² with a level L that starts at `target` and is raised where it proves out of
+            reach; "sqrt", γ = c / (‖g‖ √(t+1)); "power", γ = c / (‖g‖ (t+1)^0.6).
+        memory: "winners" keeps the winner of every min and max; "trees", the paper's form, a tournament tree over the
+            leaves of each, 2 N q p bytes. Same iterates. "auto" takes winners, and `why` says why. Both are of the CPU.
+            On a GPU one Triton program keeps winners where N ≤ 16,384, the loss is the hinge, A is fixed, the step is
+            not "power" and nothing is validated; elsewhere every iteration is a dense evaluation by fused products.
+        group: not supported yet; None.
+        loss: "hinge" or "cross_entropy".  margin: Δ > 0, in the units of the scores.
+        target: ≥ 0; a run ends when F is no larger.
+        length: c, the length of the first step of "sqrt" and "power"; by default that of Polyak's.
+        train_A: whether A moves; by default whether it requires a gradient. Then an iteration costs O(N (d + q)).
+        validation: (x, y) of samples with no part in F: the iterate that classifies most of them rightly is kept too.
+
+    Raises:
+        TypeError, ValueError: what does not fit, and what was expected.  MemoryError: a memory larger than the
+        machine's.
+
+    Source: Enaieh & Fercoq, "Exploiting Subgradient Sparsity in Max-Plus Neural Networks", arXiv 2603.04133.
+    """
+
+    def __init__(
+        self,
+        model: LinearMinMaxLike,
+        x: Tensor,
+        y: Tensor,
+        step: Literal["polyak", "sqrt", "power"] = "polyak",
+        memory: Literal["auto", "trees", "winners"] = "auto",
+        group: None = None,
+        *,
+        loss: Literal["hinge", "cross_entropy"] = "hinge",
+        margin: float = 1.0,
+        target: float = 0.0,
+        length: float | None = None,
+        train_A: bool | None = None,
+        validation: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        if group is not None:
+            raise NotImplementedError(f"{_WHERE}: group is not supported yet; expected None")
+        _check_choice("step", step, STEPS)
+        _check_choice("loss", loss, LOSSES)
+        _check_choice("memory", memory, ("auto", *MEMORIES))
+        _check_number("margin", margin, positive=True)
+        _check_number("target", target, positive=False)
+        if length is not None:
+            _check_number("length", length, positive=True)
+        self.model = model
+        weights = _check_weights(model)
+        train_A = weights.a.requires_grad if train_A is None else train_A
+        weights = Weights(*(w.detach() for w in weights))
+        labels = _check_samples("x", "y", x, y, weights)
+        present = labels.unique()
+        if len(present) < 2:
+            raise ValueError(f"{_WHERE}: all samples are of class {int(present)}; expected two classes or more")
+        samples = Samples(x.detach().contiguous(), labels, len(x))
+        if validation is not None:
+            watched = _check_samples("validation[0]", "validation[1]", *validation, weights)
+            samples.x = torch.cat([samples.x, validation[0].detach()])
+            samples.y = torch.cat([labels, watched])
+        settings = Settings(loss, margin, step, target, length or 0.0, train_A)
+        self._state = State(
+            settings,
+            samples,
+            weights,
+            _copied(weights),
+            None if validation is None else _copied(weights),
+            beginning(settings),
+            torch.zeros(len(x), dtype=torch.int64, device=x.device),
+        )
+        self.memory, self.why = _choose(self._state, memory)
+        self._loop = self._begun()
+        self._versions = self._version()
+        self._slice = 1  # iterations between two looks at the clock
+        self._loop.run(0, torch.empty(0, dtype=torch.float64))  # F at the start
+
+    # -------------------------------------------------------------------------------------------- iterations
+
+    def step(self, n: int = 1, progress: Callable[[int, int, float], None] | None = None) -> Tensor:
+        """At most n iterations; fewer where the run ends (see `status`). Ctrl-C leaves whole iterations.
+
+        Args:
+            n: ≥ 1.
+            progress: called with (iterations done, n, F) a few times a second.
+        Returns:
+            F after each iteration done, [≤ n] float64.
+        Raises:
+            FloatingPointError: F is no longer finite. `load_best()` goes back.
+        """
+        if n < 1:
+            raise ValueError(f"{_WHERE}.step: n is {n}; expected at least 1")
+        if self._version() != self._versions:
+            self._take_up()
+        trace = torch.empty(n, dtype=torch.float64)
+        done = 0
+        while done < n and self._state.progress.status == GOING:
+            asked = min(self._slice, n - done)
+            start = time.perf_counter()
+            try:
+                with torch.no_grad():
+                    done += self._loop.run(asked, trace[done : done + asked])
+            finally:
+                self._versions = self._version(written=self.memory != "dense")
+            seconds = time.perf_counter() - start
+            if asked == self._slice:
+                self._slice = max(1, min(2 * asked, round(asked * _SLICE_SECONDS / seconds)))
+            if progress:
+                progress(done, n, self.loss)
+        if self._state.progress.status == DIVERGED:
+            raise FloatingPointError(
+                f"{_WHERE}: F is {self.loss} after {self.iteration} iterations; load_best() returns"
+            )
+        return trace[:done]
+
+    def load_best(self, by: Literal["loss", "validation"] = "loss") -> Iterate:
+        """Put the model at a kept iterate: of the least F, or of the best validation accuracy."""
+        _check_choice("by", by, ("loss", "validation"))
+        iterate = self.best if by == "loss" else self.best_validation
+        self._write(iterate.weights)
+        self._take_up()
+        return iterate
+
+    # -------------------------------------------------------------------------------------------- what came of it
+
+    @property
+    def loss(self) -> float:
+        """F of the present iterate."""
+        return self._state.progress.loss
+
+    @property
+    def iteration(self) -> int:
+        return self._state.progress.iteration
+
+    @property
+    def status(self) -> str:
+        """ "going", or why the run has ended: "target met", "within rounding of the target", "diverged"."""
+        return _STATUS[self._state.progress.status]
+
+    @property
+    def best(self) -> Iterate:
+        """The iterate with the least F."""
+        progress = self._state.progress
+        return Iterate(progress.best_iteration, progress.best_loss, None, _named(self._state.best))
+
+    @property
+    def best_validation(self) -> Iterate:
+        """The first of the iterates that classify most validation samples rightly.
+
+        Raises:
+            ValueError: there are no validation samples.
+        """
+        state, progress = self._state, self._state.progress
+        if state.best_right is None:
+            raise ValueError(f"{_WHERE}: no validation samples were given; expected validation=(x, y)")
+        accuracy = progress.best_right / (len(state.samples.y) - state.samples.training)
+        return Iterate(progress.best_right_iteration, progress.best_right_loss, accuracy, _named(state.best_right))
+
+    @property
+    def level(self) -> float:
+        """L of Polyak's step. Above `target` where that proved out of reach, `raises` times."""
+        progress = self._state.progress
+        return max(self._state.settings.target, progress.best_loss - min(progress.gap, progress.best_loss))
+
+    @property
+    def raises(self) -> int:
+        return self._state.progress.raises
+
+    @property
+    def worst(self) -> WorstSample:
+        """The sample that was the worst most often: an outlier, or a wrong label, where its share is large."""
+        times = self._state.times_worst
+        sample = int(times.argmax())
+        return WorstSample(sample, int(times[sample]), int(times[sample]) / max(1, int(times.sum())))
+
+    # -------------------------------------------------------------------------------------------- checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next iterates depend on, and what was kept: numbers, strings and tensors."""
+        state = self._state
+        return {
+            "settings": vars(state.settings).copy(),
+            "progress": state.progress.as_dict(),
+            "weights": _named(state.weights),
+            "best": _named(state.best),
+            "best_validation": None if state.best_right is None else _named(state.best_right),
+            "times_worst": state.times_worst.clone(),
+        }
+
+    def load_state_dict(self, found: dict[str, Any]) -> None:
+        """Go on as the run that `state_dict` was taken of, bit for bit; the model's weights are set too.
+
+        Raises:
+            ValueError: of another setting, other sizes, or not a state of this class. Nothing has changed then.
+        """
+        ours = self.state_dict()
+        if not isinstance(found, dict) or found.keys() != ours.keys():
+            raise ValueError(f"{_WHERE}.load_state_dict: expected what state_dict() returns, with {', '.join(ours)}")
+        other = [
+            f"{name} is {found['settings'].get(name)!r} there and {value!r} here"
+            for name, value in ours["settings"].items()
+            if found["settings"].get(name) != value
+        ]
+        for of in ("weights", "best", "best_validation"):
+            if (found[of] is None) != (ours[of] is None):
+                other.append(f"{of} is missing {'there' if found[of] is None else 'here'}")
+            elif found[of] is not None:
+                other += [
+                    f"{of}.{name} has shape {tuple(found[of][name].shape)} there and {tuple(value.shape)} here"
+                    for name, value in ours[of].items()
+                    if found[of][name].shape != value.shape
+                ]
+        if found["times_worst"].shape != ours["times_worst"].shape:
+            other.append(f"{len(found['times_worst'])} samples there and {len(ours['times_worst'])} here")
+        if found["progress"].keys() != ours["progress"].keys():
+            other.append("progress is of another version")
+        if other:
+            raise ValueError(f"{_WHERE}.load_state_dict: {'; '.join(other)}")
+        state = self._state
+        self._write(found["weights"])
+        for kept, of in ((state.best, "best"), (state.best_right, "best_validation")):
+            for target, name in zip(kept or (), ("A", "W1", "W2"), strict=False):
+                target.copy_(found[of][name])
+        state.times_worst.copy_(found["times_worst"])
+        for name, value in found["progress"].items():
+            setattr(state.progress, name, value)
+        del self._loop  # before another takes as much memory
+        self._loop = self._begun()
+
+    # -------------------------------------------------------------------------------------------- the model's weights
+
+    def _write(self, weights: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for target, name in zip(self._state.weights, ("A", "W1", "W2"), strict=True):
+                target.copy_(weights[name])
+        self._versions = self._version()
+
+    def _begun(self) -> Dense | Sparse:
+        if self.memory in MEMORIES:
+            return Sparse(self._state, self.memory)
+        return (Persistent if self.memory == "program" else Dense)(self._state, activate)
+
+    def _version(self, written: bool = False) -> tuple[tuple[int, int], ...]:
+        """By which a change of the weights by others is known. C++ writes past torch, which must be told."""
+        weights = (self.model.A, self.model.W1, self.model.W2)
+        if written:
+            torch.autograd.graph.increment_version(weights)
+        return tuple((w._version, w.data_ptr()) for w in weights)
+
+    def _take_up(self) -> None:
+        """The weights as others left them. F and what was kept follow from the next observation."""
+        now = _check_weights(self.model)
+        bound = self._state.weights
+        if any(w.data_ptr() != b.data_ptr() for w, b in zip(now, bound, strict=True)):
+            raise ValueError(
+                f"{_WHERE}: the model's weights have moved to other memory (model.to, an assigned parameter); "
+                "make a new WorstSampleSubgradient, and load_state_dict to go on"
+            )
+        del self._loop  # before another takes as much memory
+        self._loop = self._begun()
+        self._state.progress.loss, self._state.progress.status = math.inf, GOING  # not observed yet
+        self._loop.run(0, torch.empty(0, dtype=torch.float64))
+        self._versions = self._version()
+
+
+# ------------------------------------------------------------------------------------------------ choices and checks
+
+
+def _choose(state: State, memory: str) -> tuple[str, str]:
+    """The memory, and why."""
+    weights, device = state.weights, state.weights.a.device
+    dtype, (q, p), K, N = weights.a.dtype, weights.w1.shape, len(weights.w2), len(state.samples.x)
+    chosen = backend.choose(_WHERE, device, ("torch", "cpp", "triton"), dtype)
+    if chosen == "cpp" and dtype not in DTYPES:
+        raise TypeError(f"{_WHERE}: the weights are {dtype}; expected torch.float32 or torch.float64 on the CPU")
+    if chosen == "triton" and is_suited(state):
+        return "program", "program: winner caches, and many iterations in one Triton program"
+    if chosen != "cpp" or not is_available(dtype):
+        return (
+            "dense",
+            f"every iteration is dense: backend {chosen} on {device} has no cache for this run",
+        )
+    sizes = {name: bytes_needed(N, p, q, K, weights.a.element_size(), name) for name in MEMORIES}
+    said = ", ".join(f"{name} {size / 2**20:.4g} MiB" for name, size in sizes.items())
+    wanted = "winners" if memory == "auto" else memory
+    held = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+    if sizes[wanted] > held:
+        raise MemoryError(
+            f"{_WHERE}: {wanted} need {sizes[wanted] / 2**30:.3g} GiB for N = {N}, p = {p}, q = {q}, K = {K}; this "
+            f"machine has {held / 2**30:.3g} GiB ({said}); use memory='winners', fewer samples or fewer hidden units"
+        )
+    asked = "asked for" if memory == wanted else "faster than trees at every size measured, and smaller"
+    return wanted, f"{wanted}: {asked} ({said})"
+
+
+def _copied(weights: Weights) -> Weights:
+    return Weights(*(w.clone() for w in weights))
+
+
+def _named(weights: Weights) -> dict[str, Tensor]:
+    return {name: w.clone() for name, w in zip(("A", "W1", "W2"), weights, strict=True)}
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{_WHERE}: {name} is {value!r}; expected one of {', '.join(map(repr, choices))}")
+
+
+def _check_number(name: str, value: float, positive: bool) -> None:
+    if not (0 < value < math.inf if positive else 0 <= value < math.inf):
+        sign = "positive" if positive else "not negative"
+        raise ValueError(f"{_WHERE}: {name} is {value}; expected a finite number, {sign}")
+
+
+def _check_weights(model: LinearMinMaxLike) -> Weights:
+    missing = [name for name in ("A", "W1", "W2") if not isinstance(getattr(model, name, None), Tensor)]
+    if missing:
+        raise TypeError(
+            f"{_WHERE}: {type(model).__name__} has no tensor {', '.join(missing)}; expected A [p, d], W1 [q, p] and "
+            "W2 [K, q], as in tropigrad.nn.LinearMinMax"
+        )
+    a, w1, w2 = weights = Weights(model.A, model.W1, model.W2)
+    shapes = ", ".join(f"{name} {tuple(w.shape)}" for name, w in zip(("A", "W1", "W2"), weights, strict=True))
+    fits = a.dim() == w1.dim() == w2.dim() == 2 and w1.shape[1] == a.shape[0] and w2.shape[1] == w1.shape[0]
+    if not fits or min(*a.shape, *w1.shape) < 1 or len(w2) < 2:
+        raise ValueError(f"{_WHERE}: the model has {shapes}; expected A [p, d], W1 [q, p] and W2 [K, q] with K ≥ 2")
+    if not a.dtype == w1.dtype == w2.dtype or not a.device == w1.device == w2.device or not a.is_floating_point():
+        kinds = ", ".join(f"{w.dtype} on {w.device}" for w in weights)
+        raise TypeError(f"{_WHERE}: the weights are {kinds}; expected one floating dtype and one device")
+    for name, w in zip(("A", "W1", "W2"), weights, strict=True):
+        if not w.is_contiguous():
+            raise ValueError(f"{_WHERE}: {name} has strides {w.stride()}; expected it contiguous: .contiguous()")
+        if not w.isfinite().all():
+            raise ValueError(f"{_WHERE}: {name} holds NaN or infinite values; expected finite weights")
+    return weights
+
+
+def _check_samples(x_name: str, y_name: str, x: Tensor, y: Tensor, weights: Weights) -> Tensor:
+    """The labels as int32, or an error that names what does not fit."""
+    d, K = weights.a.shape[1], len(weights.w2)
+    if x.dim() != 2 or x.shape[1] != d or len(x) == 0:
+        raise ValueError(f"{_WHERE}: {x_name} has shape {tuple(x.shape)}; expected [N, {d}] with N ≥ 1")
+    if x.dtype != weights.a.dtype or x.device != weights.a.device:
+        raise TypeError(
+            f"{_WHERE}: {x_name} is {x.dtype} on {x.device}; expected {weights.a.dtype} on {weights.a.device}, as the "
+            "weights"
+        )
+    if y.shape != x.shape[:1]:
+        raise ValueError(f"{_WHERE}: {y_name} has shape {tuple(y.shape)}; expected [{len(x)}], one label for each row")
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise TypeError(f"{_WHERE}: {y_name} is {y.dtype}; expected integer class labels")
+    if y.min() < 0 or y.max() >= K:
+        raise ValueError(f"{_WHERE}: {y_name} spans [{y.min()}, {y.max()}]; expected labels in [0, {K - 1}]")
+    if not x.isfinite().all():
+        row = int((~x.isfinite()).any(dim=1).nonzero()[0])
+        raise ValueError(
+            f"{_WHERE}: {x_name} holds NaN or infinite values, first in row {row}; expected finite features"
+        )
+    return y.to(x.device, torch.int32)

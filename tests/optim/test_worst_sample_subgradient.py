@@ -1,0 +1,333 @@
+"""WorstSampleSubgradient: what it reaches, what it keeps, exact resumption, and what bad input gets."""
+
+import io
+import math
+
+import pytest
+import torch
+
+from tropigrad.kernels import backend, native
+from tropigrad.nn import LinearMinMax, WorstSampleLoss
+from tropigrad.optim import WorstSampleSubgradient
+
+needs_compiler = pytest.mark.skipif(bool(native.why_no_compiler()), reason=native.why_no_compiler())
+MARGIN = 4.0
+
+
+def blobs(contradictory=False):
+    """Three clusters that a few hidden units tell apart; or with equal samples of different classes."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.tensor([[0.2, 0.2, 0.5, 0.9], [0.8, 0.3, 0.1, 0.2], [0.4, 0.9, 0.8, 0.5]])
+    y = torch.arange(60) % 3
+    x = (centres[y] + 0.3 * torch.randn(60, 4, generator=generator)).clamp(0, 1)
+    if contradictory:
+        x, y = torch.cat([x, x[:10]]), torch.cat([y, (y[:10] + 1) % 3])
+    return x, y
+
+
+def begun(contradictory=False, hidden=20, **options):
+    x, y = blobs(contradictory)
+    model = LinearMinMax(4, hidden, 3)
+    model.init_kmedoids(x, y, 64.0, margin=MARGIN)
+    return model, WorstSampleSubgradient(model, x, y, margin=MARGIN, **options)
+
+
+def equal(one, other):
+    return all(torch.equal(x, y) for x, y in zip(one.parameters(), other.parameters(), strict=True))
+
+
+# ------------------------------------------------------------------------------------------------ what it reaches
+
+
+def test_digits_are_interpolated_and_generalise():
+    datasets = pytest.importorskip("sklearn.datasets", reason="scikit-learn carries the data")
+    digits = datasets.load_digits()
+    x, y = torch.tensor(digits.data / 16, dtype=torch.float32), torch.tensor(digits.target)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    train, test = order[:1257], order[1257:]
+    model = LinearMinMax(64, 300, 10)
+    model.init_kmedoids(x[train], y[train], 64.0, margin=MARGIN)
+    optimizer = WorstSampleSubgradient(model, x[train], y[train], margin=MARGIN)
+    trace = optimizer.step(1000)
+    assert (optimizer.loss, optimizer.status) == (0.0, "target met")
+    assert len(trace) == optimizer.iteration < 1000
+    assert optimizer.step(5).numel() == 0
+    assert WorstSampleLoss(MARGIN)(model(x[train]), y[train]) == 0
+    assert (model(x[test]).argmax(dim=1) == y[test]).double().mean() >= 0.95
+
+
+@pytest.mark.parametrize("step", ["polyak", "sqrt", "power"])
+def test_it_does_not_diverge_where_it_cannot_interpolate(step):
+    model, optimizer = begun(contradictory=True, step=step)
+    trace = optimizer.step(1500)
+    assert MARGIN <= optimizer.best.loss == trace.min()
+    assert trace[-100:].max() <= trace[0] * 1.01
+    optimizer.load_best()
+    assert optimizer.loss == optimizer.best.loss
+    x, y = blobs(contradictory=True)
+    assert WorstSampleLoss(MARGIN)(model(x), y).item() == optimizer.loss
+    if step == "polyak":
+        assert optimizer.raises > 0
+        assert 0 < optimizer.level < optimizer.best.loss
+
+
+@pytest.mark.parametrize("loss", ["hinge", "cross_entropy"])
+@pytest.mark.parametrize("train_A", [False, True], ids=["A fixed", "A trained"])
+def test_loss_falls_and_only_what_is_trained_moves(loss, train_A):
+    model, optimizer = begun(loss=loss, train_A=train_A)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    first = optimizer.loss
+    optimizer.step(200)
+    assert optimizer.best.loss < 0.5 * first
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == ({"A", "W1", "W2"} if train_A else {"W1", "W2"})
+
+
+@pytest.mark.parametrize("step", ["polyak", "power"])
+def test_a_target_ends_the_run(step):
+    _, optimizer = begun(target=1.0, step=step)
+    optimizer.step(2000)
+    assert optimizer.status in ("target met", "within rounding of the target")  # Polyak's steps shrink towards it
+    assert optimizer.loss <= 1.0 + 1e-4
+
+
+@needs_compiler
+@pytest.mark.parametrize("memory", ["trees", "winners"])
+def test_a_machine_without_a_compiler_gives_the_same(monkeypatch, memory):
+    ours, optimizer = begun(contradictory=True, memory=memory)
+    monkeypatch.setenv("TROPIGRAD_BACKEND", "torch")
+    dense, slow = begun(contradictory=True, memory=memory)
+    assert (optimizer.memory, slow.memory) == (memory, "dense")
+    assert "every iteration is dense" in slow.why
+    assert torch.equal(optimizer.step(80), slow.step(80))
+    assert equal(ours, dense)
+
+
+@pytest.mark.skipif(
+    bool(backend.why_off("triton", torch.device("cpu"))), reason="triton's interpreter runs programs on the CPU"
+)
+def test_one_triton_program_gives_the_same(monkeypatch):
+    x, y = blobs()
+    generator = torch.Generator().manual_seed(1)
+    runs = []
+    for name in ("torch", "triton"):
+        monkeypatch.setenv("TROPIGRAD_BACKEND", "torch")  # the start is not what is looked at
+        model = LinearMinMax(4, 3, 3)
+        model.init_kmedoids(x, y, 64.0, margin=MARGIN, generator=generator)
+        monkeypatch.setenv("TROPIGRAD_BACKEND", name)
+        runs.append((model, WorstSampleSubgradient(model, x, y, margin=MARGIN)))
+    (expected, dense), (model, program) = runs
+    assert (dense.memory, program.memory) == ("dense", "program")
+    for n in (3, 12):
+        assert torch.equal(dense.step(n), program.step(n))
+        assert equal(expected, model)
+
+
+@needs_compiler
+def test_auto_says_what_and_why():
+    _, optimizer = begun()
+    assert optimizer.memory == "winners"
+    assert "MiB" in optimizer.why
+
+
+def test_how_it_is_cut_up_does_not_matter():
+    one, whole = begun(contradictory=True)
+    other, parts = begun(contradictory=True)
+    told = []
+    expected = whole.step(300, progress=lambda *now: told.append(now))
+    assert torch.equal(expected, torch.cat([parts.step(n) for n in (1, 2, 97, 200)]))
+    assert equal(one, other)
+    assert told[-1] == (300, 300, whole.loss)
+
+
+# ------------------------------------------------------------------------------------------------ what it keeps
+
+
+def test_the_best_validation_iterate():
+    x, y = blobs()
+    model = LinearMinMax(4, 12, 3)
+    model.init_kmedoids(x[:40], y[:40], 64.0, margin=MARGIN)
+    optimizer = WorstSampleSubgradient(model, x[:40], y[:40], margin=MARGIN, validation=(x[40:], y[40:]))
+
+    def accuracy():
+        return (model(x[40:]).argmax(dim=1) == y[40:]).double().mean().item()
+
+    seen = [accuracy()]
+    for _ in range(40):
+        optimizer.step()
+        seen.append(accuracy())
+    kept = optimizer.load_best("validation")
+    assert kept.accuracy == max(seen) == accuracy()
+    assert kept.iteration == seen.index(max(seen))
+    assert equal_weights(model, kept.weights)
+
+
+def equal_weights(model, weights):
+    return all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+def test_an_outlier_is_named():
+    x, y = blobs()
+    y[17] = (y[17] + 1) % 3  # a wrong label
+    model = LinearMinMax(4, 6, 3)
+    model.init_kmedoids(x, blobs()[1], 64.0, margin=MARGIN)
+    optimizer = WorstSampleSubgradient(model, x, y, margin=MARGIN)
+    optimizer.step(300)
+    worst = optimizer.worst
+    assert worst.sample == 17
+    assert worst.share == worst.times / (1 + optimizer.iteration)
+
+
+@pytest.mark.parametrize("memory", ["trees", "winners"])
+def test_a_resumed_run_goes_through_the_same_iterates(memory):
+    model, whole = begun(contradictory=True, memory=memory)
+    whole.step(37)
+    stored = io.BytesIO()
+    torch.save(whole.state_dict(), stored)
+    expected = whole.step(200)
+    stored.seek(0)
+    other, resumed = begun(contradictory=True, memory=memory)
+    resumed.load_state_dict(torch.load(stored, weights_only=True))
+    assert torch.equal(resumed.step(200), expected)
+    assert equal(model, other)
+    assert resumed.best.loss == whole.best.loss
+    assert resumed.worst == whole.worst
+
+
+def test_the_model_is_an_ordinary_module_afterwards():
+    model, optimizer = begun()
+    versions = model.W1._version
+    optimizer.step(20)
+    assert model.W1._version > versions  # autograd must see that a saved tensor has changed
+    x, y = blobs()
+    assert WorstSampleLoss(MARGIN)(model(x), y).item() == optimizer.loss
+    clone = LinearMinMax(4, 20, 3)
+    clone.load_state_dict(model.state_dict())
+    compiled = torch.compile(model, backend="aot_eager")
+    exported = torch.export.export(model, (x,)).module()
+    for net in (clone, compiled, exported):
+        torch.testing.assert_close(net(x), model(x), rtol=0, atol=0)
+
+
+def test_weights_that_others_change_are_taken_up():
+    model, optimizer = begun()
+    optimizer.step(10)
+    with torch.no_grad():
+        model.W2[0] += 7.0
+    optimizer.step(1)
+    x, y = blobs()
+    assert WorstSampleLoss(MARGIN)(model(x), y).item() == optimizer.loss
+
+
+def test_weights_that_moved_away_are_refused():
+    model, optimizer = begun()
+    model.W1.data = model.W1.data.clone()
+    with pytest.raises(ValueError, match="moved to other memory"):
+        optimizer.step()
+
+
+# ------------------------------------------------------------------------------------------------ bad input
+
+
+def change(x=None, y=None, model=None, **options):
+    good_x, good_y = blobs()
+    return WorstSampleSubgradient(
+        LinearMinMax(4, 6, 3) if model is None else model,
+        good_x if x is None else x,
+        good_y if y is None else y,
+        **options,
+    )
+
+
+def weights(**change):
+    model = LinearMinMax(4, 6, 3)
+    for name, value in change.items():
+        getattr(model, name).data = value
+    return model
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "match"),
+    [
+        pytest.param({"x": torch.rand(60, 5)}, ValueError, r"x has shape \(60, 5\); expected \[N, 4\]", id="features"),
+        pytest.param({"x": torch.rand(0, 4)}, ValueError, "N ≥ 1", id="empty"),
+        pytest.param({"x": torch.rand(60, 4).double()}, TypeError, "x is torch.float64 on cpu", id="dtype"),
+        pytest.param({"x": torch.rand(60, 4).log() * math.inf}, ValueError, "first in row 0", id="infinite"),
+        pytest.param({"y": torch.zeros(59).long()}, ValueError, r"y has shape \(59,\)", id="labels"),
+        pytest.param({"y": torch.zeros(60)}, TypeError, "y is torch.float32; expected integer", id="float labels"),
+        pytest.param({"y": torch.arange(60) % 4}, ValueError, r"y spans \[0, 3\]; expected labels in \[0, 2\]", id="3"),
+        pytest.param({"y": torch.zeros(60).long()}, ValueError, "all samples are of class 0", id="one class"),
+        pytest.param({"step": "adam"}, ValueError, "step is 'adam'; expected one of 'polyak'", id="step"),
+        pytest.param({"memory": "heap"}, ValueError, "memory is 'heap'", id="memory"),
+        pytest.param({"loss": "mse"}, ValueError, "loss is 'mse'", id="loss"),
+        pytest.param({"margin": 0.0}, ValueError, "margin is 0.0; expected a finite number, positive", id="margin"),
+        pytest.param(
+            {"target": -1.0}, ValueError, "target is -1.0; expected a finite number, not negative", id="level"
+        ),
+        pytest.param({"length": math.nan}, ValueError, "length is nan", id="length"),
+        pytest.param({"group": 1}, NotImplementedError, "group is not supported", id="group"),
+        pytest.param({"model": torch.nn.Linear(4, 3)}, TypeError, "Linear has no tensor A, W1, W2", id="model"),
+        pytest.param({"model": weights(W2=torch.rand(3, 5))}, ValueError, r"W2 \(3, 5\)", id="sizes"),
+        pytest.param({"model": weights(W1=torch.rand(8, 6).T)}, ValueError, "W1 has strides", id="strides"),
+        pytest.param({"model": weights(A=torch.full((8, 4), math.nan))}, ValueError, "A holds NaN", id="NaN"),
+        pytest.param({"model": weights(A=torch.rand(8, 4).double())}, TypeError, "one floating dtype", id="dtypes"),
+        pytest.param(
+            {"validation": (torch.rand(2, 4), torch.tensor([0, 5]))}, ValueError, r"validation\[1\]", id="val"
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named(bad, error, match):
+    with pytest.raises(error, match=match):
+        change(**bad)
+
+
+def test_a_step_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="n is 0; expected at least 1"):
+        begun()[1].step(0)
+
+
+@needs_compiler
+def test_a_memory_that_cannot_fit_is_refused_before_it_is_taken():
+    model = LinearMinMax(4, 1 << 14, 3)
+    model.A.data, model.W1.data = torch.rand(1 << 15, 4), torch.zeros(1, 1).expand(1 << 14, 1 << 15)
+    model.W1.data = torch.zeros(1 << 8, 1 << 15)
+    model.W2.data = torch.zeros(3, 1 << 8)
+    x = torch.rand(1, 4).expand(1 << 17, 4)
+    with pytest.raises(MemoryError, match=r"trees need .* GiB for N = 131072, p = 32768, q = 256, K = 3"):
+        WorstSampleSubgradient(model, x, torch.arange(1 << 17) % 3, memory="trees")
+
+
+def test_half_precision_is_refused_on_the_cpu():
+    model = LinearMinMax(4, 6, 3, dtype=torch.bfloat16)
+    with pytest.raises(TypeError, match=r"expected torch\.float32 or torch\.float64 on the CPU"):
+        WorstSampleSubgradient(model, blobs()[0].bfloat16(), blobs()[1])
+
+
+def test_divergence_is_said_and_the_best_is_kept():
+    _, optimizer = begun(step="sqrt", length=1e39)
+    with pytest.raises(FloatingPointError, match="load_best"):
+        optimizer.step(50)
+    assert optimizer.status == "diverged"
+    optimizer.load_best()
+    assert optimizer.status == "going"
+    assert math.isfinite(optimizer.loss)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "match"),
+    [
+        pytest.param(lambda s: {"weights": s["weights"]}, "expected what state_dict", id="parts"),
+        pytest.param(lambda s: s | {"settings": s["settings"] | {"margin": 1.0}}, "margin is 1.0 there", id="margin"),
+        pytest.param(
+            lambda s: s | {"best": s["best"] | {"W1": torch.zeros(2, 8)}}, r"W1 has shape \(2, 8\)", id="size"
+        ),
+        pytest.param(lambda s: s | {"times_worst": torch.zeros(3)}, "3 samples there and 60 here", id="samples"),
+        pytest.param(lambda s: s | {"best_validation": s["best"]}, "best_validation is missing here", id="validation"),
+    ],
+)
+def test_a_state_of_another_run_changes_nothing(spoil, match):
+    model, optimizer = begun()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=match):
+        optimizer.load_state_dict(spoil(optimizer.state_dict()))
+    assert equal_weights(model, before)
