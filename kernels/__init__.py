@@ -1,5 +1,9 @@
 """The ops: `from tropigrad.kernels import tropical_matmul`."""
 
+from .scatter_step import scatter_step
+from .scatter_step import spec as _scatter_spec  # noqa: F401  registers the op
+from .tournament import Tournament
+from .tournament import spec as _tournament_spec  # noqa: F401  registers it
 from .tropical_conv2d import spec as _conv2d_spec  # noqa: F401  registers the op
 from .tropical_conv2d import tropical_conv2d
 from .tropical_matmul import spec as _spec  # noqa: F401  registers the op
@@ -7,4 +11,11 @@ from .tropical_matmul import tropical_matmul
 from .tropical_matvec import tropical_matvec
 from .tropical_winners_grad import tropical_winners_grad
 
-__all__ = ["tropical_conv2d", "tropical_matmul", "tropical_matvec", "tropical_winners_grad"]
+__all__ = [
+    "Tournament",
+    "scatter_step",
+    "tropical_conv2d",
+    "tropical_matmul",
+    "tropical_matvec",
+    "tropical_winners_grad",
+]

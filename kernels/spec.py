@@ -79,6 +79,8 @@ class Spec:
     misuses: Callable[[torch.device], list[Misuse]]
     supports: Callable[[torch.dtype, Mapping[str, Any]], bool] = lambda dtype, kwargs: True
     is_exact: Callable[[Mapping[str, Any]], bool] = lambda kwargs: True  # `==` against the oracle, or a tolerance
+    is_differentiable: bool = True  # gradients are compared beside the values
+    left_out: Mapping[str, str] = field(default_factory=dict)  # promise -> why it is none of this op's
     has_winners: Callable[[Mapping[str, Any]], bool] = lambda kwargs: False  # return_indices=True is allowed
     backends: tuple[str, ...] = ("torch", "cpp", "triton")
     offers: Callable[[Mapping[str, Any]], tuple[str, ...]] = lambda kwargs: ("torch", "cpp", "triton")  # to a variant

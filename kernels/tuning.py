@@ -36,7 +36,7 @@ def calls(spec: Spec, shape: Shape, dtype: torch.dtype, device: torch.device) ->
                 exact,
                 work,
             )
-        if dtype.is_floating_point:
+        if dtype.is_floating_point and spec.is_differentiable:
             yield _call(f"{variant}, trained", lambda kwargs=kwargs: _trained(spec, inputs, kwargs), exact, work)
 
 

@@ -16,6 +16,8 @@ import torch
 
 from tropigrad.kernels import ahead_of_time, backend
 from tropigrad.kernels.path_step import portable as path_step
+from tropigrad.kernels.scatter_step import portable as sparse
+from tropigrad.kernels.tournament import portable as trees
 from tropigrad.kernels.tropical_conv2d import portable as convolution
 from tropigrad.kernels.tropical_matmul import log, portable, scatter
 from tropigrad.kernels.worst_sample import portable as worst_sample
@@ -140,6 +142,45 @@ def iterations(dtype: str):
     return kernel, signature, worst_sample.constants(element, is_polyak=True, N=2048, K=10), 4
 
 
+LIST = ("nnz", "R", "C", "D", "stride_r", "stride_c", "stride_d")
+
+
+def sparse_step(name: str, dtype: str, rule="sgd"):
+    """A kernel of scatter_step on rows of 64 elements, or on elements where it knows nothing else."""
+    wide = "fp64" if dtype == "fp64" else "fp32"
+    config = dict(sparse.STEP.default({"dtype": "torch.float64" if dtype == "fp64" else "torch.float32"}))
+    warps = config.pop("num_warps")
+    width = 1 if rule == "sgd" else 64
+    kernel = getattr(sparse, f"_{name}_kernel")
+    types = dict.fromkeys(["param_ptr", "values_ptr"], f"*{dtype}") | {"norm_ptr": "*fp64", "lr": "fp32"}
+    types |= dict.fromkeys(["lr_ptr", "moment_ptr", "partial_ptr"], f"*{wide}")
+    types |= dict.fromkeys(["row_ptr", "column_ptr", "order_ptr"], "*i64")
+    types |= dict.fromkeys(["touched_ptr", "number_ptr", "key_ptr"], "*i32") | dict.fromkeys([*LIST, "total"], "i32")
+    flags = {
+        "RULE": rule,
+        "LOG2_MOMENTUM": -0.152,
+        "EPS": 1e-10,
+        "HAS_COLUMNS": rule == "sgd",
+        "HAS_LR": dtype == "fp64",
+    }
+    flags |= {"COMPUTE": sparse.tl.float64 if dtype == "fp64" else sparse.tl.float32, "PIECE": config["PIECE"]}
+    flags |= {"BLOCK": sparse.FEW if name == "few" else config["ENTRIES"] // width, "BLOCK_D": width}
+    constants = {argument: value for argument, value in flags.items() if argument in kernel.arg_names}
+    return kernel, {name: kind for name, kind in types.items() if name in kernel.arg_names}, constants, warps
+
+
+def tournament(name: str, dtype: str, **flags):
+    """A kernel of Tournament; `flags` as its own, beside those that every launch has."""
+    kernel = getattr(trees, f"_tournament_{name}_kernel")
+    types = dict.fromkeys(["leaf_ptr", "value_ptr", "new_ptr"], f"*{dtype}")
+    types |= dict.fromkeys(["index_ptr", "position_ptr"], "*i64")
+    sizes = ("n", "nodes", "children", "size", "level", "count", "touched", "of_position", "of_new")
+    types |= dict.fromkeys(sizes, "i32")
+    worst = -(2 ** (BITS[dtype] - 1)) if dtype.startswith("i") else float("-inf")
+    flags |= {"LARGEST": True, "WORST": worst, "FAN": trees.FAN, "NO_INDEX": trees._NO_INDEX}
+    return kernel, {name: kind for name, kind in types.items() if name in kernel.arg_names}, flags, 4
+
+
 COMPILED = {
     "forward": forward,
     "forward-small": lambda dtype: forward(dtype, SMALL),
@@ -169,6 +210,27 @@ COMPILED = {
     "path-flows": path_flows,
     "path-move": path_move,
     "iterations": iterations,
+    "tournament-build": lambda dtype: tournament("build", dtype, LEAVES=True, NODES=16),
+    "tournament-build-nodes": lambda dtype: tournament("build", dtype, LEAVES=False, NODES=16),
+    "tournament-update": lambda dtype: tournament("update", dtype, LEVELS=4, BLOCK=32),
+    "step-few": lambda dtype: sparse_step("few", dtype),
+    "step-few-momentum": lambda dtype: sparse_step("few", dtype, "momentum"),
+    "step-atomic": lambda dtype: sparse_step("atomic", dtype),
+    "step-keys": lambda dtype: sparse_step("keys", dtype),
+    "step-pieces": lambda dtype: sparse_step("pieces", dtype, "adagrad"),
+    "step-sorted": lambda dtype: sparse_step("sorted", dtype),
+    "step-sorted-norm": lambda dtype: sparse_step("sorted", dtype, "norm"),
+    "step-sorted-momentum": lambda dtype: sparse_step("sorted", dtype, "momentum"),
+    "step-sorted-adagrad": lambda dtype: sparse_step("sorted", dtype, "adagrad"),
+}
+
+
+FLOATS = ("fp32", "fp16", "bf16", "fp64")
+ONLY = {  # the dtypes of those that do not take all: integers have no gradient, float64 no fixed point
+    **dict.fromkeys(("scatter", "log", "conv2d", "step"), FLOATS),
+    "fixed": ("fp32", "fp16", "bf16"),
+    "iterations": ("fp32", "fp64"),
+    "path": ("fp32",),
 }
 
 
@@ -187,12 +249,8 @@ def costs(dtype: str, names: tuple[str, ...], capabilities: tuple[int, ...]) -> 
 
 
 def names_for(dtype: str) -> tuple[str, ...]:
-    """Integers have no gradient, float64 no fixed point, and the step on path values no kernel but that of float32."""
-    of_integers = ("scatter", "fixed", "log", "conv2d", "iterations")
-    skipped = ("fixed",) if dtype == "fp64" else of_integers if dtype.startswith("i") else ()
-    skipped += ("iterations",) if dtype in ("fp16", "bf16") else ()
-    skipped += () if dtype == "fp32" else ("path",)
-    return tuple(name for name in COMPILED if name.split("-")[0] not in skipped)
+    families = {name: name.split("-")[0] for name in COMPILED}
+    return tuple(name for name, family in families.items() if dtype in ONLY.get(family, DTYPES))
 
 
 # 48 registers instead of 69, by ptxas's own choice: no tile with one output a thread avoids it
@@ -206,6 +264,10 @@ QUICK = [
     ("fp32", ("iterations",), (80, 90, 100)),
     ("fp32", ("forward-conv2d", "forward-conv2d-depthwise", "conv2d-scatter"), (90,)),
     ("fp32", ("path-flows", "path-move"), (80, 90, 100)),
+    ("fp32", ("step-few", "step-atomic", "step-keys", "step-pieces", "step-sorted-momentum"), (90,)),
+    ("fp32", ("tournament-build", "tournament-build-nodes", "tournament-update"), (90,)),
+    ("i8", ("tournament-update",), (90,)),
+    ("bf16", ("step-few-momentum", "step-sorted-adagrad", "step-sorted-norm"), (90,)),
 ]
 
 

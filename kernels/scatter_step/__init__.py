@@ -1,0 +1,299 @@
+"""Sparse step: W[i, j] ← rule(W[i, j], g[i, j]), g[i, j] = Σ of the values listed for (i, j), where there are any.
+
+A gradient with few non-zeros, as a max-plus network's or an embedding's, needs no pass over W: the cost is that of the
+list. Duplicates are summed before the rule, which is not linear in g for all rules, nor W's rounding for any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import backend
+from ..eager import is_unobserved
+from . import cpu, portable
+from .definition import (
+    FLOATS,
+    RULES,
+    STATE,
+    compute_dtype,
+    fresh_state,
+    moved,
+    polyak_step,
+    scatter_step_ref,
+    state_form,
+)
+
+__all__ = ["RULES", "scatter_step", "scatter_step_ref"]
+
+# ------------------------------------------------------------------------------------------------ operator
+
+_OFFERED = ("cpp", "triton", "torch")
+
+torch.library.define(
+    "tropigrad::scatter_step",
+    "(Tensor(a!) param, Tensor rows, Tensor? columns, Tensor values, Tensor lr, str rule, float momentum, float eps, "
+    "Tensor(b!)? moment, Tensor(c!)? touched, Tensor(d!)? number, bool? deterministic) -> ()",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def _step(
+    param: Tensor,
+    rows: Tensor,
+    columns: Tensor | None,
+    values: Tensor,
+    lr: float | Tensor,
+    rule: str,
+    momentum: float,
+    eps: float,
+    moment: Tensor | None,
+    touched: Tensor | None,
+    number: Tensor | None,
+    deterministic: bool | None,
+) -> None:
+    """param [R] or [R, D], with columns [R, C] or [R, C, D], any strides; rows and columns [nnz]; values [nnz(, D)].
+
+    moment: velocity or sum, shaped as param; touched [R] or [R, C] and number []: of momentum. All written in place.
+    """
+    chosen = _choose(param)
+    if rows.shape[0] == 0:
+        if number is not None:
+            number.add_(1)
+        return
+    rows, values = rows.contiguous(), values.contiguous()
+    columns = None if columns is None else columns.contiguous()
+    if chosen == "cpp":
+        cpu.step(param, rows, columns, values, lr, rule, momentum, eps, moment, touched, number)
+    else:
+        if deterministic is None:
+            deterministic = torch.are_deterministic_algorithms_enabled()
+        with torch.no_grad():
+            param_rows, moment_rows = _as_rows(param, columns), None if moment is None else _as_rows(moment, columns)
+            touched = touched if touched is None or columns is not None else touched.unsqueeze(1)
+            values = values.view(len(rows), param_rows.shape[-1])
+            _check_range(param_rows, rows, columns)
+            step = portable.step if chosen == "triton" else _step_by_torch
+            step(
+                param_rows, rows, columns, values, lr, rule, momentum, eps, moment_rows, touched, number, deterministic
+            )
+    if not param.is_inference():  # such a tensor has no version
+        torch.autograd.graph.increment_version(param)
+
+
+torch.library.impl("tropigrad::scatter_step", backend.DEVICES, _step)
+
+
+@torch.library.register_fake("tropigrad::scatter_step")
+def _(param, rows, columns, values, lr, rule, momentum, eps, moment, touched, number, deterministic):
+    return None
+
+
+def _choose(param: Tensor) -> str:
+    if param.dtype in cpu.loaded and param.device.type == "cpu" and backend.forced() == "auto":
+        return "cpp"  # what is loaded needs no compiler any more, and nobody need look for one
+    chosen = backend.choose("scatter_step", param.device, _OFFERED, param.dtype)
+    if chosen == "cpp" and not cpu.is_available(param.dtype) and backend.forced() == "auto":
+        return "torch"  # the compiler failed on this dtype, as one warning has said
+    return chosen
+
+
+def _as_rows(x: Tensor, columns: Tensor | None) -> Tensor:
+    """The view [R, C, D]: of size 1 where x lacks a dimension."""
+    x = x.unsqueeze(1) if columns is None else x
+    return x if x.dim() == 3 else x.unsqueeze(-1)
+
+
+def _check_range(param: Tensor, rows: Tensor, columns: Tensor | None) -> None:
+    """Indices are in [−1, size): looked at on the CPU, and on a GPU, where it synchronises, inside detect_anomaly()."""
+    if param.device.type != "cpu" and not torch.is_anomaly_enabled():
+        return
+    for name, index, size in (("rows" if columns is not None else "indices", rows, param.shape[0]),
+                              ("columns", columns, param.shape[1])):  # fmt: skip
+        if index is not None:
+            lowest, highest = (int(x) for x in index.aminmax())
+            if lowest < -1 or highest >= size:
+                raise IndexError(
+                    f"scatter_step: {name} reach from {lowest} to {highest}, out of range; "
+                    f"expected [-1, {size}), -1 to skip; nothing was written"
+                )
+
+
+def _step_by_torch(
+    param, rows, columns, values, lr, rule, momentum, eps, moment, touched, number, deterministic
+) -> None:
+    """Distinct coordinates by sorting, their sums, and the rule on what was gathered."""
+    R, C, D = param.shape
+    columns = torch.zeros_like(rows) if columns is None else columns
+    kept = (rows >= 0) & (columns >= 0) & (rows < R) & (columns < C)
+    keys, place = torch.unique(rows[kept].long() * C + columns[kept], return_inverse=True)
+    dtype = compute_dtype(param.dtype)
+    g = torch.zeros((len(keys), D), dtype=dtype, device=param.device)
+    g.index_put_((place,), values[kept].to(dtype), accumulate=True)  # which sorts where it must be deterministic
+    at = keys // max(C, 1), keys % max(C, 1)
+    since = None
+    if number is not None:
+        number.add_(1)
+        since = (number - touched[at]).unsqueeze(-1)
+        touched[at] = number
+    lr = polyak_step(lr, g) if rule == "polyak" else lr
+    w, new_moment = moved(
+        param[at].to(dtype), g, None if moment is None else moment[at], since,
+        lr=lr, rule=rule, momentum=momentum, eps=eps,
+    )  # fmt: skip
+    param[at] = w.to(param.dtype)
+    if moment is not None:
+        moment[at] = new_moment
+
+
+# ------------------------------------------------------------------------------------------------ public
+
+
+def scatter_step(
+    param: Tensor,
+    indices: Tensor | Sequence[Tensor],
+    values: Tensor,
+    *,
+    lr: float | Tensor,
+    rule: str = "sgd",
+    state: dict[str, Tensor] | None = None,
+    momentum: float = 0.9,
+    eps: float = 1e-10,
+    deterministic: bool | None = None,
+) -> dict[str, Tensor]:
+    """One step of an optimizer on the listed entries of `param`, in place: w ← rule(w, g), g = Σ values of the entry.
+
+    | rule       | of each touched entry, once                            | state                                     |
+    |------------|--------------------------------------------------------|-------------------------------------------|
+    | "sgd"      | w ← w − lr g                                           | none                                      |
+    | "momentum" | v ← βˢ v + g, w ← w − lr v, last touched s steps ago   | velocity, touched (the step of the last   |
+    |            |                                                        | touch), step (how many there were)        |
+    | "adagrad"  | q ← q + g², w ← w − lr g / (√q + eps)                  | sum (q)                                   |
+    | "polyak"   | w ← w − γ g, γ = lr / ‖g‖², the norm over all entries  | none                                      |
+
+    A momentum that decays lazily forgets as the dense one does, and moves weights only when they are touched. Polyak's
+    lr is the gap F − F* of the loss to its target, in the units of the loss; where g = 0 nothing moves. Sums and state
+    are float32 for 16-bit weights, which are rounded once. Sources: Duchi, Hazan, Singer, "Adaptive subgradient
+    methods", JMLR 2011, fig. 1; Polyak, "Minimization of unsmooth functionals", 1969; Nesterov, "Subgradient methods
+    for huge-scale optimization problems", 2012.
+
+    Args:
+        param: weights [R], [R, ...] or [R, C, ...] of float64, float32, float16 or bfloat16; any strides that do not
+            overlap. Written outside autograd, as torch.optim does; a graph that saved it is told.
+        indices: int64 or int32 [nnz] along the first dimension (elements of a vector, rows of a matrix), or a pair
+            (rows, columns) of such along the first two. In any order, repeated at will; −1 skips the entry.
+        values: the gradient [nnz, *the dimensions of param that indices leave], in param's dtype.
+        lr: a number, or a tensor [] on the CPU or on param's device, where a CUDA graph reads it anew at each replay.
+        rule: one of the four above.
+        state: what the last call returned; None or an empty dict, which is filled in, before the first.
+        momentum: β in [0, 1).
+        eps: at least 0, in the units of g.
+        deterministic: the same bits each time; None: as torch.use_deterministic_algorithms says. On the CPU always, for
+            any number of threads; on a GPU all but "sgd" in float32 and float64, whose atomic additions come in any
+            order without it.
+
+    Returns:
+        The state, tensors by name: torch.save, load and deepcopy it with the optimizer's.
+
+    Raises:
+        TypeError: a dtype or a type is none of the above.
+        ValueError: shapes, devices or the state do not fit, or an option is out of range.
+        IndexError: an index outside [−1, size), with nothing written: on the CPU, and on a GPU inside
+            torch.autograd.detect_anomaly(), as it costs a synchronisation; elsewhere on a GPU the entry is skipped.
+    """
+    at = (indices,) if isinstance(indices, Tensor) else tuple(indices)
+    _check_tensors(param, at, values)
+    _check_options(param, lr, rule, momentum, eps)
+    kept = STATE[rule]
+    if not state:
+        fresh = fresh_state(param, rule, len(at)) if kept else {}
+        state = fresh if state is None else state
+        state.update(fresh)
+    elif kept:
+        _check_state(param, rule, state, len(at))
+    rows, columns = at if len(at) == 2 else (at[0], None)
+    if columns is not None and columns.dtype != rows.dtype:
+        rows, columns = rows.long(), columns.long()
+    moment = state[kept[0]] if kept else None
+    options = rule, momentum, eps
+    clock = (state["touched"], state["step"]) if rule == "momentum" else (None, None)
+    if is_unobserved(param, values, *at) and param.dim() <= len(at) + 1:
+        _step(param, rows, columns, values, lr, *options, moment, *clock, deterministic)
+        return state
+    with torch.no_grad():
+        param, values = param.detach(), values.detach()
+        whole, trailing = param, range(len(at), param.dim() - 1)
+        if trailing:  # as one; where no single stride serves them, in a copy that is copied back
+            whole, values = param.flatten(len(at)), values.flatten(1)
+            moment = None if moment is None else moment.flatten(len(at))
+        rate = lr if isinstance(lr, Tensor) else torch.tensor(lr, dtype=torch.float64)
+        torch.ops.tropigrad.scatter_step(whole, rows, columns, values, rate, *options, moment, *clock, deterministic)
+        if any(param.stride(i) != param.stride(i + 1) * param.shape[i + 1] for i in trailing):
+            param.copy_(whole.view(param.shape))
+    return state
+
+
+def _check_tensors(param: Tensor, at: tuple[Tensor, ...], values: Tensor) -> None:
+    if len(at) not in (1, 2):
+        raise ValueError(f"scatter_step: {len(at)} index tensors came; expected one, or a pair (rows, columns)")
+    names = ("indices",) if len(at) == 1 else ("rows", "columns")
+    for name, x in zip(("param", "values", *names), (param, values, *at), strict=True):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"scatter_step: {name} is a {type(x).__name__}; expected a torch.Tensor")
+        if x.layout != torch.strided:
+            raise TypeError(
+                f"scatter_step: {name} has layout {x.layout}; expected torch.strided: "
+                "of a sparse gradient give .indices() and .values()"
+            )
+        if x.device != param.device:
+            raise ValueError(f"scatter_step: param is on {param.device} and {name} on {x.device}; expected one device")
+    if param.dtype not in FLOATS:
+        raise TypeError(f"scatter_step: param is {param.dtype}; expected float64, float32, float16 or bfloat16")
+    if values.dtype != param.dtype:
+        raise TypeError(f"scatter_step: values are {values.dtype}; expected param's {param.dtype}")
+    for name, x in zip(names, at, strict=True):
+        if x.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"scatter_step: {name} are {x.dtype}; expected int64 or int32")
+        if x.dim() != 1 or x.shape != at[0].shape:
+            like = "[nnz]" if x is at[0] else f"{list(at[0].shape)}, as {names[0]}"
+            raise ValueError(f"scatter_step: {name} have shape {tuple(x.shape)}; expected {like}")
+    if param.dim() < len(at):
+        wanted = "[R, ...]" if len(at) == 1 else "[R, C, ...]"
+        raise ValueError(f"scatter_step: param has shape {tuple(param.shape)}; expected {wanted}")
+    if at[0].shape[0] >= 2**31:
+        raise ValueError(f"scatter_step: {at[0].shape[0]} entries came; expected fewer than 2**31: split the list")
+    expected = (at[0].shape[0], *param.shape[len(at) :])
+    if values.shape != expected:
+        raise ValueError(f"scatter_step: values have shape {tuple(values.shape)}; expected {expected}, to follow param")
+    if 0 in param.stride() and any(n > 1 and step == 0 for n, step in zip(param.shape, param.stride(), strict=True)):
+        raise ValueError("scatter_step: param's elements share memory; expected one place for each: param.contiguous()")
+
+
+def _check_options(param: Tensor, lr: float | Tensor, rule: str, momentum: float, eps: float) -> None:
+    if rule not in RULES:
+        raise ValueError(f"scatter_step: rule is {rule!r}; expected one of {', '.join(map(repr, RULES))}")
+    if isinstance(lr, Tensor):
+        if lr.dim() or not lr.is_floating_point():
+            raise ValueError(f"scatter_step: lr is {lr.dtype} of shape {tuple(lr.shape)}; expected one float, shape ()")
+        if lr.device != param.device and lr.device.type != "cpu":
+            raise ValueError(f"scatter_step: lr is on {lr.device}; expected param's {param.device}, or the CPU")
+    elif not isinstance(lr, (int, float)):
+        raise TypeError(f"scatter_step: lr is a {type(lr).__name__}; expected a number or a tensor of shape ()")
+    if not 0 <= momentum < 1:
+        raise ValueError(f"scatter_step: momentum is {momentum}; expected a number in [0, 1)")
+    if not eps >= 0:
+        raise ValueError(f"scatter_step: eps is {eps}; expected at least 0")
+
+
+def _check_state(param: Tensor, rule: str, state: dict[str, Tensor], coordinates: int) -> None:
+    for name, (shape, dtype) in state_form(param, rule, coordinates).items():
+        x = state.get(name)
+        if x is None:
+            raise ValueError(f"scatter_step: state has {', '.join(state)}; expected {name} too, as rule {rule!r} keeps")
+        if x.shape != shape or x.dtype != dtype or x.device != param.device or not x.is_contiguous():
+            raise ValueError(
+                f"scatter_step: state's {name} is {x.dtype} {tuple(x.shape)} on {x.device}; expected "
+                f"{dtype} {tuple(shape)} on {param.device}, contiguous, as this call's first step made it"
+            )

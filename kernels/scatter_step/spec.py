@@ -1,0 +1,288 @@
+"""The sparse step as data: shapes, costs, rivals, samples and misuses, for conformance, reports and tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..spec import Contender, Misuse, Sample, Shape, Spec, Workload, register
+from . import RULES, portable, scatter_step, scatter_step_ref
+from .definition import FLOATS
+
+Call = Callable[[], tuple[Tensor, ...]]
+
+
+def _stepped(step: Callable, param: Tensor, coordinates: Tensor, values: Tensor, rows=False, **options) -> Tensor:
+    """W after two steps of an in-place `step`, as a function: param is left, with its strides, as it came.
+
+    param [R, C], coordinates [2, nnz], values [nnz, 1]: of elements, or of rows, each column with a factor of its own.
+    """
+    indices, values = tuple(coordinates.unbind(0)), values[:, :1]
+    if rows:
+        indices, values = coordinates[0], values * torch.arange(1, 1 + param.shape[1]).to(values)
+    else:
+        values = values[:, 0]
+    if any(size > 1 and stride == 0 for size, stride in zip(param.shape, param.stride(), strict=True)):
+        param = param.clone(memory_format=torch.contiguous_format)  # an expanded one is refused
+    before = param.clone()
+    state = step(param, indices, values, lr=0.25, momentum=0.5, **options)
+    step(param, indices, values, lr=0.25, momentum=0.5, state=state, **options)
+    after = param.clone()
+    param.copy_(before)
+    return after
+
+
+def stepped(param, coordinates, values, *, rows=False, **options):
+    """scatter_step as a function."""
+    return _stepped(scatter_step, param, coordinates, values, rows, **options)
+
+
+def oracle(param, coordinates, values, *, rows=False, **options):
+    """The definition as a function."""
+    return _stepped(scatter_step_ref, param, coordinates, values, rows, **options)
+
+
+def inputs(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Tensor, ...]:
+    """Standard normal W [R, C] and values [nnz, 1]; coordinates [2, nnz] at random: some repeat, some are −1."""
+    R, C, nnz = shape["R"], shape["C"], shape["nnz"]
+    generator = torch.Generator().manual_seed(seed)
+    param = torch.randn((R, C), generator=generator, dtype=torch.float64)
+    coordinates = torch.stack([torch.randint(0, size, (nnz,), generator=generator) for size in (R, C)])
+    coordinates[:, ::7] = coordinates[:, :1].clone()
+    coordinates[0, 3::11] = -1
+    values = torch.randn((nnz, 1), generator=generator, dtype=torch.float64)
+    return param.to(device, dtype), coordinates.to(device), values.to(device, dtype)
+
+
+# ------------------------------------------------------------------------------------------------ contenders
+
+
+def _of(coordinates: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    rows, columns = coordinates.clamp(min=0).unbind(0)
+    return rows.contiguous(), columns.contiguous(), values[:, 0].contiguous()
+
+
+def _ours(rule: str):
+    def prepare(param: Tensor, coordinates: Tensor, values: Tensor) -> Call:
+        param, (rows, columns, values) = param.clone(), _of(coordinates, values)
+        state: dict[str, Tensor] = {}
+
+        def call():
+            scatter_step(param, (rows, columns), values, lr=1e-3, rule=rule, state=state)
+            return (param,)
+
+        return call
+
+    return prepare
+
+
+def _index_put(param: Tensor, coordinates: Tensor, values: Tensor) -> Call:
+    param, (rows, columns, values) = param.clone(), _of(coordinates, values)
+
+    def call():
+        param.index_put_((rows, columns), values * -1e-3, accumulate=True)
+        return (param,)
+
+    return call
+
+
+def _index_add(param: Tensor, coordinates: Tensor, values: Tensor) -> Call:
+    param, (rows, columns, values) = param.clone(), _of(coordinates, values)
+    flat, C = param.view(-1), param.shape[1]
+
+    def call():
+        flat.index_add_(0, rows * C + columns, values, alpha=-1e-3)
+        return (param,)
+
+    return call
+
+
+def _torch_optim(make: Callable[..., torch.optim.Optimizer]):
+    """A sparse COO gradient, made anew each time as a backward would, and an optimizer of torch's on it."""
+
+    def prepare(param: Tensor, coordinates: Tensor, values: Tensor) -> Call:
+        weight, (rows, columns, values) = torch.nn.Parameter(param.clone()), _of(coordinates, values)
+        optimizer = make([weight], lr=1e-3)
+
+        def call():
+            weight.grad = torch.sparse_coo_tensor(
+                torch.stack((rows, columns)), values, weight.shape, check_invariants=False
+            )
+            optimizer.step()
+            return (weight.detach(),)
+
+        return call
+
+    return prepare
+
+
+def _count(shape: Shape) -> int:
+    return shape["nnz"]
+
+
+def _sgd_bytes(shape: Shape, itemsize: int) -> int:
+    return shape["nnz"] * (2 * 8 + 3 * itemsize)  # two indices and a value read, an element of W read and written
+
+
+def _moment_bytes(shape: Shape, itemsize: int) -> int:
+    return _sgd_bytes(shape, itemsize) + 2 * itemsize * shape["nnz"]
+
+
+SGD = Workload(
+    "sparse step, sgd",
+    (
+        Contender("tropigrad", "ours", _ours("sgd")),
+        Contender("index_put_", "peer", _index_put),
+        Contender("index_add_", "peer", _index_add),
+        Contender("torch.optim.SGD, sparse", "peer", _torch_optim(torch.optim.SGD)),
+    ),
+    operations=_count,
+    bytes=_sgd_bytes,
+    mix="gather",
+)
+ADAGRAD = Workload(
+    "sparse step, adagrad",
+    (
+        Contender("tropigrad", "ours", _ours("adagrad")),
+        Contender("torch.optim.Adagrad, sparse", "peer", _torch_optim(torch.optim.Adagrad)),
+        Contender("torch.optim.SparseAdam", "scale", _torch_optim(torch.optim.SparseAdam)),
+    ),
+    operations=_count,
+    bytes=_moment_bytes,
+    mix="gather",
+)
+
+# ------------------------------------------------------------------------------------------------ samples
+
+
+def samples(device: torch.device) -> list[Sample]:
+    """Where implementations go wrong: cancelling, many and skipped duplicates, NaN, infinities, empty lists."""
+    found = []
+
+    def add(id: str, param: Tensor, coordinates: list[list[int]], values: Tensor, **kwargs) -> None:
+        at = torch.tensor(coordinates, dtype=torch.int64).view(2, -1)
+        found.append(Sample(id, (param.to(device), at.to(device), values.to(device)), kwargs))
+
+    nan, inf = float("nan"), float("inf")
+    for dtype in FLOATS:
+        label = str(dtype).removeprefix("torch.")
+        for rule in RULES:
+            w = torch.arange(12, dtype=dtype).view(4, 3)
+            g = torch.tensor([4.0, -4.0, 8.0, 4.0, 4.0], dtype=dtype).view(-1, 1)
+            # (1, 2) cancels, (0, 0) comes twice, and what is named by a −1 is not
+            add(f"duplicates-{rule}-{label}", w, [[1, 1, -1, 0, 0], [2, 2, 0, 0, 0]], g, rule=rule)
+            add(f"skipped-{rule}-{label}", w, [[-1, 2], [0, -1]], g[:2], rule=rule)
+            add(f"empty-{rule}-{label}", w, [[], []], g[:0], rule=rule)
+    many = torch.ones(70, 1)
+    for rule in RULES:
+        add(f"one-place-{rule}", torch.zeros(2, 2), [[1] * 70, [0] * 70], many, rule=rule)
+        add(f"no-weights-{rule}", torch.zeros(0, 3), [[-1] * 2, [0] * 2], torch.ones(2, 1), rule=rule, rows=True)
+        add(f"no-columns-{rule}", torch.zeros(3, 0), [[1] * 2, [0] * 2], torch.ones(2, 1), rule=rule, rows=True)
+    special = torch.tensor([nan, inf, inf, -inf, 1.0]).view(-1, 1)
+    add("special", torch.zeros(4, 1), [[0, 1, 2, 2, 3], [0] * 5], special)
+    w, g = torch.full((1, 1), 2048, dtype=torch.float16), torch.full((70, 1), -4, dtype=torch.float16)
+    add("sum-in-float32", w, [[0] * 70, [0] * 70], g)  # one by one, each 1 would be lost
+    return found
+
+
+def misuses(device: torch.device) -> list[Misuse]:
+    w, v = torch.zeros(3, 4, device=device), torch.zeros(2, device=device)
+    i = torch.zeros(2, dtype=torch.int64, device=device)
+
+    def bad(id: str, error: type[Exception], match: str, *args, **kwargs) -> Misuse:
+        return Misuse(id, lambda: scatter_step(*args, **{"lr": 0.1, **kwargs}), error, match)
+
+    adagrad = {"rule": "adagrad", "state": {"sum": torch.zeros(3, 3, device=device)}}
+    found = [
+        bad("not-a-tensor", TypeError, "param is a list; expected a torch.Tensor", [1.0], i, v),
+        bad("integer-weights", TypeError, "param is torch.int64; expected float64", w.long(), (i, i), v),
+        bad(
+            "mixed-dtypes", TypeError, "values are torch.float64; expected param's torch.float32", w, (i, i), v.double()
+        ),
+        bad("float-indices", TypeError, "rows are torch.float32; expected int64 or int32", w, (i.float(), i), v),
+        bad(
+            "sparse",
+            TypeError,
+            r"values has layout torch.sparse_coo; .* give .indices\(\) and",
+            w,
+            (i, i),
+            v.to_sparse(),
+        ),
+        bad("three", ValueError, "3 index tensors came; expected one, or a pair", w, (i, i, i), v),
+        bad("matrix-index", ValueError, r"indices have shape \(1, 2\); expected \[nnz\]", w, i.view(1, 2), v),
+        bad("unlike", ValueError, r"columns have shape \(1,\); expected \[2\], as rows", w, (i, i[:1]), v),
+        bad("rows-need-rows", ValueError, r"values have shape \(2,\); expected \(2, 4\), to follow param", w, i, v),
+        bad("vector", ValueError, r"param has shape \(4,\); expected \[R, C, ...\]", w[0], (i, i), v),
+        bad("device", ValueError, "param is on .* and values on meta; expected one device", w, (i, i), v.to("meta")),
+        bad("expanded", ValueError, "param's elements share memory", w[:1].expand(3, 4), (i, i), v),
+        bad("rule", ValueError, "rule is 'adam'; expected one of 'sgd', 'momentum'", w, (i, i), v, rule="adam"),
+        bad("lr", TypeError, "lr is a str; expected a number or a tensor", w, (i, i), v, lr="0.1"),
+        bad("lr-shape", ValueError, r"lr is torch.float32 of shape \(2,\); expected one float", w, (i, i), v, lr=v),
+        bad("momentum", ValueError, r"momentum is 1.0; expected a number in \[0, 1\)", w, (i, i), v, momentum=1.0),
+        bad("eps", ValueError, "eps is -1; expected at least 0", w, (i, i), v, eps=-1),
+        bad(
+            "no-state", ValueError, "state has step; expected sum too", w, (i, i), v, rule="adagrad", state={"step": v}
+        ),
+        bad("state", ValueError, r"state's sum is .* \(3, 3\) on .*; expected .* \(3, 4\)", w, (i, i), v, **adagrad),
+    ]
+    if device.type == "cpu":
+        found += [
+            bad("row", IndexError, r"out of range; expected .*\[-1, 3\).*nothing was written", w, (i + 3, i), v),
+            bad("column", IndexError, r"out of range; expected .*\[-1, 4\)", w, (i, i + 4), v),
+            bad("below", IndexError, r"out of range; expected .*\[-1, 3\)", w, (i - 2, i), v),
+        ]
+    return found
+
+
+def raw_ops(device: torch.device) -> list[tuple[object, tuple[object, ...]]]:
+    op = torch.ops.tropigrad.scatter_step.default
+    w, values = torch.randn(3, 4, device=device), torch.randn(5, device=device)
+    rows, columns = (torch.randint(0, 3, (5,), device=device) for _ in range(2))
+    lr = torch.tensor(0.1, device=device)
+    velocity, touched = torch.zeros_like(w), torch.zeros(3, 4, dtype=torch.int32, device=device)
+    number = torch.zeros((), dtype=torch.int32, device=device)
+    return [
+        (op, (w, rows, columns, values, lr, "sgd", 0.9, 1e-10, None, None, None, None)),
+        (op, (w, rows, columns, values, lr, "momentum", 0.9, 1e-10, velocity, touched, number, True)),
+        (op, (w, rows, None, w[rows], lr, "adagrad", 0.9, 1e-10, velocity, None, None, False)),
+    ]
+
+
+_NO_GRADIENT = "a step of an optimizer: it works in place and has no gradient"
+SPEC = register(
+    Spec(
+        name="scatter_step",
+        op=stepped,
+        oracle=oracle,
+        inputs=inputs,
+        shapes={
+            "4": {"R": 1024, "C": 1024, "nnz": 4},
+            "1e3": {"R": 1024, "C": 1024, "nnz": 1000},
+            "1e5": {"R": 4096, "C": 4096, "nnz": 100_000},
+            "1e6": {"R": 4096, "C": 4096, "nnz": 1_000_000},
+        },
+        workloads=(SGD, ADAGRAD),
+        variants={
+            **{rule: {"rule": rule} for rule in RULES},
+            "rows": {"rows": True},
+            "rows-momentum": {"rule": "momentum", "rows": True},
+            "any-order": {"deterministic": False},
+        },
+        dtypes=FLOATS,
+        small_shapes=({"R": 1, "C": 1, "nnz": 1}, {"R": 5, "C": 4, "nnz": 17}, {"R": 7, "C": 5, "nnz": 90}),
+        samples=samples,
+        misuses=misuses,
+        is_exact=lambda kwargs: False,
+        is_differentiable=False,
+        left_out={
+            **dict.fromkeys(("gradcheck", "subgradient", "jvp"), _NO_GRADIENT),
+            "vmap": "one step of many lists on many weights is one step of a longer list",
+            "config": "its lists are short, which have none: tests/kernels/test_scatter_step.py goes through the space",
+            "autocast": "param and values are of one dtype, which nothing casts",
+        },
+        tuned={"triton": (portable.STEP,)},
+        raw_ops=raw_ops,
+    )
+)

@@ -1,0 +1,245 @@
+"""Tournament: the largest of n values and its index, kept while values change; an update costs O(touched · log n).
+
+A short computational tree (Nesterov, 2012). Leaves are the n values; each node holds the winner of its FAN children, as
+(value, index): the largest, of equals the lowest index, of any NaN the first, as in torch.max.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import backend
+from ..eager import is_unobserved
+from . import cpu, portable
+from .definition import DTYPES, first_of, node_count
+
+__all__ = ["Tournament", "Winner"]
+
+# ------------------------------------------------------------------------------------------------ operators
+
+_OFFERED = ("cpp", "triton", "torch")
+
+torch.library.define(
+    "tropigrad::tournament_build",
+    "(Tensor leaves, Tensor(a!) values, Tensor(b!) indices, bool largest) -> ()",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+torch.library.define(
+    "tropigrad::tournament_update",
+    "(Tensor(a!) leaves, Tensor(b!) values, Tensor(c!) indices, Tensor positions, Tensor new, bool largest) -> ()",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def _build(leaves: Tensor, values: Tensor, indices: Tensor, largest: bool) -> None:
+    """leaves [B, n] -> nodes [B, nodes], values and int64 indices; all contiguous."""
+    if leaves.shape[0]:
+        build = {"cpp": cpu.build, "triton": portable.build, "torch": _build_by_torch}
+        build[_choose(leaves)](leaves, values, indices, largest)
+
+
+def _update(leaves: Tensor, values: Tensor, indices: Tensor, positions: Tensor, new: Tensor, largest: bool) -> None:
+    """leaves[b, positions[b, t]] ← new[b, t], and the nodes above; positions and new are [B, t], or [t] for all trees.
+
+    Position −1 is skipped. One outside [−1, n) raises IndexError before anything is written: on the CPU, and on a GPU
+    inside torch.autograd.detect_anomaly(), as it costs a synchronisation; elsewhere it is skipped too.
+    """
+    if leaves.shape[0] == 0 or positions.numel() == 0:
+        return
+    chosen = _choose(leaves)
+    if chosen == "cpp":
+        cpu.update(leaves, values, indices, positions, new, largest)
+        return
+    n = leaves.shape[1]
+    if leaves.device.type == "cpu" or torch.is_anomaly_enabled():
+        lowest, highest = (int(x) for x in positions.aminmax())
+        if lowest < -1 or highest >= n:
+            raise IndexError(
+                f"Tournament: positions reach from {lowest} to {highest}, out of range; expected [-1, {n}), -1 to "
+                "skip; nothing was written"
+            )
+    update = portable.update if chosen == "triton" else _update_by_torch
+    update(leaves, values, indices, positions, new, largest)
+
+
+torch.library.impl("tropigrad::tournament_build", backend.DEVICES, _build)
+torch.library.impl("tropigrad::tournament_update", backend.DEVICES, _update)
+
+
+@torch.library.register_fake("tropigrad::tournament_build")
+def _(leaves, values, indices, largest):
+    return None
+
+
+@torch.library.register_fake("tropigrad::tournament_update")
+def _(leaves, values, indices, positions, new, largest):
+    return None
+
+
+def _choose(leaves: Tensor) -> str:
+    if leaves.dtype in cpu.loaded and leaves.device.type == "cpu" and backend.forced() == "auto":
+        return "cpp"  # what is loaded needs no compiler any more, and nobody need look for one
+    chosen = backend.choose("Tournament", leaves.device, _OFFERED, leaves.dtype)
+    if chosen == "cpp" and not cpu.is_available(leaves.dtype) and backend.forced() == "auto":
+        return "torch"  # the compiler failed on this dtype, as one warning has said
+    return chosen
+
+
+def _build_by_torch(leaves: Tensor, values: Tensor, indices: Tensor, largest: bool) -> None:
+    """Nothing but the root is read: the nodes below it are left as they are."""
+    values[:, -1], indices[:, -1] = first_of(leaves, largest)
+
+
+def _update_by_torch(leaves, values, indices, positions, new, largest) -> None:
+    rows = torch.arange(leaves.shape[0], device=leaves.device).unsqueeze(1)
+    rows, positions, new = torch.broadcast_tensors(rows, positions, new.detach())
+    good = (positions >= 0) & (positions < leaves.shape[1])
+    leaves[rows[good], positions[good].long()] = new[good]
+    _build_by_torch(leaves, values, indices, largest)
+
+
+# ------------------------------------------------------------------------------------------------ public
+
+
+class Winner(NamedTuple):
+    """What `Tournament.winner` returns, as torch.max does."""
+
+    value: Tensor
+    index: Tensor
+
+
+class Tournament:
+    """The largest (or smallest) of n values, batched, and its index, kept up to date as single values change.
+
+    Building costs O(n), an update O(touched · log n), the winner nothing: no method waits for a GPU, and after a first
+    update of the same shape they can be captured in a CUDA graph. An update that touches so many leaves that a new
+    build is cheaper builds anew. Not differentiable: it is bookkeeping for optimizers. Source: Nesterov, "Subgradient
+    methods for huge-scale optimization problems", Mathematical Programming, 2012.
+
+    Args:
+        values: [..., n], n ≥ 1, of float64, float32, float16, bfloat16, int32, int16 or int8; copied.
+        largest: the largest wins, or the smallest; of equals the lowest index, of any NaN the first, as in torch.max.
+
+    Raises:
+        TypeError: values is no strided tensor of a supported dtype.
+        ValueError: values has no last dimension, or an empty one.
+
+    torch.save, pickle and deepcopy take it as it is; `state_dict` holds the leaves, from which loading builds the tree.
+    """
+
+    def __init__(self, values: Tensor, *, largest: bool = True) -> None:
+        _check_values("values", values)
+        if values.dim() == 0 or values.shape[-1] == 0:
+            raise ValueError(f"Tournament: values has shape {tuple(values.shape)}; expected [..., n], n at least 1")
+        self.largest = bool(largest)
+        self._batch = values.shape[:-1]
+        self._leaves = values.detach().clone(memory_format=torch.contiguous_format).view(-1, values.shape[-1])
+        nodes = self._leaves.shape[0], node_count(values.shape[-1])
+        self._values = self._leaves.new_empty(nodes)
+        self._indices = torch.empty(nodes, dtype=torch.int64, device=values.device)
+        self._winner = self._root()
+        self._build()
+
+    def _root(self) -> Winner:
+        return Winner(self._values[:, -1].view(self._batch), self._indices[:, -1].view(self._batch))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_winner"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._winner = self._root()  # a copied view would be one of nothing
+
+    def _build(self) -> None:
+        build = _build if is_unobserved(self._leaves) else torch.ops.tropigrad.tournament_build
+        build(self._leaves, self._values, self._indices, self.largest)
+
+    @property
+    def values(self) -> Tensor:
+        """The values as they are now, [..., n]: to be read; changed by `update` alone."""
+        return self._leaves.view(*self._batch, -1)
+
+    @property
+    def winner(self) -> Winner:
+        """(value [...], index int64 [...]): views that the next update changes; clone what is to stay."""
+        return self._winner
+
+    def update(self, positions: Tensor, values: Tensor) -> None:
+        """values[..., positions] ← values, and the winner with them.
+
+        Args:
+            positions: int64 or int32 [t], the same in every tree, or [..., t]; −1 changes nothing. A position that
+                comes twice for one tree takes the last of its values on the CPU, and any one of them on a GPU.
+            values: [t] or [..., t], in the dtype and on the device of the tree's.
+
+        Raises:
+            TypeError: a dtype or a type is none of the above.
+            ValueError: shapes or devices do not fit.
+            IndexError: a position outside [−1, n), with nothing written: on the CPU, and on a GPU inside
+                torch.autograd.detect_anomaly(), as it costs a synchronisation; elsewhere on a GPU it is skipped.
+        """
+        self._check(positions, values)
+        if len(self._batch) > 1:
+            positions = positions.flatten(0, -2) if positions.dim() > 1 else positions
+            values = values.flatten(0, -2) if values.dim() > 1 else values
+        update = torch.ops.tropigrad.tournament_update
+        if is_unobserved(self._leaves, positions, values):
+            update = _update
+        update(self._leaves, self._values, self._indices, positions, values, self.largest)
+
+    def _check(self, positions: Tensor, values: Tensor) -> None:
+        leaves = self._leaves
+        _check_values("values", values)
+        if not isinstance(positions, Tensor) or positions.dtype not in (torch.int64, torch.int32):
+            what = positions.dtype if isinstance(positions, Tensor) else f"a {type(positions).__name__}"
+            raise TypeError(f"Tournament: positions is {what}; expected a tensor of int64 or int32")
+        if values.dtype != leaves.dtype:
+            raise TypeError(f"Tournament: values is {values.dtype}; expected the tree's {leaves.dtype}")
+        for name, x in (("positions", positions), ("values", values)):
+            if x.device != leaves.device:
+                raise ValueError(f"Tournament: {name} is on {x.device}; expected the tree's {leaves.device}")
+            if x.dim() != 1 and (x.dim() == 0 or x.shape[:-1] != self._batch):
+                raise ValueError(
+                    f"Tournament: {name} has shape {tuple(x.shape)}; expected [t], or {[*self._batch, 't']}"
+                )
+        if positions.shape[-1] != values.shape[-1]:
+            raise ValueError(
+                f"Tournament: values has shape {tuple(values.shape)}; expected [..., {positions.shape[-1]}], to follow "
+                f"the {tuple(positions.shape)} of positions"
+            )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """{"values": the leaves [..., n]}, a copy."""
+        return {"values": self.values.clone()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Takes the leaves of a tree of the same shape and dtype, on any device, and builds anew.
+
+        Raises:
+            ValueError: no "values", or of another shape or dtype; nothing is changed.
+        """
+        values = state.get("values")
+        if values is None or values.shape != self.values.shape or values.dtype != self._leaves.dtype:
+            came = f"keys {list(state)}" if values is None else f"{values.dtype} {tuple(values.shape)}"
+            raise ValueError(
+                f"Tournament: the state has {came}; expected 'values', {self._leaves.dtype} {tuple(self.values.shape)}"
+            )
+        self._leaves.copy_(values.reshape(self._leaves.shape))
+        self._build()
+
+    def __repr__(self) -> str:
+        shape, dtype, device = tuple(self.values.shape), self._leaves.dtype, self._leaves.device
+        return f"Tournament(shape={shape}, dtype={dtype}, device={device}, largest={self.largest})"
+
+
+def _check_values(name: str, values: Any) -> None:
+    if not isinstance(values, Tensor):
+        raise TypeError(f"Tournament: {name} is a {type(values).__name__}; expected a torch.Tensor")
+    if values.layout != torch.strided:
+        raise TypeError(f"Tournament: {name} has layout {values.layout}; expected torch.strided: {name}.to_dense()")
+    if values.dtype not in DTYPES:
+        listed = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        raise TypeError(f"Tournament: {name} is {values.dtype}; expected one of {listed}")

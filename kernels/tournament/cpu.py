@@ -1,0 +1,76 @@
+"""The C++ trees (cpu.cpp), called through ctypes on torch tensors."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import native
+
+_SOURCE = Path(__file__).with_name("cpu.cpp")
+_SMALL = 1 << 15  # leaves that are played before a thread would start
+# A leaf's way up takes about 11 ns, a build 0.23 ns a leaf: measured in docs/tournament.md
+LEAVES_A_TOUCH = 50  # of a build that cost as much as one touched leaf
+
+
+def is_available(dtype: torch.dtype) -> bool:
+    """Whether the kernel of this dtype could be compiled, now if need be; where not, one warning has said why."""
+    return dtype in loaded or native.library_of(_SOURCE, dtype) is not None
+
+
+loaded: set[torch.dtype] = set()
+
+
+@functools.cache
+def _functions(dtype: torch.dtype):
+    found = native.library_of(_SOURCE, dtype)
+    if found is None:
+        raise RuntimeError(f"Tournament: the C++ kernel of {dtype} did not compile; TROPIGRAD_BACKEND=torch avoids it")
+    pointer, integer, sizes = ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(ctypes.c_int64)
+    build, update = found.tournament_build, found.tournament_update
+    build.argtypes, build.restype = [sizes, pointer, pointer, pointer, integer, integer], None
+    update.argtypes = [sizes, *[pointer] * 4, integer, pointer, integer, ctypes.c_int64, integer]
+    found.tournament_set_team.argtypes = [pointer]
+    found.tournament_set_team(native.openmp_team())
+    loaded.add(dtype)
+    return build, update
+
+
+def _threads(work: int) -> int:
+    return torch.get_num_threads() if work > _SMALL else 1
+
+
+def build(leaves: Tensor, values: Tensor, indices: Tensor, largest: bool) -> None:
+    """As `_build` of the package."""
+    sizes = native.integers(*leaves.shape, values.shape[1])
+    where = leaves.data_ptr(), values.data_ptr(), indices.data_ptr()
+    _functions(leaves.dtype)[0](sizes, *where, largest, _threads(leaves.numel()))
+
+
+def update(leaves: Tensor, values: Tensor, indices: Tensor, positions: Tensor, new: Tensor, largest: bool) -> None:
+    """As `_update` of the package.
+
+    Raises:
+        IndexError: a position out of range; nothing is written then.
+    """
+    positions, new = positions.contiguous(), new.contiguous()
+    (B, n), touched = leaves.shape, positions.shape[-1]
+    of_position, of_new = touched if positions.dim() > 1 else 0, touched if new.dim() > 1 else 0
+    status = _functions(leaves.dtype)[1](
+        native.integers(B, n, values.shape[1], touched, of_position, of_new),
+        leaves.data_ptr(),
+        values.data_ptr(),
+        indices.data_ptr(),
+        positions.data_ptr(),
+        positions.dtype == torch.int64,
+        new.data_ptr(),
+        largest,
+        max(2, n // LEAVES_A_TOUCH),
+        _threads(B * touched * 32),
+    )
+    if status == 2:
+        raise IndexError(f"Tournament: a position is out of range; expected [-1, {n}), -1 to skip; nothing was written")

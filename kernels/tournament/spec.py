@@ -1,0 +1,216 @@
+"""The tournament as data: shapes, costs, rivals, samples and misuses, for conformance, reports and tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..spec import Contender, Misuse, Sample, Shape, Spec, Workload, register
+from . import Tournament, Winner, portable
+from .definition import DTYPES, FAN, first_of, levels
+
+Call = Callable[[], tuple[Tensor, ...]]
+
+
+def played(values: Tensor, positions: Tensor, new: Tensor, *, largest=True, return_indices=False) -> Tensor | Winner:
+    """The winner after one update, as a function: values [B, n], positions and new [B, t]."""
+    tournament = Tournament(values, largest=largest)
+    tournament.update(positions, new)
+    return tournament.winner if return_indices else tournament.winner.value
+
+
+def oracle(values: Tensor, positions: Tensor, new: Tensor, *, largest=True, return_indices=False):
+    """The definition: write, then look at everything."""
+    kept = positions >= 0
+    rows = torch.arange(len(values), device=values.device).unsqueeze(1).expand(positions.shape)
+    after = values.clone(memory_format=torch.contiguous_format)
+    after[rows[kept], positions[kept]] = new[kept]
+    value, index = first_of(after, largest)
+    return (value, index) if return_indices else value
+
+
+def inputs(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Tensor, ...]:
+    """Standard normal values [B, n] (integers from ±100), positions [B, t] that differ, some −1, and new values."""
+    B, n, t = shape["B"], shape["n"], min(shape["t"], shape["n"])
+    generator = torch.Generator().manual_seed(seed)
+    values, new = (torch.randn(size, generator=generator, dtype=torch.float64) for size in ((B, n), (B, t)))
+    if not dtype.is_floating_point:
+        values, new = (x.mul(40).clamp(-100, 100) for x in (values, new))
+    positions = torch.stack([torch.randperm(n, generator=generator)[:t] for _ in range(B)])
+    positions[:, 2::5] = -1
+    return values.to(device, dtype), positions.to(device), new.to(device, dtype)
+
+
+# ------------------------------------------------------------------------------------------------ contenders
+
+
+def _ours(values: Tensor, positions: Tensor, new: Tensor) -> Call:
+    tournament, turns = Tournament(values), _turns(new)
+
+    def call():
+        tournament.update(positions, next(turns))
+        return tuple(tournament.winner)
+
+    return call
+
+
+def _torch_max(values: Tensor, positions: Tensor, new: Tensor) -> Call:
+    leaves, positions, turns = values.clone(), positions.clamp(min=0), _turns(new)
+
+    def call():
+        leaves.scatter_(-1, positions, next(turns))
+        return tuple(leaves.max(-1))
+
+    return call
+
+
+def _turns(new: Tensor):
+    """New values that differ from call to call: a tree would find nothing to do for the same ones."""
+    both = new, new + 1
+    while True:
+        yield from both
+
+
+def _touched(shape: Shape) -> int:
+    return shape["B"] * shape["t"]
+
+
+def _bytes(shape: Shape, itemsize: int) -> int:
+    above = sum(min(count, shape["t"]) for count in levels(shape["n"]))
+    return shape["B"] * (shape["t"] * (8 + 2 * itemsize) + above * (FAN + 1) * (8 + itemsize))
+
+
+UPDATE = Workload(
+    "tournament update",
+    (Contender("tropigrad", "ours", _ours), Contender("torch.max", "dense", _torch_max)),
+    operations=_touched,
+    bytes=_bytes,
+    mix="gather",
+)
+
+# ------------------------------------------------------------------------------------------------ samples
+
+
+def samples(device: torch.device) -> list[Sample]:
+    """Where implementations go wrong: ties, NaN that come and go, infinities, −0, bounds, one leaf, no tree."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+
+    def add(id: str, values: Tensor, positions: Tensor, new: Tensor, **kwargs) -> None:
+        found.append(Sample(id, tuple(x.to(device) for x in (values, positions, new)), kwargs))
+
+    special = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1.0])
+    for largest in (True, False):
+        label = "max" if largest else "min"
+        for dtype in DTYPES:
+            short = str(dtype).removeprefix("torch.")
+            values, new = (torch.randint(-2, 3, (3, n), generator=generator).to(dtype) for n in (70, 9))
+            positions = torch.stack([torch.randperm(70, generator=generator)[:9] for _ in range(3)])
+            add(f"ties-{label}-{short}", values, positions, new, largest=largest)
+            if dtype.is_floating_point:
+                messy, fresh = (
+                    special[torch.randint(0, 6, x.shape, generator=generator)].to(dtype) for x in (values, new)
+                )
+                add(f"special-{label}-{short}", messy, positions, fresh, largest=largest)
+                worst = torch.full_like(values, -float("inf") if largest else float("inf"))
+                add(f"all-worst-{label}-{short}", worst, positions, worst[:, :9], largest=largest)
+            else:
+                bounds = torch.iinfo(dtype)
+                worst = torch.full_like(values, bounds.min if largest else bounds.max)
+                add(f"bound-{label}-{short}", worst, positions, worst[:, :9], largest=largest)
+        x = torch.tensor([[1.0]])
+        add(f"one-leaf-{label}", x, torch.tensor([[0]]), x + 1, largest=largest)
+        add(f"nothing-touched-{label}", x.expand(2, 5), torch.full((2, 3), -1), x.expand(2, 3), largest=largest)
+        add(
+            f"no-tree-{label}",
+            x[:0].expand(0, 5),
+            torch.zeros(0, 2, dtype=torch.int64),
+            x[:0].expand(0, 2),
+            largest=largest,
+        )
+        add(
+            f"empty-update-{label}",
+            x.expand(2, 5),
+            torch.zeros(2, 0, dtype=torch.int64),
+            x.expand(2, 1)[:, :0],
+            largest=largest,
+        )
+        rows = torch.randn(2, 5000, generator=generator)
+        all_of_it = torch.stack([torch.randperm(5000, generator=generator) for _ in range(2)])
+        add(f"all-touched-{label}", rows, all_of_it, rows.flip(0), largest=largest)
+    return found
+
+
+def misuses(device: torch.device) -> list[Misuse]:
+    x, i = torch.zeros(2, 5, device=device), torch.zeros(2, 3, dtype=torch.int64, device=device)
+
+    def bad(id: str, error: type[Exception], match: str, values, *update, **kwargs) -> Misuse:
+        def call():
+            tournament = Tournament(values, **kwargs)
+            if update:
+                tournament.update(*update)
+
+        return Misuse(id, call, error, match)
+
+    found = [
+        bad("not-a-tensor", TypeError, "values is a list; expected a torch.Tensor", [1.0]),
+        bad("int64", TypeError, "values is torch.int64; expected one of float64", x.long()),
+        bad("sparse", TypeError, "values has layout torch.sparse_coo; expected torch.strided", x.to_sparse()),
+        bad("no-leaf", ValueError, r"values has shape \(2, 0\); expected \[..., n\]", x[:, :0]),
+        bad("scalar", ValueError, r"values has shape \(\); expected \[..., n\]", x[0, 0]),
+        bad("positions", TypeError, "positions is torch.float32; expected a tensor of int64", x, x, x),
+        bad("dtype", TypeError, "values is torch.float64; expected the tree's torch.float32", x, i, x[:, :3].double()),
+        bad("device", ValueError, "values is on meta; expected the tree's", x, i, x[:, :3].to("meta")),
+        bad("batch", ValueError, r"positions has shape \(1, 3\); expected \[t\], or \[2, 't'\]", x, i[:1], x[:, :3]),
+        bad("touched", ValueError, r"values has shape \(2, 5\); expected \[..., 3\]", x, i, x),
+    ]
+    if device.type == "cpu":
+        found += [
+            bad("beyond", IndexError, r"out of range; expected \[-1, 5\).*nothing was written", x, i + 5, x[:, :3]),
+            bad("below", IndexError, r"out of range; expected \[-1, 5\)", x, i - 2, x[:, :3]),
+        ]
+    return found
+
+
+def raw_ops(device: torch.device) -> list[tuple[object, tuple[object, ...]]]:
+    leaves, new = torch.randn(2, 40, device=device), torch.randn(2, 3, device=device)
+    values, indices = leaves.new_zeros(2, 3), torch.zeros(2, 3, dtype=torch.int64, device=device)
+    torch.ops.tropigrad.tournament_build(leaves, values, indices, True)
+    positions = torch.tensor([0, 7, -1], device=device)
+    return [
+        (torch.ops.tropigrad.tournament_build.default, (leaves, values, indices, True)),
+        (torch.ops.tropigrad.tournament_update.default, (leaves, values, indices, positions, new, True)),
+    ]
+
+
+_NO_GRADIENT = "bookkeeping of optimizers: it works in place and has no gradient"
+SPEC = register(
+    Spec(
+        name="Tournament",
+        op=played,
+        oracle=oracle,
+        inputs=inputs,
+        shapes={
+            "one": {"B": 1, "n": 60_000, "t": 4},
+            "many": {"B": 1, "n": 60_000, "t": 1000},
+            "batch": {"B": 1000, "n": 1568, "t": 1},
+        },
+        workloads=(UPDATE,),
+        variants={"max": {"largest": True}, "min": {"largest": False}},
+        dtypes=DTYPES,
+        small_shapes=({"B": 1, "n": 1, "t": 1}, {"B": 3, "n": 33, "t": 5}, {"B": 2, "n": 1100, "t": 40}),
+        samples=samples,
+        misuses=misuses,
+        has_winners=lambda kwargs: True,
+        is_differentiable=False,
+        left_out={
+            **dict.fromkeys(("gradcheck", "subgradient", "jvp"), _NO_GRADIENT),
+            "vmap": "batches of trees are its own",
+            "autocast": "values are of one dtype, which nothing casts",
+        },
+        tuned={"triton": (portable.BUILD,)},
+        raw_ops=raw_ops,
+    )
+)
