@@ -1,5 +1,9 @@
 """The ops: `from tropigrad.kernels import tropical_matmul`."""
 
+from .largest_path import largest_path
+from .path_norm import path_norm
+from .path_values import path_values
+from .path_values import spec as _path_values_spec  # noqa: F401  registers the op
 from .scatter_step import scatter_step
 from .scatter_step import spec as _scatter_spec  # noqa: F401  registers the op
 from .tournament import Tournament
@@ -13,6 +17,9 @@ from .tropical_winners_grad import tropical_winners_grad
 
 __all__ = [
     "Tournament",
+    "largest_path",
+    "path_norm",
+    "path_values",
     "scatter_step",
     "tropical_conv2d",
     "tropical_matmul",

@@ -135,7 +135,7 @@ def _interpreter_truncates(spec: Spec, args, kwargs) -> bool:
     """Whether some value needs more than bfloat16's bits, so that it matters how the interpreter shortens it."""
     if not backends.interpreted() or args[0].dtype != torch.bfloat16:
         return False
-    wide = spec.oracle(*(x.double() if x.is_floating_point() else x for x in args), **kwargs)
+    wide = spec.oracle(*_cast(args, torch.float64), **kwargs)
     return not torch.equal(wide.bfloat16().double().nan_to_num(), wide.nan_to_num()) or not _on_a_grid(args)
 
 
@@ -145,13 +145,26 @@ def _on_a_grid(args) -> bool:
     return all(bool(((x == x.round()) & (x.abs() < 12)).logical_or(~x.isfinite()).all()) for x in floats)
 
 
+# An op may take integer tensors beside its floats, such as paths: they are neither cast nor differentiated.
+
+
+def _cast(args, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    return tuple(x.to(dtype) if x.is_floating_point() else x for x in args)
+
+
+def _leaves(args) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """The arguments, float ones as leaves that require a gradient; and these alone."""
+    args = tuple(x.detach().requires_grad_(x.is_floating_point()) for x in args)
+    return args, tuple(x for x in args if x.requires_grad)
+
+
 def _results(spec: Spec, args, kwargs, weight: Callable[[Tensor], Tensor] = torch.ones_like) -> tuple[Tensor, ...]:
     """The value and, where there are any, the gradients of the arguments under `weight(value)`."""
     if not spec.is_differentiable:
         return (spec.op(*args, **kwargs),)
-    args = [x.detach().requires_grad_() for x in args]
+    args, leaves = _leaves(args)
     out = spec.op(*args, **kwargs)
-    return out.detach(), *torch.autograd.grad(out, args, weight(out))
+    return out.detach(), *torch.autograd.grad(out, leaves, weight(out))
 
 
 # ------------------------------------------------------------------------------------------------ the tables
@@ -254,7 +267,7 @@ def misuse(spec: Spec, device: torch.device) -> Iterator[Case]:
 
 def _tiny(spec: Spec, device: torch.device) -> tuple[Tensor, ...]:
     shape = {letter: size for size, letter in enumerate(spec.small_shapes[0], start=2)}
-    return tuple(x.requires_grad_() for x in spec.inputs(shape, torch.float64, device, 0))
+    return _leaves(spec.inputs(shape, torch.float64, device, 0))[0]
 
 
 def gradcheck(spec: Spec, device: torch.device) -> Iterator[Case]:
@@ -278,14 +291,14 @@ def _check_subgradient(spec: Spec, name: str, device: torch.device, kwargs, shap
     """The gradient equals autograd's through the oracle, on small integers: many ties, and sums that are exact."""
     generator = torch.Generator().manual_seed(1)
     shaped = spec.inputs(shape, torch.float32, device, 0)
-    args = [
-        torch.randint(-2, 3, x.shape, generator=generator).to(device, torch.float32).requires_grad_() for x in shaped
-    ]
+    args, leaves = _leaves(
+        torch.randint(-2, 3, x.shape, generator=generator).to(x) if x.is_floating_point() else x for x in shaped
+    )
     with forced(name, device):
         out = spec.op(*args, **kwargs)
         weight = torch.randint(-4, 5, out.shape, generator=generator).to(out)
-        got = torch.autograd.grad(out, args, weight)
-        expected = torch.autograd.grad(spec.oracle(*args, **kwargs), args, weight)
+        got = torch.autograd.grad(out, leaves, weight)
+        expected = torch.autograd.grad(spec.oracle(*args, **kwargs), leaves, weight)
     assert_same(got, expected, spec.is_exact(kwargs), "gradient")
 
 
@@ -368,7 +381,7 @@ def vmap(spec: Spec, device: torch.device) -> Iterator[Case]:
             exact = spec.is_exact(kwargs)
             many = [spec.inputs(spec.small_shapes[-1], torch.float32, device, seed) for seed in range(3)]
             stacked = tuple(torch.stack(x) for x in zip(*many, strict=True))
-            each = tuple(range(len(stacked)))
+            each = tuple(index for index, x in enumerate(stacked) if x.is_floating_point())
             one_by_one = torch.stack([op(*args) for args in many])
             assert_same(torch.vmap(op)(*stacked), one_by_one, exact, "vmap")
             first = torch.vmap(op, (0, *[None] * (len(stacked) - 1)))(stacked[0], *many[0][1:])
@@ -385,12 +398,18 @@ def jvp(spec: Spec, device: torch.device) -> Iterator[Case]:
 
         def run(kwargs=kwargs):
             args = tuple(x.detach() for x in _tiny(spec, device))
-            tangents = tuple(torch.ones_like(x) for x in args)
+            floats = tuple(x for x in args if x.is_floating_point())
+            tangents = tuple(torch.ones_like(x) for x in floats)
+
+            def of_floats(op, x):
+                given = iter(x)
+                return op(*(next(given) if y.is_floating_point() else y for y in args), **kwargs)
+
             try:
-                got = torch.func.jvp(lambda *x: spec.op(*x, **kwargs), args, tangents)
+                got = torch.func.jvp(lambda *x: of_floats(spec.op, x), floats, tangents)
             except NotImplementedError:
                 return
-            expected = torch.func.jvp(lambda *x: spec.oracle(*x, **kwargs), args, tangents)
+            expected = torch.func.jvp(lambda *x: of_floats(spec.oracle, x), floats, tangents)
             assert_same(got, expected, False, "value and tangent")
 
         yield Case(spec.name, "jvp", variant, run)
@@ -477,12 +496,12 @@ def autocast(spec: Spec, device: torch.device) -> Iterator[Case]:
 
             def run(kwargs=kwargs, low=low):
                 wide = spec.inputs(spec.small_shapes[-1], torch.float32, device, 0)
-                narrow = tuple(x.to(low) for x in wide)
+                narrow = _cast(wide, low)
                 mixed = narrow[0], *wide[1:]
                 with torch.autocast(device.type, dtype=low):
                     got = [spec.op(*args, **kwargs) for args in (wide, narrow, mixed)]
                 exact = spec.is_exact(kwargs)
-                casts = [wide, narrow if exact else tuple(x.float() for x in narrow), tuple(x.float() for x in mixed)]
+                casts = [wide, narrow if exact else _cast(narrow, torch.float32), _cast(mixed, torch.float32)]
                 for label, ours, args in zip(("wide", "narrow", "mixed"), got, casts, strict=True):
                     assert_same(ours, spec.op(*args, **kwargs), True, f"{label} operands under autocast")
 

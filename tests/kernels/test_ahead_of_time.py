@@ -16,6 +16,7 @@ import torch
 
 from tropigrad.kernels import ahead_of_time, backend
 from tropigrad.kernels.path_step import portable as path_step
+from tropigrad.kernels.path_values import portable as paths
 from tropigrad.kernels.scatter_step import portable as sparse
 from tropigrad.kernels.tournament import portable as trees
 from tropigrad.kernels.tropical_conv2d import portable as convolution
@@ -181,6 +182,28 @@ def tournament(name: str, dtype: str, **flags):
     return kernel, {name: kind for name, kind in types.items() if name in kernel.arg_names}, flags, 4
 
 
+PATHS = ("P", "L", "stride_fb", "stride_pb", "stride_pp", "stride_pl")
+
+
+def path_values(dtype: str, convolutions=False):
+    signature = {"flat_ptr": f"*{dtype}", "paths_ptr": "*i64", "layers_ptr": "*i64", "values_ptr": f"*{dtype}"}
+    signature |= dict.fromkeys(PATHS, "i32")
+    config = dict(paths.FORWARD.default({}))
+    warps = config.pop("num_warps")
+    flags = {"FIELDS": paths.FIELDS, "CONVOLUTIONS": convolutions}
+    return paths._path_values_fwd_kernel, signature, flags | config, warps
+
+
+def path_values_backward(dtype: str, convolutions=False, add=True):
+    signature = {f"{name}_ptr": f"*{dtype}" for name in ("dv", "flat", "dflat", "term")}
+    signature |= dict.fromkeys(["paths_ptr", "layers_ptr", "edge_ptr"], "*i64")
+    signature |= dict.fromkeys([*PATHS, "blocks", "n", "stride_vb", "stride_vp"], "i32")
+    config = dict(paths.BACKWARD.default({}))
+    warps = config.pop("num_warps")
+    flags = {"ADD": add, "FIELDS": paths.FIELDS, "CONVOLUTIONS": convolutions}
+    return paths._path_values_bwd_kernel, signature, flags | config, warps
+
+
 COMPILED = {
     "forward": forward,
     "forward-small": lambda dtype: forward(dtype, SMALL),
@@ -207,8 +230,8 @@ COMPILED = {
     "forward-conv2d-winners": lambda dtype: convolve(dtype, minimum=True, winners=True, ignore_nan=dtype[0] != "i"),
     "forward-conv2d-depthwise": lambda dtype: convolve(dtype, filters=1, winners=True),
     "conv2d-scatter": convolve_back,
-    "path-flows": path_flows,
-    "path-move": path_move,
+    "chain-flows": path_flows,
+    "chain-move": path_move,
     "iterations": iterations,
     "tournament-build": lambda dtype: tournament("build", dtype, LEAVES=True, NODES=16),
     "tournament-build-nodes": lambda dtype: tournament("build", dtype, LEAVES=False, NODES=16),
@@ -230,7 +253,13 @@ ONLY = {  # the dtypes of those that do not take all: integers have no gradient,
     **dict.fromkeys(("scatter", "log", "conv2d", "step"), FLOATS),
     "fixed": ("fp32", "fp16", "bf16"),
     "iterations": ("fp32", "fp64"),
-    "path": ("fp32",),
+    "path": ("fp32", "fp64"),
+    "chain": ("fp32",),
+    "path-values": path_values,
+    "path-values-convolutions": lambda dtype: path_values(dtype, convolutions=True),
+    "path-values-backward": path_values_backward,
+    "path-values-backward-convolutions": lambda dtype: path_values_backward(dtype, convolutions=True),
+    "path-values-backward-ordered": lambda dtype: path_values_backward(dtype, convolutions=True, add=False),
 }
 
 
@@ -263,11 +292,12 @@ QUICK = [
     ("i8", ("forward-conv2d-winners",), (90,)),
     ("fp32", ("iterations",), (80, 90, 100)),
     ("fp32", ("forward-conv2d", "forward-conv2d-depthwise", "conv2d-scatter"), (90,)),
-    ("fp32", ("path-flows", "path-move"), (80, 90, 100)),
+    ("fp32", ("chain-flows", "chain-move"), (80, 90, 100)),
     ("fp32", ("step-few", "step-atomic", "step-keys", "step-pieces", "step-sorted-momentum"), (90,)),
     ("fp32", ("tournament-build", "tournament-build-nodes", "tournament-update"), (90,)),
     ("i8", ("tournament-update",), (90,)),
     ("bf16", ("step-few-momentum", "step-sorted-adagrad", "step-sorted-norm"), (90,)),
+    ("fp32", ("path-values", "path-values-backward", "path-values-backward-ordered"), (80, 90, 100)),
 ]
 
 
@@ -296,6 +326,12 @@ def test_a_step_is_one_addition_and_one_maximum(name):
     assert loop["FADD"] == unrolled
     assert loop["FMNMX.NAN"] == unrolled
     assert sum(loop.values()) <= 2.6 * unrolled
+
+
+def test_a_gradient_of_paths_is_one_relaxed_addition_an_edge():
+    code = costs(*QUICK[-1])["path-values-backward-sm_90"]["instructions"]
+    assert sum(count for opcode, count in code.items() if opcode.startswith("RED")) == 1
+    assert not any(opcode.startswith(("MEMBAR", "ATOM")) for opcode in code)
 
 
 def test_atomic_additions_wait_for_nothing():

@@ -1,0 +1,211 @@
+"""Values of paths through a bias-free network: v(p) = Π_l W_l[p_{l+1}, p_l], the product of the weights that p takes.
+
+Positively scale-invariant optimizers (G-SGD, path-SGD) work on them. Every path is a gather of one weight a layer, its
+gradient a scatter: ∂v/∂w_l = (Π_{k<l} w_k) (Π_{k>l} w_k), by prefix and suffix products and no division, so that zeros
+need no care. The weights of all layers lie in a row in memory, and one launch takes all paths through all layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import backend
+from ..eager import route
+from ..vmap import join_batch, leave_batch
+from . import cpu, definition, portable
+from .definition import path_values_ref
+from .network import Size, network, pack, under_autocast, unpack
+
+__all__ = ["path_values", "path_values_ref"]
+
+INDICES = (torch.int64, torch.int32, torch.int16)
+_BACKENDS = ("cpp", "triton", "torch")
+
+# ------------------------------------------------------------------------------------------------ operators
+
+torch.library.define(
+    "tropigrad::path_values",
+    "(Tensor flat, Tensor paths, SymInt[] layers) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+torch.library.define(
+    "tropigrad::path_values_backward",
+    "(Tensor dv, Tensor flat, Tensor paths, SymInt[] layers) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def _forward(flat: Tensor, paths: Tensor, layers: Sequence[int]) -> Tensor:
+    """flat [B, n] float32 or float64, paths [B, P, L + 1] -> values [B, P]; layers as network.pack gives them.
+
+    A node outside its layer raises IndexError on the CPU, and on a GPU, where that synchronises, inside
+    torch.autograd.detect_anomaly(); elsewhere nothing is read for it and the path's value is NaN.
+    """
+    if paths.numel() == 0 or flat.numel() == 0:
+        if flat.device.type == "cpu":
+            definition.check_nodes(paths, unpack(layers))
+        return flat.new_full(paths.shape[:-1], float("nan"))
+    chosen = _choose("path_values", flat, paths, layers)
+    forward = {"cpp": cpu.forward, "triton": portable.forward, "torch": definition.values}
+    return forward[chosen](flat, paths, unpack(layers))
+
+
+def _backward(dv: Tensor, flat: Tensor, paths: Tensor, layers: Sequence[int]) -> Tensor:
+    """dv [B, P] -> dflat [B, n]. Nodes outside their layer as in `_forward`: elsewhere they add nothing."""
+    if paths.numel() == 0 or flat.numel() == 0:
+        return torch.zeros_like(flat, memory_format=torch.contiguous_format)
+    chosen = _choose("path_values", flat, paths, layers)
+    backward = {"cpp": cpu.backward, "triton": portable.backward, "torch": definition.gradient}
+    return backward[chosen](dv, flat, paths, unpack(layers))
+
+
+def _choose(op: str, flat: Tensor, paths: Tensor, layers: Sequence[int]) -> str:
+    chosen = backend.choose(op, flat.device, _BACKENDS, flat.dtype)
+    if chosen == "cpp" and backend.forced() == "auto" and not cpu.is_available(flat.dtype):
+        chosen = "torch"  # the compiler failed, as one warning has said
+    if chosen != "cpp" and (flat.device.type == "cpu" or torch.is_anomaly_enabled()):
+        definition.check_nodes(paths, unpack(layers))
+    return chosen
+
+
+torch.library.impl("tropigrad::path_values", backend.DEVICES, _forward)
+torch.library.impl("tropigrad::path_values_backward", backend.DEVICES, _backward)
+
+
+@torch.library.register_fake("tropigrad::path_values")
+def _(flat, paths, layers):
+    return flat.new_empty(paths.shape[:-1])
+
+
+@torch.library.register_fake("tropigrad::path_values_backward")
+def _(dv, flat, paths, layers):
+    return flat.new_empty(flat.shape)
+
+
+@torch.library.register_vmap("tropigrad::path_values")  # pyright: ignore[reportOptionalCall]
+def _(info, dims, flat, paths, layers):
+    flat, paths = join_batch((flat, paths), dims[:2], info.batch_size)
+    (values,), (dim,) = leave_batch(
+        [torch.ops.tropigrad.path_values(flat, paths, layers)], (True,), info.batch_size
+    )  # fmt: skip
+    return values, dim
+
+
+@torch.library.register_vmap("tropigrad::path_values_backward")  # pyright: ignore[reportOptionalCall]
+def _(info, dims, dv, flat, paths, layers):
+    dv, flat, paths = join_batch((dv, flat, paths), dims[:3], info.batch_size)
+    (dflat,), (dim,) = leave_batch(
+        [torch.ops.tropigrad.path_values_backward(dv, flat, paths, layers)], (True,), info.batch_size
+    )  # fmt: skip
+    return dflat, dim
+
+
+# ------------------------------------------------------------------------------------------------ autograd
+
+
+class _PathValuesBackward(torch.autograd.Function):
+    """(dv, flat) -> dflat, linear in dv; its own backward is in torch, and so can be differentiated again.
+
+    No jvp on purpose, here and below: forward-mode AD raises NotImplementedError instead of a silent zero.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(dv, flat, paths, layers):
+        return torch.ops.tropigrad.path_values_backward(dv, flat, paths, layers)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        dv, flat, paths, ctx.layers = inputs
+        ctx.save_for_backward(dv, flat, paths)
+
+    @staticmethod
+    def backward(ctx, g):
+        dv, flat, paths = ctx.saved_tensors
+        return (*definition.second_gradient(g, dv, flat, paths, unpack(ctx.layers)), None, None)
+
+
+class _PathValues(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(flat, paths, layers):
+        return torch.ops.tropigrad.path_values(flat, paths, layers)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        flat, paths, ctx.layers = inputs
+        ctx.save_for_backward(flat, paths)
+
+    @staticmethod
+    def backward(ctx, dv):
+        flat, paths = ctx.saved_tensors
+        gradient = route(_PathValuesBackward, _backward, dv, flat, paths)
+        return gradient(dv, flat, paths, ctx.layers), None, None
+
+
+# ------------------------------------------------------------------------------------------------ public
+
+
+def path_values(
+    weights: Sequence[Tensor],
+    paths: Tensor,
+    *,
+    input_size: Size | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+) -> Tensor:
+    """The value of each path, the product of the weights it takes: v(p) = Π_l W_l[p_{l+1}, p_l].
+
+    Source: Meng et al., "G-SGD: Optimizing ReLU Neural Networks in its Positively Scale-Invariant Space", ICLR 2019.
+
+    Args:
+        weights: of L bias-free layers from the input to the output, of Linear (out, in) or of Conv2d (out, in, kh, kw),
+            convolutions first; float64, float32, float16 or bfloat16, one dtype and device, any strides.
+        paths: [P, L + 1] int64, int32 or int16, any leading dimensions: p_0 is a node of the input, p_l of layer l's
+            output. A node of a convolution is channel · (height · width) + row · width + column, as flattening numbers
+            it, so a Linear layer may follow. Where a convolution has no edge between two nodes its weight counts as 0.
+        input_size: (height, width) that the first convolution sees, or one integer for both.
+        stride, padding: of the convolutions, as in torch.nn.Conv2d: one integer for all, or a sequence with one entry
+            for each, an integer or (height, width).
+
+    Returns:
+        Values [P] in the weights' dtype, factors multiplied from the input on; 16-bit ones in float32, rounded once.
+        Differentiable any number of times in reverse mode; forward mode raises NotImplementedError. The gradient costs
+        O(P L), added up in float32 or wider: in the order of the paths on a CPU, by atomic additions on a GPU unless
+        torch.use_deterministic_algorithms(True). Under autocast nothing is cast down.
+
+    Raises:
+        TypeError: weights or paths are of an unsupported type or dtype.
+        ValueError: devices, ranks or sizes do not fit.
+        IndexError: a node outside its layer, on the CPU; on a GPU the path's value is NaN and it has no gradient,
+            or, inside torch.autograd.detect_anomaly(), IndexError.
+    """
+    weights = under_autocast(weights)
+    layers = network("path_values", weights, input_size, stride, padding)
+    _check_paths(paths, len(layers), weights[0].device)
+    dtype = weights[0].dtype
+    flat = torch.cat([w.reshape(-1) for w in weights]).unsqueeze(0)
+    if dtype in (torch.float16, torch.bfloat16):
+        flat = flat.float()
+    rows = paths.reshape(1, -1, paths.shape[-1])
+    values = route(_PathValues, _forward, flat, rows)(flat, rows, pack(layers))
+    return values.reshape(paths.shape[:-1]).to(dtype)
+
+
+def _check_paths(paths: Tensor, count: int, device: torch.device) -> None:
+    if not isinstance(paths, Tensor):
+        raise TypeError(f"path_values: paths is a {type(paths).__name__}; expected a torch.Tensor")
+    if paths.dtype not in INDICES:
+        raise TypeError(f"path_values: paths is {paths.dtype}; expected int64, int32 or int16")
+    if paths.dim() < 1 or paths.shape[-1] != count + 1:
+        raise ValueError(
+            f"path_values: paths has shape {tuple(paths.shape)}; expected [P, {count + 1}]: a node of the "
+            f"input and one of each of the {count} layers"
+        )
+    if paths.device != device:
+        raise ValueError(f"path_values: paths is on {paths.device} and weights on {device}; expected one device")

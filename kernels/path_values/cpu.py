@@ -1,0 +1,100 @@
+"""The C++ kernel of path values (cpu.cpp), called through ctypes on torch tensors."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import native
+from .definition import check_nodes
+from .network import Layer, pack
+
+_SOURCE = Path(__file__).with_name("cpu.cpp")
+_SMALL = 1 << 15  # edges: less is done before a thread would start
+
+
+def is_available(dtype: torch.dtype) -> bool:
+    """Whether the kernel of this dtype could be compiled, now if need be; where not, one warning has said why."""
+    return native.library_of(_SOURCE, dtype) is not None
+
+
+@functools.cache
+def _functions(dtype: torch.dtype):
+    found = native.library_of(_SOURCE, dtype)
+    if found is None:
+        raise RuntimeError(f"path_values: the C++ kernel of {dtype} did not compile; TROPIGRAD_BACKEND=torch avoids it")
+    pointer, integer, integers = ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(ctypes.c_int64)
+    found.path_values_forward.argtypes = [integers, integers, integers, integer, pointer, pointer, pointer, integer]
+    found.path_values_backward.argtypes = [
+        integers, integers, integers, integer, pointer, pointer, pointer, pointer, integer,
+    ]  # fmt: skip
+    found.path_values_set_team.argtypes = [pointer]
+    found.path_values_set_team(native.openmp_team())
+    return found.path_values_forward, found.path_values_backward
+
+
+def _threads(paths: Tensor) -> int:
+    return torch.get_num_threads() if paths.numel() > _SMALL else 1
+
+
+def forward(flat: Tensor, paths: Tensor, layers: Sequence[Layer]) -> Tensor:
+    """flat [B, n] float32 or float64, paths [B, P, L + 1], any strides -> values [B, P]. No size is 0.
+
+    Raises:
+        IndexError: a node outside its layer.
+    """
+    B, P, _ = paths.shape
+    flat = _in_rows(flat)
+    values = flat.new_empty((B, P))
+    status = _functions(flat.dtype)[0](
+        native.integers(B, P, len(layers)),
+        native.integers(*pack(layers)),
+        native.integers(flat.stride(0), *paths.stride(), 0, 0),
+        paths.element_size(),
+        flat.data_ptr(),
+        paths.data_ptr(),
+        values.data_ptr(),
+        _threads(paths),
+    )
+    _check(status, paths, layers)
+    return values
+
+
+def backward(dv: Tensor, flat: Tensor, paths: Tensor, layers: Sequence[Layer]) -> Tensor:
+    """dv [B, P] -> dflat [B, n], added up in the order of the paths on any number of threads. No size is 0.
+
+    Raises:
+        IndexError: a node outside its layer.
+    """
+    B, P, _ = paths.shape
+    flat = _in_rows(flat)
+    dflat = torch.zeros(flat.shape, dtype=flat.dtype)
+    status = _functions(flat.dtype)[1](
+        native.integers(B, P, len(layers)),
+        native.integers(*pack(layers)),
+        native.integers(flat.stride(0), *paths.stride(), *dv.stride()),
+        paths.element_size(),
+        dv.data_ptr(),
+        flat.data_ptr(),
+        paths.data_ptr(),
+        dflat.data_ptr(),
+        _threads(paths),
+    )
+    _check(status, paths, layers)
+    return dflat
+
+
+def _in_rows(flat: Tensor) -> Tensor:
+    return flat if flat.stride(1) == 1 else flat.contiguous()
+
+
+def _check(status: int, paths: Tensor, layers: Sequence[Layer]) -> None:
+    if status == 1:
+        raise MemoryError("path_values: no memory for the edges of one block of paths a thread")
+    if status == 2:
+        check_nodes(paths, layers)

@@ -1,0 +1,270 @@
+"""Path values as data: shapes, costs, rivals, samples and misuses. Arguments are flat here: (*weights, paths)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..spec import Contender, Misuse, Sample, Shape, Spec, Workload, register
+from ..tropical_matmul.definition import FLOATS
+from . import path_values, path_values_ref, portable
+from .definition import sizes
+from .network import network, pack
+
+LAYERS = 6
+Call = Callable[[], tuple[Tensor, ...]]
+
+
+def op(*args, **kwargs) -> Tensor:
+    *weights, paths = args
+    return path_values(weights, paths, **kwargs)
+
+
+def oracle(*args, **kwargs) -> Tensor:
+    *weights, paths = args
+    return path_values_ref(weights, paths, **kwargs)
+
+
+def inputs(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Tensor, ...]:
+    """Six layers N → M → M → M → M → M → K of weights ±1 and ±2, and P random paths.
+
+    Products of such weights, and sums of them, are exact in float32: no order of multiplying or adding shows.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    widths = [shape["N"], *[shape["M"]] * (LAYERS - 1), shape["K"]]
+    values = torch.tensor([-2.0, -1.0, 1.0, 2.0], dtype=dtype)
+    weights = [
+        values[torch.randint(4, (target, source), generator=generator)].to(device)
+        for source, target in itertools.pairwise(widths)
+    ]
+    return *weights, random_paths(widths, shape["P"], generator).to(device)
+
+
+def random_paths(widths: list[int], count: int, generator: torch.Generator | None = None) -> Tensor:
+    """[count, len(widths)] int64, each node uniform in its layer."""
+    return torch.stack([torch.randint(width, (count,), generator=generator) for width in widths], 1)
+
+
+# ------------------------------------------------------------------------------------------------ contenders
+
+
+def _operations(shape: Shape) -> int:
+    return LAYERS * shape["P"]
+
+
+def _weights(shape: Shape) -> int:
+    return shape["M"] * (shape["N"] + (LAYERS - 2) * shape["M"] + shape["K"])
+
+
+def _forward_bytes(shape: Shape, itemsize: int) -> int:
+    return 8 * (LAYERS + 1) * shape["P"] + (_weights(shape) + shape["P"]) * itemsize
+
+
+def _training_bytes(shape: Shape, itemsize: int) -> int:
+    return 2 * _forward_bytes(shape, itemsize) + _weights(shape) * itemsize  # the backward writes a gradient more
+
+
+def _loop(*args: Tensor) -> Tensor:
+    """One gather a layer."""
+    *weights, paths = args
+    value = weights[0][paths[:, 1], paths[:, 0]]
+    for l, weight in enumerate(weights[1:], 1):
+        value = value * weight[paths[:, l + 1], paths[:, l]]
+    return value
+
+
+def _called(product: Callable[..., Tensor]):
+    return lambda *args: lambda: (product(*args),)
+
+
+def _trained(product: Callable[..., Tensor]):
+    """Forward and backward under a gradient of ones: (values, the gradient of each weight)."""
+
+    def prepare(*args: Tensor) -> Call:
+        *weights, paths = args
+        weights = [w.clone().requires_grad_() for w in weights]
+        dv = weights[0].new_ones(paths.shape[0])
+
+        def call():
+            values = product(*weights, paths)
+            return (values.detach(), *torch.autograd.grad(values, weights, dv))
+
+        return call
+
+    return prepare
+
+
+def _compiled(prepare):
+    return lambda *args: prepare(torch.compile(_loop, dynamic=False))(*args)
+
+
+FORWARD = Workload(
+    "path values forward",
+    (
+        Contender("tropigrad", "ours", _called(op)),
+        Contender("loop of gathers", "dense", _called(_loop)),
+        Contender("torch.compile", "compiled", _compiled(_called)),
+    ),
+    operations=_operations,
+    bytes=_forward_bytes,
+    mix="gather",
+)
+TRAINING = Workload(
+    "path values forward + backward",
+    (
+        Contender("tropigrad", "ours", _trained(op)),
+        Contender("loop of gathers", "dense", _trained(_loop)),
+        Contender("torch.compile", "compiled", _compiled(_trained)),
+    ),
+    operations=_operations,
+    bytes=_training_bytes,
+    mix="gather",
+)
+
+# ------------------------------------------------------------------------------------------------ samples
+
+NAN, INF = float("nan"), float("inf")
+
+
+def samples(device: torch.device) -> list[Sample]:
+    """Depths, special values, dtypes of paths, convolutions, strides of paths, and edges."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+
+    def add(id: str, weights: list[Tensor], paths: Tensor, **kwargs) -> None:
+        found.append(Sample(id, (*(w.to(device) for w in weights), paths.to(device)), kwargs))
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    for depth in (1, 2, 9):
+        widths = [int(n) for n in torch.randint(1, 20, (depth + 1,), generator=generator)]
+        weights = [normal(o, i) for i, o in itertools.pairwise(widths)]
+        paths = random_paths(widths, 700, generator)
+        add(f"depth-{depth}", weights, paths)
+        add(f"depth-{depth}-float64", [w.double() for w in weights], paths)
+        add(f"depth-{depth}-float16", [w.half() for w in weights], paths)
+        add(f"depth-{depth}-int32", weights, paths.int())
+        add(f"depth-{depth}-int16", weights, paths.short())
+        add(f"depth-{depth}-columns", weights, paths.mT.contiguous().mT)
+        add(f"depth-{depth}-batch", weights, paths.view(7, 100, -1))
+        add(f"depth-{depth}-one-path", weights, paths[5])
+        add(f"depth-{depth}-no-paths", weights, paths[:0])
+    special = torch.tensor([[NAN, INF, -INF, 0.0, -0.0, 1.0, -1.0]])
+    every = torch.cartesian_prod(torch.arange(7), torch.tensor([0]), torch.arange(7))
+    add("special", [special, special.mT.contiguous()], every)
+    huge = [torch.full((1, 1), 1e30), torch.full((1, 1), 1e30), torch.full((1, 1), 1e-30)]
+    add("overflow", huge, torch.zeros(1, 4, dtype=torch.int64))
+    wide = [torch.full((1, 1), 200.0).half(), torch.full((1, 1), 500.0).half(), torch.full((1, 1), 0.01).half()]
+    add("beyond-half", wide, torch.zeros(1, 4, dtype=torch.int64))  # 100000 on the way
+    images = {
+        "plain": ([(4, 2, 3, 3)], {"input_size": 5}),
+        "strided": (
+            [(4, 2, 3, 2), (3, 4, 3, 3)],
+            {"input_size": (9, 8), "stride": [(2, 1), 2], "padding": [1, (2, 0)]},
+        ),
+        "flattened": ([(4, 2, 3, 3), (5, 4, 2, 2), (6, 80), (3, 6)], {"input_size": (5, 5), "padding": [1, 0]}),
+        "pointwise": ([(4, 3, 1, 1), (2, 4, 1, 1)], {"input_size": (2, 3)}),
+    }
+    for name, (shapes, kwargs) in images.items():
+        weights = [normal(*shape) for shape in shapes]
+        layers = network(
+            "path_values", weights, kwargs["input_size"], kwargs.get("stride", 1), kwargs.get("padding", 0)
+        )
+        paths = random_paths(sizes(layers), 3000, generator)
+        add(f"convolution-{name}", weights, paths, **kwargs)
+        add(f"convolution-{name}-float64-int32", [w.double() for w in weights], paths.int(), **kwargs)
+    return found
+
+
+def misuses(device: torch.device) -> list[Misuse]:
+    w = torch.zeros(3, 2, device=device), torch.zeros(4, 3, device=device)
+    paths = torch.zeros(5, 3, dtype=torch.int64, device=device)
+    image, flat = torch.zeros(4, 2, 3, 3, device=device), torch.zeros(5, 4, device=device)
+
+    def bad(id: str, error: type[Exception], match: str, weights, paths, **kwargs) -> Misuse:
+        return Misuse(id, lambda: path_values(weights, paths, **kwargs), error, match)
+
+    found = [
+        bad("one-tensor", TypeError, "weights is a Tensor; expected a list of weights", w[0], paths),
+        bad("no-weights", ValueError, "weights is empty; expected one weight or more", [], paths),
+        bad("not-a-tensor", TypeError, r"weights\[1\] is a float; expected a torch.Tensor", [w[0], 1.0], paths),
+        bad("integers", TypeError, r"weights\[0\] is torch.int32; expected float64", [w[0].int()], paths[:, :2]),
+        bad("mixed", TypeError, r"weights\[1\] is torch.float64 and weights\[0\] is torch.float32; expected one dtype",
+            [w[0], w[1].double()], paths),
+        bad("sparse", TypeError, r"weights\[0\] has layout torch.sparse_coo", [w[0].to_sparse(), w[1]], paths),
+        bad("device", ValueError, r"weights\[1\] is on meta and weights\[0\] on", [w[0], w[1].to("meta")], paths),
+        bad("rank", ValueError, r"weights\[0\] has shape \(2,\); expected \(out, in\)", [w[0][0], w[1]], paths),
+        bad("chain", ValueError, r"weights\[1\] has shape \(3, 2\); expected \(out, 3\), to follow weights\[0\]'s",
+            [w[0], w[0]], paths),
+        bad("paths", TypeError, "paths is a list; expected a torch.Tensor", w, [[0, 0, 0]]),
+        bad("float-paths", TypeError, "paths is torch.float32; expected int64, int32 or int16", w, paths.float()),
+        bad("columns", ValueError, r"paths has shape \(5, 2\); expected \[P, 3\]", w, paths[:, :2]),
+        bad("paths-device", ValueError, "paths is on meta and weights on", w, paths.to("meta")),
+        bad("no-size", ValueError, "input_size is None; expected the", [image], paths[:, :2]),
+        bad("size-of-linear", ValueError, "input_size is 3; expected None", w, paths, input_size=3),
+        bad("window", ValueError, "a window of 3 × 3 over 2 × 2 nodes", [image], paths[:, :2], input_size=2),
+        bad("stride", ValueError, "stride is 0; expected integers, at least 1", [image], paths[:, :2], input_size=3,
+            stride=0),
+        bad("strides", ValueError, "stride has 2 entries; expected an integer, or one entry for each of the 1",
+            [image], paths[:, :2], input_size=3, stride=(1, 1)),
+        bad("channels", ValueError, r"weights\[1\] has shape \(4, 2, 3, 3\); expected \(out, 4, kh, kw\)",
+            [image, image], paths, input_size=9),
+        bad("flattened", ValueError, r"weights\[1\] has shape \(5, 4\); expected \(out, 36\)", [image, flat], paths,
+            input_size=5),
+        bad("convolution-after-linear", ValueError, r"weights\[1\] .* of a convolution follows a Linear layer",
+            [w[0], image], paths),
+    ]  # fmt: skip
+    if device.type == "cpu":
+        found += [
+            bad("too-large", IndexError, r"paths\[2, 1\] is 3; expected a node of layer 1, in \[0, 3\)", w,
+                paths.index_put((torch.tensor(2), torch.tensor(1)), torch.tensor(3))),
+            bad("negative", IndexError, r"paths\[4, 0\] is -1; expected a node of layer 0, in \[0, 2\)", w,
+                paths.index_put((torch.tensor(4), torch.tensor(0)), torch.tensor(-1))),
+        ]  # fmt: skip
+    return found
+
+
+def raw_ops(device: torch.device) -> list[tuple[object, tuple[object, ...]]]:
+    ops = torch.ops.tropigrad
+    weights = [torch.randn(3, 2, device=device), torch.randn(4, 3, device=device)]
+    layers = pack(network("path_values", weights, None, 1, 0))
+    flat = torch.cat([w.flatten() for w in weights]).expand(2, -1)
+    paths = torch.stack([random_paths([2, 3, 4], 5), random_paths([2, 3, 4], 5)]).to(device)
+    dv = torch.randn(2, 5, device=device)
+    return [
+        (ops.path_values.default, (flat, paths, layers)),
+        (ops.path_values.default, (flat.double(), paths.int(), layers)),
+        (ops.path_values_backward.default, (dv, flat, paths, layers)),
+        (ops.path_values_backward.default, (dv.double(), flat.double(), paths.short(), layers)),
+    ]
+
+
+SPEC = register(
+    Spec(
+        name="path_values",
+        op=op,
+        oracle=oracle,
+        inputs=inputs,
+        shapes={
+            "64": {"M": 64, "N": 784, "K": 10, "P": 1_000_000},  # the networks of the paper's MNIST experiment
+            "256": {"M": 256, "N": 784, "K": 10, "P": 1_000_000},
+            "1024": {"M": 1024, "N": 784, "K": 10, "P": 1_000_000},
+        },
+        workloads=(FORWARD, TRAINING),
+        variants={"linear": {}},
+        dtypes=FLOATS,
+        small_shapes=(
+            {"M": 1, "N": 1, "K": 1, "P": 1},
+            {"M": 11, "N": 7, "K": 3, "P": 700},
+            {"M": 5, "N": 3, "K": 4, "P": 300},
+        ),
+        samples=samples,
+        misuses=misuses,
+        tuned={"triton": (portable.FORWARD, portable.BACKWARD)},
+        raw_ops=raw_ops,
+    )
+)

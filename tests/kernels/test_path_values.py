@@ -1,0 +1,284 @@
+"""What paths demand beyond the conformance suite: whole networks, rescaling, zeros, images, threads, bad nodes."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import conv2d, linear
+
+from tropigrad.kernels import backend, largest_path, native, path_norm, path_values
+from tropigrad.kernels.path_values import definition, path_values_ref, portable
+from tropigrad.kernels.path_values.network import network, pack, unpack
+from tropigrad.kernels.path_values.spec import random_paths
+
+NO_COMPILER = native.why_no_compiler()
+compiled = pytest.mark.skipif(bool(NO_COMPILER), reason=NO_COMPILER or "there is a compiler")
+interpreted = pytest.mark.skipif(not backend.interpreted(), reason="nothing interprets Triton here")
+BACKENDS = ["torch", pytest.param("cpp", marks=compiled), pytest.param("triton", marks=interpreted)]
+IMAGE = {"input_size": (4, 3), "stride": [1, (2, 1)], "padding": [1, (1, 0)]}
+
+
+def dense(*widths: int, dtype=torch.float64) -> list[torch.Tensor]:
+    return [torch.randn(o, i, dtype=dtype) for i, o in itertools.pairwise(widths)]
+
+
+def image_network(dtype=torch.float64) -> list[torch.Tensor]:
+    """2 × 4 × 3 → 2 × 4 × 3 → 3 × 2 × 2 → 2, as IMAGE says."""
+    shapes = (2, 2, 3, 3), (3, 2, 3, 2), (2, 12)
+    return [torch.randn(shape, dtype=dtype) for shape in shapes]
+
+
+def every_path(weights, **options) -> torch.Tensor:
+    sizes = definition.sizes(network("path_values", weights, *(options.get(k, d) for k, d in DEFAULTS)))
+    return torch.cartesian_prod(*map(torch.arange, sizes))
+
+
+DEFAULTS = (("input_size", None), ("stride", 1), ("padding", 0))
+
+
+# ------------------------------------------------------------------------------------------------ all paths
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_hand_values(name, monkeypatch):
+    monkeypatch.setenv("TROPIGRAD_BACKEND", name)
+    weights = torch.tensor([[2.0, 3.0], [5.0, -7.0]]), torch.tensor([[11.0, 0.5]])
+    assert path_values(weights, torch.tensor([[0, 0, 0], [1, 1, 0], [1, 0, 0]])).tolist() == [22.0, -3.5, 33.0]
+    assert path_values(weights, torch.tensor([0, 1, 0])).item() == 2.5
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_linear_network_is_the_sum_of_its_paths(name, monkeypatch):
+    """y[o] = Σ over paths from i to o of v(p) x[i]: the nodes of a path are those that torch's layers number."""
+    monkeypatch.setenv("TROPIGRAD_BACKEND", name)
+    first, second, last = weights = image_network()
+    x = torch.randn(1, 2, 4, 3, dtype=torch.float64)
+    hidden = conv2d(x, first, padding=1)
+    y = linear(conv2d(hidden, second, stride=(2, 1), padding=(1, 0)).flatten(1), last)
+    paths = every_path(weights, **IMAGE)
+    terms = path_values(weights, paths, **IMAGE) * x.flatten()[paths[:, 0]]
+    torch.testing.assert_close(y[0], torch.zeros(2, dtype=y.dtype).index_add(0, paths[:, -1], terms))
+
+
+@pytest.mark.parametrize("options", [{}, IMAGE], ids=["linear", "convolution"])
+def test_the_norm_and_the_largest_path_are_those_of_all_paths(options):
+    weights = image_network() if options else dense(5, 4, 6, 3)
+    paths = every_path(weights, **options)
+    values = path_values(weights, paths, **options)
+    for p in (1, 2):
+        expected = values.abs().pow(p).sum()
+        torch.testing.assert_close(path_norm(weights, p, **options), expected)
+        torch.testing.assert_close(path_norm(weights, p, log=True, **options), expected.log())
+    value, route = largest_path(weights, **options)
+    best = values.abs().argmax()
+    assert route.tolist() == paths[best].tolist()
+    assert value == values[best]
+
+
+def test_rescaling_a_node_changes_no_path():
+    """Incoming weights times c, outgoing ones over c; by powers of two, which round nothing."""
+    weights = dense(5, 7, 6, 4, dtype=torch.float32)
+    scaled, c = [w.clone() for w in weights], 2.0 ** torch.randint(-9, 10, (7,))
+    scaled[0] *= c.unsqueeze(1)
+    scaled[1] /= c
+    paths = random_paths([5, 7, 6, 4], 500)
+    assert torch.equal(path_values(scaled, paths), path_values(weights, paths))
+    torch.testing.assert_close(path_norm(scaled), path_norm(weights))
+    assert torch.equal(largest_path(scaled).route, largest_path(weights).route)
+    assert largest_path(scaled).value == largest_path(weights).value
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 6), min_size=2, max_size=7), st.integers(0, 40), st.integers(0, 2**20))
+def test_any_depth_and_width(widths, count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    weights = [torch.randn(o, i, generator=generator).requires_grad_() for i, o in itertools.pairwise(widths)]
+    paths = random_paths(widths, count, generator)
+    got, expected = path_values(weights, paths), path_values_ref(weights, paths)
+    assert torch.equal(got, expected)
+    dv = torch.randn(count, generator=generator)
+    for ours, theirs in zip(*(torch.autograd.grad(v, weights, dv) for v in (got, expected)), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+# ------------------------------------------------------------------------------------------------ gradients
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("deterministic", [False, True], ids=["fast", "deterministic"])
+def test_gradients_are_the_oracles(name, deterministic, monkeypatch):
+    monkeypatch.setenv("TROPIGRAD_BACKEND", name)
+    weights = [w.requires_grad_() for w in image_network()]
+    paths = every_path(weights, **IMAGE)[::7]
+    dv = torch.randn(len(paths), dtype=torch.float64)
+    expected = torch.autograd.grad(path_values_ref(weights, paths, **IMAGE), weights, dv)
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        got = torch.autograd.grad(path_values(weights, paths, **IMAGE), weights, dv)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for ours, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_zero_weights_have_gradients(name, monkeypatch):
+    """∂v/∂w is the product of the others, where it is that w itself is 0 too; where two are 0 there is none."""
+    monkeypatch.setenv("TROPIGRAD_BACKEND", name)
+    weights = [torch.tensor([[x]], requires_grad=True) for x in (2.0, 0.0, 3.0)]
+    path = torch.zeros(1, 4, dtype=torch.int64)
+    got = torch.autograd.grad(path_values(weights, path).sum(), weights)
+    assert [g.item() for g in got] == [0.0, 6.0, 0.0]
+    weights[0].data.zero_()
+    got = torch.autograd.grad(path_values(weights, path).sum(), weights)
+    assert [g.item() for g in got] == [0.0, 0.0, 0.0]
+
+
+def test_convolutions_differentiate_twice():
+    weights = [w.requires_grad_() for w in image_network()]
+    paths = every_path(weights, **IMAGE)[::211]
+
+    def values(*weights):
+        return path_values(weights, paths, **IMAGE)
+
+    assert torch.autograd.gradcheck(values, weights)
+    assert torch.autograd.gradgradcheck(values, weights)
+
+
+def test_a_third_derivative():
+    weights = [torch.tensor([[x]], requires_grad=True) for x in (2.0, 5.0, 3.0)]
+    derivative = path_values(weights, torch.zeros(4, dtype=torch.int64))
+    for weight in weights:
+        (derivative,) = torch.autograd.grad(derivative, weight, torch.ones_like(derivative), create_graph=True)
+    assert derivative.item() == 1.0
+
+
+def test_half_precision_adds_in_float32():
+    """In float16 a running sum of ones stops at 2048."""
+    for dtype in (torch.float16, torch.bfloat16):
+        weight = torch.ones(1, 1, dtype=dtype, requires_grad=True)
+        path_values([weight], torch.zeros(4096, 2, dtype=torch.int64)).sum().backward()
+        assert weight.grad is not None
+        assert weight.grad.item() == 4096
+
+
+@compiled
+@pytest.mark.parametrize(
+    "widths", [(9, 8, 7, 9), (30, 20), (700, 600, 20), (3,) * 12], ids=["small", "one-layer", "large", "deep"]
+)
+def test_any_number_of_threads_gives_the_same_bits(widths, monkeypatch):
+    """On one layer threads share its weights; on more than one, the layers. One thread walks small networks."""
+    monkeypatch.setenv("TROPIGRAD_BACKEND", "cpp")
+    weights = [w.requires_grad_() for w in dense(*widths, dtype=torch.float32)]
+    paths = random_paths(list(widths), 100_000)
+    dv = torch.randn(len(paths))
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            values = path_values(weights, paths)
+            found.append((values.detach(), *torch.autograd.grad(values, weights, dv)))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+    expected = torch.autograd.grad(path_values_ref(weights, paths), weights, dv)
+    for ours, theirs in zip(found[0][1:], expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
+
+
+# ------------------------------------------------------------------------------------------------ bad nodes
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize(("column", "node"), [(0, 3), (1, -1), (2, 2**32), (2, 4), (0, -(2**63))], ids=str)
+def test_a_node_outside_its_layer_is_named(name, column, node, monkeypatch):
+    monkeypatch.setenv("TROPIGRAD_BACKEND", name)
+    weights, paths = dense(3, 5, 4), torch.zeros(700, 3, dtype=torch.int64)
+    paths[300, column] = node
+    size = (3, 5, 4)[column]
+    message = rf"paths\[300, {column}\] is {node}; expected a node of layer {column}, in \[0, {size}\)"
+    with pytest.raises(IndexError, match=message):
+        path_values(weights, paths)
+    layers = pack(network("path_values", weights, None, 1, 0))
+    flat = torch.cat([w.flatten() for w in weights]).unsqueeze(0)
+    with pytest.raises(IndexError, match=message):
+        torch.ops.tropigrad.path_values_backward(torch.ones(1, 700).double(), flat, paths.unsqueeze(0), layers)
+
+
+@interpreted
+@pytest.mark.parametrize("deterministic", [False, True], ids=["fast", "deterministic"])
+def test_the_triton_kernels_mask_what_is_outside(deterministic):
+    """A GPU raises nothing: the value is NaN, and no gradient is added anywhere."""
+    weights, paths = image_network(), random_paths([24, 24, 12, 2], 300).unsqueeze(0)
+    layers = network("path_values", weights, *IMAGE.values())
+    flat, dv = torch.cat([w.flatten() for w in weights]).unsqueeze(0), torch.randn(1, 300, dtype=torch.float64)
+    bad = paths.clone()
+    lost = [0, 7, 8, 299]
+    for row, column, node in zip(lost, (0, 1, 2, 3), (24, -1, 2**40, 2), strict=True):
+        bad[0, row, column] = node
+    got, expected = portable.forward(flat, bad, layers), portable.forward(flat, paths, layers)
+    expected[0, lost] = math.nan
+    assert torch.equal(got.nan_to_num(1e9), expected.nan_to_num(1e9))
+    assert got[0, lost].isnan().all()
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        got = portable.backward(dv, flat, bad, layers)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    kept = torch.ones(300, dtype=torch.bool).index_fill(0, torch.tensor(lost), False)
+    torch.testing.assert_close(got, definition.gradient(dv[:, kept], flat, paths[:, kept], layers))
+
+
+def test_layers_survive_packing():
+    layers = network("path_values", image_network(), *IMAGE.values())
+    assert unpack(pack(layers)) == layers
+    assert definition.sizes(layers) == [24, 24, 12, 2]
+
+
+# ------------------------------------------------------------------------------------------------ norm, largest path
+
+
+def test_the_norm_overflows_only_where_the_sum_does():
+    weights = [torch.full((1, 1), x) for x in (1e18, 1e18, 1e18, 1e-18, 1e-18, 1e-18)]
+    assert path_norm(weights, 1).item() == pytest.approx(1.0, rel=1e-5)
+    assert path_norm(weights, 2).item() == pytest.approx(1.0, rel=1e-5)
+    assert path_norm(weights[:3], 1).item() == math.inf
+    assert path_norm(weights[:3], 2, log=True).item() == pytest.approx(6 * math.log(1e18), rel=1e-6)
+    assert path_norm(weights[3:], 1).item() == 0.0
+    assert path_norm(weights[3:], 1, log=True).item() == pytest.approx(-3 * math.log(1e18), rel=1e-6)
+
+
+@pytest.mark.parametrize("log", [False, True], ids=["sum", "log"])
+@pytest.mark.parametrize("p", [1, 2])
+def test_the_norm_differentiates_in_both_modes(p, log):
+    weights = [w.requires_grad_() for w in dense(3, 4, 2)]
+    assert torch.autograd.gradcheck(lambda *w: path_norm(w, p, log=log), weights, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(lambda *w: path_norm(w, p, log=log), weights)
+
+
+def test_the_largest_path_alone_has_a_gradient():
+    weights = [w.requires_grad_() for w in dense(5, 4, 6, 3)]
+    value, route = largest_path(weights)
+    for l, gradient in enumerate(torch.autograd.grad(value, weights)):
+        edge = int(route[l + 1]), int(route[l])
+        assert gradient.nonzero().tolist() == [list(edge)]
+        torch.testing.assert_close(gradient[edge] * weights[l][edge], value)
+
+
+def test_ties_go_to_the_lowest_node_from_the_output_back():
+    weights = torch.tensor([[1.0, 2.0], [-2.0, 2.0]]), torch.tensor([[1.0, 1.0], [1.0, 1.0]])
+    value, route = largest_path(weights)
+    assert route.tolist() == [1, 0, 0]
+    assert value.item() == 2.0
+    assert largest_path([-w for w in weights]).route.tolist() == [1, 0, 0]
+
+
+def test_where_every_path_has_a_zero_the_largest_is_zero():
+    weights = torch.tensor([[0.0, 0.0], [3.0, 2.0]]), torch.tensor([[4.0, 0.0]])
+    value, route = largest_path(weights)
+    assert value.item() == 0.0
+    assert route.tolist() == [0, 0, 0]
