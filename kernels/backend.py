@@ -138,6 +138,8 @@ def choose(
             )
         return "gluon" if "gluon" in offered and _gluon_serves(op, device, dtype) else "triton"
     if device.type == "cpu" and "cpp" in offered:
+        if source is not None and native.is_loaded(source, dtype):
+            return "cpp"
         reason = why_off("cpp", device)
         if reason:
             native.warn_of_slower_path(reason)

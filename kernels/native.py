@@ -67,7 +67,18 @@ def library(source: Path, define: str = "") -> ctypes.CDLL | None:
 
 def library_of(source: Path, dtype: torch.dtype) -> ctypes.CDLL | None:
     """The library of one dtype, as `library` gives it."""
-    return library(source, f"ELEMENT={ELEMENTS[dtype]}")
+    found = library(source, f"ELEMENT={ELEMENTS[dtype]}")
+    if found is not None:
+        _loaded.add((source, dtype))
+    return found
+
+
+def is_loaded(source: Path, dtype: torch.dtype) -> bool:
+    """Whether `library_of` has given one before: then nobody need look for a compiler, which costs 5 µs."""
+    return (source, dtype) in _loaded
+
+
+_loaded: set[tuple[Path, torch.dtype]] = set()
 
 
 def integers(*values: int):

@@ -27,7 +27,7 @@ def path_step(
             positive.
         options: learning rate, momentum, weight decay and the bounds.
     """
-    chosen = _backend(layers[0].weight.device)
+    chosen = _backend(layers[0].weight)
     if chosen == "cpp" and cpu.takes(layers):
         cpu.path_step(layers, bones, run_momentum, events, options)
     elif chosen == "triton" and portable.takes(layers, options):
@@ -36,9 +36,7 @@ def path_step(
         path_step_ref(layers, bones, run_momentum, events, options)
 
 
-def _backend(device: torch.device) -> str:
+def _backend(weight: Tensor) -> str:
     if torch.compiler.is_compiling():
         return "torch"  # what the compiler makes of the definition is as good
-    if device.type == "cpu" and backend.forced() == "auto":
-        return "cpp"  # cpu.takes looks for a compiler, once: asking again costs more than a small step
-    return backend.choose("path_step", device, ("torch", "cpp", "triton"))
+    return backend.choose("path_step", weight.device, ("torch", "cpp", "triton"), weight.dtype, cpu.SOURCE)

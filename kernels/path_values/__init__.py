@@ -63,9 +63,7 @@ def _backward(dv: Tensor, flat: Tensor, paths: Tensor, layers: Sequence[int]) ->
 
 
 def _choose(op: str, flat: Tensor, paths: Tensor, layers: Sequence[int]) -> str:
-    chosen = backend.choose(op, flat.device, _BACKENDS, flat.dtype)
-    if chosen == "cpp" and backend.forced() == "auto" and not cpu.is_available(flat.dtype):
-        chosen = "torch"  # the compiler failed, as one warning has said
+    chosen = backend.choose(op, flat.device, _BACKENDS, flat.dtype, cpu.SOURCE)
     if chosen != "cpp" and (flat.device.type == "cpu" or torch.is_anomaly_enabled()):
         definition.check_nodes(paths, unpack(layers))
     return chosen

@@ -14,18 +14,13 @@ from .. import native
 from .definition import check_nodes
 from .network import Layer, pack
 
-_SOURCE = Path(__file__).with_name("cpu.cpp")
+SOURCE = Path(__file__).with_name("cpu.cpp")
 _SMALL = 1 << 15  # edges: less is done before a thread would start
-
-
-def is_available(dtype: torch.dtype) -> bool:
-    """Whether the kernel of this dtype could be compiled, now if need be; where not, one warning has said why."""
-    return native.library_of(_SOURCE, dtype) is not None
 
 
 @functools.cache
 def _functions(dtype: torch.dtype):
-    found = native.library_of(_SOURCE, dtype)
+    found = native.library_of(SOURCE, dtype)
     if found is None:
         raise RuntimeError(f"path_values: the C++ kernel of {dtype} did not compile; TROPIGRAD_BACKEND=torch avoids it")
     pointer, integer, integers = ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(ctypes.c_int64)

@@ -58,7 +58,7 @@ def _step(
 
     moment: velocity or sum, shaped as param; touched [R] or [R, C] and number []: of momentum. All written in place.
     """
-    chosen = _choose(param)
+    chosen = backend.choose("scatter_step", param.device, _OFFERED, param.dtype, cpu.SOURCE)
     if rows.shape[0] == 0:
         if number is not None:
             number.add_(1)
@@ -89,15 +89,6 @@ torch.library.impl("tropigrad::scatter_step", backend.DEVICES, _step)
 @torch.library.register_fake("tropigrad::scatter_step")
 def _(param, rows, columns, values, lr, rule, momentum, eps, moment, touched, number, deterministic):
     return None
-
-
-def _choose(param: Tensor) -> str:
-    if param.dtype in cpu.loaded and param.device.type == "cpu" and backend.forced() == "auto":
-        return "cpp"  # what is loaded needs no compiler any more, and nobody need look for one
-    chosen = backend.choose("scatter_step", param.device, _OFFERED, param.dtype)
-    if chosen == "cpp" and not cpu.is_available(param.dtype) and backend.forced() == "auto":
-        return "torch"  # the compiler failed on this dtype, as one warning has said
-    return chosen
 
 
 def _as_rows(x: Tensor, columns: Tensor | None) -> Tensor:

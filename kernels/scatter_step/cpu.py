@@ -12,21 +12,13 @@ from torch import Tensor
 from .. import native
 from .definition import RULES
 
-_SOURCE = Path(__file__).with_name("cpu.cpp")
+SOURCE = Path(__file__).with_name("cpu.cpp")
 _SMALL = 1 << 15  # elements that are done before a thread would start
-
-
-def is_available(dtype: torch.dtype) -> bool:
-    """Whether the kernel of this dtype could be compiled, now if need be; where not, one warning has said why."""
-    return dtype in loaded or native.library_of(_SOURCE, dtype) is not None
-
-
-loaded: set[torch.dtype] = set()
 
 
 @functools.cache
 def _function(dtype: torch.dtype):
-    found = native.library_of(_SOURCE, dtype)
+    found = native.library_of(SOURCE, dtype)
     if found is None:
         raise RuntimeError(
             f"scatter_step: the C++ kernel of {dtype} did not compile; TROPIGRAD_BACKEND=torch avoids it"
@@ -39,7 +31,6 @@ def _function(dtype: torch.dtype):
     )
     found.scatter_set_team.argtypes = [pointer]
     found.scatter_set_team(native.openmp_team())
-    loaded.add(dtype)
     return found.scatter_step
 
 

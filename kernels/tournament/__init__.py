@@ -38,7 +38,9 @@ def _build(leaves: Tensor, values: Tensor, indices: Tensor, largest: bool) -> No
     """leaves [B, n] -> nodes [B, nodes], values and int64 indices; all contiguous."""
     if leaves.shape[0]:
         build = {"cpp": cpu.build, "triton": portable.build, "torch": _build_by_torch}
-        build[_choose(leaves)](leaves, values, indices, largest)
+        build[backend.choose("Tournament", leaves.device, _OFFERED, leaves.dtype, cpu.SOURCE)](
+            leaves, values, indices, largest
+        )
 
 
 def _update(leaves: Tensor, values: Tensor, indices: Tensor, positions: Tensor, new: Tensor, largest: bool) -> None:
@@ -49,7 +51,7 @@ def _update(leaves: Tensor, values: Tensor, indices: Tensor, positions: Tensor, 
     """
     if leaves.shape[0] == 0 or positions.numel() == 0:
         return
-    chosen = _choose(leaves)
+    chosen = backend.choose("Tournament", leaves.device, _OFFERED, leaves.dtype, cpu.SOURCE)
     if chosen == "cpp":
         cpu.update(leaves, values, indices, positions, new, largest)
         return
@@ -77,15 +79,6 @@ def _(leaves, values, indices, largest):
 @torch.library.register_fake("tropigrad::tournament_update")
 def _(leaves, values, indices, positions, new, largest):
     return None
-
-
-def _choose(leaves: Tensor) -> str:
-    if leaves.dtype in cpu.loaded and leaves.device.type == "cpu" and backend.forced() == "auto":
-        return "cpp"  # what is loaded needs no compiler any more, and nobody need look for one
-    chosen = backend.choose("Tournament", leaves.device, _OFFERED, leaves.dtype)
-    if chosen == "cpp" and not cpu.is_available(leaves.dtype) and backend.forced() == "auto":
-        return "torch"  # the compiler failed on this dtype, as one warning has said
-    return chosen
 
 
 def _build_by_torch(leaves: Tensor, values: Tensor, indices: Tensor, largest: bool) -> None:

@@ -11,23 +11,15 @@ from torch import Tensor
 
 from .. import native
 
-_SOURCE = Path(__file__).with_name("cpu.cpp")
+SOURCE = Path(__file__).with_name("cpu.cpp")
 _SMALL = 1 << 15  # leaves that are played before a thread would start
 # A leaf's way up takes about 11 ns, a build 0.23 ns a leaf: measured in docs/tournament.md
 LEAVES_A_TOUCH = 50  # of a build that cost as much as one touched leaf
 
 
-def is_available(dtype: torch.dtype) -> bool:
-    """Whether the kernel of this dtype could be compiled, now if need be; where not, one warning has said why."""
-    return dtype in loaded or native.library_of(_SOURCE, dtype) is not None
-
-
-loaded: set[torch.dtype] = set()
-
-
 @functools.cache
 def _functions(dtype: torch.dtype):
-    found = native.library_of(_SOURCE, dtype)
+    found = native.library_of(SOURCE, dtype)
     if found is None:
         raise RuntimeError(f"Tournament: the C++ kernel of {dtype} did not compile; TROPIGRAD_BACKEND=torch avoids it")
     pointer, integer, sizes = ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(ctypes.c_int64)
@@ -36,7 +28,6 @@ def _functions(dtype: torch.dtype):
     update.argtypes = [sizes, *[pointer] * 4, integer, pointer, integer, ctypes.c_int64, integer]
     found.tournament_set_team.argtypes = [pointer]
     found.tournament_set_team(native.openmp_team())
-    loaded.add(dtype)
     return build, update
 
 
