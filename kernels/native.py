@@ -32,6 +32,7 @@ from ..autotune import cache_dir
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread")
 FLAGS += ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
 _SHARED = Path(__file__).with_suffix(".hpp")  # what sources include
+_PROBE = Path(__file__).with_name("add_probe.cpp")
 CANDIDATES = ("c++", "g++", "clang++")
 ELEMENTS = {  # the C++ names; each dtype is a library of its own, compiled when first met
     torch.float64: "double",
@@ -56,21 +57,29 @@ def why_no_compiler() -> str:
     return found if isinstance(found, str) else ""
 
 
-def library(source: Path, define: str = "") -> ctypes.CDLL | None:
+def library(source: Path, *defines: str) -> ctypes.CDLL | None:
     """`source` compiled and loaded, from the cache if it is there; None, after one RuntimeWarning, where that fails.
 
-    define: a preprocessor definition, "NAME=value", where one source makes several libraries.
+    defines: preprocessor definitions, "NAME=value" or "NAME", where one source makes several libraries.
     Environment: CXX names the compiler, TROPIGRAD_CACHE_DIR the cache (default: the user's cache folder).
     """
-    return _library(source, define, os.environ.get("CXX", ""), os.environ.get("PATH", ""))
+    return _library(source, defines, os.environ.get("CXX", ""), os.environ.get("PATH", ""))
 
 
 def library_of(source: Path, dtype: torch.dtype) -> ctypes.CDLL | None:
     """The library of one dtype, as `library` gives it."""
-    found = library(source, f"ELEMENT={ELEMENTS[dtype]}")
+    adding = ("ADD_BY_FMA",) if dtype.is_floating_point and adds_by_fma() else ()
+    found = library(source, f"ELEMENT={ELEMENTS[dtype]}", *adding)
     if found is not None:
         _loaded.add((source, dtype))
     return found
+
+
+@functools.cache
+def adds_by_fma() -> bool:
+    """Whether sums are made as fma(a, 1, b), which rounds as a + b does: where half a millisecond says it gains."""
+    probe = library(_PROBE)
+    return probe is not None and bool(probe.fma_adds_faster())
 
 
 def is_loaded(source: Path, dtype: torch.dtype) -> bool:
@@ -100,12 +109,12 @@ def warn_of_slower_path(reason: str) -> None:
 
 
 @functools.cache
-def _library(source: Path, define: str, cxx: str, path: str) -> ctypes.CDLL | None:
+def _library(source: Path, defines: tuple[str, ...], cxx: str, path: str) -> ctypes.CDLL | None:
     compiler = _compiler(cxx, path)
     if isinstance(compiler, str):
         warn_of_slower_path(compiler)
         return None
-    flags = (*FLAGS, f"-D{define}") if define else FLAGS
+    flags = (*FLAGS, *(f"-D{define}" for define in defines))
     target = cache_folder() / f"{source.parent.name}-{source.stem}-{_key(source, flags, compiler)}.so"
     try:
         return _load(target)
