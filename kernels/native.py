@@ -63,7 +63,11 @@ def library(source: Path, *defines: str) -> ctypes.CDLL | None:
     defines: preprocessor definitions, "NAME=value" or "NAME", where one source makes several libraries.
     Environment: CXX names the compiler, TROPIGRAD_CACHE_DIR the cache (default: the user's cache folder).
     """
-    return _library(source, defines, os.environ.get("CXX", ""), os.environ.get("PATH", ""))
+    found = _library(source, defines)
+    if isinstance(found, str):
+        warn_of_slower_path(found)
+        return None
+    return found
 
 
 def library_of(source: Path, dtype: torch.dtype) -> ctypes.CDLL | None:
@@ -78,8 +82,8 @@ def library_of(source: Path, dtype: torch.dtype) -> ctypes.CDLL | None:
 @functools.cache
 def adds_by_fma() -> bool:
     """Whether sums are made as fma(a, 1, b), which rounds as a + b does: where half a millisecond says it gains."""
-    probe = library(_PROBE)
-    return probe is not None and bool(probe.fma_adds_faster())
+    probe = _library(_PROBE, ())
+    return not isinstance(probe, str) and bool(probe.fma_adds_faster())
 
 
 def is_loaded(source: Path, dtype: torch.dtype) -> bool:
@@ -108,12 +112,16 @@ def warn_of_slower_path(reason: str) -> None:
     warnings.warn(f"CPU kernels run on torch's slower path: {reason}", RuntimeWarning, stacklevel=2)
 
 
+def _library(source: Path, defines: tuple[str, ...]) -> ctypes.CDLL | str:
+    return _made(source, defines, os.environ.get("CXX", ""), os.environ.get("PATH", ""))
+
+
 @functools.cache
-def _library(source: Path, defines: tuple[str, ...], cxx: str, path: str) -> ctypes.CDLL | None:
+def _made(source: Path, defines: tuple[str, ...], cxx: str, path: str) -> ctypes.CDLL | str:
+    """The library, or why there is none."""
     compiler = _compiler(cxx, path)
     if isinstance(compiler, str):
-        warn_of_slower_path(compiler)
-        return None
+        return compiler
     flags = (*FLAGS, *(f"-D{define}" for define in defines))
     target = cache_folder() / f"{source.parent.name}-{source.stem}-{_key(source, flags, compiler)}.so"
     try:
@@ -124,8 +132,7 @@ def _library(source: Path, defines: tuple[str, ...], cxx: str, path: str) -> cty
         _build(compiler, flags, source, target)
         return _load(target)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
-        warn_of_slower_path(f"{source.name} did not compile: {error}")
-        return None
+        return f"{source.name} did not compile: {error}"
 
 
 @functools.cache

@@ -245,6 +245,11 @@ COMPILED = {
     "step-sorted-norm": lambda dtype: sparse_step("sorted", dtype, "norm"),
     "step-sorted-momentum": lambda dtype: sparse_step("sorted", dtype, "momentum"),
     "step-sorted-adagrad": lambda dtype: sparse_step("sorted", dtype, "adagrad"),
+    "path-values": path_values,
+    "path-values-convolutions": lambda dtype: path_values(dtype, convolutions=True),
+    "path-values-backward": path_values_backward,
+    "path-values-backward-convolutions": lambda dtype: path_values_backward(dtype, convolutions=True),
+    "path-values-backward-ordered": lambda dtype: path_values_backward(dtype, convolutions=True, add=False),
 }
 
 
@@ -255,11 +260,6 @@ ONLY = {  # the dtypes of those that do not take all: integers have no gradient,
     "iterations": ("fp32", "fp64"),
     "path": ("fp32", "fp64"),
     "chain": ("fp32",),
-    "path-values": path_values,
-    "path-values-convolutions": lambda dtype: path_values(dtype, convolutions=True),
-    "path-values-backward": path_values_backward,
-    "path-values-backward-convolutions": lambda dtype: path_values_backward(dtype, convolutions=True),
-    "path-values-backward-ordered": lambda dtype: path_values_backward(dtype, convolutions=True, add=False),
 }
 
 

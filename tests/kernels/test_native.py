@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def fresh(tmp_path, monkeypatch):
     """An empty cache folder, and no memory of earlier compilers, libraries and warnings."""
-    caches = (native._compiler, native._library, native._private_folder, native.warn_of_slower_path)
+    caches = (native._compiler, native._made, native._private_folder, native.warn_of_slower_path)
     for cache in caches:
         cache.cache_clear()
     monkeypatch.setenv("TROPIGRAD_CACHE_DIR", str(tmp_path / "cache"))
@@ -52,14 +52,14 @@ def test_a_library_is_compiled_once_per_definition(source, tmp_path):
     assert answer(native.library(source, "ANSWER=43")) == 43
     before = [(path, path.stat().st_mtime_ns) for path in built(tmp_path)]
     assert len(before) == 2
-    native._library.cache_clear()
+    native._made.cache_clear()
     assert answer(native.library(source, "ANSWER=42")) == 42
     assert [(path, path.stat().st_mtime_ns) for path in built(tmp_path)] == before
 
 
 def test_a_changed_source_is_another_library(source, tmp_path):
     assert answer(native.library(source, "ANSWER=1")) == 1
-    native._library.cache_clear()
+    native._made.cache_clear()
     source.write_text(SOURCE.replace("ANSWER;", "ANSWER + 1;"))
     assert answer(native.library(source, "ANSWER=1")) == 2
     assert len(built(tmp_path)) == 2
@@ -92,7 +92,7 @@ def test_a_damaged_library_is_built_again(source, tmp_path, damage):
     whole = path.read_bytes()
     path.unlink()  # the file in use keeps its own content
     path.write_bytes(damage(whole))
-    native._library.cache_clear()
+    native._made.cache_clear()
     assert answer(native.library(source, "ANSWER=42")) == 42
     assert native._load(path).answer() == 42
 
