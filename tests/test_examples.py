@@ -213,7 +213,10 @@ def test_annealing_learns_what_the_maximum_alone_does_not():
 # ------------------------------------------------------------------------------------------------ as programs
 
 
-@pytest.mark.parametrize("program", ["shortest_paths", "viterbi", "edge_detector", "annealing --seeds 1"])
+@pytest.mark.parametrize(
+    "program",
+    ["shortest_paths", "viterbi", "edge_detector", pytest.param("annealing --seeds 1", marks=pytest.mark.slow)],
+)
 def test_it_runs_and_draws(program, tmp_path):
     name, *options = program.split()
     out = tmp_path / "picture.png"
