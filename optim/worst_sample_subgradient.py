@@ -6,6 +6,7 @@ of dense backprop bit for bit. Mathematics, steps and sources: kernels/worst_sam
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import time
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from ..kernels import backend
@@ -22,6 +24,7 @@ from ..kernels.worst_sample import (
     Dense,
     Samples,
     Settings,
+    Sharded,
     Sparse,
     State,
     Weights,
@@ -84,7 +87,9 @@ class WorstSampleSubgradient:
             leaves of each, 2 N q p bytes. Same iterates. "auto" takes winners, and `why` says why. Both are of the CPU.
             On a GPU one Triton program keeps winners where N ≤ 16,384, the loss is the hinge, A is fixed, the step is
             not "power" and nothing is validated; elsewhere every iteration is a dense evaluation by fused products.
-        group: not supported yet; None.
+        group: of torch.distributed. Each rank gives its own samples, x, y and validation, and the same model; every
+            rank calls every method. The iterates are those of one process with all samples in the order of the ranks,
+            bit for bit; samples are numbered so. An iteration is one exchange of the ranks' worst samples.
         loss: "hinge" or "cross_entropy".  margin: Δ > 0, in the units of the scores.
         target: ≥ 0; a run ends when F is no larger.
         length: c, the length of the first step of "sqrt" and "power"; by default that of Polyak's.
@@ -105,7 +110,7 @@ class WorstSampleSubgradient:
         y: Tensor,
         step: Literal["polyak", "sqrt", "power"] = "polyak",
         memory: Literal["auto", "trees", "winners"] = "auto",
-        group: None = None,
+        group: dist.ProcessGroup | None = None,
         *,
         loss: Literal["hinge", "cross_entropy"] = "hinge",
         margin: float = 1.0,
@@ -114,8 +119,10 @@ class WorstSampleSubgradient:
         train_A: bool | None = None,
         validation: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        if group is not None:
-            raise NotImplementedError(f"{_WHERE}: group is not supported yet; expected None")
+        if group is not None and not isinstance(group, dist.ProcessGroup):
+            raise TypeError(
+                f"{_WHERE}: group is a {type(group).__name__}; expected a torch.distributed.ProcessGroup, or None"
+            )
         _check_choice("step", step, STEPS)
         _check_choice("loss", loss, LOSSES)
         _check_choice("memory", memory, ("auto", *MEMORIES))
@@ -128,15 +135,20 @@ class WorstSampleSubgradient:
         train_A = weights.a.requires_grad if train_A is None else train_A
         weights = Weights(*(w.detach() for w in weights))
         labels = _check_samples("x", "y", x, y, weights)
-        present = labels.unique()
-        if len(present) < 2:
-            raise ValueError(f"{_WHERE}: all samples are of class {int(present)}; expected two classes or more")
         samples = Samples(x.detach().contiguous(), labels, len(x))
         if validation is not None:
-            watched = _check_samples("validation[0]", "validation[1]", *validation, weights)
+            validation_labels = _check_samples("validation[0]", "validation[1]", *validation, weights)
             samples.x = torch.cat([samples.x, validation[0].detach()])
-            samples.y = torch.cat([labels, watched])
+            samples.y = torch.cat([labels, validation_labels])
         settings = Settings(loss, margin, step, target, length or 0.0, train_A)
+        watched = None if validation is None else len(validation[0])
+        share = _Share(settings, _digest(weights), len(x), watched, labels.unique().tolist())
+        shares = [share] if group is None else _gathered(share, group)
+        present = {label for of_rank in shares for label in of_rank.classes}
+        if len(present) < 2:
+            raise ValueError(f"{_WHERE}: all samples are of class {present.pop()}; expected two classes or more")
+        self._group, self._first = group, sum(of_rank.samples for of_rank in shares[: group.rank() if group else 0])
+        self._watched = sum(of_rank.watched or 0 for of_rank in shares)
         self._state = State(
             settings,
             samples,
@@ -144,9 +156,9 @@ class WorstSampleSubgradient:
             _copied(weights),
             None if validation is None else _copied(weights),
             beginning(settings),
-            torch.zeros(len(x), dtype=torch.int64, device=x.device),
+            torch.zeros(sum(of_rank.samples for of_rank in shares), dtype=torch.int64, device=x.device),
         )
-        self.memory, self.why = _choose(self._state, memory)
+        self.memory, self.why = _choose(self._state, memory, is_shared=group is not None)
         self._loop = self._begun()
         self._versions = self._version()
         self._slice = 1  # iterations between two looks at the clock
@@ -230,7 +242,7 @@ class WorstSampleSubgradient:
         state, progress = self._state, self._state.progress
         if state.best_right is None:
             raise ValueError(f"{_WHERE}: no validation samples were given; expected validation=(x, y)")
-        accuracy = progress.best_right / (len(state.samples.y) - state.samples.training)
+        accuracy = progress.best_right / self._watched
         return Iterate(progress.best_right_iteration, progress.best_right_loss, accuracy, _named(state.best_right))
 
     @property
@@ -314,8 +326,10 @@ class WorstSampleSubgradient:
 
     def _begun(self) -> Dense | Sparse:
         if self.memory in MEMORIES:
-            return Sparse(self._state, self.memory)
-        return (Persistent if self.memory == "program" else Dense)(self._state, activate)
+            own = Sparse(self._state, self.memory)
+        else:
+            own = (Persistent if self.memory == "program" else Dense)(self._state, activate)
+        return own if self._group is None else Sharded(self._state, own, self._group, self._first)
 
     def _version(self, written: bool = False) -> tuple[tuple[int, int], ...]:
         """By which a change of the weights by others is known. C++ writes past torch, which must be told."""
@@ -343,14 +357,50 @@ class WorstSampleSubgradient:
 # ------------------------------------------------------------------------------------------------ choices and checks
 
 
-def _choose(state: State, memory: str) -> tuple[str, str]:
+class _Share(NamedTuple):
+    """What a rank brings."""
+
+    settings: Settings
+    weights: str
+    samples: int
+    watched: int | None  # validation samples
+    classes: list[int]
+
+
+def _digest(weights: Weights) -> str:
+    sha = hashlib.sha256()
+    for w in weights:
+        sha.update(f"{tuple(w.shape)} {w.dtype}".encode())
+        sha.update(w.view(torch.uint8).cpu().numpy().data)
+    return sha.hexdigest()
+
+
+def _gathered(share: _Share, group: dist.ProcessGroup) -> list[_Share]:
+    """The shares of all ranks, or on every rank an error that names what differs between them."""
+    shares = [share] * group.size()
+    dist.all_gather_object(shares, share, group=group)
+    for rank, other in enumerate(shares):
+        pairs = {
+            "the weights": (other.weights, shares[0].weights),
+            "the settings": (other.settings, shares[0].settings),
+        }
+        pairs["validation"] = other.watched is None, shares[0].watched is None
+        if differing := [name for name, (theirs, first) in pairs.items() if theirs != first]:
+            raise ValueError(
+                f"{_WHERE}: ranks 0 and {rank} differ in {', '.join(differing)}; expected the same model and options "
+                "on all ranks, and validation samples on all or none"
+            )
+    return shares
+
+
+def _choose(state: State, memory: str, is_shared: bool) -> tuple[str, str]:
     """The memory, and why."""
     weights, device = state.weights, state.weights.a.device
     dtype, (q, p), K, N = weights.a.dtype, weights.w1.shape, len(weights.w2), len(state.samples.x)
     chosen = backend.choose(_WHERE, device, ("torch", "cpp", "triton"), dtype)
     if chosen == "cpp" and dtype not in DTYPES:
         raise TypeError(f"{_WHERE}: the weights are {dtype}; expected torch.float32 or torch.float64 on the CPU")
-    if chosen == "triton" and is_suited(state):
+    if chosen == "triton" and is_suited(state) and not is_shared:
         return "program", "program: winner caches, and many iterations in one Triton program"
     if chosen != "cpp" or not is_available(dtype):
         return (

@@ -2,6 +2,7 @@
 
 from .cpu import DTYPES, MEMORIES, Sparse, activate, bytes_needed, is_available
 from .definition import Dense, Progress, Samples, Settings, State, Weights, beginning
+from .sharded import Sharded
 
 __all__ = [
     "DTYPES",
@@ -10,6 +11,7 @@ __all__ = [
     "Progress",
     "Samples",
     "Settings",
+    "Sharded",
     "Sparse",
     "State",
     "Weights",

@@ -3,9 +3,10 @@
 // A step moves a few weights, and with each of them one leaf of the minimum (n, j) or the maximum (n, k) of every
 // sample n. Two memories find the new winner, and both stay equal to what a dense evaluation would find, bit for bit:
 //
-//   Winners   u, I, f, J, and a bound that none of the other leaves beats. A leaf that beats the winner takes its place,
-//             and the old winner is the bound; the winner stays as long as it beats the bound, and all leaves are read
-//             again where it does not. O(1) a sample, and O(p) for the few that are read.
+//   Winners   u, I, f, J, the runner-up, a bound that no leaf but the winner beats, and one that no leaf but these two
+//             beats. The winner stays as long as it beats the first bound. Where it does not, the better of the two
+//             wins as long as it beats the second. Where that fails too a leaf that attains the second bound wins, if
+//             there is one; else all leaves are read again. O(1) a sample, and O(p) for the few that are read.
 //   Trees     a tournament tree over the leaves of each (n, j) and (n, k): O(log p) and O(log q), for two bytes
 //             a leaf. Nesterov's short computational trees, which hold winners here, not values.
 //
@@ -47,9 +48,11 @@ struct Problem {  // cpu._Problem
     Weights weights, best, best_right;  // best_right: null without validation samples
     T *z, *zt;    // [N, columns]; [columns, N], null with trees
     T *u, *ut;    // [N, q]; [q, N], null with trees
-    T *unit_other, *score_other;  // [q, N], [K, N]: no leaf but the winner beats these; null with trees
+    T *unit_bound, *score_bound;  // [q, N], [K, N]: no leaf but the winner beats these; null with trees
+    T *unit_third, *score_third;  // likewise: no leaf but the winner and the runner-up
     T *f, *losses;  // [K, N], [N]
     void *unit_winner, *score_winner;  // I [q, N], J [K, N]
+    void *unit_second, *score_second;  // the runners-up, likewise; null with trees
     void *unit_trees, *score_trees;    // [N, q, ceil2(p)], [N, K, ceil2(q)]: trees alone
     uint8_t* is_right;                 // [N]
     int64_t* times_worst;              // [training]
@@ -67,54 +70,103 @@ struct Order {
     static auto beats(V x, V y) { return MAXIMUM ? x > y : x < y; }
 };
 
-template <class Index>
-struct Won {
-    T value;
-    Index index;
-    T other;  // no leaf but the winner beats this
+// The best three of ±a_i + b_i over some i, in lanes.
+template <bool MAXIMUM>
+struct Podium {
+    using Best = Order<MAXIMUM>;
+    using Vector = typename Simd<T>::Vector;
+    static constexpr T WORST = MAXIMUM ? -std::numeric_limits<T>::infinity() : std::numeric_limits<T>::infinity();
+    static constexpr int64_t WIDTH = Simd<T>::WIDTH, LANES = 2;
+    T first = WORST, second = WORST, third = WORST;
+
+    template <class V>
+    static void enter(V x, V& first, V& second, V& third) {
+        const V beaten = Best::beats(x, first) ? first : x;
+        first = Best::beats(x, first) ? x : first;
+        const V beaten_twice = Best::beats(beaten, second) ? second : beaten;
+        second = Best::beats(beaten, second) ? beaten : second;
+        third = Best::beats(beaten_twice, third) ? beaten_twice : third;
+    }
+
+    template <class Sum>
+    void enter_all(const T* a, const T* b, int64_t count, const Sum& sum) {
+        Vector firsts[LANES], seconds[LANES], thirds[LANES];
+        for (int64_t r = 0; r < LANES; ++r) firsts[r] = seconds[r] = thirds[r] = Vector{} + WORST;
+        int64_t i = 0;
+        for (; i + LANES * WIDTH <= count; i += LANES * WIDTH)
+            for (int64_t r = 0; r < LANES; ++r) {
+                const int64_t at = i + r * WIDTH;
+                enter(Vector(sum(load<Vector>(a + at), load<Vector>(b + at))), firsts[r], seconds[r], thirds[r]);
+            }
+        for (int64_t r = 1; r < LANES; ++r)
+            for (const Vector& x : {firsts[r], seconds[r], thirds[r]}) enter(x, firsts[0], seconds[0], thirds[0]);
+        for (const Vector& x : {firsts[0], seconds[0], thirds[0]})
+            for (int64_t r = 0; r < WIDTH; ++r) enter(T(x[r]), first, second, third);
+        for (; i < count; ++i) enter(T(sum(a[i], b[i])), first, second, third);
+    }
 };
 
-// The best ±a_i + b_i, the first i that attains it, and the best of the others.
-template <bool MAXIMUM, class Index, bool NEGATED = false>
-Won<Index> best_sum(const T* a, const T* b, int64_t count) {
-    using Vector = typename Simd<T>::Vector;
-    constexpr int64_t WIDTH = Simd<T>::WIDTH, LANES = 4;
-    using Best = Order<MAXIMUM>;
-    const auto sum = [](auto x, auto y) { return NEGATED ? y - x : x + y; };
-    constexpr T WORST = MAXIMUM ? -std::numeric_limits<T>::infinity() : std::numeric_limits<T>::infinity();
-    const auto enter = [](auto x, auto& first, auto& second) {
-        const auto beaten = Best::beats(x, first) ? first : x;
-        second = Best::beats(beaten, second) ? beaten : second;
-        first = Best::beats(x, first) ? x : first;
-    };
-    Vector first[LANES], second[LANES];
-    for (int64_t r = 0; r < LANES; ++r) first[r] = second[r] = Vector{} + WORST;
-    int64_t i = 0;
-    for (; i + LANES * WIDTH <= count; i += LANES * WIDTH)
-        for (int64_t r = 0; r < LANES; ++r)
-            enter(Vector(sum(load<Vector>(a + i + r * WIDTH), load<Vector>(b + i + r * WIDTH))), first[r], second[r]);
-    for (; i + WIDTH <= count; i += WIDTH) enter(Vector(sum(load<Vector>(a + i), load<Vector>(b + i))), first[0], second[0]);
-    for (int64_t r = 1; r < LANES; ++r) {
-        enter(first[r], first[0], second[0]);
-        enter(second[r], first[0], second[0]);
-    }
-    T best = WORST, other = WORST;
-    for (int64_t r = 0; r < WIDTH; ++r) {
-        enter(T(first[0][r]), best, other);
-        enter(T(second[0][r]), best, other);
-    }
-    for (; i < count; ++i) enter(T(sum(a[i], b[i])), best, other);
+constexpr auto PLUS = [](auto x, auto y) { return x + y; };
+constexpr auto MINUS = [](auto x, auto y) { return y - x; };
+
+// The first i but `without` at which the sum is `value`; −1 where there is none.
+template <class Sum>
+int64_t find(const T* a, const T* b, int64_t count, const Sum& sum, T value, int64_t without = -1) {
     constexpr int64_t STRIDE = 64;
     for (int64_t begin = 0; begin < count; begin += STRIDE) {
         const int64_t end = std::min(begin + STRIDE, count);
         int found = 0;
-        for (i = begin; i < end; ++i) found |= sum(a[i], b[i]) == best;
-        if (found)
-            for (i = begin;; ++i)
-                if (sum(a[i], b[i]) == best) return {best, Index(i), other};
+        for (int64_t i = begin; i < end; ++i) found |= sum(a[i], b[i]) == value;
+        for (int64_t i = begin; found && i < end; ++i)
+            if (sum(a[i], b[i]) == value && i != without) return i;
     }
-    return {best, 0, best};  // NaN: the run has diverged, and ends
+    return -1;
 }
+
+// The winners of minima or maxima, and what is known of their rivals.
+template <class Index>
+struct Standings {
+    T* value;
+    Index* winner;
+    T* bound;  // no leaf but the winner beats this
+    Index* second;
+    T* third;  // no leaf but these two beats this; most often attained
+
+    Standings operator+(int64_t n) const { return {value + n, winner + n, bound + n, second + n, third + n}; }
+
+    // Of all leaves anew, given by `find(value, without)`.
+    template <bool MAXIMUM, class Find>
+    void decide(const Podium<MAXIMUM>& podium, const Find& find) const {
+        const int64_t first = find(podium.first, int64_t(-1));
+        const int64_t next = first < 0 ? -1 : find(podium.second, first);
+        *value = podium.first, *bound = podium.second, *third = podium.third;
+        *winner = Index(std::max<int64_t>(first, 0));  // NaN: the run has diverged, and ends
+        *second = next < 0 ? *winner : Index(next);    // a single leaf
+    }
+
+    // The winner no longer beats the bound: whether winner and runner-up, at `leaf(i)`, decide it.
+    template <bool MAXIMUM, class Leaf>
+    bool settle(const Leaf& leaf) const {
+        using Best = Order<MAXIMUM>;
+        Index first = *winner, next = *second;
+        T x = leaf(first), y = leaf(next);
+        if (Best::beats(y, x) || (x == y && next < first)) std::swap(first, next), std::swap(x, y);
+        if (!Best::beats(x, *third)) return false;
+        *value = x, *winner = first, *second = next;
+        *bound = Best::beats(y, *third) ? y : *third;
+        return true;
+    }
+
+    // Neither of the two beats the others: whether one of these attains their bound. Features of few values, such as
+    // pixels, tie so often that another leaf has mostly kept the value of the third.
+    template <class Find>
+    bool tie(const Find& find) const {
+        const int64_t first = find(*third, int64_t(-1));
+        if (first < 0) return false;
+        *value = *bound = *third, *winner = Index(first);
+        return true;
+    }
+};
 
 struct Moves {
     std::vector<int64_t> rows;                           // i: z_·i, and with it a leaf of every unit
@@ -164,34 +216,39 @@ int64_t best_rival(const Problem& s, int64_t n) {
 
 constexpr int64_t BLOCK = 512;  // samples that a task takes, and whose largest loss is kept
 
-// ℓ_n of the training samples among some, and whether the first highest score is that of their class.
+// Of some samples, all for training or none: ℓ_n, or whether the first highest score is that of their class.
 void judge(const Problem& s, int64_t begin, int64_t count, const uint8_t* touched) {
-    T own[BLOCK], top[BLOCK], rival[BLOCK];
-    int32_t predicted[BLOCK];
-    const T margin = T(s.margin);
     const int32_t* y = s.y + begin;
-    for (int64_t n = 0; n < count; ++n)
-        own[n] = 0, top[n] = rival[n] = -std::numeric_limits<T>::infinity(), predicted[n] = 0;
+    T own[BLOCK], top[BLOCK];
+    std::fill(top, top + count, -std::numeric_limits<T>::infinity());
+    if (begin >= s.training) {
+        int32_t predicted[BLOCK] = {};
+        for (int64_t k = 0; k < s.K; ++k) {
+            const T* f = s.f + k * s.N + begin;
+            for (int64_t n = 0; n < count; ++n) {
+                predicted[n] = f[n] > top[n] ? int32_t(k) : predicted[n];
+                top[n] = f[n] > top[n] ? f[n] : top[n];
+            }
+        }
+        for (int64_t n = 0; n < count; ++n) s.is_right[begin + n] = predicted[n] == y[n];
+        return;
+    }
+    const T margin = T(s.margin);
+    T* losses = s.losses + begin;
+    if (s.loss == CROSS_ENTROPY)
+        return each_set(touched, count, [&](int64_t n) {
+            losses[n] = T(log_sum_exp(s, begin + n, nullptr) - double(s.f[y[n] * s.N + begin + n]));
+        });
     for (int64_t k = 0; k < s.K; ++k) {
         const T* f = s.f + k * s.N + begin;
         for (int64_t n = 0; n < count; ++n) {
-            const T score = f[n], with_margin = score + margin;
-            const bool is_own = y[n] == int32_t(k), is_top = score > top[n];
-            own[n] = is_own ? score : own[n];
-            rival[n] = !is_own & (with_margin > rival[n]) ? with_margin : rival[n];
-            top[n] = is_top ? score : top[n];
-            predicted[n] = is_top ? int32_t(k) : predicted[n];
+            const bool is_own = y[n] == int32_t(k);
+            const T rival = is_own ? -std::numeric_limits<T>::infinity() : f[n] + margin;
+            own[n] = is_own ? f[n] : own[n];
+            top[n] = rival > top[n] ? rival : top[n];
         }
     }
-    for (int64_t n = 0; n < count; ++n) s.is_right[begin + n] = predicted[n] == y[n];
-    if (begin >= s.training) return;
-    T* losses = s.losses + begin;
-    if (s.loss == CROSS_ENTROPY)
-        each_set(touched, count, [&](int64_t n) {
-            losses[n] = T(log_sum_exp(s, begin + n, nullptr) - double(own[n]));
-        });
-    else
-        for (int64_t n = 0; n < count; ++n) losses[n] = rival[n] - own[n] < 0 ? T(0) : rival[n] - own[n];
+    for (int64_t n = 0; n < count; ++n) losses[n] = top[n] - own[n] < 0 ? T(0) : top[n] - own[n];
 }
 
 // z_·i of some samples: in the order of the features, without those that weigh nothing.
@@ -222,115 +279,185 @@ void project(const Problem& s, int64_t i, int64_t begin, int64_t end) {
 template <class Index>
 struct Winners {
     const Problem& s;
-    Index* const I = static_cast<Index*>(s.unit_winner);
-    Index* const J = static_cast<Index*>(s.score_winner);
+    const Standings<Index> units{s.ut, static_cast<Index*>(s.unit_winner), s.unit_bound,
+                                 static_cast<Index*>(s.unit_second), s.unit_third};
+    const Standings<Index> scores{s.f, static_cast<Index*>(s.score_winner), s.score_bound,
+                                  static_cast<Index*>(s.score_second), s.score_third};
+    // [blocks, K]: no `third` of the block's scores is lower; a leaf that was and is below it concerns none of them
+    std::vector<T> floors = std::vector<T>((ceil_div(s.N, BLOCK) + 1) * s.K, -std::numeric_limits<T>::infinity());
 
     struct Block {
         const int64_t begin, count;
+        T* const floors;  // [K]
         // flags: whose winner no longer beats the bound; whose unit at hand has changed; of which some score has changed
         alignas(CACHE_LINE) uint8_t unsure[BLOCK] = {}, changed[BLOCK] = {}, touched[BLOCK] = {};
     };
 
-    // One leaf of some samples has moved: to sign · leaf + weight.
+    // One leaf of some samples has moved: to sign · leaf + weight. Returns the least `third`.
     template <bool MAXIMUM>
-    static void enter(const T* leaf, T sign, T weight, Index index, int64_t count, T* best, Index* winner, T* other,
-                      uint8_t* unsure, uint8_t* changed) {
+    static T enter(const T* leaf, T sign, T weight, Index index, int64_t count, const Standings<Index>& all,
+                   uint8_t* unsure, uint8_t* changed) {
+        constexpr int WIDTH = Simd<T>::WIDTH;
+        typename Simd<T>::Vector least = typename Simd<T>::Vector{} + std::numeric_limits<T>::infinity();
+        typename Lanes<T, 1>::Vector least_left = {std::numeric_limits<T>::infinity()};
         int64_t n = 0;
-        for (; n + Simd<T>::WIDTH <= count; n += Simd<T>::WIDTH)
-            enter_lanes<MAXIMUM, Simd<T>::WIDTH>(leaf + n, sign, weight, index, best + n, winner + n, other + n,
-                                                 unsure + n, changed + n);
+        for (; n + WIDTH <= count; n += WIDTH)
+            enter_lanes<MAXIMUM, WIDTH>(leaf + n, sign, weight, index, all + n, unsure + n, changed + n, least);
         for (; n < count; ++n)
-            enter_lanes<MAXIMUM, 1>(leaf + n, sign, weight, index, best + n, winner + n, other + n, unsure + n, changed + n);
+            enter_lanes<MAXIMUM, 1>(leaf + n, sign, weight, index, all + n, unsure + n, changed + n, least_left);
+        T result = least_left[0];
+        for (int r = 0; r < WIDTH; ++r) result = std::min(result, T(least[r]));
+        return result;
     }
 
     template <bool MAXIMUM, int LANES>
-    static inline void enter_lanes(const T* leaf, T sign, T weight, Index index, T* best, Index* winner, T* other,
-                                   uint8_t* unsure, uint8_t* changed) {
+    static inline void enter_lanes(const T* leaf, T sign, T weight, Index index, const Standings<Index>& all,
+                                   uint8_t* unsure, uint8_t* changed, typename Lanes<T, LANES>::Vector& least) {
         using Best = Order<MAXIMUM>;
         using Wide = typename Simd<T>::Index;  // as wide as T, so that comparisons of both make masks of one kind
         using V = typename Lanes<T, LANES>::Vector;
         using W = typename Lanes<Wide, LANES>::Vector;
         using Narrow = typename Lanes<Index, LANES>::Vector;
         using Flags = typename Lanes<uint8_t, LANES>::Vector;
-        const V v = load<V>(leaf) * sign + weight, before = load<V>(best), bound = load<V>(other);
-        const W won = __builtin_convertvector(load<Narrow>(winner), W);
+        const V v = load<V>(leaf) * sign + weight, before = load<V>(all.value), bound = load<V>(all.bound);
+        const V third = load<V>(all.third);
+        const W won = __builtin_convertvector(load<Narrow>(all.winner), W);
+        const W second = __builtin_convertvector(load<Narrow>(all.second), W);
         const W is_winner = won == Wide(index), stays = Best::beats(v, bound);
         const W wins = ~is_winner & (Best::beats(v, before) | ((v == before) & (won > Wide(index))));
-        const V now = (wins | (is_winner & stays)) ? v : before, runner_up = stays ? v : bound;
-        const V not_winner = wins ? before : runner_up;
-        store(other, V(is_winner ? bound : not_winner));
-        store(winner, __builtin_convertvector(W(wins ? W{} + Wide(index) : won), Narrow));
-        store(best, now);
+        const W follows = ~is_winner & ~wins & stays;
+        const W is_third = ~is_winner & (second != Wide(index));  // or worse, until now
+        const V now = (wins | (is_winner & stays)) ? v : before, others = Best::beats(v, third) ? v : third;
+        const V nobody_else = (wins | follows) ? bound : others;
+        const V now_third = is_third ? nobody_else : third, followed = follows ? v : bound;
+        store(all.third, now_third);
+        store(all.bound, V(wins ? before : followed));
+        const W now_second = follows ? W{} + Wide(index) : second;
+        store(all.second, __builtin_convertvector(W(wins ? won : now_second), Narrow));
+        store(all.winner, __builtin_convertvector(W(wins ? W{} + Wide(index) : won), Narrow));
+        store(all.value, now);
         store(unsure, __builtin_convertvector(W(is_winner & ~stays), Flags));
         store(changed, __builtin_convertvector(W(now != before), Flags));
+        least = now_third < least ? now_third : least;
+    }
+
+    // `anew`: whatever was known. Else the winner has fallen behind.
+    void decide_score(int64_t n, int64_t k, bool anew = false) const {
+        const T *u = s.u + n * s.q, *w = s.weights.w2 + k * s.q;
+        const Standings<Index> here = scores + (k * s.N + n);
+        const auto at = [&](T value, int64_t without) { return find(u, w, s.q, PLUS, value, without); };
+        if (!anew && (here.template settle<true>([&](int64_t j) { return u[j] + w[j]; }) || here.tie(at))) return;
+        Podium<true> podium;
+        podium.enter_all(u, w, s.q, PLUS);
+        here.decide(podium, at);
     }
 
     // The scores of class k, after the leaf j has moved.
-    void readout(Block& block, int64_t k, int64_t j) {
-        const int64_t at = k * s.N + block.begin;
+    void readout(Block& block, int64_t k, int64_t j) const {
+        const Standings<Index> here = scores + (k * s.N + block.begin);
         const T weight = s.weights.w2[k * s.q + j];
         uint8_t changed[BLOCK];
-        enter<true>(s.ut + j * s.N + block.begin, T(1), weight, Index(j), block.count, s.f + at, J + at,
-                    s.score_other + at, block.unsure, changed);
+        T& floor = block.floors[k];
+        floor = enter<true>(s.ut + j * s.N + block.begin, T(1), weight, Index(j), block.count, here, block.unsure, changed);
         for (int64_t m = 0; m < block.count; ++m) block.touched[m] |= changed[m];
         each_set(block.unsure, block.count, [&](int64_t m) {
-            const auto won = best_sum<true, Index>(s.u + (block.begin + m) * s.q, s.weights.w2 + k * s.q, s.q);
-            block.touched[m] |= won.value != s.f[at + m];
-            s.f[at + m] = won.value, J[at + m] = won.index, s.score_other[at + m] = won.other;
+            const T before = here.value[m];
+            decide_score(block.begin + m, k);
+            floor = std::min(floor, here.third[m]);
+            block.touched[m] |= here.value[m] != before;
         });
     }
 
     // To the rows of u and the scores, what changed in unit j.
-    void spread(Block& block, int64_t j) {
+    void spread(Block& block, int64_t j) const {
         const T* u = s.ut + j * s.N + block.begin;
+        T top = -std::numeric_limits<T>::infinity();
         bool any = false;
         each_set(block.changed, block.count, [&](int64_t m) {
-            s.u[(block.begin + m) * s.q + j] = u[m];
+            top = std::max({top, u[m], std::exchange(s.u[(block.begin + m) * s.q + j], u[m])});
             any = true;
         });
-        for (int64_t k = 0; any && k < s.K; ++k) readout(block, k, j);
+        for (int64_t k = 0; any && k < s.K; ++k)
+            if (!(top + s.weights.w2[k * s.q + j] < block.floors[k])) readout(block, k, j);
     }
 
-    Won<Index> all_leaves(int64_t n, int64_t j) const {
+    bool settle_unit(int64_t n, int64_t j) const {
         const T *z = s.z + n * s.columns, *w = s.weights.w1 + j * s.p;
-        const auto first = best_sum<false, Index>(z, w, s.columns);
-        if (s.columns == s.p) return first;
-        auto second = best_sum<false, Index, true>(z, w + s.columns, s.columns);
-        second.index = Index(second.index + s.columns);
-        return second.value < first.value ? Won<Index>{second.value, second.index, std::min(second.other, first.value)}
-                                          : Won<Index>{first.value, first.index, std::min(first.other, second.value)};
-    }
-
-    void reread(Block& block, int64_t m, int64_t j) {
-        const int64_t n = block.begin + m, at = j * s.N + n;
-        const auto won = all_leaves(n, j);
-        block.changed[m] = won.value != s.ut[at];
-        s.ut[at] = won.value, I[at] = won.index, s.unit_other[at] = won.other;
-    }
-
-    void leaf(Block& block, int64_t j, int64_t i) {
-        const bool is_negated = i >= s.columns;
-        const T* z = s.zt + (is_negated ? i - s.columns : i) * s.N + block.begin;
-        const int64_t at = j * s.N + block.begin;
-        enter<false>(z, T(is_negated ? -1 : 1), s.weights.w1[j * s.p + i], Index(i), block.count, s.ut + at, I + at,
-                     s.unit_other + at, block.unsure, block.changed);
-        int64_t waiting = -1;  // a row is read from memory while the one before is searched
-        each_set(block.unsure, block.count, [&](int64_t m) {
-            const char* row = reinterpret_cast<const char*>(s.z + (block.begin + m) * s.columns);
-            for (size_t line = 0; line < s.columns * sizeof(T); line += CACHE_LINE) __builtin_prefetch(row + line);
-            if (waiting >= 0) reread(block, waiting, j);
-            waiting = m;
+        return (units + (j * s.N + n)).template settle<false>([&](int64_t i) {
+            return i < s.columns ? z[i] + w[i] : w[i] - z[i - s.columns];
         });
-        if (waiting >= 0) reread(block, waiting, j);
+    }
+
+    void decide_unit(int64_t n, int64_t j, bool anew = false) const {
+        const T *z = s.z + n * s.columns, *w = s.weights.w1 + j * s.p;
+        const bool is_mirrored = s.columns < s.p;
+        const Standings<Index> here = units + (j * s.N + n);
+        const auto at = [&](T value, int64_t without) {
+            const int64_t i = find(z, w, s.columns, PLUS, value, without);
+            if (i >= 0 || !is_mirrored) return i;
+            const int64_t mirrored = find(z, w + s.columns, s.columns, MINUS, value, without - s.columns);
+            return mirrored < 0 ? mirrored : mirrored + s.columns;
+        };
+        if (!anew && here.tie(at)) return;
+        Podium<false> podium;
+        podium.enter_all(z, w, s.columns, PLUS);
+        if (is_mirrored) podium.enter_all(z, w + s.columns, s.columns, MINUS);
+        here.decide(podium, at);
+    }
+
+    void build() const {
+        std::atomic<int64_t> next{0};
+        const int64_t blocks = ceil_div(s.N, BLOCK);
+        in_parallel(int(std::min(s.threads, blocks)), [&](int) {
+            for (int64_t block; (block = next.fetch_add(1, std::memory_order_relaxed)) < blocks;)
+                for (int64_t n = block * BLOCK; n < std::min((block + 1) * BLOCK, s.N); ++n) {
+                    for (int64_t j = 0; j < s.q; ++j) {
+                        decide_unit(n, j, true);
+                        s.u[n * s.q + j] = s.ut[j * s.N + n];
+                    }
+                    for (int64_t k = 0; k < s.K; ++k) decide_score(n, k, true);
+                }
+        });
+    }
+
+    void leaf(Block& block, int64_t j, int64_t i) const {
+        const bool is_negated = i >= s.columns;
+        const Standings<Index> here = units + (j * s.N + block.begin);
+        enter<false>(s.zt + (is_negated ? i - s.columns : i) * s.N + block.begin, T(is_negated ? -1 : 1),
+                     s.weights.w1[j * s.p + i], Index(i), block.count, here, block.unsure, block.changed);
+        // z comes from memory, a row a sample: each is asked for before it is needed
+        const auto row = [&](int64_t m) { return s.z + (block.begin + m) * s.columns; };
+        each_set(block.unsure, block.count, [&](int64_t m) {
+            for (int64_t i : {here.winner[m], here.second[m]})
+                __builtin_prefetch(row(m) + (i < s.columns ? i : i - s.columns));
+        });
+        int64_t open[BLOCK], count = 0;
+        each_set(block.unsure, block.count, [&](int64_t m) {
+            const T before = here.value[m];
+            if (settle_unit(block.begin + m, j)) block.changed[m] = here.value[m] != before;
+            else open[count++] = m;
+        });
+        for (int64_t r = 0; r < count; ++r) {
+            const int64_t m = open[r], next = open[std::min(r + 1, count - 1)];
+            for (int64_t at = 0; at < s.columns; at += CACHE_LINE / sizeof(T)) __builtin_prefetch(row(next) + at);
+            const T before = here.value[m];
+            decide_unit(block.begin + m, j);
+            block.changed[m] = here.value[m] != before;
+        }
         spread(block, j);
     }
 
     // Whether a loss or a prediction changed.
     bool move(const Moves& moves, int64_t begin, int64_t end) {
-        Block block{begin, end - begin};
+        // blocks of training samples and of others are numbered apart: at most one more than s.N holds
+        Block block{begin, end - begin, floors.data() + ceil_div(begin, BLOCK) * s.K};
         for (int64_t i : moves.rows) project(s, i, begin, end);
         for (int64_t j : moves.whole) {
-            for (int64_t m = 0; m < block.count; ++m) reread(block, m, j);
+            for (int64_t m = 0; m < block.count; ++m) {
+                const T before = s.ut[j * s.N + begin + m];
+                decide_unit(begin + m, j, true);
+                block.changed[m] = s.ut[j * s.N + begin + m] != before;
+            }
             spread(block, j);
         }
         for (int64_t i : moves.rows)
@@ -401,8 +528,16 @@ struct Trees {
     }
     void build() {
         for (int64_t n = 0; n < s.N; ++n) {
-            for (int64_t j = 0; j < s.q; ++j) of_unit(n, j).build();
-            for (int64_t k = 0; k < s.K; ++k) of_score(n, k).build();
+            for (int64_t j = 0; j < s.q; ++j) {
+                const auto tree = of_unit(n, j);
+                tree.build();
+                I[j * s.N + n] = Index(tree.top()), s.u[n * s.q + j] = tree.value(tree.top());
+            }
+            for (int64_t k = 0; k < s.K; ++k) {
+                const auto tree = of_score(n, k);
+                tree.build();
+                J[k * s.N + n] = Index(tree.top()), s.f[k * s.N + n] = tree.value(tree.top());
+            }
         }
     }
     bool score(int64_t n, int64_t k, int64_t j) {
@@ -684,6 +819,11 @@ int run(const Problem& s, int64_t iterations, double* trace, int64_t* done) {
     });
 }
 
+template <class Memory, class Index>
+void follow(const Problem& s, const Moves& moves) {
+    Loop<Memory, Index>{s}.apply(moves);
+}
+
 }  // namespace
 
 extern "C" {
@@ -703,11 +843,11 @@ int worst_sample_project(const Problem* s) {
     });
 }
 
-// ℓ and the trees, of u, I, f and J.
+// All activations and what is kept of them, of z and the weights; then ℓ.
 int worst_sample_build(const Problem* s, int wide) {
     return guarded([&] {
-        if (s->has_trees && wide) Trees<int32_t>{*s}.build();
-        if (s->has_trees && !wide) Trees<int16_t>{*s}.build();
+        if (s->has_trees) wide ? Trees<int32_t>{*s}.build() : Trees<int16_t>{*s}.build();
+        else wide ? Winners<int32_t>{*s}.build() : Winners<int16_t>{*s}.build();
         uint8_t all[BLOCK];
         std::fill(all, all + BLOCK, uint8_t(1));
         for (int64_t n = 0; n < s->N;) {  // no block holds both training and validation samples
@@ -715,6 +855,20 @@ int worst_sample_build(const Problem* s, int wide) {
             judge(*s, n, count, all);
             n += count;
         }
+        return true;
+    });
+}
+
+// Weights have moved by another's hand: leaves (j, i), readouts (k, j) and rows of A.
+int worst_sample_follow(const Problem* s, int wide, const int64_t* leaves, int64_t leaf_count, const int64_t* readouts,
+                        int64_t readout_count, const int64_t* rows, int64_t row_count) {
+    return guarded([&] {
+        Moves moves;
+        for (int64_t m = 0; m < leaf_count; ++m) moves.leaves.push_back({leaves[2 * m], leaves[2 * m + 1]});
+        for (int64_t m = 0; m < readout_count; ++m) moves.readouts.push_back({readouts[2 * m], readouts[2 * m + 1]});
+        moves.rows.assign(rows, rows + row_count);
+        if (s->has_trees) wide ? follow<Trees<int32_t>, int32_t>(*s, moves) : follow<Trees<int16_t>, int16_t>(*s, moves);
+        else wide ? follow<Winners<int32_t>, int32_t>(*s, moves) : follow<Winners<int16_t>, int16_t>(*s, moves);
         return true;
     });
 }

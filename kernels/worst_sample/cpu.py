@@ -11,12 +11,23 @@ from torch import Tensor
 
 from .. import native
 from ..tropical_matmul import tropical_matmul
-from .definition import IDLE, LOSSES, PATIENCE, STEPS, Activations, Progress, State, Weights
+from .definition import (
+    IDLE,
+    LOSSES,
+    PATIENCE,
+    STEPS,
+    Activations,
+    Moves,
+    Observation,
+    Progress,
+    State,
+    Weights,
+    observe,
+)
 
 _SOURCE = Path(__file__).with_name("cpu.cpp")
 DTYPES = (torch.float32, torch.float64)
 MEMORIES = ("winners", "trees")
-_ROWS = 4096  # samples that are activated at a time: their winners come as int64
 
 
 class _Problem(ctypes.Structure):
@@ -28,8 +39,9 @@ class _Problem(ctypes.Structure):
         *((name, ctypes.c_double) for name in ("margin", "target", "patience")),
         *((name, ctypes.c_void_p) for name in ("x", "xt", "y")),
         *((f"{of}{name}", ctypes.c_void_p) for of in ("", "best_", "best_right_") for name in Weights._fields),
-        *((name, ctypes.c_void_p) for name in ("z", "zt", "u", "ut", "unit_other", "score_other", "f")),
-        *((name, ctypes.c_void_p) for name in ("losses", "unit_winner", "score_winner")),
+        *((name, ctypes.c_void_p) for name in ("z", "zt", "u", "ut", "unit_bound", "score_bound")),
+        *((name, ctypes.c_void_p) for name in ("unit_third", "score_third", "f", "losses")),
+        *((name, ctypes.c_void_p) for name in ("unit_winner", "score_winner", "unit_second", "score_second")),
         *((name, ctypes.c_void_p) for name in ("unit_trees", "score_trees", "is_right", "times_worst")),
         ("progress", ctypes.POINTER(Progress)),
     )
@@ -46,6 +58,8 @@ def _functions(dtype: torch.dtype):
     found.worst_sample_project.argtypes = [problem]
     found.worst_sample_build.argtypes = [problem, ctypes.c_int]
     counter = ctypes.POINTER(ctypes.c_int64)
+    pairs = (ctypes.c_void_p, ctypes.c_int64)
+    found.worst_sample_follow.argtypes = [problem, ctypes.c_int, *pairs, *pairs, *pairs]
     found.worst_sample_run.argtypes = [problem, ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, counter]
     return found
 
@@ -60,7 +74,7 @@ def bytes_needed(N: int, p: int, q: int, K: int, itemsize: int, memory: str) -> 
     index = _index(p, q).itemsize
     shared = N * ((p + q + K + 1) * itemsize + (q + K) * index + 1)
     if memory == "winners":
-        return shared + N * (p + 2 * q + K) * itemsize
+        return shared + N * ((p + 3 * q + 2 * K) * itemsize + (q + K) * index)
     return shared + N * (q * _power_of_two(p) + K * _power_of_two(q)) * index
 
 
@@ -97,12 +111,8 @@ class Sparse:
         self.state = state
         self._z = torch.empty(N, columns, dtype=dtype)
         self._u, self._f = torch.empty(N, q, dtype=dtype), torch.empty(K, N, dtype=dtype)
+        self._losses = torch.empty(N, dtype=dtype)
         self._i, self._j = torch.empty(q, N, dtype=index), torch.empty(K, N, dtype=index)
-        self._ut = empty(q, N, wanted=not trees)
-        # nothing is known of the runners-up at first: bounds that no winner beats, until all leaves are read
-        bounds = (
-            () if self._ut is None else (self._ut.new_full((q, N), -torch.inf), self._f.new_full((K, N), torch.inf))
-        )
         self._buffers = {  # the structure holds addresses alone
             "x": samples.x,
             "xt": samples.x.T.contiguous() if settings.train_a else None,
@@ -110,12 +120,17 @@ class Sparse:
             "z": self._z,
             "zt": empty(columns, N, wanted=not trees),
             "u": self._u,
-            "ut": self._ut,
-            **dict(zip(("unit_other", "score_other"), bounds or (None, None), strict=True)),
+            "ut": empty(q, N, wanted=not trees),
+            "unit_bound": empty(q, N, wanted=not trees),
+            "score_bound": empty(K, N, wanted=not trees),
+            "unit_third": empty(q, N, wanted=not trees),
+            "score_third": empty(K, N, wanted=not trees),
             "f": self._f,
-            "losses": empty(N),
+            "losses": self._losses,
             "unit_winner": self._i,
             "score_winner": self._j,
+            "unit_second": empty(q, N, wanted=not trees, dtype=index),
+            "score_second": empty(K, N, wanted=not trees, dtype=index),
             "unit_trees": empty(N, q, _power_of_two(p), wanted=trees, dtype=index),
             "score_trees": empty(N, K, _power_of_two(q), wanted=trees, dtype=index),
             "is_right": empty(N, dtype=torch.uint8),
@@ -148,14 +163,6 @@ class Sparse:
         assert functions is not None
         self._functions = functions
         _check(functions.worst_sample_project(self._problem))
-        for begin in range(0, N, _ROWS):
-            rows = slice(begin, begin + _ROWS)
-            z = self._z[rows]
-            u, i, f, j = activate(z if columns == p else torch.cat([z, -z], dim=1), weights)
-            self._u[rows], self._i[:, rows] = u, i.T
-            self._f[:, rows], self._j[:, rows] = f.T, j.T
-            if self._ut is not None:
-                self._ut[:, rows] = u.T
         _check(functions.worst_sample_build(self._problem, self._wide))
 
     def run(self, iterations: int, trace: Tensor) -> int:
@@ -164,6 +171,18 @@ class Sparse:
         self._problem.threads = torch.get_num_threads()
         _check(self._functions.worst_sample_run(self._problem, self._wide, iterations, trace.data_ptr(), done))
         return done.value
+
+    def follow(self, moves: Moves) -> None:
+        """The weights have moved by another's hand: the caches follow."""
+        lists = [torch.tensor(of, dtype=torch.int64) for of in moves]
+        arguments = [value for of in lists for value in (of.data_ptr(), len(of))]
+        self._problem.threads = torch.get_num_threads()
+        _check(self._functions.worst_sample_follow(self._problem, self._wide, *arguments))
+
+    @property
+    def seen(self) -> Observation:
+        losses = self._losses[: self.state.samples.training]
+        return observe(self.state, losses, Activations(self._u, self._i.T, self._f.T, self._j.T))
 
     @property
     def activations(self) -> Activations:

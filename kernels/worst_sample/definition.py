@@ -208,6 +208,48 @@ class State:
     times_worst: Tensor  # [training] int64
 
 
+class Moves(NamedTuple):
+    """Weights that moved."""
+
+    leaves: list[tuple[int, int]]  # of W1
+    readouts: list[tuple[int, int]]  # of W2
+    rows: list[int]  # of A
+
+
+def moves_between(one: Weights, other: Weights) -> Moves:
+    rows, leaves, readouts = ((x != y).nonzero().tolist() for x, y in zip(one, other, strict=True))
+    return Moves([(j, i) for j, i in leaves], [(k, j) for k, j in readouts], sorted({i for i, _ in rows}))
+
+
+class Observation(NamedTuple):
+    """All that an iteration needs of the samples."""
+
+    loss: float  # F
+    worst: int  # n*
+    largest: float  # max |f_n*k|, whose rounding is that of F
+    routes: list[tuple[int, int, int, float]]  # (k, J_k, I_Jk, c_k) of n*
+    x: Tensor | None  # of n*, where A is trained
+    right: int  # validation samples classified rightly; −1 without any
+
+
+def observe(state: State, losses: Tensor, activations: Activations) -> Observation:
+    """losses: ℓ of the training samples; n* is the first that attains their maximum."""
+    samples, settings = state.samples, state.settings
+    top = losses.max(dim=0)
+    n = int(top.indices)
+    f = activations.f[n]
+    routes = []
+    for k, c in loss_gradient(f, int(samples.y[n]), settings):
+        j = int(activations.j[n, k])
+        routes.append((k, j, int(activations.i[n, j]), c))
+    right = -1
+    if state.best_right is not None:
+        predicted = activations.f[samples.training :].max(dim=1).indices
+        right = int((predicted == samples.y[samples.training :]).sum())
+    x = samples.x[n] if settings.train_a else None
+    return Observation(float(top.values), n, float(f.double().abs().max()), routes, x, right)
+
+
 class Dense:
     """Iterations that compute every activation anew: the definition, and what runs where no C++ compiler is.
 
@@ -226,6 +268,13 @@ class Dense:
         self.losses = sample_losses(
             self.activations.f[: samples.training], samples.y[: samples.training], self.state.settings
         )
+        self.seen = observe(self.state, self.losses, self.activations)
+
+    def follow(self, moves: Moves) -> None:
+        """The weights have moved: observe the new iterate."""
+        if moves.rows:
+            self.z = linear(self.state.samples.x, self.state.weights.a)
+        self._evaluate()
 
     def run(self, iterations: int, trace: Tensor) -> int:
         """At most so many iterations; F after each goes to `trace` [iterations] float64. Returns how many were done."""
@@ -242,23 +291,20 @@ class Dense:
 
     def _observe(self) -> None:
         """The present iterate: F, whether it is the best, whether it is the last."""
-        state, progress = self.state, self.state.progress
-        worst = self.losses.max(dim=0)
-        progress.loss, progress.worst = float(worst.values), int(worst.indices)
+        state, progress, seen = self.state, self.state.progress, self.seen
+        progress.loss, progress.worst = seen.loss, seen.worst
         state.times_worst[progress.worst] += 1
         previous = progress.best_loss
         if progress.loss < previous:
             progress.best_loss, progress.best_iteration = progress.loss, progress.iteration
             _copy(state.best, state.weights)
         if state.best_right is not None:
-            right = self.activations.f.max(dim=1).indices == state.samples.y
-            progress.right = int(right[state.samples.training :].sum())
+            progress.right = seen.right
             if progress.right > progress.best_right:
                 progress.best_right, progress.best_right_iteration = progress.right, progress.iteration
                 progress.best_right_loss = progress.loss
                 _copy(state.best_right, state.weights)
-        scores = self.activations.f[progress.worst]
-        rounding = torch.finfo(scores.dtype).eps * float(scores.double().abs().max())
+        rounding = torch.finfo(state.weights.w2.dtype).eps * seen.largest
         near = previous <= progress.loss <= state.settings.target + rounding
         progress.idle = progress.idle + 1 if near else 0
         if not math.isfinite(progress.loss):
@@ -270,35 +316,33 @@ class Dense:
 
     def _advance(self) -> None:
         state, settings, progress = self.state, self.state.settings, self.state.progress
-        weights, activations, n = state.weights, self.activations, self.state.progress.worst
-        x = state.samples.x[n]
+        weights, x = state.weights, self.seen.x
         g2: list[tuple[int, int, float]] = []
         g1: dict[tuple[int, int], float] = {}
         ga: dict[int, float] = {}
-        for k, c in loss_gradient(activations.f[n], int(state.samples.y[n]), settings):
-            j = int(activations.j[n, k])
-            i = int(activations.i[n, j])
+        for k, j, i, c in self.seen.routes:
             g2.append((k, j, c))
             g1[j, i] = g1.get((j, i), 0.0) + c
             ga[i] = ga.get(i, 0.0) + c
         squares = [c * c for _, _, c in g2] + [c * c for c in g1.values()]
-        if settings.train_a:
+        if x is not None:
             x_square = reduce(add, x.double().square().tolist())
             squares += [c * c * x_square for c in ga.values()]
         gamma = step_length(settings, progress, progress.loss, reduce(add, squares))
         if gamma is None:
+            moves = moves_between(weights, state.best)
             _copy(weights, state.best)
         else:
+            moves = Moves(list(g1), [(k, j) for k, j, _ in g2], [] if x is None else list(ga))
             for k, j, c in g2:
                 weights.w2[k, j] += -(gamma * c)
             for (j, i), c in g1.items():
                 weights.w1[j, i] += -(gamma * c)
-            for i, c in ga.items() if settings.train_a else ():
-                weights.a[i] += x * x.new_tensor(-(gamma * c))
+            if x is not None:
+                for i, c in ga.items():
+                    weights.a[i] += x * x.new_tensor(-(gamma * c))
         progress.iteration += 1
-        if settings.train_a:
-            self.z = linear(state.samples.x, weights.a)
-        self._evaluate()
+        self.follow(moves)
 
 
 def _copy(target: Weights, source: Weights) -> None:

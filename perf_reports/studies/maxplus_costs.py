@@ -5,22 +5,29 @@ leaves again for a few of them; a tree replays log p matches. The network is a n
 points, from its start, so that all sizes are trained alike: Polyak's steps, hinge.
 
     python -m tropigrad.perf_reports.studies.maxplus_costs [OUT]     writes costs.jsonl and iteration-costs.png
+    python -m tropigrad.perf_reports.studies.maxplus_costs OUT --mnist DIR    real data instead, to runs.jsonl
+
+The second measures the digits, q = 300, and MNIST, q = 100, from their k-medoids: an iteration costs most at first,
+where many samples tie, so stretches of the run are told apart. Processor time is of all threads, theirs that wait too.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ...kernels.worst_sample import Dense, Samples, Settings, Sparse, State, Weights, activate, beginning
-from ...nn import LinearMinMax
+from ...nn import LinearMinMax, WorstSampleLoss
+from ..data import Dataset, load, read_mnist
 from ..results import machine
 
 SIZES = {
@@ -30,6 +37,8 @@ SIZES = {
 }
 REPEATS, WARM_UP, ITERATIONS = 7, 20, 20  # each sample is the mean of so many iterations; of one, where dense
 TREES_UP_TO = 1 << 28  # N q p: two bytes each
+SCALE, MARGIN = 64.0, 4.0
+STRETCHES, EACH = (0, 100, 200, 400, 600), 10  # bounds in iterations; so many make a sample
 
 
 def run_of(N: int, p: int, q: int, classes: int = 10) -> State:
@@ -41,16 +50,18 @@ def run_of(N: int, p: int, q: int, classes: int = 10) -> State:
     y = (torch.cdist(x, centres).argmin(dim=1) % classes).int()
     medoids = torch.randperm(N, generator=generator)[:q]
     model = LinearMinMax(d, q, classes)
-    model._set_scale(64.0)
-    m = 64.0 * x[medoids]
+    model._set_scale(SCALE)
+    m = SCALE * x[medoids]
     own = y[medoids] == torch.arange(classes)[:, None]
-    w2 = torch.where(own, 0.0, -2 * (64.0 + 4.0))
-    weights = Weights(model.A.detach(), torch.cat([-m, m], dim=1), w2)
-    settings = Settings(margin=4.0)
-    best = Weights(*(w.clone() for w in weights))
-    return State(
-        settings, Samples(x, y, N), weights, best, None, beginning(settings), torch.zeros(N, dtype=torch.int64)
-    )
+    w2 = torch.where(own, 0.0, -2 * (SCALE + MARGIN))
+    return begun(Weights(model.A.detach(), torch.cat([-m, m], dim=1), w2), x, y)
+
+
+def begun(weights: Weights, x: torch.Tensor, y: torch.Tensor) -> State:
+    settings = Settings(margin=MARGIN)
+    own, best = (Weights(*(w.clone() for w in weights)) for _ in range(2))
+    times_worst = torch.zeros(len(x), dtype=torch.int64)
+    return State(settings, Samples(x, y.int(), len(x)), own, best, None, beginning(settings), times_worst)
 
 
 def measure(sizes: dict[str, list[tuple[int, int, int]]] = SIZES) -> Iterator[dict[str, Any]]:
@@ -85,6 +96,57 @@ def measure(sizes: dict[str, list[tuple[int, int, int]]] = SIZES) -> Iterator[di
                     }
 
 
+def measure_run(dataset: Dataset, hidden: int, autograd: bool) -> Iterator[dict[str, Any]]:
+    """One record a method and stretch: raw samples of wall seconds per iteration, and the mean processor seconds."""
+    x, y = dataset.x_train, dataset.y_train
+    model = LinearMinMax(dataset.features, hidden, dataset.classes)
+    generator = torch.Generator().manual_seed(0)
+    model.init_kmedoids(x, y, SCALE, margin=MARGIN, generator=generator)
+    weights = Weights(model.A.detach(), model.W1.detach(), model.W2.detach())
+
+    def record(method: str, iterations: str, samples: list[float], processor: float) -> dict[str, Any]:
+        named = {"kind": "run_cost", "data": dataset.name, "hidden": hidden, "method": method, "iterations": iterations}
+        return named | {"seconds": samples, "median": statistics.median(samples), "processor": processor}
+
+    def timed(work: Callable[[], int], repeats: int) -> tuple[list[float], float]:
+        """work: returns how many iterations it did; none where the run has ended."""
+        samples, processor = [], time.process_time()
+        for _ in range(repeats):
+            start = time.perf_counter()
+            if (done := work()) == 0:
+                break
+            samples.append((time.perf_counter() - start) / done)
+        return samples, time.process_time() - processor
+
+    loop = Sparse(begun(weights, x, y), "winners")
+    for begin, end in pairwise(STRETCHES):
+        samples, processor = timed(
+            lambda: loop.run(EACH, torch.zeros(EACH, dtype=torch.float64)), (end - begin) // EACH
+        )
+        if not samples:  # the run has ended
+            break
+        done = loop.state.progress.iteration - begin
+        yield record("winners", f"{begin}-{begin + done}", samples, processor / done)
+    dense = Dense(begun(weights, x, y), activate)
+    samples, processor = timed(lambda: dense.run(1, torch.zeros(1, dtype=torch.float64)), REPEATS)
+    yield record("fused dense", f"0-{REPEATS}", samples, processor / REPEATS)
+    if autograd:
+        a, w1, w2 = (w.clone().requires_grad_() for w in weights)
+
+        def iteration() -> int:
+            u = ((x @ a.T)[:, None, :] + w1).min(dim=2).values
+            WorstSampleLoss(MARGIN)((u[:, None, :] + w2).max(dim=2).values, y).backward()
+            return 1
+
+        samples, processor = timed(iteration, REPEATS)
+        yield record("dense autograd", "0-1", samples, processor / REPEATS)
+
+
+def measure_real(folder: Path) -> Iterator[dict[str, Any]]:
+    yield from measure_run(load("digits"), 300, autograd=True)
+    yield from measure_run(read_mnist(folder), 100, autograd=False)  # whose candidates take 38 GB
+
+
 def draw(records: list[dict[str, Any]], path: Path) -> None:
     """Three panels: the least time of an iteration over N, p and q."""
     from ..figures import COLOR, drawing
@@ -108,18 +170,24 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
         figure.savefig(path, dpi=160)
 
 
-def main(out: str = "perf_reports/out") -> None:
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", nargs="?", type=Path, default=Path("perf_reports/out"))
+    parser.add_argument("--mnist", type=Path, metavar="DIR", help="a folder with MNIST-format files")
+    chosen = parser.parse_args(arguments)
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    names = ("data", "hidden", "method", "iterations") if chosen.mnist else ("method", "N", "p", "q")
     records = []
-    with (folder / "costs.jsonl").open("w", encoding="utf-8") as file:
+    with (chosen.out / ("runs.jsonl" if chosen.mnist else "costs.jsonl")).open("w", encoding="utf-8") as file:
         file.write(json.dumps({"kind": "run", "machine": machine()}) + "\n")
-        for record in measure():
+        for record in measure_real(chosen.mnist) if chosen.mnist else measure():
             file.write(json.dumps(record) + "\n")
-            print(*(record[name] for name in ("method", "N", "p", "q")), f"{record['median'] * 1e6:.4g} µs", flush=True)
+            processor = f", processor {record['processor'] * 1e6:.4g} µs" if chosen.mnist else ""
+            print(*(record[name] for name in names), f"{record['median'] * 1e6:.4g} µs{processor}", flush=True)
             records.append(record)
-    draw(records, folder / "iteration-costs.png")
+    if not chosen.mnist:
+        draw(records, chosen.out / "iteration-costs.png")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1:])

@@ -1,10 +1,14 @@
 """WorstSampleSubgradient: what it reaches, what it keeps, exact resumption, and what bad input gets."""
 
 import io
+import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from tropigrad.kernels import backend, native
 from tropigrad.nn import LinearMinMax, WorstSampleLoss
@@ -93,9 +97,9 @@ def test_a_target_ends_the_run(step):
 
 @needs_compiler
 @pytest.mark.parametrize("memory", ["trees", "winners"])
-def test_a_machine_without_a_compiler_gives_the_same(monkeypatch, memory):
+def test_a_machine_without_a_compiler_gives_the_same(set_backend, memory):
     ours, optimizer = begun(contradictory=True, memory=memory)
-    monkeypatch.setenv("TROPIGRAD_BACKEND", "torch")
+    set_backend("torch")
     dense, slow = begun(contradictory=True, memory=memory)
     assert (optimizer.memory, slow.memory) == (memory, "dense")
     assert "every iteration is dense" in slow.why
@@ -106,15 +110,15 @@ def test_a_machine_without_a_compiler_gives_the_same(monkeypatch, memory):
 @pytest.mark.skipif(
     bool(backend.why_off("triton", torch.device("cpu"))), reason="triton's interpreter runs programs on the CPU"
 )
-def test_one_triton_program_gives_the_same(monkeypatch):
+def test_one_triton_program_gives_the_same(set_backend):
     x, y = blobs()
     generator = torch.Generator().manual_seed(1)
     runs = []
     for name in ("torch", "triton"):
-        monkeypatch.setenv("TROPIGRAD_BACKEND", "torch")  # the start is not what is looked at
+        set_backend("torch")  # the start is not what is looked at
         model = LinearMinMax(4, 3, 3)
         model.init_kmedoids(x, y, 64.0, margin=MARGIN, generator=generator)
-        monkeypatch.setenv("TROPIGRAD_BACKEND", name)
+        set_backend(name)
         runs.append((model, WorstSampleSubgradient(model, x, y, margin=MARGIN)))
     (expected, dense), (model, program) = runs
     assert (dense.memory, program.memory) == ("dense", "program")
@@ -226,6 +230,91 @@ def test_weights_that_moved_away_are_refused():
         optimizer.step()
 
 
+# ------------------------------------------------------------------------------------------------ several processes
+
+RANK = """
+import json, sys
+from datetime import timedelta
+import torch, torch.distributed as dist
+from tropigrad.nn import LinearMinMax
+from tropigrad.optim import WorstSampleSubgradient
+
+folder, rank = sys.argv[1], int(sys.argv[2])
+torch.set_num_threads(1)
+dist.init_process_group("gloo", f"file://{folder}/meeting", timedelta(seconds=90), 2, rank)
+said = {}
+for case in torch.load(f"{folder}/cases.pt"):
+    model = LinearMinMax(4, 8, 3)
+    model.load_state_dict(case["model"])
+    own = slice(0, 23) if rank == 0 else slice(23, 45)  # no multiple of anything
+    watched = slice(45, 53) if rank == 0 else slice(53, 60)
+    x, y = case["x"], case["y"]
+    validation = (x[watched], y[watched]) if case["watched"] else None
+    optimizer = WorstSampleSubgradient(
+        model, x[own], y[own], group=dist.group.WORLD, margin=4.0, validation=validation, **case["options"]
+    )
+    trace = torch.cat([optimizer.step(n) for n in (1, 299)])
+    kept = optimizer.best_validation if validation else optimizer.best
+    result = [trace, model.state_dict(), kept, optimizer.worst, optimizer.raises]
+    torch.save(result, f"{folder}/{case['name']}-{rank}.pt")
+if rank:
+    model.W1.data += 1
+try:
+    WorstSampleSubgradient(model, x[own], y[own], group=dist.group.WORLD)
+except ValueError as error:
+    said["other weights"] = str(error)
+print(json.dumps(said))
+"""
+
+SHARED = {
+    "winners": ({}, False),
+    "trees": ({"memory": "trees"}, False),
+    "A-trained": ({"train_A": True, "loss": "cross_entropy"}, True),
+    "watched": ({}, True),
+}
+
+
+@needs_compiler
+@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="this torch has no gloo")
+def test_two_processes_go_through_the_iterates_of_one(tmp_path):
+    x, y = blobs(contradictory=True)
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(1))  # equal samples on different ranks
+    x, y = x[order], y[order]
+    cases, expected = [], {}
+    for name, (options, watched) in SHARED.items():
+        model = LinearMinMax(4, 8, 3)
+        model.init_kmedoids(x, y, 64.0, margin=MARGIN)
+        start = {of: value.clone() for of, value in model.state_dict().items()}
+        cases.append({"name": name, "model": start, "x": x, "y": y, "options": options, "watched": watched})
+        validation = (x[45:], y[45:]) if watched else None
+        one = WorstSampleSubgradient(model, x[:45], y[:45], margin=MARGIN, validation=validation, **options)
+        trace = one.step(300)
+        kept = one.best_validation if watched else one.best
+        expected[name] = [trace, model.state_dict(), kept, one.worst, one.raises]
+    torch.save(cases, tmp_path / "cases.pt")
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", RANK, tmp_path, str(rank)], stdout=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    try:
+        said = [json.loads(rank.communicate(timeout=120)[0]) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    for name, (trace, weights, kept, worst, raises) in expected.items():
+        for rank in range(2):
+            theirs = torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=False)
+            assert torch.equal(theirs[0], trace)
+            assert weights.keys() == theirs[1].keys()
+            assert all(torch.equal(value, theirs[1][of]) for of, value in weights.items())
+            assert theirs[2][:3] == kept[:3]
+            assert all(torch.equal(value, theirs[2].weights[of]) for of, value in kept.weights.items())
+            assert (theirs[3], theirs[4]) == (worst, raises)
+    assert expected["winners"][4] > 0  # the iterates have gone back to the best
+    for of_rank in said:
+        assert "ranks 0 and 1 differ in the weights; expected the same model" in of_rank["other weights"]
+
+
 # ------------------------------------------------------------------------------------------------ bad input
 
 
@@ -265,7 +354,7 @@ def weights(**change):
             {"target": -1.0}, ValueError, "target is -1.0; expected a finite number, not negative", id="level"
         ),
         pytest.param({"length": math.nan}, ValueError, "length is nan", id="length"),
-        pytest.param({"group": 1}, NotImplementedError, "group is not supported", id="group"),
+        pytest.param({"group": 1}, TypeError, "group is a int; expected a torch.distributed", id="group"),
         pytest.param({"model": torch.nn.Linear(4, 3)}, TypeError, "Linear has no tensor A, W1, W2", id="model"),
         pytest.param({"model": weights(W2=torch.rand(3, 5))}, ValueError, r"W2 \(3, 5\)", id="sizes"),
         pytest.param({"model": weights(W1=torch.rand(8, 6).T)}, ValueError, "W1 has strides", id="strides"),
