@@ -31,7 +31,7 @@ _BRANCH = re.compile(r"\bBRA\b.*`\((\.L_\w+)\)")
 
 def compile(
     kernel: Any,
-    signature: Mapping[str, str],
+    signature: Mapping[str, str | tuple[str, ...]],
     constants: Mapping[str, Any],
     capability: int,
     num_warps: int = 4,
@@ -42,8 +42,8 @@ def compile(
 
     Args:
         kernel: the jitted function, not an interpreted one (TRITON_INTERPRET must be off).
-        signature: the type of each argument that is no constant: {"a_ptr": "*fp32", "M": "i32"}. Pointers are taken
-            to be aligned to 16 bytes.
+        signature: the type of each argument that is no constant: {"a_ptr": "*fp32", "M": "i32"}; of a tuple, those of
+            its elements. Pointers are taken to be aligned to 16 bytes.
         constants: the value of each tl.constexpr argument.
         capability: 80, 90 or 100.
         num_warps: warps of a block.
@@ -59,9 +59,13 @@ def compile(
         raise RuntimeError(f"ahead_of_time.compile: {kernel!r} is not jitted: unset TRITON_INTERPRET before the import")
     types = dict(signature) | dict.fromkeys(constants, "constexpr")
     ordered = {name: types[name] for name in kernel.arg_names}
+    places = {(index,): (name, kind) for index, (name, kind) in enumerate(ordered.items()) if isinstance(kind, str)}
+    for index, (name, kinds) in enumerate(ordered.items()):
+        if isinstance(kinds, tuple):
+            places |= {(index, element): (name, kind) for element, kind in enumerate(kinds)}
     aligned = {
-        (index,): [["tt.divisibility", 16]]
-        for index, (name, kind) in enumerate(ordered.items())
+        place: [["tt.divisibility", 16]]
+        for place, (name, kind) in places.items()
         if kind.startswith("*") or name in divisible
     }
     source_type = triton.compiler.ASTSource

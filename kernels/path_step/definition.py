@@ -203,14 +203,15 @@ def velocity(x: Tensor, slope: Tensor, momentum: Tensor | None, options: Options
     return slope if momentum is None else momentum.mul_(options.momentum).add_(slope)
 
 
-def move(layer: Layer, shape: Shape, ends: Ends, options: Options) -> None:
-    """The weights of a layer, in place, as if none were on the skeleton."""
-    G, O, I, _ = shape
-    weight, grad = layer.weight.view(shape), layer.grad.reshape(shape)
-    momentum = None if layer.momentum is None else layer.momentum.view(shape)
-    ψ = ends.prefix.view(G, 1, I, 1) * ends.suffix.view(G, O, 1, 1)
-    step = velocity(ψ * weight, grad / ψ, momentum, options) / ψ
-    weight.sub_(options.lr * step).div_(ends.p.view(G, 1, I, 1) * ends.q.view(G, O, 1, 1))
+def move(layers: Sequence[Layer], shapes: Sequence[Shape], ends: Sequence[Ends], options: Options) -> None:
+    """The weights of all layers, in place, as if none were on the skeleton."""
+    for layer, shape, (prefix, p, suffix, q) in zip(layers, shapes, ends, strict=True):
+        G, O, I, _ = shape
+        weight, grad = layer.weight.view(shape), layer.grad.reshape(shape)
+        momentum = None if layer.momentum is None else layer.momentum.view(shape)
+        ψ = prefix.view(G, 1, I, 1) * suffix.view(G, O, 1, 1)
+        step = velocity(ψ * weight, grad / ψ, momentum, options) / ψ
+        weight.sub_(options.lr * step).div_(p.view(G, 1, I, 1) * q.view(G, O, 1, 1))
 
 
 def path_step_ref(
@@ -252,13 +253,12 @@ def path_step_ref(
     prefix, suffix = [ones[0], *prefix], [*suffix, ones[1]]
     p = [ones[0], *(r if h >= bones.special else torch.ones_like(r) for h, r in enumerate(ratios))]
     q = [*(r if h < bones.special else torch.ones_like(r) for h, r in enumerate(ratios)), ones[1]]
-    for number, (layer, shape) in enumerate(zip(layers, bones.shapes, strict=True)):
-        ends = Ends(prefix[number], p[number], suffix[number], q[number])
-        move(layer, shape, ends, options)
+    move(layers, bones.shapes, [Ends(*four) for four in zip(prefix, p, suffix, q, strict=True)], options)
+    for number, layer in enumerate(layers):
         if layer.bias is not None and layer.bias_grad is not None:
-            S = ends.suffix
+            S = suffix[number]
             step = velocity(S * layer.bias, layer.bias_grad / S, layer.bias_momentum, options) / S
-            layer.bias.sub_(lr * step).div_(ends.q)
+            layer.bias.sub_(lr * step).div_(q[number])
         if number < len(layers) - 1:
             scale = ratios[number] / (p[number][bones.source[number]] * q[number])
             edges[number][bones.edge_in[number]] = w_in[number] * scale

@@ -1,12 +1,19 @@
-"""The two passes over the weights in Triton: w g summed over rows and columns of a layer, and the update.
+"""The passes over the weights in Triton, a launch each for all layers: w g summed by rows and columns, and the update.
 
-A layer lies as rows, the I · T edges into one node side by side. Sums go by tiles, each into places of its own, which
-torch adds up: one reading of w and g serves both, and no order of additions is left to chance.
+A layer lies as rows, the I · T edges into one node side by side, and is cut into tiles, one a program. The layers'
+addresses are arguments of the launch, as in torch's own foreach kernels: gradients may lie elsewhere in every step, and
+a CUDA graph keeps arguments, where a table of addresses would have to be copied from the host while it is captured.
+Shapes and first tiles are compiled in; of the layers a program finds its own by comparing.
+
+Sums go by tiles, each into places of its own, which torch adds up: one reading of w and g serves both, and no order of
+additions is left to chance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -14,53 +21,90 @@ from torch import Tensor
 from ..triton_or_stub import tl, triton
 from .definition import Ends, Layer, Options, Shape
 
-_ROWS, _COLUMNS = 16, 256  # of a tile
-_BLOCK = 1024
+ROWS, COLUMNS = 16, 64  # of a tile
+_MOST = 32  # layers of a launch: a program compares with each, and a launch has room for some 500 addresses
+
+
+@triton.jit
+def _of(layer, values):
+    """values[layer], a tuple's, of a layer that is known when the kernel runs."""
+    found = values[0]
+    for number in tl.static_range(1, len(values)):  # pyright: ignore[reportGeneralTypeIssues]
+        if layer == number:
+            found = values[number]
+    return found
+
+
+@triton.jit
+def _tile(
+    TILES: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, TAPS: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """This program's layer, the group, and the tile's place among the group's, down and across."""
+    layer = 0
+    for number in tl.static_range(1, len(TILES)):  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
+        if tl.program_id(0) >= TILES[number]:
+            layer = number
+    tile = tl.program_id(0) - _of(layer, TILES)
+    down = tl.cdiv(_of(layer, OUTPUTS), ROWS)
+    across = tl.cdiv(_of(layer, INPUTS) * _of(layer, TAPS), COLUMNS)
+    return layer, tile // (down * across), tile // across % down, tile % across
 
 
 @triton.jit
 def _path_flows_kernel(
-    w_ptr, g_ptr,  # [groups, rows, columns]
-    row_sums_ptr,  # [groups · rows, tiles of columns]
-    column_sums_ptr,  # [tiles of rows, groups, columns]
-    groups, rows, columns,
+    weights, grads,  # of each layer [groups, OUTPUTS, INPUTS · TAPS]
+    row_sums_ptr,  # from ROW_SUMS on, of each layer: [groups · OUTPUTS, tiles across]
+    column_sums_ptr,  # from COLUMN_SUMS on, of each layer: [groups, tiles down, INPUTS · TAPS]
+    TILES: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, TAPS: tl.constexpr,
+    ROW_SUMS: tl.constexpr, COLUMN_SUMS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    tiles = tl.cdiv(rows, ROWS)
-    group, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    layer, group, tile, part = _tile(TILES, OUTPUTS, INPUTS, TAPS, ROWS, COLUMNS)
+    rows, columns = _of(layer, OUTPUTS), _of(layer, INPUTS) * _of(layer, TAPS)
     row = tile * ROWS + tl.arange(0, ROWS)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    column = part * COLUMNS + tl.arange(0, COLUMNS)
     inside = (row < rows)[:, None] & (column < columns)[None, :]
     offs = (group * rows + row).to(tl.int64)[:, None] * columns + column[None, :]
-    through = tl.load(w_ptr + offs, inside, other=0.0) * tl.load(g_ptr + offs, inside, other=0.0)
-    at = (group * rows + row) * tl.num_programs(1) + tl.program_id(1)
+    w = tl.load(_of(layer, weights) + offs, inside, other=0.0)
+    through = w * tl.load(_of(layer, grads) + offs, inside, other=0.0)
+    at = (group * rows + row).to(tl.int64) * tl.cdiv(columns, COLUMNS) + part + _of(layer, ROW_SUMS)
     tl.store(row_sums_ptr + at, tl.sum(through, 1), row < rows)
-    at = (tile * groups + group).to(tl.int64) * columns + column
+    at = (group * tl.cdiv(rows, ROWS) + tile).to(tl.int64) * columns + column + _of(layer, COLUMN_SUMS)
     tl.store(column_sums_ptr + at, tl.sum(through, 0), column < columns)
 
 
 @triton.jit
 def _path_move_kernel(
-    w_ptr, g_ptr, m_ptr,  # [groups · outputs, inputs · TAPS]; m_ptr is read and written where MOVING
-    prefix_ptr, p_ptr,  # [groups · inputs]
-    suffix_ptr, q_ptr,  # [groups · outputs]
-    size, outputs, inputs,
+    weights, grads, momenta,  # of each layer [groups, OUTPUTS, INPUTS · TAPS]; momenta are used where MOVING
+    prefix_ptr, p_ptr,  # from SOURCES on, of each layer: [groups · INPUTS]
+    suffix_ptr, q_ptr,  # from TARGETS on, of each layer: [groups · OUTPUTS]
     lr, momentum, decay,
-    TAPS: tl.constexpr, MOVING: tl.constexpr, BLOCK: tl.constexpr,
+    TILES: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, TAPS: tl.constexpr,
+    SOURCES: tl.constexpr, TARGETS: tl.constexpr,
+    MOVING: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = offs < size
-    between = offs // TAPS  # all edges from one node to another
-    target = between // inputs
-    source = target // outputs * inputs + between % inputs
-    psi = tl.load(prefix_ptr + source, mask, other=1.0) * tl.load(suffix_ptr + target, mask, other=1.0)
-    ratio = tl.load(p_ptr + source, mask, other=1.0) * tl.load(q_ptr + target, mask, other=1.0)
-    w = tl.load(w_ptr + offs, mask, other=0.0)
-    velocity = tl.load(g_ptr + offs, mask, other=0.0) / psi + decay * psi * w
+    layer, group, tile, part = _tile(TILES, OUTPUTS, INPUTS, TAPS, ROWS, COLUMNS)
+    rows, inputs, taps = _of(layer, OUTPUTS), _of(layer, INPUTS), _of(layer, TAPS)
+    row = tile * ROWS + tl.arange(0, ROWS)
+    column = part * COLUMNS + tl.arange(0, COLUMNS)
+    source = _of(layer, SOURCES) + group * inputs + column // taps
+    target = _of(layer, TARGETS) + group * rows + row
+    of_column, of_row = column < inputs * taps, row < rows
+    inside = of_row[:, None] & of_column[None, :]
+    psi = tl.load(suffix_ptr + target, of_row, other=1.0)[:, None]
+    psi = psi * tl.load(prefix_ptr + source, of_column, other=1.0)[None, :]
+    ratio = tl.load(q_ptr + target, of_row, other=1.0)[:, None]
+    ratio = ratio * tl.load(p_ptr + source, of_column, other=1.0)[None, :]
+    offs = (group * rows + row).to(tl.int64)[:, None] * (inputs * taps) + column[None, :]
+    w_ptrs = _of(layer, weights) + offs
+    w = tl.load(w_ptrs, inside, other=0.0)
+    velocity = tl.load(_of(layer, grads) + offs, inside, other=0.0) / psi + decay * psi * w
     if MOVING:
-        velocity += momentum * tl.load(m_ptr + offs, mask, other=0.0)
-        tl.store(m_ptr + offs, velocity, mask)
-    tl.store(w_ptr + offs, (w - lr * velocity / psi) / ratio, mask)
+        m_ptrs = _of(layer, momenta) + offs
+        velocity += momentum * tl.load(m_ptrs, inside, other=0.0)
+        tl.store(m_ptrs, velocity, inside)
+    tl.store(w_ptrs, (w - lr * velocity / psi) / ratio, inside)
 
 
 def takes(layers: Sequence[Layer], options: Options) -> bool:
@@ -72,43 +116,61 @@ def takes(layers: Sequence[Layer], options: Options) -> bool:
 def node_flows(layers: Sequence[Layer], shapes: Sequence[Shape], reduced: Sequence[bool]) -> list[Tensor]:
     """As the definition's."""
     flows: dict[int, Tensor] = {}
-    for number, ((G, O, I, T), layer) in enumerate(zip(shapes, layers, strict=True)):
-        if not reduced[number]:
-            continue
-        tiles, columns = triton.cdiv(O, _ROWS), I * T
-        across = triton.cdiv(columns, _COLUMNS)
-        row_sums = layer.weight.new_empty(G * O, across)
-        column_sums = layer.weight.new_empty(tiles, G, I, T)
-        _path_flows_kernel[G * tiles, across](
-            layer.weight, layer.grad, row_sums, column_sums, G, O, columns, ROWS=_ROWS, COLUMNS=_COLUMNS
-        )
-        flows.setdefault(number - 1, column_sums.sum((0, 3)).flatten())
-        flows[number] = row_sums.sum(1)
-        if layer.bias is not None and layer.bias_grad is not None:
-            flows[number] += layer.bias * layer.bias_grad
+    for numbers in _launches([number for number, chosen in enumerate(reduced) if chosen]):
+        some = [layers[number] for number in numbers]
+        programs, tiles = tiling(tuple(shapes[number] for number in numbers))
+        row_sizes, column_sizes = zip(*(sums(shapes[number]) for number in numbers), strict=True)
+        row_sums = some[0].weight.new_empty(sum(row_sizes))
+        column_sums = some[0].weight.new_empty(sum(column_sizes))
+        _path_flows_kernel[(programs,)](
+            tuple(layer.weight for layer in some), tuple(layer.grad for layer in some), row_sums, column_sums,
+            **tiles, ROW_SUMS=starts(row_sizes), COLUMN_SUMS=starts(column_sizes), ROWS=ROWS, COLUMNS=COLUMNS,
+        )  # fmt: skip
+        parts = zip(numbers, some, row_sums.split(row_sizes), column_sums.split(column_sizes), strict=True)
+        for number, layer, by_row, by_column in parts:
+            G, _, I, T = shapes[number]
+            flows.setdefault(number - 1, by_column.view(G, -1, I, T).sum((1, 3)).flatten())
+            flows[number] = by_row.view(shapes[number].targets, -1).sum(1)
+            if layer.bias is not None and layer.bias_grad is not None:
+                flows[number] += layer.bias * layer.bias_grad
     return [flows[h] for h in range(len(layers) - 1)]
 
 
-def move(layer: Layer, shape: Shape, ends: Ends, options: Options) -> None:
+def move(layers: Sequence[Layer], shapes: Sequence[Shape], ends: Sequence[Ends], options: Options) -> None:
     """As the definition's."""
-    _, O, I, T = shape
-    size = layer.weight.numel()
-    moving = layer.momentum is not None
-    _path_move_kernel[(triton.cdiv(size, _BLOCK),)](
-        layer.weight,
-        layer.grad,
-        layer.momentum if moving else layer.grad,
-        ends.prefix,
-        ends.p,
-        ends.suffix,
-        ends.q,
-        size,
-        O,
-        I,
-        options.lr,
-        options.momentum,
-        options.weight_decay,
-        TAPS=T,
-        MOVING=moving,
-        BLOCK=_BLOCK,
-    )
+    for numbers in _launches(range(len(layers))):
+        some, shapes_here = [layers[number] for number in numbers], tuple(shapes[number] for number in numbers)
+        prefix, p, suffix, q = map(torch.cat, zip(*(ends[number] for number in numbers), strict=True))
+        programs, tiles = tiling(shapes_here)
+        grads = tuple(layer.grad for layer in some)
+        momenta = tuple(layer.momentum for layer in some if layer.momentum is not None)
+        _path_move_kernel[(programs,)](
+            tuple(layer.weight for layer in some), grads, momenta or grads, prefix, p, suffix, q,
+            options.lr, options.momentum, options.weight_decay, **tiles,
+            SOURCES=starts(shape.sources for shape in shapes_here),
+            TARGETS=starts(shape.targets for shape in shapes_here),
+            MOVING=bool(momenta), ROWS=ROWS, COLUMNS=COLUMNS,
+        )  # fmt: skip
+
+
+@functools.cache
+def tiling(shapes: tuple[Shape, ...]) -> tuple[int, dict[str, tuple[int, ...]]]:
+    """The tiles of all layers, one a program, and what the kernels are compiled with: shapes, and the first tiles."""
+    _, outputs, inputs, taps = zip(*shapes, strict=True)
+    tiles = [G * triton.cdiv(O, ROWS) * triton.cdiv(I * T, COLUMNS) for G, O, I, T in shapes]
+    return sum(tiles), {"TILES": starts(tiles), "OUTPUTS": outputs, "INPUTS": inputs, "TAPS": taps}
+
+
+def sums(shape: Shape) -> tuple[int, int]:
+    """How many places a layer's tiles take for their sums over rows, and over columns."""
+    G, O, I, T = shape
+    return G * O * triton.cdiv(I * T, COLUMNS), G * triton.cdiv(O, ROWS) * I * T
+
+
+def starts(sizes: Iterable[int]) -> tuple[int, ...]:
+    """Where each layer's begin, of numbers that lie layer after layer."""
+    return tuple(itertools.accumulate(sizes, initial=0))[:-1]
+
+
+def _launches(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
+    return (numbers[start : start + _MOST] for start in range(0, len(numbers), _MOST))

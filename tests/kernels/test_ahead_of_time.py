@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from tropigrad.kernels import ahead_of_time, backend
+from tropigrad.kernels.path_step import Shape
 from tropigrad.kernels.path_step import portable as path_step
 from tropigrad.kernels.path_values import portable as paths
 from tropigrad.kernels.scatter_step import portable as sparse
@@ -116,18 +117,23 @@ def convolve_back(dtype: str):
     return convolution._tropical_conv2d_scatter_kernel, signature, flags | config, warps
 
 
-def path_flows(dtype: str):
-    signature = {f"{name}_ptr": f"*{dtype}" for name in ("w", "g", "row_sums", "column_sums")}
-    signature |= dict.fromkeys(["groups", "rows", "columns"], "i32")
-    return path_step._path_flows_kernel, signature, {"ROWS": path_step._ROWS, "COLUMNS": path_step._COLUMNS}, 4
+CHAIN = (Shape(1, 64, 3, 9), Shape(4, 8, 16, 9), Shape(1, 10, 32, 1))
 
 
-def path_move(dtype: str):
-    signature = {f"{name}_ptr": f"*{dtype}" for name in ("w", "g", "m", "prefix", "p", "suffix", "q")}
-    signature |= dict.fromkeys(["size", "outputs", "inputs"], "i32") | dict.fromkeys(
-        ["lr", "momentum", "decay"], "fp32"
-    )
-    return path_step._path_move_kernel, signature, {"TAPS": 9, "MOVING": True, "BLOCK": path_step._BLOCK}, 4
+def chain(name: str, dtype: str):
+    """A kernel of the step on path values, for a grouped convolution between another one and a Linear layer."""
+    kernel = getattr(path_step, f"_path_{name}_kernel")
+    types: dict[str, Any] = dict.fromkeys(["weights", "grads", "momenta"], (f"*{dtype}",) * len(CHAIN))
+    types |= dict.fromkeys([x for x in kernel.arg_names if x.endswith("_ptr")], f"*{dtype}")
+    types |= dict.fromkeys(["lr", "momentum", "decay"], "fp32")
+    rows, columns = zip(*map(path_step.sums, CHAIN), strict=True)
+    starts = {"ROW_SUMS": rows, "COLUMN_SUMS": columns}
+    starts |= {"SOURCES": [x.sources for x in CHAIN], "TARGETS": [x.targets for x in CHAIN]}
+    constants: dict[str, Any] = {argument: path_step.starts(sizes) for argument, sizes in starts.items()}
+    constants |= path_step.tiling(CHAIN)[1]
+    constants |= {"MOVING": True, "ROWS": path_step.ROWS, "COLUMNS": path_step.COLUMNS}
+    types, constants = ({x: found[x] for x in kernel.arg_names if x in found} for found in (types, constants))
+    return kernel, types, constants, 4
 
 
 def iterations(dtype: str):
@@ -230,8 +236,8 @@ COMPILED = {
     "forward-conv2d-winners": lambda dtype: convolve(dtype, minimum=True, winners=True, ignore_nan=dtype[0] != "i"),
     "forward-conv2d-depthwise": lambda dtype: convolve(dtype, filters=1, winners=True),
     "conv2d-scatter": convolve_back,
-    "chain-flows": path_flows,
-    "chain-move": path_move,
+    "chain-flows": functools.partial(chain, "flows"),
+    "chain-move": functools.partial(chain, "move"),
     "iterations": iterations,
     "tournament-build": lambda dtype: tournament("build", dtype, LEAVES=True, NODES=16),
     "tournament-build-nodes": lambda dtype: tournament("build", dtype, LEAVES=False, NODES=16),

@@ -97,6 +97,33 @@ def test_the_triton_kernels_take_the_step_of_the_definition(name, settings):
         torch.testing.assert_close(found, value, rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.parametrize(("most", "flows", "moves"), [(32, 1, 1), (2, 1, 3), (1, 2, 5)])
+def test_a_pass_is_one_launch_for_as_many_layers_as_it_may_have(monkeypatch, most, flows, moves):
+    if reason := backend.why_off("triton", torch.device("cpu")):
+        pytest.skip(reason)
+
+    class Counted:
+        def __init__(self, kernel):
+            self.kernel, self.launches = kernel, 0
+
+        def __getitem__(self, grid):
+            self.launches += 1
+            return self.kernel[grid]
+
+    kernels = Counted(portable._path_flows_kernel), Counted(portable._path_move_kernel)
+    monkeypatch.setattr(portable, "_path_flows_kernel", kernels[0])
+    monkeypatch.setattr(portable, "_path_move_kernel", kernels[1])
+    monkeypatch.setattr(portable, "_MOST", most)
+    options = SETTINGS["momentum"]
+    ours, wanted = (chain("hourglasses", options, torch.float32) for _ in range(2))
+    with backend.forcing("triton"):
+        path_step(*ours, options)
+    path_step_ref(*wanted, options)
+    for found, value in zip(changed(ours), changed(wanted), strict=True):
+        torch.testing.assert_close(found, value, rtol=2e-4, atol=2e-4)
+    assert tuple(kernel.launches for kernel in kernels) == (flows, moves)
+
+
 def test_float64_takes_the_definition_where_triton_is_forced(monkeypatch):
     if reason := backend.why_off("triton", torch.device("cpu")):
         pytest.skip(reason)

@@ -282,3 +282,64 @@ def test_where_every_path_has_a_zero_the_largest_is_zero():
     value, route = largest_path(weights)
     assert value.item() == 0.0
     assert route.tolist() == [0, 0, 0]
+
+
+WIDTHS = {"one-layer": (5, 3), "narrow": (7, 1, 37, 2), "blocks": (1100, 70, 131, 9), "empty": (3, 0, 2)}
+
+
+@compiled
+@pytest.mark.parametrize("p", [1, 2])
+@pytest.mark.parametrize("log", [False, True], ids=["sum", "log"])
+@pytest.mark.parametrize("widths", WIDTHS)
+def test_the_norm_and_its_gradient_in_cpp_are_those_of_torch(widths, log, p):
+    weights = [w.requires_grad_() for w in dense(*WIDTHS[widths])]
+    found = {}
+    for name in ("cpp", "torch"):
+        with backend.forcing(name):
+            value = path_norm(weights, p, log=log)
+            assert (type(value.grad_fn).__name__ == "_PathNormBackward") == (name == "cpp")
+            found[name] = (value, *torch.autograd.grad(3 * value, weights))
+    torch.testing.assert_close(found["cpp"], found["torch"], equal_nan=True)
+
+
+@compiled
+def test_the_norm_has_the_same_bits_on_any_number_of_threads(monkeypatch):
+    weights = [w.requires_grad_() for w in dense(1100, 300, 700, 9, dtype=torch.float32)]
+
+    def computed():
+        value = path_norm(weights, log=True)
+        return value, *torch.autograd.grad(value, weights)
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    one = computed()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    for _ in range(5):
+        assert all(torch.equal(x, y) for x, y in zip(one, computed(), strict=True))
+
+
+@compiled
+def test_who_looks_at_the_norm_sees_torch():
+    first, last = dense(4, 3, 2)
+    first.requires_grad_()
+    value = path_norm([first, last])
+    (gradient,) = torch.autograd.grad(value, [first], create_graph=True)
+    slopes = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    (many,) = torch.autograd.grad(value, [first], slopes, is_grads_batched=True, retain_graph=True)
+    torch.testing.assert_close(many, slopes.view(2, 1, 1) * gradient)
+    (second,) = torch.autograd.grad(gradient.sum(), [first])
+    with torch.autocast("cpu", torch.bfloat16):
+        (again,) = torch.autograd.grad(value, [first], create_graph=True)
+    torch.testing.assert_close(again, gradient, rtol=1e-12, atol=0)
+    torch.testing.assert_close(second, (2 * last.square().sum(0)).view(3, 1).expand(3, 4))
+    torch.testing.assert_close(torch.func.grad(lambda w: path_norm([w, last]))(first), gradient)
+    torch.testing.assert_close(torch.vmap(lambda w: path_norm([w, last]))(first.expand(2, 3, 4)), value.expand(2))
+
+
+@compiled
+def test_one_weight_may_be_several_layers():
+    (shared,) = dense(4, 4)
+    shared.requires_grad_()
+    expected = 2 * shared * (shared.square().sum(1) + shared.square().sum(0)[:, None])
+    for create_graph in (False, True):
+        (gradient,) = torch.autograd.grad(path_norm([shared, shared]), [shared], create_graph=create_graph)
+        torch.testing.assert_close(gradient, expected)

@@ -205,6 +205,31 @@ def test_command_trains_and_resumes(command, tmp_path):
     assert "epochs         3 in" in second.stdout
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_ends_the_command_with_130_and_it_resumes(command, tmp_path, monkeypatch, times):
+    """Once, after the mini-batch under way; twice, at once, from the last checkpoint written before."""
+    pytest.importorskip("sklearn", reason="scikit-learn carries the data")
+    monkeypatch.setattr(runs, "CHECKPOINT_SECONDS", 0.0)
+    advance, steps = gsgd.Training.advance, []
+
+    def interrupted(training):
+        steps.append(None)
+        for _ in range(times if len(steps) == 3 else 0):
+            os.kill(os.getpid(), signal.SIGINT)
+        return advance(training)
+
+    monkeypatch.setattr(gsgd.Training, "advance", interrupted)
+    words = ("--data", "iris", "--out", tmp_path / "parts", "--epochs", 3)
+    first = command(*words)
+    assert first.exit_code == 130
+    assert "--resume goes on" in (first.stdout if times == 1 else first.stderr)
+    assert len(steps) == 3
+    second = command(*words, "--resume")
+    assert second.exit_code == 0, second.output
+    command("--data", "iris", "--out", tmp_path / "whole", "--epochs", 3)
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

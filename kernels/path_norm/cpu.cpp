@@ -1,0 +1,187 @@
+// The sum over all paths of definition.py, Linear layers: each layer's weights are read once forth and once back, and
+// no power of them is written down.
+//
+// Forth, a row of weights is a dot product. Back, a task takes some columns of all rows, so that what flows back into
+// its nodes is added up in the order of the rows, with the same bits on any number of threads.
+
+#include "../native.hpp"
+
+#include <cmath>
+#include <numeric>
+
+namespace {
+
+static_assert(std::is_same_v<Element, float> || std::is_same_v<Element, double>);
+using Vector = typename Simd<Element>::Vector;
+constexpr int WIDTH = Simd<Element>::WIDTH;
+constexpr int64_t ROWS = 4, COLUMNS = 512;     // of a task: rows share x, columns lie in the first cache
+constexpr int64_t TASK = 1 << 15;              // weights: less is done before another thread would join
+constexpr int MOST = std::numeric_limits<Element>::max_exponent - 2;  // 2^±MOST are normal numbers
+
+// |w|^p and its derivative, of scalars and of vectors.
+template <int P>
+struct Power {
+    template <class X>
+    static X of(X w) {
+        if constexpr (P == 2) return w * w;
+        return w < 0 ? -w : w;
+    }
+    template <class X>
+    static X slope(X w) {
+        if constexpr (P == 2) return w + w;
+        const X one = X{} + 1;
+        return (w > 0 ? one : X{}) - (w < 0 ? one : X{});
+    }
+};
+
+struct Chain {
+    int64_t count;
+    const int64_t* widths;  // count + 1, from the input on
+    int threads;
+
+    int64_t inputs(int64_t l) const { return widths[l]; }
+    int64_t outputs(int64_t l) const { return widths[l + 1]; }
+
+    template <class X>
+    X* last_of(X* passes) const { return std::accumulate(widths, widths + count, passes); }
+    template <class X>
+    X* scales_in(X* passes) const { return std::accumulate(widths, widths + count + 1, passes); }
+
+    // The sum that the last pass, and the scales before it, stand for: sum · 2^exponent.
+    Element sum(const Element* passes) const { return std::accumulate(last_of(passes), scales_in(passes), Element(0)); }
+    int exponent(const Element* passes) const {
+        const Element* scales = scales_in(passes);
+        int found = 0;
+        for (int64_t l = 0; l < count; ++l) found -= std::ilogb(scales[l]);
+        return found;
+    }
+
+    // work(first, last) of [0, size) in pieces of `piece`, by as many threads as so many weights are worth.
+    template <class Work>
+    void share(int64_t size, int64_t piece, int64_t weights, const Work& work) const {
+        const int64_t tasks = ceil_div(size, piece);
+        std::atomic<int64_t> next{0};
+        const int team = int(std::min<int64_t>({threads, tasks, std::max<int64_t>(1, weights / TASK)}));
+        in_parallel(std::max(1, team), [&](int) {
+            for (int64_t t; (t = next.fetch_add(1, std::memory_order_relaxed)) < tasks;)
+                work(t * piece, std::min((t + 1) * piece, size));
+        });
+    }
+};
+
+// y[j] = Σ_i |w[j, i]|^P x[i] of N rows.
+template <int P, int N>
+void dot(const Element* w, const Element* x, int64_t inputs, Element* y) {
+    Vector sums[N][2] = {};
+    Element rest[N] = {};
+    int64_t i = 0;
+    for (; i + 2 * WIDTH <= inputs; i += 2 * WIDTH)
+        for (int half = 0; half < 2; ++half) {
+            const Vector factor = load<Vector>(x + i + half * WIDTH);
+            for (int row = 0; row < N; ++row)
+                sums[row][half] += Power<P>::of(load<Vector>(w + row * inputs + i + half * WIDTH)) * factor;
+        }
+    for (; i < inputs; ++i)
+        for (int row = 0; row < N; ++row) rest[row] += Power<P>::of(w[row * inputs + i]) * x[i];
+    for (int row = 0; row < N; ++row) {
+        const Vector sum = sums[row][0] + sums[row][1];
+        for (int lane = 0; lane < WIDTH; ++lane) rest[row] += sum[lane];
+        y[row] = rest[row];
+    }
+}
+
+template <int P>
+void forth(const Chain& chain, const Element* const* weights, Element* passes, Element* scales) {
+    Element* x = passes;
+    std::fill_n(x, chain.inputs(0), Element(1));
+    for (int64_t l = 0; l < chain.count; ++l) {
+        const int64_t I = chain.inputs(l), O = chain.outputs(l);
+        Element* y = x + I;
+        chain.share(O, 8 * ROWS, O * I, [&](int64_t first, int64_t last) {
+            int64_t j = first;
+            for (; j + ROWS <= last; j += ROWS) dot<P, ROWS>(weights[l] + j * I, x, I, y + j);
+            for (; j < last; ++j) dot<P, 1>(weights[l] + j * I, x, I, y + j);
+        });
+        Element largest = 0;
+        for (int64_t j = 0; j < O; ++j) largest = y[j] > largest ? y[j] : largest;
+        int exponent = 0;
+        if (std::isfinite(largest)) std::frexp(largest, &exponent);
+        scales[l] = std::ldexp(Element(1), -std::max(-MOST, std::min(MOST, exponent)));
+        for (int64_t j = 0; j < O; ++j) y[j] *= scales[l];
+        x = y;
+    }
+}
+
+// Columns [first, last) of a layer: dw, and dx where there is one; dy is what flows back into its outputs.
+template <int P>
+void columns(const Element* w, const Element* x, const Element* dy, int64_t inputs, int64_t outputs, int64_t first,
+             int64_t last, Element* dw, Element* dx) {
+    if (dx) std::fill(dx + first, dx + last, Element(0));
+    for (int64_t j = 0; j < outputs; ++j) {
+        const Element slope = dy[j];
+        const Element* __restrict__ row = w + j * inputs;
+        Element* __restrict__ drow = dw + j * inputs;
+        for (int64_t i = first; i < last; ++i) drow[i] = Power<P>::slope(row[i]) * (x[i] * slope);
+        if (dx)
+            for (int64_t i = first; i < last; ++i) dx[i] += Power<P>::of(row[i]) * slope;
+    }
+}
+
+// slope: what flows back into each output of the last layer. room: twice the widest layer.
+template <int P>
+void back(const Chain& chain, Element slope, const Element* const* weights, const Element* passes,
+          const Element* scales, Element* const* gradients, Element* room, int64_t widest) {
+    Element *dy = room, *dx = room + widest;
+    const Element* x = chain.last_of(passes);
+    std::fill_n(dy, chain.outputs(chain.count - 1), slope);
+    for (int64_t l = chain.count - 1; l >= 0; --l) {
+        const int64_t I = chain.inputs(l), O = chain.outputs(l);
+        x -= I;
+        for (int64_t j = 0; j < O; ++j) dy[j] *= scales[l];
+        chain.share(I, COLUMNS, O * I, [&](int64_t first, int64_t last) {
+            columns<P>(weights[l], x, dy, I, O, first, last, gradients[l], l ? dx : nullptr);
+        });
+        std::swap(dx, dy);
+    }
+}
+
+}  // namespace
+
+// ------------------------------------------------------------------------------------------------ C interface
+// widths [count + 1], from the input on. passes: x of each layer's input, the last layer's output, and the power of two
+// that each layer's output was multiplied by: as many elements as all widths together, and count more.
+
+extern "C" {
+
+void path_norm_set_team(Parallel parallel) { torch_team = parallel; }
+
+int path_norm_forward(int64_t count, const int64_t* widths, const Element* const* weights, int p, int log,
+                      Element* passes, Element* result, int threads) noexcept {
+    return guarded([&] {
+        const Chain chain{count, widths, threads};
+        Element* const scales = chain.scales_in(passes);
+        p == 1 ? forth<1>(chain, weights, passes, scales) : forth<2>(chain, weights, passes, scales);
+        const double sum = chain.sum(passes);
+        const int exponent = chain.exponent(passes);
+        *result = Element(log ? std::log(sum) + exponent * std::log(2.0) : std::ldexp(sum, exponent));
+        return true;
+    });
+}
+
+// slope: what flows back into the result. gradients: of each layer's weights.
+int path_norm_backward(int64_t count, const int64_t* widths, const Element* const* weights, int p, int log,
+                       const Element* passes, const Element* slope, Element* const* gradients, int threads) noexcept {
+    return guarded([&] {
+        const Chain chain{count, widths, threads};
+        const int64_t widest = *std::max_element(widths, widths + count + 1);
+        std::vector<Element> room(2 * widest);
+        const double into = *slope;
+        const Element start = Element(log ? into / chain.sum(passes) : std::ldexp(into, chain.exponent(passes)));
+        const Element* const scales = chain.scales_in(passes);
+        p == 1 ? back<1>(chain, start, weights, passes, scales, gradients, room.data(), widest)
+               : back<2>(chain, start, weights, passes, scales, gradients, room.data(), widest);
+        return true;
+    });
+}
+
+}  // extern "C"

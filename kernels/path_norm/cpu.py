@@ -1,0 +1,72 @@
+"""The C++ kernel of path norms (cpu.cpp), called through ctypes on torch tensors."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import native
+
+SOURCE = Path(__file__).with_name("cpu.cpp")
+
+
+def takes(weights: Sequence[Tensor]) -> bool:
+    """Linear layers, each in one piece."""
+    return all(w.dim() == 2 and w.is_contiguous() for w in weights)
+
+
+@functools.cache
+def _functions(dtype: torch.dtype):
+    found = native.library_of(SOURCE, dtype)
+    if found is None:
+        raise RuntimeError(f"path_norm: the C++ kernel of {dtype} did not compile; TROPIGRAD_BACKEND=torch avoids it")
+    pointer, integer, sizes = ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(ctypes.c_int64)
+    pointers = ctypes.POINTER(pointer)
+    chain = [ctypes.c_int64, sizes, pointers, integer, integer]
+    found.path_norm_forward.argtypes = [*chain, pointer, pointer, integer]
+    found.path_norm_backward.argtypes = [*chain, pointer, pointer, pointers, integer]
+    found.path_norm_set_team.argtypes = [pointer]
+    found.path_norm_set_team(native.openmp_team())
+    return found.path_norm_forward, found.path_norm_backward
+
+
+def forward(weights: Sequence[Tensor], p: int, log: bool) -> tuple[Tensor, Tensor]:
+    """The norm of weights that `takes` allows, float32 or float64, and the passes, which `backward` takes."""
+    widths = [weights[0].shape[1], *(w.shape[0] for w in weights)]
+    passes = weights[0].new_empty(sum(widths) + len(weights))
+    value = weights[0].new_empty(())
+    status = _functions(value.dtype)[0](
+        *_chain(widths, weights, p, log), passes.data_ptr(), value.data_ptr(), torch.get_num_threads()
+    )
+    _check(status)
+    return value, passes
+
+
+def backward(slope: Tensor, weights: Sequence[Tensor], passes: Tensor, p: int, log: bool) -> list[Tensor]:
+    """The gradient of each weight, from that of the norm; the same bits on any number of threads."""
+    widths = [weights[0].shape[1], *(w.shape[0] for w in weights)]
+    gradients = [torch.empty_like(w) for w in weights]
+    status = _functions(slope.dtype)[1](
+        *_chain(widths, weights, p, log), passes.data_ptr(), slope.data_ptr(), _addresses(gradients),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    _check(status)
+    return gradients
+
+
+def _chain(widths: Sequence[int], weights: Sequence[Tensor], p: int, log: bool):
+    return len(weights), native.integers(*widths), _addresses(weights), p, log
+
+
+def _addresses(tensors: Sequence[Tensor]):
+    return (ctypes.c_void_p * len(tensors))(*[x.data_ptr() for x in tensors])
+
+
+def _check(status: int) -> None:
+    if status == 1:
+        raise MemoryError("path_norm: no memory for what flows back into one layer")

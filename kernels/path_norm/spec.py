@@ -1,0 +1,156 @@
+"""path_norm as data: oracle, inputs, contenders of its benchmarks, and what its tests need."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..spec import Contender, Misuse, Sample, Shape, Spec, Workload, register
+from ..tropical_matmul.definition import FLOATS
+from . import path_norm, path_norm_ref
+
+
+def op(*weights: Tensor, **kwargs) -> Tensor:
+    return path_norm(weights, **kwargs)
+
+
+def oracle(*weights: Tensor, **kwargs) -> Tensor:
+    return path_norm_ref(weights, **kwargs)
+
+
+def inputs(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Tensor, ...]:
+    """Four layers N → M → N → M → N, normal, of variance 1 / in: a sum of about N."""
+    generator = torch.Generator().manual_seed(seed)
+    widths = [shape["N"], shape["M"], shape["N"], shape["M"], shape["N"]]
+    found = []
+    for source, target in itertools.pairwise(widths):
+        weight = torch.randn(target, source, generator=generator, dtype=torch.float64)
+        found.append((weight * max(1, source) ** -0.5).to(device, dtype))
+    return tuple(found)
+
+
+def _plain(*weights: Tensor) -> Tensor:
+    x = weights[0].new_ones(weights[0].shape[1])
+    for w in weights:
+        x = w.square() @ x
+    return x.sum()
+
+
+def _called(norm: Callable[..., Tensor]):
+    return lambda *weights: lambda: (norm(*weights),)
+
+
+def _trained(norm: Callable[..., Tensor]):
+    """Forward and backward: (the norm, the gradient of each weight)."""
+
+    def prepare(*weights: Tensor):
+        leaves = [w.clone().requires_grad_() for w in weights]
+
+        def call():
+            value = norm(*leaves)
+            return (value.detach(), *torch.autograd.grad(value, leaves))
+
+        return call
+
+    return prepare
+
+
+def _weights(shape: Shape) -> int:
+    return 4 * shape["M"] * shape["N"]
+
+
+def _steps(shape: Shape) -> int:
+    return _weights(shape)  # one multiplication and addition a weight
+
+
+def _forward_bytes(shape: Shape, itemsize: int) -> int:
+    return _weights(shape) * itemsize
+
+
+def _training_bytes(shape: Shape, itemsize: int) -> int:
+    return 3 * _weights(shape) * itemsize  # read twice, and the gradient written
+
+
+FORWARD = Workload(
+    "path norm forward",
+    (
+        Contender("tropigrad", "ours", _called(op)),
+        Contender("unscaled pass", "dense", _called(_plain)),
+        Contender("torch.compile", "compiled", lambda *w: _called(torch.compile(_plain, dynamic=False))(*w)),
+    ),
+    operations=_steps,
+    bytes=_forward_bytes,
+    mix="mul_add",
+)
+TRAINING = Workload(
+    "path norm forward + backward",
+    (
+        Contender("tropigrad", "ours", _trained(op)),
+        Contender("unscaled pass", "dense", _trained(_plain)),
+        Contender("torch.compile", "compiled", lambda *w: _trained(torch.compile(_plain, dynamic=False))(*w)),
+    ),
+    operations=_steps,
+    bytes=_training_bytes,
+    mix="mul_add",
+)
+
+
+def samples(device: torch.device) -> list[Sample]:
+    """Overflow, underflow, zeros, special values, convolutions and empty layers."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+
+    def add(id: str, *shapes: tuple[int, ...], scale: float = 1.0, **kwargs) -> None:
+        weights = tuple((scale * torch.randn(shape, generator=generator)).to(device) for shape in shapes)
+        for p in (1, 2):
+            found.append(Sample(f"{id}-p={p}", weights, {"p": p, **kwargs}))
+
+    add("one-layer", (3, 5))
+    add("pointwise", (4, 3, 1, 1), (2, 4, 1, 1), input_size=(2, 3))
+    add("flattened", (4, 2, 3, 2), (5, 4, 2, 2), (6, 100), input_size=5, padding=[1, 0], stride=[1, 1])
+    add("strided", (4, 2, 3, 3), input_size=(9, 8), stride=[(2, 1)], padding=[(1, 2)])
+    add("large", (3, 5), (4, 3), (2, 4), scale=1e18, log=True)
+    add("small", (3, 5), (4, 3), (2, 4), scale=1e-18, log=True)
+    add("overflow", (3, 5), (4, 3), (2, 4), scale=1e18)
+    add("underflow", (3, 5), (4, 3), (2, 4), scale=1e-18)
+    add("zero", (3, 5), (4, 3), scale=0.0)
+    add("log-of-zero", (3, 5), (4, 3), scale=0.0, log=True)
+    add("no-nodes", (0, 3), (2, 0))
+    for name, value in (("nan", float("nan")), ("inf", float("inf"))):
+        weight = torch.full((2, 3), value, device=device)
+        found.append(Sample(name, (weight, torch.ones(2, 2, device=device)), {"p": 2}))
+    return found
+
+
+def misuses(device: torch.device) -> list[Misuse]:
+    w = torch.zeros(3, 2, device=device)
+    alone: Any = w
+    return [
+        Misuse("p", lambda: path_norm([w], 3), ValueError, "p is 3; expected 1 or 2"),
+        Misuse("one-tensor", lambda: path_norm(alone), TypeError, "weights is a Tensor; expected a list of weights"),
+        Misuse("chain", lambda: path_norm([w, w]), ValueError, r"weights\[1\] has shape \(3, 2\); expected \(out, 3\)"),
+    ]
+
+
+SPEC = register(
+    Spec(
+        name="path_norm",
+        op=op,
+        oracle=oracle,
+        inputs=inputs,
+        shapes={"64": {"M": 64, "N": 64}, "256": {"M": 256, "N": 256}, "1024": {"M": 1024, "N": 1024}},
+        workloads=(FORWARD, TRAINING),
+        variants={f"p={p}": {"p": p} for p in (1, 2)},
+        dtypes=FLOATS,
+        small_shapes=({"M": 1, "N": 1}, {"M": 11, "N": 7}, {"M": 5, "N": 9}),
+        samples=samples,
+        misuses=misuses,
+        is_exact=lambda kwargs: False,
+        backends=("torch", "cpp"),
+        offers=lambda kwargs: ("torch", "cpp"),
+    )
+)
