@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
@@ -25,7 +26,7 @@ Record = Mapping[str, Any]
 WAYS = {"add_max": ("add_max", "fma_max"), "mul_max": ("mul_max",)}
 NAMES = {"add_max": "add + max", "fma_max": "fma + max", "mul_max": "mul + max"}
 _MARKERS = "osD^vPX"
-_WORKLOAD_COLORS = ("ours", "dense", "peer", "other", "compiled")
+_COLORS = ("ours", "dense", "peer", "other", "compiled")
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,9 @@ def draw(records: Sequence[Record], out: Path) -> str | None:
     Args:
         records: of one run.
     """
-    ours, dense = points(records), points(records, ("dense",))
+    ours, dense = (  # of what these roofs bound: steps (m, n, k)
+        [point for point in points(records, (role,)) if point.mix in WAYS] for role in ("ours", "dense")
+    )
     memory = bandwidth_roof(records)
     if not ours or memory is None:
         return None
@@ -83,12 +86,12 @@ def draw(records: Sequence[Record], out: Path) -> str | None:
     roofs = [roof for mix in mixes if (roof := compute_roof(records, mix)) is not None]
     intensities = [point.intensity for point in ours] + [roof / memory for roof in roofs]
     rates = [point.rate for point in (*ours, *dense)] + roofs
-    with drawing(10, 5.6) as (figure, axes):
+    with drawing(10, 6.6) as (figure, axes):
         left, right = min(intensities) / 4, max(intensities) * 3
         axes.set(xscale="log", yscale="log", xlim=(left, right), ylim=(min(rates) / 2, max(rates) * 1.9))
         _bandwidth(axes, records, left, max(roofs, default=max(rates)))
         _compute(axes, records, mixes, left, right)
-        _runs(axes, ours, dense)
+        _runs(figure, axes, ours, dense)
         axes.set_xlabel("steps (m, n, k) per byte that must move")
         axes.set_title("G steps/s against this machine's measured roofs")
         for axis in (axes.xaxis, axes.yaxis):
@@ -146,22 +149,27 @@ def _compute(axes: Axes, records: Sequence[Record], mixes: Sequence[str], left: 
         )
 
 
-def _runs(axes: Axes, ours: Sequence[Point], dense: Sequence[Point]) -> None:
-    workloads = list(dict.fromkeys(point.workload for point in ours))
+def _runs(figure: Figure, axes: Axes, ours: Sequence[Point], dense: Sequence[Point]) -> None:
+    by_op = len({point.op for point in ours}) > 1
+
+    def hue(point: Point) -> str:
+        return point.op if by_op else point.workload
+
+    hues = list(dict.fromkeys(hue(point) for point in ours))
     shapes = list(dict.fromkeys(point.shape for point in ours))
-    colors = {w: COLOR[_WORKLOAD_COLORS[i % len(_WORKLOAD_COLORS)]] for i, w in enumerate(workloads)}
+    colors = {h: COLOR[_COLORS[i % len(_COLORS)]] for i, h in enumerate(hues)}
     markers = {s: _MARKERS[i % len(_MARKERS)] for i, s in enumerate(shapes)}
     baseline = {(p.op, p.workload, p.shape): p.rate for p in dense}
     for p in ours:
         below = baseline.get((p.op, p.workload, p.shape))
         if below is not None:
-            axes.plot([p.intensity] * 2, [below, p.rate], color=colors[p.workload], linewidth=0.8, alpha=0.45, zorder=2)
+            axes.plot([p.intensity] * 2, [below, p.rate], color=colors[hue(p)], linewidth=0.8, alpha=0.45, zorder=2)
             axes.plot(
                 p.intensity,
                 below,
                 markers[p.shape],
                 markersize=6,
-                color=colors[p.workload],
+                color=colors[hue(p)],
                 markerfacecolor=COLOR["paper"],
             )
         axes.plot(
@@ -169,15 +177,15 @@ def _runs(axes: Axes, ours: Sequence[Point], dense: Sequence[Point]) -> None:
             p.rate,
             markers[p.shape],
             markersize=9,
-            color=colors[p.workload],
+            color=colors[hue(p)],
             markeredgecolor=COLOR["paper"],
             zorder=3,
         )
-    handles = [Line2D([], [], color=colors[w], linewidth=4, label=w) for w in workloads]
+    handles = [Line2D([], [], color=colors[h], linewidth=4, label=h) for h in hues]
     handles += [
         Line2D([], [], color=COLOR["ink"], marker=markers[s], linestyle="", markersize=7, label=s) for s in shapes
     ]
     if baseline:
         hollow = {"marker": "o", "linestyle": "", "markersize": 6, "markerfacecolor": COLOR["paper"]}
         handles.append(Line2D([], [], color=COLOR["ink"], label="hollow: dense backprop", **hollow))
-    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.005, 1), handlelength=1.4, labelspacing=0.6)
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, handlelength=1.4, labelspacing=0.6)

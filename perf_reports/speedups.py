@@ -134,7 +134,8 @@ def draw(records: Sequence[Record], out: Path) -> str | None:
                 label="geometric mean",
             )
         )
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), handletextpad=0.3)
+        columns = 3 if max(map(len, shapes), default=0) > 24 else 4
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(columns, len(handles)), handletextpad=0.3)
         return save(figure, out, "speedups")
 
 
