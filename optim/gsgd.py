@@ -69,7 +69,7 @@ class GSGD(torch.optim.Optimizer):
             raise ValueError(f"GSGD: least_ratio is {least_ratio}; expected a number between 0 and 1")
         self.paths = paths
         self._skeletons = [chain.skeleton for chain in paths.chains]
-        self._events: Tensor | None = None
+        self._events = torch.zeros(2, dtype=torch.int64, device=paths.chains[0].layers[0].weight.device)
         self._warned = 0
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(paths.param_groups(), {**defaults, "least_ratio": least_ratio, "floor": floor})
@@ -77,12 +77,12 @@ class GSGD(torch.optim.Optimizer):
     @property
     def held(self) -> int:
         """How many times an R was held at a bound. Waits for the device."""
-        return 0 if self._events is None else int(self._events[0])
+        return int(self._events[0])
 
     @property
     def flips(self) -> int:
         """How many of these were not positive. Waits for the device."""
-        return 0 if self._events is None else int(self._events[1])
+        return int(self._events[1])
 
     def __getstate__(self) -> dict[str, Any]:
         ours = {name: getattr(self, name) for name in ("paths", "_events", "_warned")}
@@ -128,12 +128,12 @@ class GSGD(torch.optim.Optimizer):
             if "run_momentum" not in state:
                 state["run_momentum"] = first.new_zeros(bones.runs)
             run_momentum = state["run_momentum"]
-        if self._events is None or self._events.device != first.device:
-            self._events = torch.tensor((self.held, self.flips), device=first.device)
+        if self._events.device != first.device:
+            self._events = self._events.to(first.device)
         path_step(operands, bones, run_momentum, self._events, options)
 
     def _warn(self) -> None:
-        if self._events is None or self._events.device.type != "cpu" or torch.compiler.is_compiling():
+        if self._events.device.type != "cpu" or torch.compiler.is_compiling():
             return
         _, flips = self._events.tolist()
         if flips >= 2 * self._warned and flips:

@@ -105,11 +105,10 @@ def _torch_optim(make: Callable[..., torch.optim.Optimizer]):
     def prepare(param: Tensor, coordinates: Tensor, values: Tensor) -> Call:
         weight, (rows, columns, values) = torch.nn.Parameter(param.clone()), _of(coordinates, values)
         optimizer = make([weight], lr=1e-3)
+        torch.sparse.check_sparse_tensor_invariants.disable()  # as it is by default: said, torch does not warn of it
 
         def call():
-            weight.grad = torch.sparse_coo_tensor(
-                torch.stack((rows, columns)), values, weight.shape, check_invariants=False
-            )
+            weight.grad = torch.sparse_coo_tensor(torch.stack((rows, columns)), values, weight.shape)
             optimizer.step()
             return (weight.detach(),)
 

@@ -16,7 +16,8 @@ from tropigrad.kernels.path_values.spec import random_paths
 
 NO_COMPILER = native.why_no_compiler()
 compiled = pytest.mark.skipif(bool(NO_COMPILER), reason=NO_COMPILER or "there is a compiler")
-interpreted = pytest.mark.skipif(not backend.interpreted(), reason="nothing interprets Triton here")
+NO_INTERPRETER = backend.why_off("triton", torch.device("cpu"))
+interpreted = pytest.mark.skipif(bool(NO_INTERPRETER), reason=NO_INTERPRETER or "Triton is interpreted here")
 BACKENDS = ["torch", pytest.param("cpp", marks=compiled), pytest.param("triton", marks=interpreted)]
 IMAGE = {"input_size": (4, 3), "stride": [1, (2, 1)], "padding": [1, (1, 0)]}
 
