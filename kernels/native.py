@@ -79,6 +79,18 @@ def library_of(source: Path, dtype: torch.dtype) -> ctypes.CDLL | None:
     return found
 
 
+def required(op: str, source: Path, dtype: torch.dtype) -> ctypes.CDLL:
+    """The library of one dtype, where C++ was chosen.
+
+    Raises:
+        RuntimeError: it did not compile.
+    """
+    found = library_of(source, dtype)
+    if found is None:
+        raise RuntimeError(f"{op}: the C++ kernel of {dtype} did not compile; TROPIGRAD_BACKEND=torch avoids it")
+    return found
+
+
 @functools.cache
 def adds_by_fma() -> bool:
     """Whether sums are made as fma(a, 1, b), which rounds as a + b does: where half a millisecond says it gains."""

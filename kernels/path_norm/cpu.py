@@ -22,9 +22,7 @@ def takes(weights: Sequence[Tensor]) -> bool:
 
 @functools.cache
 def _functions(dtype: torch.dtype):
-    found = native.library_of(SOURCE, dtype)
-    if found is None:
-        raise RuntimeError(f"path_norm: the C++ kernel of {dtype} did not compile; TROPIGRAD_BACKEND=torch avoids it")
+    found = native.required("path_norm", SOURCE, dtype)
     pointer, integer, sizes = ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(ctypes.c_int64)
     pointers = ctypes.POINTER(pointer)
     chain = [ctypes.c_int64, sizes, pointers, integer, integer]

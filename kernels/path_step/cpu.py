@@ -24,9 +24,7 @@ def takes(layers: Sequence[Layer]) -> bool:
 
 @functools.cache
 def _function(dtype: torch.dtype):
-    found = native.library_of(SOURCE, dtype)
-    if found is None:
-        raise RuntimeError(f"path_step: the C++ kernel of {dtype} did not compile; TROPIGRAD_BACKEND=torch avoids it")
+    found = native.required("path_step", SOURCE, dtype)
     pointer, integer, sizes = ctypes.c_void_p, ctypes.c_int64, ctypes.POINTER(ctypes.c_int64)
     found.path_step.argtypes = [integer, sizes, ctypes.POINTER(pointer), sizes, pointer, integer, integer, pointer]
     found.path_step.argtypes += [ctypes.POINTER(ctypes.c_double), pointer, ctypes.c_int]

@@ -20,9 +20,7 @@ _SMALL = 1 << 15  # edges: less is done before a thread would start
 
 @functools.cache
 def _functions(dtype: torch.dtype):
-    found = native.library_of(SOURCE, dtype)
-    if found is None:
-        raise RuntimeError(f"path_values: the C++ kernel of {dtype} did not compile; TROPIGRAD_BACKEND=torch avoids it")
+    found = native.required("path_values", SOURCE, dtype)
     pointer, integer, integers = ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(ctypes.c_int64)
     found.path_values_forward.argtypes = [integers, integers, integers, integer, pointer, pointer, pointer, integer]
     found.path_values_backward.argtypes = [

@@ -18,11 +18,7 @@ _SMALL = 1 << 15  # elements that are done before a thread would start
 
 @functools.cache
 def _function(dtype: torch.dtype):
-    found = native.library_of(SOURCE, dtype)
-    if found is None:
-        raise RuntimeError(
-            f"scatter_step: the C++ kernel of {dtype} did not compile; TROPIGRAD_BACKEND=torch avoids it"
-        )
+    found = native.required("scatter_step", SOURCE, dtype)
     pointer, integer, real = ctypes.c_void_p, ctypes.c_int, ctypes.c_double
     found.scatter_step.argtypes = (
         [ctypes.POINTER(ctypes.c_int64), pointer, pointer, integer, pointer, pointer, integer]

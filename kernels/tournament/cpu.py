@@ -19,9 +19,7 @@ LEAVES_A_TOUCH = 50  # of a build that cost as much as one touched leaf
 
 @functools.cache
 def _functions(dtype: torch.dtype):
-    found = native.library_of(SOURCE, dtype)
-    if found is None:
-        raise RuntimeError(f"Tournament: the C++ kernel of {dtype} did not compile; TROPIGRAD_BACKEND=torch avoids it")
+    found = native.required("Tournament", SOURCE, dtype)
     pointer, integer, sizes = ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(ctypes.c_int64)
     build, update = found.tournament_build, found.tournament_update
     build.argtypes, build.restype = [sizes, pointer, pointer, pointer, integer, integer], None

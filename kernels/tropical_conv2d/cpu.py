@@ -32,11 +32,7 @@ _PLAIN = 1 << 29  # the kernel adds int32 below this without a look at the bound
 
 @functools.cache
 def _functions(dtype: torch.dtype):
-    found = native.library_of(SOURCE, dtype)
-    if found is None:
-        raise RuntimeError(
-            f"tropical_conv2d: the C++ kernel of {dtype} did not compile; TROPIGRAD_BACKEND=torch avoids it"
-        )
+    found = native.required("tropical_conv2d", SOURCE, dtype)
     pointer, integer, long, integers = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.POINTER(ctypes.c_int64)
     forward, scatter = found.tropical_conv_forward, found.tropical_conv_scatter
     forward.argtypes = [integer] * 4 + [integers, pointer, pointer, integers, pointer, pointer, long, integer]

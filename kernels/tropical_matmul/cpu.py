@@ -30,11 +30,7 @@ _SMALL_FORWARD, _SMALL_SCATTER = 1 << 21, 1 << 15  # (m, n, k) steps, winners: l
 
 @functools.cache
 def _functions(dtype: torch.dtype):
-    found = native.library_of(SOURCE, dtype)
-    if found is None:
-        raise RuntimeError(
-            f"tropical_matmul: the C++ kernel of {dtype} did not compile; TROPIGRAD_BACKEND=torch avoids it"
-        )
+    found = native.required("tropical_matmul", SOURCE, dtype)
     pointer, integer, sizes = ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(ctypes.c_int64)
     forward, scatter = found.tropical_forward, found.tropical_scatter
     forward.argtypes = [pointer] * 5

@@ -44,17 +44,17 @@ DEFAULTS = (("input_size", None), ("stride", 1), ("padding", 0))
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_hand_values(name, monkeypatch):
-    monkeypatch.setenv("TROPIGRAD_BACKEND", name)
+def test_hand_values(name, set_backend):
+    set_backend(name)
     weights = torch.tensor([[2.0, 3.0], [5.0, -7.0]]), torch.tensor([[11.0, 0.5]])
     assert path_values(weights, torch.tensor([[0, 0, 0], [1, 1, 0], [1, 0, 0]])).tolist() == [22.0, -3.5, 33.0]
     assert path_values(weights, torch.tensor([0, 1, 0])).item() == 2.5
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_a_linear_network_is_the_sum_of_its_paths(name, monkeypatch):
+def test_a_linear_network_is_the_sum_of_its_paths(name, set_backend):
     """y[o] = Σ over paths from i to o of v(p) x[i]: the nodes of a path are those that torch's layers number."""
-    monkeypatch.setenv("TROPIGRAD_BACKEND", name)
+    set_backend(name)
     first, second, last = weights = image_network()
     x = torch.randn(1, 2, 4, 3, dtype=torch.float64)
     hidden = conv2d(x, first, padding=1)
@@ -110,8 +110,8 @@ def test_any_depth_and_width(widths, count, seed):
 
 @pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize("deterministic", [False, True], ids=["fast", "deterministic"])
-def test_gradients_are_the_oracles(name, deterministic, monkeypatch):
-    monkeypatch.setenv("TROPIGRAD_BACKEND", name)
+def test_gradients_are_the_oracles(name, deterministic, set_backend):
+    set_backend(name)
     weights = [w.requires_grad_() for w in image_network()]
     paths = every_path(weights, **IMAGE)[::7]
     dv = torch.randn(len(paths), dtype=torch.float64)
@@ -126,9 +126,9 @@ def test_gradients_are_the_oracles(name, deterministic, monkeypatch):
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_zero_weights_have_gradients(name, monkeypatch):
+def test_zero_weights_have_gradients(name, set_backend):
     """∂v/∂w is the product of the others, where it is that w itself is 0 too; where two are 0 there is none."""
-    monkeypatch.setenv("TROPIGRAD_BACKEND", name)
+    set_backend(name)
     weights = [torch.tensor([[x]], requires_grad=True) for x in (2.0, 0.0, 3.0)]
     path = torch.zeros(1, 4, dtype=torch.int64)
     got = torch.autograd.grad(path_values(weights, path).sum(), weights)
@@ -170,9 +170,9 @@ def test_half_precision_adds_in_float32():
 @pytest.mark.parametrize(
     "widths", [(9, 8, 7, 9), (30, 20), (700, 600, 20), (3,) * 12], ids=["small", "one-layer", "large", "deep"]
 )
-def test_any_number_of_threads_gives_the_same_bits(widths, monkeypatch):
+def test_any_number_of_threads_gives_the_same_bits(widths, set_backend):
     """On one layer threads share its weights; on more than one, the layers. One thread walks small networks."""
-    monkeypatch.setenv("TROPIGRAD_BACKEND", "cpp")
+    set_backend("cpp")
     weights = [w.requires_grad_() for w in dense(*widths, dtype=torch.float32)]
     paths = random_paths(list(widths), 100_000)
     dv = torch.randn(len(paths))
@@ -196,8 +196,8 @@ def test_any_number_of_threads_gives_the_same_bits(widths, monkeypatch):
 
 @pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize(("column", "node"), [(0, 3), (1, -1), (2, 2**32), (2, 4), (0, -(2**63))], ids=str)
-def test_a_node_outside_its_layer_is_named(name, column, node, monkeypatch):
-    monkeypatch.setenv("TROPIGRAD_BACKEND", name)
+def test_a_node_outside_its_layer_is_named(name, column, node, set_backend):
+    set_backend(name)
     weights, paths = dense(3, 5, 4), torch.zeros(700, 3, dtype=torch.int64)
     paths[300, column] = node
     size = (3, 5, 4)[column]

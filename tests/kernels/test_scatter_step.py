@@ -26,8 +26,8 @@ def close(x, y, tolerance=1e-5):
 
 
 @pytest.fixture(params=BACKENDS)
-def name(request, monkeypatch):
-    monkeypatch.setenv("TROPIGRAD_BACKEND", request.param)
+def name(request, set_backend):
+    set_backend(request.param)
     return request.param
 
 
@@ -303,10 +303,10 @@ def test_an_empty_list_is_a_step_without_touch(name):
     assert state["velocity"].tolist() == [1.25, 0]
 
 
-def test_without_a_compiler_the_numbers_are_the_same(monkeypatch):
+def test_without_a_compiler_the_numbers_are_the_same(set_backend):
     found = []
     for chosen in ("auto", "torch"):
-        monkeypatch.setenv("TROPIGRAD_BACKEND", chosen)
+        set_backend(chosen)
         torch.manual_seed(1)
         w, state = torch.randn(9, 4), {}
         for _ in range(3):

@@ -52,8 +52,8 @@ def test_the_winner_is_torch_max_after_any_history(largest, start, history):
 
 @pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize("n", [1, 31, 32, 33, 1024, 1025])
-def test_a_climb_and_a_build_give_the_same_tree(name, n, monkeypatch):
-    monkeypatch.setenv("TROPIGRAD_BACKEND", name)
+def test_a_climb_and_a_build_give_the_same_tree(name, n, set_backend):
+    set_backend(name)
     values = torch.randint(-3, 4, (2, n)).float()
     tournament = Tournament(values)
     for touched in (1, 3, n):
@@ -69,8 +69,8 @@ def test_a_climb_and_a_build_give_the_same_tree(name, n, monkeypatch):
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_trees_share_positions_or_values_or_neither(name, monkeypatch):
-    monkeypatch.setenv("TROPIGRAD_BACKEND", name)
+def test_trees_share_positions_or_values_or_neither(name, set_backend):
+    set_backend(name)
     values = torch.randn(2, 3, 40)
     tournament = Tournament(values)
     for positions, new in (
@@ -84,9 +84,9 @@ def test_trees_share_positions_or_values_or_neither(name, monkeypatch):
         assert tournament.winner.value.shape == (2, 3)
 
 
-def test_an_update_plays_the_way_up_alone(monkeypatch):
+def test_an_update_plays_the_way_up_alone(set_backend):
     """Nodes off the way are not looked at: spoiled, they stay spoiled."""
-    monkeypatch.setenv("TROPIGRAD_BACKEND", "cpp")
+    set_backend("cpp")
     if reason := backend.why_off("cpp", CPU):
         pytest.skip(reason)
     tournament = Tournament(torch.arange(32.0**2))
@@ -98,8 +98,8 @@ def test_an_update_plays_the_way_up_alone(monkeypatch):
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_nothing_is_written_when_a_position_is_out_of_range(name, monkeypatch):
-    monkeypatch.setenv("TROPIGRAD_BACKEND", name)
+def test_nothing_is_written_when_a_position_is_out_of_range(name, set_backend):
+    set_backend(name)
     values = torch.randn(50)
     tournament = Tournament(values)
     for bad in (50, -2, 2**31 - 1):
