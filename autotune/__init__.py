@@ -15,10 +15,10 @@ from .space import Config, Limits, Needs, Space
 from .store import Entry, Store, cache_dir, export, store
 from .tunable import TUNABLE, Call, Tunable, register, tune, warm_up
 from .tuned import (
+    SCOPE,
     Choice,
     Tuned,
     capturing,
-    is_scoped,
     mode,
     observed,
     on_reload,
@@ -29,6 +29,7 @@ from .tuned import (
 )
 
 __all__ = [
+    "SCOPE",
     "TUNABLE",
     "Call",
     "Choice",
@@ -55,7 +56,6 @@ __all__ = [
     "explain",
     "export",
     "fingerprint",
-    "is_scoped",
     "mode",
     "observed",
     "on_reload",

@@ -64,7 +64,7 @@ class Tuned:
 
     def choice(self, problem: Problem, device: torch.device) -> Choice:
         """The config to launch with, and why that one. Problems of one bucket share an answer."""
-        scope = _scope.get()
+        scope = SCOPE.get()
         if scope is None:
             # its threads are a part of what a CPU's configs were tuned for
             found = _remembered.get((self, device, torch.get_num_threads(), *problem.items()))
@@ -180,17 +180,18 @@ class _Scope:
     observer: Callable[[Tuned, Problem, Choice], None] | None = None
 
 
-_scope: ContextVar[_Scope | None] = ContextVar("tropigrad_autotune", default=None)
+# what the open blocks of `mode`, `override` and `observed` change; None outside
+SCOPE: ContextVar[_Scope | None] = ContextVar("tropigrad_autotune", default=None)
 _remembered: dict[tuple[Hashable, ...], Choice] = {}
 
 
 @contextmanager
 def _within(**changes) -> Iterator[None]:
-    token = _scope.set(replace(_scope.get() or _Scope(), **changes))
+    token = SCOPE.set(replace(SCOPE.get() or _Scope(), **changes))
     try:
         yield
     finally:
-        _scope.reset(token)
+        SCOPE.reset(token)
 
 
 def mode(name: str):
@@ -215,7 +216,7 @@ def _checked(name: str, what: str) -> str:
 
 def override(name: str, config: Config):
     """Runs the kernel `name` with this config inside the block, whatever the tables say."""
-    scope = _scope.get() or _Scope()
+    scope = SCOPE.get() or _Scope()
     return _within(overrides={**scope.overrides, name: Choice(config, "override")})
 
 
@@ -230,11 +231,6 @@ def recorded() -> Iterator[dict[str, Choice]]:
     choices: dict[str, Choice] = {}
     with observed(lambda kernel, problem, choice: choices.__setitem__(kernel.name, choice)):
         yield choices
-
-
-def is_scoped() -> bool:
-    """Whether a block of `mode`, `override` or `observed` is open: it chooses configs of its own, or watches them."""
-    return _scope.get() is not None
 
 
 def reload() -> None:

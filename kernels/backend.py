@@ -39,25 +39,26 @@ def _why_not_interpretable() -> str:
     return ""
 
 
-_forced: ContextVar[str] = ContextVar("tropigrad_backend", default="")
-_forced_everywhere: list[str] = []
+FORCED: ContextVar[str] = ContextVar("tropigrad_backend", default="")  # by a block of `forcing`, in its thread
+forced_everywhere = ""
 
 
 @contextmanager
 def forcing(name: str, *, everywhere: bool = False) -> Iterator[None]:
     """TROPIGRAD_BACKEND inside the block, for this thread alone; or for all: a backward on a GPU runs in another."""
+    global forced_everywhere
     if everywhere:
-        _forced_everywhere.append(name)
+        before, forced_everywhere = forced_everywhere, name
         try:
             yield
         finally:
-            _forced_everywhere.pop()
+            forced_everywhere = before
         return
-    token = _forced.set(name)
+    token = FORCED.set(name)
     try:
         yield
     finally:
-        _forced.reset(token)
+        FORCED.reset(token)
 
 
 def forced() -> str:
@@ -65,7 +66,7 @@ def forced() -> str:
 
     The variable is read once, since reading it takes longer than a small kernel: autotune.reload() reads it anew.
     """
-    return _forced.get() or (_forced_everywhere[-1] if _forced_everywhere else _variable())
+    return FORCED.get() or forced_everywhere or _variable()
 
 
 @functools.cache

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 from collections.abc import Callable, Hashable
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, get_num_threads, is_grad_enabled
@@ -12,7 +14,7 @@ from torch.autograd import forward_ad, profiler
 from torch.compiler import is_compiling
 
 from .. import autotune
-from . import backend
+from . import backend, native
 
 _TYPES = (Tensor, torch.nn.Parameter)
 
@@ -86,40 +88,131 @@ class NotPlain(Exception):
     """A remembered call met a tensor without memory of its own, such as torch's zero tensors: the dispatcher serves."""
 
 
+SOURCE = Path(__file__).with_suffix(".cpp")
 MOST_CALLS = 1 << 12  # where shapes never repeat, nothing is gained by keeping them all
-_calls: dict[Hashable, Callable[..., Any]] = {}
-autotune.on_reload(_calls.clear)
+CALLS_BEFORE_COMPILING = 1000  # compiling against torch's headers takes a core a quarter of a minute, once
+
+# what has these values while nobody looks and no block chooses a backend or a config: variables of modules, and of
+# the context
+_FLAGS = (
+    (vars(forward_ad), "_current_level", -1),
+    (vars(profiler), "_is_profiler_enabled", False),
+    (vars(backend), "forced_everywhere", ""),
+)
+_SCOPES = ((autotune.SCOPE, None), (backend.FORCED, ""))
 
 
-def label(x: Tensor, y: Tensor, *options: Hashable) -> Hashable | None:
-    """What a call on two CPU tensors depends on besides their elements: calls of one label take the same path.
+def recall(options: tuple[Hashable, ...], tensors: tuple[Tensor, ...]) -> Callable[..., Any] | Literal[False] | None:
+    """What was remembered of a call that takes the same path: a function of these tensors; None where nothing was.
 
-    Their layouts in memory, the options, the op's name among them, whether a gradient is wanted, the threads, and the
-    backend that is forced. None where somebody looks, or where the call is not to be remembered.
+    False where it is not to be remembered: somebody looks, or a block that chooses a backend or a config is open.
+
+    The path depends on the tensors' layouts in memory, the options, the op's name among them, whether a gradient is
+    wanted, and the threads. eager.cpp answers once it is compiled, which the first thousand recalled calls start in
+    the background; Python does until then, and where there is no compiler, or Python has no headers.
     """
-    if (
-        _nobody_looks()
-        and (type(x) in _TYPES and type(y) in _TYPES and x.is_cpu and y.is_cpu and not x.is_neg() and not y.is_neg())
-        and not autotune.is_scoped()
-    ):
-        try:
-            return (
-                *(x.shape, x.stride(), x.dtype, y.shape, y.stride(), y.dtype, options),
-                *(is_grad_enabled() and (x.requires_grad or y.requires_grad), get_num_threads(), backend.forced()),
-            )
-        except RuntimeError:  # a sparse tensor has no strides
-            pass
-    return None
+    return not is_compiling() and _front.recall(options, tensors)
 
 
-recall = _calls.get
+def remember(call: Callable[..., Any], options: tuple[Hashable, ...], tensors: tuple[Tensor, ...]) -> None:
+    """`recall(options, tensors)` gives this call, until autotune.reload()."""
+    _use_compiled()
+    _front.remember(call, options, tensors)
 
 
-def remember(label: Hashable, call: Callable[..., Any]) -> None:
-    """`recall(label)` gives this call, on two tensors, until autotune.reload()."""
-    if len(_calls) >= MOST_CALLS:
-        _calls.clear()
-    _calls[label] = call
+def prepared(run: Any, integers: Any, outputs: tuple[Tensor | None, ...], check: Callable[[int], None]) -> Any:
+    """A function of tensors that gives their addresses to a C++ kernel and returns the new outputs.
+
+    Args:
+        run: int(const int64_t* integers, void*...), of a library of native.py: the inputs' addresses, the outputs'.
+        integers: of native.integers; kept.
+        outputs: like which each is made, contiguous (native.shape_only); None for one whose address is null.
+        check: raises what a status that is not 0 means.
+
+    Returns:
+        Tensors -> the outputs that are not None: the one, or a tuple of more. It raises NotPlain where a tensor has no
+        memory of its own.
+    """
+    if _front is not _python:
+        return _front.prepared(ctypes.cast(run, ctypes.c_void_p).value, integers, outputs, check)
+    address, empty_like = ctypes.addressof(integers), torch.empty_like
+
+    def call(*tensors: Tensor, _alive=integers) -> Any:  # ctypes.addressof holds nothing
+        inputs = [x.data_ptr() for x in tensors]
+        if not all(inputs):
+            raise NotPlain
+        made = [None if like is None else empty_like(like) for like in outputs]
+        if status := run(address, *inputs, *(None if x is None else x.data_ptr() for x in made)):
+            check(status)
+        wanted = tuple(x for x in made if x is not None)
+        return wanted[0] if len(wanted) == 1 else wanted
+
+    return call
+
+
+def compile() -> bool:
+    """Compiles eager.cpp where that was never done, which takes a quarter of a minute; whether it answers now."""
+    return _use(native.extension(SOURCE, compiles=True))
+
+
+@functools.cache
+def _use_compiled() -> bool:
+    return _use(native.extension(SOURCE, compiles=False))
+
+
+def _use(found: Any) -> bool:
+    global _front
+    if found is not None and _front is _python:
+        found.watch(_QUIET, _plain("cpu"), _FLAGS, _SCOPES, MOST_CALLS, NotPlain)
+        _front = found
+        _python.forget()
+    return found is not None
+
+
+class _Python:
+    """The table of eager.cpp, until that is there."""
+
+    def __init__(self) -> None:
+        self.calls: dict[Hashable, Callable[..., Any]] = {}
+        self.recalled = 0
+
+    def recall(self, options: tuple[Hashable, ...], tensors: tuple[Tensor, ...]) -> Any:
+        key = self._key(options, tensors)
+        call = key is not None and self.calls.get(key)
+        if call:
+            self.recalled += 1
+            if self.recalled == CALLS_BEFORE_COMPILING:
+                native.in_background(compile)
+        return call
+
+    def remember(self, call: Callable[..., Any], options: tuple[Hashable, ...], tensors: tuple[Tensor, ...]) -> None:
+        if len(self.calls) >= MOST_CALLS:
+            self.forget()
+        key = self._key(options, tensors)
+        if key is not None:
+            self.calls[key] = call
+
+    def forget(self) -> None:
+        self.calls.clear()
+
+    @staticmethod
+    def _key(options: tuple[Hashable, ...], tensors: tuple[Tensor, ...]) -> Hashable | None:
+        if not _nobody_looks() or any(values[name] != quiet for values, name, quiet in _FLAGS):
+            return None
+        if any(variable.get() != quiet for variable, quiet in _SCOPES):
+            return None
+        key, requires_grad = (options, get_num_threads()), False
+        for x in tensors:
+            if type(x) not in _TYPES or not x.is_cpu or x.is_neg() or x.layout is not torch.strided:
+                return None
+            key += x.shape, x.stride(), x.dtype
+            requires_grad |= x.requires_grad
+        return *key, requires_grad and is_grad_enabled()
+
+
+_python = _Python()
+_front: Any = _python
+autotune.on_reload(lambda: _front.forget())
 
 
 @functools.cache

@@ -249,7 +249,7 @@ class _Again(torch.autograd.Function):
 
 
 def _remember(
-    label: Hashable,
+    options: tuple[Hashable, ...],
     given: tuple[Tensor, Tensor],
     factors: tuple[Tensor, Tensor],
     shape: tuple[int, ...],
@@ -258,7 +258,7 @@ def _remember(
     ignore_nan: bool,
     return_indices: bool,
 ) -> None:
-    """Has the next call of this label go straight to the C++ kernel, if that serves it and the factors are mere views.
+    """Has the next call like this go straight to the C++ kernel, if that serves it and the factors are mere views.
 
     given: a and b as the caller has them. factors: the same as [B, M, K] and [B, K, N]. shape: of the result.
     """
@@ -272,7 +272,7 @@ def _remember(
         or _forward_of(a) != "cpp"
     ):
         return
-    run = cpu.prepare(a, b, semiring, with_winners, ignore_nan, shape)
+    run, finds_winners = cpu.prepare(a, b, semiring, with_winners, ignore_nan, shape)
     layout = semiring, (*a.shape, b.shape[2]), *(x.shape for x in given)
 
     def training(a, b):
@@ -285,7 +285,8 @@ def _remember(
     def values_alone(a, b):
         return run(a, b)[0]
 
-    eager.remember(label, training if trains else values_and_indices if return_indices else values_alone)
+    call = training if trains else values_and_indices if return_indices else values_alone if finds_winners else run
+    eager.remember(call, options, given)
 
 
 # ------------------------------------------------------------------------------------------------ public
@@ -365,12 +366,13 @@ def tropical_matmul(
         ValueError: devices, ranks, sizes or batch shapes do not fit, an option is not one of those above, the
             temperature is not positive and finite, or winners are asked of the log semiring, which has none.
     """
-    label = eager.label(a, b, "tropical_matmul", semiring, temperature, return_indices, nan, out_dtype)
-    if label is not None and (call := eager.recall(label)) is not None:
+    options = "tropical_matmul", semiring, temperature, return_indices, nan, out_dtype
+    known = eager.recall(options, (a, b))
+    if known:
         try:
-            return call(a, b)
+            return known(a, b)
         except eager.NotPlain:
-            label = None
+            known = False
     a, b = under_autocast(a, b, semiring)
     check_factors("tropical_matmul", a, b, "b", 2, "[..., K, N]")
     if a.shape[-1] != b.shape[-2]:
@@ -394,8 +396,8 @@ def tropical_matmul(
     if semiring == "log":
         return log_matmul(a, b, temperature, ignore_nan).reshape(*batch, M, N)
     with_winners = return_indices or (torch.is_grad_enabled() and (a.requires_grad or b.requires_grad))
-    if label is not None:
-        _remember(label, given, (a, b), (*batch, M, N), semiring, with_winners, ignore_nan, return_indices)
+    if known is None:
+        _remember(options, given, (a, b), (*batch, M, N), semiring, with_winners, ignore_nan, return_indices)
     product = eager.route(_TropicalMatmul, _forward, a, b)
     values, winners = product(a, b, semiring, with_winners, ignore_nan)
     values = values.reshape(*batch, M, N)

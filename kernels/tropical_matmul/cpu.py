@@ -6,6 +6,7 @@ import ctypes
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,16 +59,18 @@ def forward(a: Tensor, b: Tensor, semiring: str, winners: bool, ignore_nan: bool
     if B * M * N * K == 0:
         values = torch.full((B, M, N), semiring_zero(semiring, value_dtype(a.dtype)), dtype=value_dtype(a.dtype))
         return values, torch.full((B, M, N) if winners else (0,), -1, dtype=winner_dtype(K))
-    values, won = prepare(a, b, semiring, winners, ignore_nan, (B, M, N))(a, b)
-    return values, won if winners else won.new_empty(0)
+    run, finds_winners = prepare(a, b, semiring, winners, ignore_nan, (B, M, N))
+    values, won = run(a, b) if finds_winners else (run(a, b), None)
+    return values, won if winners and won is not None else torch.empty(0, dtype=winner_dtype(K))
 
 
 def prepare(
     a: Tensor, b: Tensor, semiring: str, winners: bool, ignore_nan: bool, shape: tuple[int, ...]
-) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """The forward for tensors that lie in memory as these do, giving values and winners in this shape; no size is 0.
+) -> tuple[Callable[[Tensor, Tensor], Any], bool]:
+    """The forward for tensors that lie in memory as these do, in this shape; no size is 0. See eager.prepared.
 
-    Winners that were not asked for are anything. It raises eager.NotPlain where a tensor has no memory of its own.
+    Returns:
+        A function that gives values alone, or (values, winners), and whether it gives these: some values need them.
     """
     (B, M, K), N = a.shape, b.shape[-1]
     times = semiring == "max_times"
@@ -82,22 +85,9 @@ def prepare(
         *(config["KC"], config["MC"], config["NC"]),
         _threads(B * M * N * K, _SMALL_FORWARD, config["threads"]),
     )
-    run, empty_like, at_call = _functions(a.dtype)[0], torch.empty_like, ctypes.addressof(call)
-    like_values = native.shape_only(shape, value_dtype(a.dtype))
-    like_winners = native.shape_only(shape if kept else (0,), winner_dtype(K))
-    no_winners = torch.empty(0, dtype=winner_dtype(K))
-
-    def prepared(a: Tensor, b: Tensor, _alive=call) -> tuple[Tensor, Tensor]:  # ctypes.addressof holds nothing
-        of_a, of_b = a.data_ptr(), b.data_ptr()
-        if not (of_a and of_b):
-            raise eager.NotPlain
-        values = empty_like(like_values)
-        won = empty_like(like_winners) if kept else no_winners
-        if status := run(at_call, of_a, of_b, values.data_ptr(), won.data_ptr() if kept else None):
-            _check(status)
-        return values, won
-
-    return prepared
+    values = native.shape_only(shape, value_dtype(a.dtype))
+    won = native.shape_only(shape, winner_dtype(K)) if kept else None
+    return eager.prepared(_functions(a.dtype)[0], call, (values, won), _check), kept
 
 
 def scatter(

@@ -1,5 +1,6 @@
 """The dispatcher is left out only where nobody would notice."""
 
+import ctypes
 import functools
 
 import pytest
@@ -9,7 +10,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tropigrad import autotune
-from tropigrad.kernels import backend, eager, tropical_matmul
+from tropigrad.kernels import backend, eager, native, tropical_matmul
 from tropigrad.kernels.eager import is_unobserved
 from tropigrad.kernels.tropical_matmul.definition import tropical_matmul_ref
 
@@ -102,6 +103,22 @@ def test_transforms_and_fakes_are_observed():
 # ------------------------------------------------------------------------------------------------ calls seen before
 
 
+@pytest.fixture(params=["python", "cpp"])
+def front(request, monkeypatch):
+    """Who remembers: Python, or eager.cpp."""
+    monkeypatch.setattr(eager, "_use_compiled", lambda: None)
+    monkeypatch.setattr(eager, "_front", eager._python)
+    if request.param == "cpp" and not eager.compile():
+        pytest.skip("no C++ compiler, or no headers of Python's")
+    eager._front.forget()
+    yield request.param
+    autotune.reload()
+
+
+remembers = pytest.mark.usefixtures("front")
+
+
+@remembers
 @pytest.mark.parametrize("return_indices", [False, True], ids=["values", "indices"])
 @pytest.mark.parametrize("semiring", ["max_plus", "min_plus", "max_times"])
 @pytest.mark.parametrize(
@@ -116,6 +133,7 @@ def test_a_call_seen_before_gives_what_a_new_one_would(shapes, semiring, return_
         assert not return_indices or torch.equal(got.indices, winners)
 
 
+@remembers
 @pytest.mark.parametrize("semiring", ["max_plus", "max_times"])
 @pytest.mark.parametrize("shapes", [((3, 4), (4, 2)), ((2, 3, 4), (4, 2)), ((2, 3, 4), (2, 4, 2))])
 def test_a_call_seen_before_has_gradients_of_every_order(shapes, semiring):
@@ -127,6 +145,7 @@ def test_a_call_seen_before_has_gradients_of_every_order(shapes, semiring):
             assert torch.autograd.gradgradcheck(product, (a, b))
 
 
+@remembers
 def test_a_call_seen_before_is_not_mistaken_for_one_that_somebody_watches():
     for _ in range(2):
         tropical_matmul(A, B)
@@ -146,18 +165,122 @@ def test_a_call_seen_before_is_not_mistaken_for_one_that_somebody_watches():
     assert torch.equal(tropical_matmul(torch._efficientzerotensor((2, 2)), B), B.amax(0).expand(2, 2))  # pyright: ignore[reportPrivateImportUsage]
 
 
+@remembers
 def test_a_call_seen_before_obeys_a_forced_backend_and_reload():
     tropical_matmul(A, B)
     with backend.forcing("gluon"), pytest.raises(RuntimeError, match="cannot run"):
         tropical_matmul(A, B)
-    label = eager.label(A, B, "tropical_matmul", "max_plus", 1.0, False, "propagate", None)
-    assert (eager.recall(label) is None) == bool(backend.why_off("cpp", A.device))
+    options = "tropical_matmul", "max_plus", 1.0, False, "propagate", None
+    assert (eager.recall(options, (A, B)) is None) == bool(backend.why_off("cpp", A.device))
     autotune.reload()
-    assert eager.recall(label) is None
+    assert eager.recall(options, (A, B)) is None
 
 
-def test_calls_seen_before_do_not_pile_up(monkeypatch):
-    monkeypatch.setattr(eager, "MOST_CALLS", 3)
-    for n in range(1, 9):
-        tropical_matmul(A, torch.zeros(2, n))
-    assert len(eager._calls) <= 3
+def answer(*tensors):
+    return 42
+
+
+@remembers
+def test_what_a_call_depends_on_tells_calls_apart():
+    x, options = torch.randn(4, 6), ("op", 1.0, None)
+    eager.remember(answer, options, (x, x))
+    assert (
+        eager.recall(("".join(["o", "p"]), float("1"), None), (torch.randn(4, 6), x)) is answer
+    )  # equal, not the same
+    others = {
+        "options": (("op", 2.0, None), (x, x)),
+        "shape": (options, (x, x[:3])),
+        "strides": (options, (x, torch.randn(6, 4).T)),
+        "dtype": (options, (x, x.double())),
+        "tensors": (options, (x,)),
+        "gradient": (options, (x, x.clone().requires_grad_())),
+    }
+    assert {name for name, other in others.items() if eager.recall(*other) is not None} == set()
+    with torch.no_grad():
+        assert eager.recall(*others["gradient"]) is answer
+    with torch.inference_mode():
+        assert eager.recall(options, (x * 2, x)) is answer
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(before + 1)
+        assert eager.recall(options, (x, x)) is None
+    finally:
+        torch.set_num_threads(before)
+    assert eager.recall(options, (x, x)) is answer
+
+
+@remembers
+def test_nothing_is_recalled_or_remembered_where_somebody_looks():
+    x = torch.randn(3)
+    looked_at = {
+        "mode": Seen,
+        "profiler": lambda: torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True),
+        "tangents": forward_ad.dual_level,
+        "config": autotune.recorded,
+        "backend": lambda: backend.forcing("torch"),
+        "backend everywhere": lambda: backend.forcing("torch", everywhere=True),
+        "device": lambda: torch.device("meta"),
+    }
+    for name, block in looked_at.items():
+        with block():
+            eager.remember(answer, (name,), (x,))
+            assert eager.recall((name,), (x,)) is False, name
+        assert eager.recall((name,), (x,)) is None, name
+    for other in (
+        x.as_subclass(Labelled),
+        x.to("meta"),
+        x.to_sparse(),
+        torch.imag(torch.zeros(3, dtype=torch.cfloat).conj()),
+    ):
+        assert eager.recall(("op",), (other,)) is False
+
+
+@remembers
+def test_calls_seen_before_do_not_pile_up():
+    for n in range(eager.MOST_CALLS + 1):
+        eager.remember(answer, (n,), (A,))
+    assert eager.recall((0,), (A,)) is None
+    assert eager.recall((eager.MOST_CALLS,), (A,)) is answer
+
+
+@remembers
+@pytest.mark.skipif(bool(why := native.why_no_compiler()), reason=why)
+def test_a_prepared_call_gives_what_the_kernel_wrote_and_raises_what_it_reports(tmp_path):
+    source = tmp_path / "halves.cpp"
+    source.write_text(
+        """#include <cstdint>
+        extern "C" int halves(const int64_t* n, const float* x, float* half, int* doubled, float* unwanted) {
+          if (unwanted != nullptr) return 8;
+          for (int64_t i = 0; i < *n; ++i) half[i] = x[i] / 2;
+          if (doubled != nullptr) for (int64_t i = 0; i < *n; ++i) doubled[i] = x[i] * 2;
+          return x[0] < 0 ? 7 : 0;
+        }"""
+    )
+    library = native.library(source)
+    assert library is not None
+    halves = library.halves
+    halves.argtypes = [ctypes.c_void_p] * 5
+
+    def check(status: int) -> None:
+        raise ArithmeticError(f"status {status}")
+
+    floats, integers = native.shape_only((3,), torch.float32), native.shape_only((3,), torch.int32)
+    x = torch.tensor([1.0, 2.0, 3.0])
+    one = eager.prepared(halves, native.integers(3), (floats, None, None), check)
+    assert torch.equal(one(x), x / 2)
+    two = eager.prepared(halves, native.integers(3), (floats, integers, None), check)
+    assert [y.tolist() for y in two(x)] == [[0.5, 1.0, 1.5], [2, 4, 6]]
+    with pytest.raises(ArithmeticError, match="status 7"):
+        one(-x)
+    with pytest.raises(eager.NotPlain):
+        one(native.shape_only((3,), torch.float32))
+
+
+def test_a_thousand_recalled_calls_have_it_compiled_in_the_background_once(front, monkeypatch):
+    asked = []
+    monkeypatch.setattr(native, "in_background", asked.append)
+    monkeypatch.setattr(eager._python, "recalled", 0)
+    eager.remember(answer, ("op",), (A,))
+    for _ in range(2 * eager.CALLS_BEFORE_COMPILING + 1):
+        assert eager.recall(("op",), (A,)) is answer
+    assert asked == ([eager.compile] if front == "python" else [])

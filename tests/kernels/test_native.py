@@ -94,7 +94,7 @@ def test_a_damaged_library_is_built_again(source, tmp_path, damage):
     path.write_bytes(damage(whole))
     native._made.cache_clear()
     assert answer(native.library(source, "ANSWER=42")) == 42
-    assert native._load(path).answer() == 42
+    assert ctypes.CDLL(native._intact(path)).answer() == 42
 
 
 def test_an_error_in_the_source_is_quoted_once(source):
@@ -179,3 +179,30 @@ def test_the_team_is_torchs_own():
     spans = [(*(int(end, 16) for end in line[0].split("-")), line[-1]) for line in lines]
     (owner,) = [path for low, high, path in spans if low <= team < high]
     assert Path(torch.__file__).parent in Path(owner).parents
+
+
+def test_an_extension_that_cannot_be_compiled_is_absent_without_a_word(tmp_path):
+    source = tmp_path / "wrong.cpp"
+    source.write_text("#error this is wrong\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert native.extension(source, compiles=False) is None
+        assert native.extension(source, compiles=True) is None
+
+
+def test_what_compiles_in_the_background_ends_with_the_program_and_leaves_nothing(tmp_path):
+    compiler = tmp_path / "slow++"
+    compiler.write_text('#!/bin/sh\nif [ "$1" = --version ]; then echo slow; else echo $$ > "$0.pid"; sleep 600; fi\n')
+    compiler.chmod(0o755)
+    program = (
+        "import sys, time, pathlib\n"
+        "from tropigrad.kernels import eager, native\n"
+        "native.in_background(eager.compile)\n"
+        "while not pathlib.Path(sys.argv[1]).exists(): time.sleep(0.01)\n"
+    )
+    environment = os.environ | {"CXX": str(compiler), "TROPIGRAD_CACHE_DIR": str(tmp_path / "cache")}
+    started = Path(f"{compiler}.pid")
+    subprocess.run([sys.executable, "-c", program, str(started)], env=environment, check=True, timeout=60)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(started.read_text()), 0)
+    assert built(tmp_path) == []
