@@ -36,6 +36,8 @@ class Call:
     run: Callable[[], Any]
     check: Callable[[Any], None]  # raises AssertionError where what `run` returned is not the oracle's
     work: Work
+    # of a call that goes on from what it wrote: gives it anew, on inputs of its own; `check` takes what that returns
+    fresh: Callable[[], Callable[[], Any]] | None = None
 
 
 # the forecast of each config of a kernel, for a call that launches it; or why the config is out
@@ -185,6 +187,7 @@ def _task(tunable: Tunable, launched: Launched, device: torch.device) -> Task:
         device,
         launched.call.run,
         launched.call.check,
+        launched.call.fresh,
         inspect and (lambda configs: inspect(launched.call, launched.kernel, configs)),
     )
 

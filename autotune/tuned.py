@@ -83,6 +83,8 @@ class Tuned:
         """Why a config cannot run this problem within these limits; "" where nothing is known against it."""
         if config not in self.space:
             return f"{dict(config)} is not in the kernel's space"
+        if config.get("threads", 0) > torch.get_num_threads():
+            return f"{config['threads']} threads, torch computes with {torch.get_num_threads()}"
         if bounds is None:
             return ""
         return bounds.why_not(config, self.needs(problem, config) if self.needs else Needs())

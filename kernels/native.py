@@ -148,6 +148,15 @@ def is_loaded(source: Path, dtype: torch.dtype) -> bool:
 _loaded: set[tuple[Path, torch.dtype]] = set()
 
 
+# Of a C++ kernel's space; 0: all of torch's, where there is work for them. Any number gives the same bits.
+THREADS = (0, 1, 2, 4, 8, 16)
+
+
+def threads(wanted: int, work: int, small: int) -> int:
+    """How many threads a call takes: as many as its config wants, or, where that is 0, all unless its work is small."""
+    return wanted or (torch.get_num_threads() if work > small else 1)
+
+
 def integers(*values: int):
     """What a library takes for `const int64_t*`."""
     return (ctypes.c_int64 * len(values))(*values)

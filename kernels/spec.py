@@ -90,7 +90,11 @@ class Spec:
     # the raw scatter of winners [2, 5, 7] to gradients, and its K
     scatter: tuple[Callable[[torch.Tensor], tuple[torch.Tensor, ...]], int] | None = None
     raw_ops: Callable[[torch.device], list[tuple[Any, tuple[Any, ...]]]] = lambda device: []  # for opcheck
-    # how the tuner calls it, where that is not `op(*inputs, **variant)`, with winners, and trained (tuning.py)
+    # of an op that works in place, what the tuner calls, by name: prepare(*inputs) -> the call, as of a Contender, that
+    # goes on from what it wrote before
+    in_place: Mapping[str, Callable[..., Callable[[], tuple[torch.Tensor, ...]]]] = field(default_factory=dict)
+    # how the tuner calls it, where that is neither in place nor `op(*inputs, **variant)`, with winners, and trained
+    # (tuning.py)
     tuning_calls: Callable[[Shape, torch.dtype, torch.device], Iterable[Call]] | None = None
 
 

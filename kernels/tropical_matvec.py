@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .spec import Contender, Misuse, Sample, Shape, Spec, Workload, register
-from .tropical_matmul import SEMIRINGS, tropical_matmul, tropical_matmul_ref
+from .tropical_matmul import SEMIRINGS, cpu, tropical_matmul, tropical_matmul_ref
 from .tropical_matmul.arguments import check_batches, check_factors, check_options, under_autocast
 from .tropical_matmul.definition import FLOATS, INTEGERS
 from .tropical_matmul.spec import inputs as matmul_inputs
@@ -268,5 +268,6 @@ SPEC = register(
         is_exact=lambda kwargs: kwargs.get("semiring") != "log",
         offers=lambda kwargs: ("torch", "triton") if kwargs.get("semiring") == "log" else ("torch", "cpp", "triton"),
         has_winners=lambda kwargs: kwargs.get("semiring") != "log",
+        tuned={"cpp": (cpu.NARROW,)},  # the others are the matrix product's
     )
 )

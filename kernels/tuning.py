@@ -1,6 +1,8 @@
 """How the tuner calls an op, proves its results and foresees its costs, all read from the op's spec.
 
-Each variant is called forward, with winners where it has them, and forward and backward where it is differentiable.
+Each variant is called forward, with winners where it has them, and forward and backward where it is differentiable. An
+op that works in place is called again and again on what it wrote before, as its time asks for no other values; proven
+is what it makes of fresh inputs.
 The reference is the definition in torch, in chunks: TROPIGRAD_BACKEND=torch. Values and winners are compared `==` where
 the op is exact; gradients, which are sums, within the dtype's tolerance.
 """
@@ -19,11 +21,19 @@ from . import ahead_of_time, backend
 from .conformance import assert_same
 from .spec import Shape, Spec
 
+_Run = Callable[[], tuple[Tensor, ...]]
+
 
 def calls(spec: Spec, shape: Shape, dtype: torch.dtype, device: torch.device) -> Iterator[Call]:
     """The calls of an op that launch kernels with a config."""
     inputs = spec.inputs(shape, dtype, device, 0)
     work = _work(spec, shape, dtype)
+    if spec.in_place:
+        if _has_kernels(spec, {}, device):
+            for name, prepare in spec.in_place.items():
+                fresh = partial(prepare, *inputs)
+                yield _call(name, fresh(), spec.is_exact({}), work, fresh)
+        return
     for variant, kwargs in spec.variants.items():
         if not spec.supports(dtype, kwargs) or not _has_kernels(spec, kwargs, device):
             continue
@@ -48,18 +58,18 @@ def _has_kernels(spec: Spec, kwargs, device: torch.device) -> bool:
         return False
 
 
-def _call(name: str, run: Callable[[], tuple[Tensor, ...]], exact: bool, work: Work) -> Call:
+def _call(name: str, run: _Run, exact: bool, work: Work, fresh: Callable[[], _Run] | None = None) -> Call:
     expected: list[tuple[Tensor, ...]] = []
 
     def check(got: Any) -> None:
         if not expected:
             with backend.forcing("torch"):
-                expected.append(run())
+                expected.append(fresh()() if fresh else run())
         # what follows the value in a trained call are its gradients
         for index, (x, y) in enumerate(zip(got, expected[0], strict=True)):
             assert_same(x, y, exact and not (index and y.is_floating_point()), f"output {index}")
 
-    return Call(name, run, check, work)
+    return Call(name, run, check, work, fresh)
 
 
 def _trained(spec: Spec, inputs: tuple[Tensor, ...], kwargs) -> tuple[Tensor, ...]:

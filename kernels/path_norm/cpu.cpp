@@ -14,8 +14,7 @@ namespace {
 static_assert(std::is_same_v<Element, float> || std::is_same_v<Element, double>);
 using Vector = typename Simd<Element>::Vector;
 constexpr int WIDTH = Simd<Element>::WIDTH;
-constexpr int64_t ROWS = 4, COLUMNS = 512;     // of a task: rows share x, columns lie in the first cache
-constexpr int64_t TASK = 1 << 15;              // weights: less is done before another thread would join
+constexpr int64_t ROWS = 4;                    // that share x
 constexpr int MOST = std::numeric_limits<Element>::max_exponent - 2;  // 2^±MOST are normal numbers
 
 // |w|^p and its derivative, of scalars and of vectors.
@@ -34,10 +33,16 @@ struct Power {
     }
 };
 
+struct Team {
+    int64_t threads;
+    int64_t weights;  // less is done before another thread would join
+    int64_t columns;  // of a task of the backward: they lie in the first cache
+};
+
 struct Chain {
     int64_t count;
     const int64_t* widths;  // count + 1, from the input on
-    int threads;
+    Team team;
 
     int64_t inputs(int64_t l) const { return widths[l]; }
     int64_t outputs(int64_t l) const { return widths[l + 1]; }
@@ -61,8 +66,8 @@ struct Chain {
     void share(int64_t size, int64_t piece, int64_t weights, const Work& work) const {
         const int64_t tasks = ceil_div(size, piece);
         std::atomic<int64_t> next{0};
-        const int team = int(std::min<int64_t>({threads, tasks, std::max<int64_t>(1, weights / TASK)}));
-        in_parallel(std::max(1, team), [&](int) {
+        const int64_t threads = std::min({team.threads, tasks, std::max<int64_t>(1, weights / team.weights)});
+        in_parallel(int(std::max<int64_t>(1, threads)), [&](int) {
             for (int64_t t; (t = next.fetch_add(1, std::memory_order_relaxed)) < tasks;)
                 work(t * piece, std::min((t + 1) * piece, size));
         });
@@ -138,7 +143,7 @@ void back(const Chain& chain, Element slope, const Element* const* weights, cons
         const int64_t I = chain.inputs(l), O = chain.outputs(l);
         x -= I;
         for (int64_t j = 0; j < O; ++j) dy[j] *= scales[l];
-        chain.share(I, COLUMNS, O * I, [&](int64_t first, int64_t last) {
+        chain.share(I, chain.team.columns, O * I, [&](int64_t first, int64_t last) {
             columns<P>(weights[l], x, dy, I, O, first, last, gradients[l], l ? dx : nullptr);
         });
         std::swap(dx, dy);
@@ -156,9 +161,9 @@ extern "C" {
 void path_norm_set_team(Parallel parallel) { torch_team = parallel; }
 
 int path_norm_forward(int64_t count, const int64_t* widths, const Element* const* weights, int p, int log,
-                      Element* passes, Element* result, int threads) noexcept {
+                      Element* passes, Element* result, const Team* team) noexcept {
     return guarded([&] {
-        const Chain chain{count, widths, threads};
+        const Chain chain{count, widths, *team};
         Element* const scales = chain.scales_in(passes);
         p == 1 ? forth<1>(chain, weights, passes, scales) : forth<2>(chain, weights, passes, scales);
         const double sum = chain.sum(passes);
@@ -170,9 +175,10 @@ int path_norm_forward(int64_t count, const int64_t* widths, const Element* const
 
 // slope: what flows back into the result. gradients: of each layer's weights.
 int path_norm_backward(int64_t count, const int64_t* widths, const Element* const* weights, int p, int log,
-                       const Element* passes, const Element* slope, Element* const* gradients, int threads) noexcept {
+                       const Element* passes, const Element* slope, Element* const* gradients,
+                       const Team* team) noexcept {
     return guarded([&] {
-        const Chain chain{count, widths, threads};
+        const Chain chain{count, widths, *team};
         const int64_t widest = *std::max_element(widths, widths + count + 1);
         std::vector<Element> room(2 * widest);
         const double into = *slope;

@@ -10,9 +10,25 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...autotune import Config, Space, Tuned
 from .. import native
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
+
+# A thread more for every so many weights of a layer; COLUMNS: of a task of the backward, which adds up what flows into
+# each in the order of the rows. Every choice gives the same bits.
+FORWARD = Tuned(
+    "path_norm.cpp",
+    Space({"WEIGHTS": (1 << 13, 1 << 15, 1 << 17), "threads": native.THREADS}),
+    default=lambda problem: {"WEIGHTS": 1 << 15, "threads": 0},
+    source=SOURCE,
+)
+BACKWARD = Tuned(
+    "path_norm_backward.cpp",
+    Space({"COLUMNS": (128, 256, 512, 1024), "WEIGHTS": (1 << 13, 1 << 15, 1 << 17), "threads": native.THREADS}),
+    default=lambda problem: {"COLUMNS": 512, "WEIGHTS": 1 << 15, "threads": 0},
+    source=SOURCE,
+)
 
 
 def takes(weights: Sequence[Tensor]) -> bool:
@@ -26,8 +42,8 @@ def _functions(dtype: torch.dtype):
     pointer, integer, sizes = ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(ctypes.c_int64)
     pointers = ctypes.POINTER(pointer)
     chain = [ctypes.c_int64, sizes, pointers, integer, integer]
-    found.path_norm_forward.argtypes = [*chain, pointer, pointer, integer]
-    found.path_norm_backward.argtypes = [*chain, pointer, pointer, pointers, integer]
+    found.path_norm_forward.argtypes = [*chain, pointer, pointer, sizes]
+    found.path_norm_backward.argtypes = [*chain, pointer, pointer, pointers, sizes]
     found.path_norm_set_team.argtypes = [pointer]
     found.path_norm_set_team(native.openmp_team())
     return found.path_norm_forward, found.path_norm_backward
@@ -38,8 +54,9 @@ def forward(weights: Sequence[Tensor], p: int, log: bool) -> tuple[Tensor, Tenso
     widths = [weights[0].shape[1], *(w.shape[0] for w in weights)]
     passes = weights[0].new_empty(sum(widths) + len(weights))
     value = weights[0].new_empty(())
+    config = FORWARD.config(_problem(widths, value), value.device)
     status = _functions(value.dtype)[0](
-        *_chain(widths, weights, p, log), passes.data_ptr(), value.data_ptr(), torch.get_num_threads()
+        *_chain(widths, weights, p, log), passes.data_ptr(), value.data_ptr(), _team(config)
     )
     _check(status)
     return value, passes
@@ -49,16 +66,26 @@ def backward(slope: Tensor, weights: Sequence[Tensor], passes: Tensor, p: int, l
     """The gradient of each weight, from that of the norm; the same bits on any number of threads."""
     widths = [weights[0].shape[1], *(w.shape[0] for w in weights)]
     gradients = [torch.empty_like(w) for w in weights]
+    config = BACKWARD.config(_problem(widths, slope), slope.device)
     status = _functions(slope.dtype)[1](
-        *_chain(widths, weights, p, log), passes.data_ptr(), slope.data_ptr(), _addresses(gradients),
-        torch.get_num_threads(),
-    )  # fmt: skip
+        *_chain(widths, weights, p, log), passes.data_ptr(), slope.data_ptr(), _addresses(gradients), _team(config)
+    )
     _check(status)
     return gradients
 
 
 def _chain(widths: Sequence[int], weights: Sequence[Tensor], p: int, log: bool):
     return len(weights), native.integers(*widths), _addresses(weights), p, log
+
+
+def _problem(widths: Sequence[int], like: Tensor) -> dict[str, int | str]:
+    return {"N": widths[0], "M": max(widths), "layers": len(widths) - 1, "dtype": str(like.dtype)}
+
+
+def _team(config: Config):
+    """How a layer is shared out: threads, weights of each at the least, and columns of a task, of the backward."""
+    wanted = native.threads(config["threads"], 1, 0)
+    return native.integers(wanted, config["WEIGHTS"], config.get("COLUMNS", 0))
 
 
 def _addresses(tensors: Sequence[Tensor]):

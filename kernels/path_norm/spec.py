@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..spec import Contender, Misuse, Sample, Shape, Spec, Workload, register
 from ..tropical_matmul.definition import FLOATS
-from . import path_norm, path_norm_ref
+from . import cpu, path_norm, path_norm_ref
 
 
 def op(*weights: Tensor, **kwargs) -> Tensor:
@@ -152,5 +152,6 @@ SPEC = register(
         is_exact=lambda kwargs: False,
         backends=("torch", "cpp"),
         offers=lambda kwargs: ("torch", "cpp"),
+        tuned={"cpp": (cpu.FORWARD, cpu.BACKWARD)},
     )
 )

@@ -47,16 +47,13 @@ struct Problem {
     const Element* flat;
     const Element* dv;
     const void* nodes;
+    int64_t block;  // paths
     int threads;
     std::vector<Layer> layers;
 
     int64_t L() const { return layers.size(); }
     int64_t weights() const { return layers.back().first + layers.back().weights(); }
     int64_t bytes() const { return weights() * int64_t(sizeof(Element)); }
-
-    // Short blocks stay in the first cache themselves; where the weights do not stay in the second one, long blocks let
-    // one layer's.
-    int64_t block() const { return 2 * bytes() <= IN_CACHE ? 1 << 10 : 1 << 14; }
 };
 
 // A lookup that is not to become a gather instruction: measured, those take longer.
@@ -158,7 +155,7 @@ struct Network {
     }
 
     bool forward(Element* values) const {
-        const int64_t L = p.L(), BLOCK = p.block(), blocks = ceil_div(p.paths, BLOCK), tasks = p.batch * blocks;
+        const int64_t L = p.L(), BLOCK = p.block, blocks = ceil_div(p.paths, BLOCK), tasks = p.batch * blocks;
         const int64_t room = L * std::min(BLOCK, p.paths);
         const std::unique_ptr<int32_t[]> edges(new int32_t[p.threads * room]);
         const bool walked = walks(p.bytes());
@@ -183,7 +180,7 @@ struct Network {
         if (p.threads == 1 && walks(2 * p.bytes()))
             return with_depth([&](auto depth) { return add_walked<depth>(dflat); });
         // one thread adds a block's terms while they are in its cache; more meet after every chunk of several blocks
-        const int64_t L = p.L(), BLOCK = p.block(), most = p.threads == 1 ? 1 : 2 * p.threads;
+        const int64_t L = p.L(), BLOCK = p.block, most = p.threads == 1 ? 1 : 2 * p.threads;
         const int64_t chunk = std::min(most * BLOCK, p.paths), parts = ceil_div(p.threads, L);  // of a layer's weights
         const int64_t room = (L + 1) * std::min(BLOCK, p.paths);
         const std::unique_ptr<int32_t[]> edges(new int32_t[L * chunk]);  // [layer][path of the chunk]
@@ -299,7 +296,8 @@ constexpr int FIELDS = 12;  // of a layer, in the order of Layer
 Problem problem(const int64_t* sizes, const int64_t* fields, const int64_t* strides, const void* dv, const void* flat,
                 const void* nodes, int threads) {
     Problem found{sizes[0], sizes[1], strides[0], strides[1], strides[2], strides[3], strides[4], strides[5],
-                  static_cast<const Element*>(flat), static_cast<const Element*>(dv), nodes, threads, {}};
+                  static_cast<const Element*>(flat), static_cast<const Element*>(dv), nodes, sizes[3],
+                  threads, {}};
     int64_t first = 0;
     for (int64_t l = 0; l < sizes[2]; ++l, fields += FIELDS) {
         found.layers.push_back({fields[0], fields[1], fields[2], fields[3], fields[4], fields[5], fields[6], fields[7],
@@ -318,7 +316,7 @@ int with_nodes(int bytes, const Problem& p, const Work& work) {
 }  // namespace
 
 // ------------------------------------------------------------------------------------------------ C interface
-// sizes: batch, paths, layers.  strides: of flat (batch), paths (batch, row, column), dv (batch, column), in elements.
+// sizes: batch, paths, layers, paths of a block.  strides: of flat (batch), paths (batch, row, column), dv (batch, column), in elements.
 // bytes: of a node's number, 8, 4 or 2.  No size is 0.  values and dflat are contiguous; dflat is zero on entry.
 
 extern "C" int path_values_forward(const int64_t* sizes, const int64_t* layers, const int64_t* strides, int bytes,

@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ...autotune import Config, Space, Tuned
 from .. import native
 from .definition import check_nodes
-from .network import Layer, pack
+from .network import Layer, pack, problem_of
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
+
+
+def _default(problem: Mapping[str, int | str | bool]) -> Config:
+    """Short blocks stay in the first cache; where the weights do not stay in the second one, long blocks let one
+    layer's.
+    """
+    itemsize = 8 if problem["dtype"] == "torch.float64" else 4
+    return {"BLOCK": 1 << 10 if 2 * int(problem["weights"]) * itemsize <= 1 << 21 else 1 << 14, "threads": 0}
+
+
+# BLOCK: paths of a block. Every choice adds a weight's terms in the order of the paths: the same bits.
+_SPACE = Space({"BLOCK": (1 << 10, 1 << 12, 1 << 14, 1 << 16), "threads": native.THREADS})
+FORWARD = Tuned("path_values.cpp", _SPACE, _default, SOURCE)
+BACKWARD = Tuned("path_values_backward.cpp", _SPACE, _default, SOURCE)
 _SMALL = 1 << 15  # edges: less is done before a thread would start
 
 
@@ -31,10 +46,6 @@ def _functions(dtype: torch.dtype):
     return found.path_values_forward, found.path_values_backward
 
 
-def _threads(paths: Tensor) -> int:
-    return torch.get_num_threads() if paths.numel() > _SMALL else 1
-
-
 def forward(flat: Tensor, paths: Tensor, layers: Sequence[Layer]) -> Tensor:
     """flat [B, n] float32 or float64, paths [B, P, L + 1], any strides -> values [B, P]. No size is 0.
 
@@ -44,15 +55,16 @@ def forward(flat: Tensor, paths: Tensor, layers: Sequence[Layer]) -> Tensor:
     B, P, _ = paths.shape
     flat = _in_rows(flat)
     values = flat.new_empty((B, P))
+    config = FORWARD.config(problem_of(flat, paths, layers), flat.device)
     status = _functions(flat.dtype)[0](
-        native.integers(B, P, len(layers)),
+        native.integers(B, P, len(layers), config["BLOCK"]),
         native.integers(*pack(layers)),
         native.integers(flat.stride(0), *paths.stride(), 0, 0),
         paths.element_size(),
         flat.data_ptr(),
         paths.data_ptr(),
         values.data_ptr(),
-        _threads(paths),
+        native.threads(config["threads"], paths.numel(), _SMALL),
     )
     _check(status, paths, layers)
     return values
@@ -67,8 +79,9 @@ def backward(dv: Tensor, flat: Tensor, paths: Tensor, layers: Sequence[Layer]) -
     B, P, _ = paths.shape
     flat = _in_rows(flat)
     dflat = torch.zeros(flat.shape, dtype=flat.dtype)
+    config = BACKWARD.config(problem_of(flat, paths, layers), flat.device)
     status = _functions(flat.dtype)[1](
-        native.integers(B, P, len(layers)),
+        native.integers(B, P, len(layers), config["BLOCK"]),
         native.integers(*pack(layers)),
         native.integers(flat.stride(0), *paths.stride(), *dv.stride()),
         paths.element_size(),
@@ -76,7 +89,7 @@ def backward(dv: Tensor, flat: Tensor, paths: Tensor, layers: Sequence[Layer]) -
         flat.data_ptr(),
         paths.data_ptr(),
         dflat.data_ptr(),
-        _threads(paths),
+        native.threads(config["threads"], paths.numel(), _SMALL),
     )
     _check(status, paths, layers)
     return dflat

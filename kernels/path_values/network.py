@@ -48,6 +48,12 @@ def weights_of(layer: Layer) -> int:
     return layer.O * layer.C * layer.KH * layer.KW
 
 
+def problem_of(flat: Tensor, paths: Tensor, layers: Sequence[Layer]) -> dict[str, int | str]:
+    """What the configs of the kernels depend on."""
+    widths = {"M": layers[0].O, "N": layers[0].C, "K": layers[-1].O, "weights": flat.shape[1]}
+    return {**widths, "P": paths.shape[0] * paths.shape[1], "dtype": str(flat.dtype)}
+
+
 def pack(layers: Sequence[Layer]) -> list[int]:
     """As operators take them: a flat list of integers."""
     return [size for layer in layers for size in layer]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...autotune import Config, Space, Tuned
 from ..triton_or_stub import tl, triton
-from .network import Layer, weights_of
+from .network import Layer, problem_of, weights_of
 
 FIELDS = len(Layer._fields) + 1  # of a layer in the table: its sizes, and where its weights begin
 
@@ -167,11 +167,6 @@ def _table(layers: tuple[Layer, ...], device: torch.device) -> Tensor:
         return torch.tensor(rows, dtype=torch.int64, device=device)
 
 
-def _problem(flat: Tensor, paths: Tensor, layers: Sequence[Layer]) -> dict[str, int | str]:
-    widths = {"M": layers[0].O, "N": layers[0].C, "K": layers[-1].O}
-    return {**widths, "P": paths.shape[0] * paths.shape[1], "dtype": str(flat.dtype)}
-
-
 def _has_convolutions(layers: Sequence[Layer]) -> bool:
     return any(layer[1:3] + layer[4:8] != (1,) * 6 for layer in layers)
 
@@ -181,7 +176,7 @@ def forward(flat: Tensor, paths: Tensor, layers: Sequence[Layer]) -> Tensor:
     B, P, _ = paths.shape
     flat = flat if flat.stride(1) == 1 else flat.contiguous()
     values = flat.new_empty((B, P))
-    config = FORWARD.config(_problem(flat, paths, layers), flat.device)
+    config = FORWARD.config(problem_of(flat, paths, layers), flat.device)
     _path_values_fwd_kernel[(B * triton.cdiv(P, config["BLOCK"]),)](
         flat, paths, _table(tuple(layers), flat.device), values, P, len(layers), flat.stride(0), *paths.stride(),
         FIELDS=FIELDS, CONVOLUTIONS=_has_convolutions(layers), **config,
@@ -194,7 +189,7 @@ def backward(dv: Tensor, flat: Tensor, paths: Tensor, layers: Sequence[Layer]) -
     (B, P, _), L, n = paths.shape, len(layers), flat.shape[1]
     add = not torch.are_deterministic_algorithms_enabled()
     flat = flat if flat.stride(1) == 1 else flat.contiguous()
-    config = BACKWARD.config(_problem(flat, paths, layers), flat.device)
+    config = BACKWARD.config(problem_of(flat, paths, layers), flat.device)
     blocks = B * triton.cdiv(P, config["BLOCK"])
     programs = min(blocks, _PROGRAMS * _multiprocessors(flat.device)) if add else blocks
     dflat = torch.zeros((B, n), dtype=flat.dtype, device=flat.device)

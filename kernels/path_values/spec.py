@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..spec import Contender, Misuse, Sample, Shape, Spec, Workload, register
 from ..tropical_matmul.definition import FLOATS
-from . import path_values, path_values_ref, portable
+from . import cpu, path_values, path_values_ref, portable
 from .definition import sizes
 from .network import network, pack
 
@@ -264,7 +264,7 @@ SPEC = register(
         ),
         samples=samples,
         misuses=misuses,
-        tuned={"triton": (portable.FORWARD, portable.BACKWARD)},
+        tuned={"cpp": (cpu.FORWARD, cpu.BACKWARD), "triton": (portable.FORWARD, portable.BACKWARD)},
         raw_ops=raw_ops,
     )
 )

@@ -16,7 +16,7 @@ namespace {
 
 enum Rule { SGD, MOMENTUM, ADAGRAD, POLYAK };
 
-constexpr int64_t ENTRIES_A_BUCKET = 1 << 14, MOST_BUCKETS = 1 << 11;  // a bucket and its table stay in a core's cache
+constexpr int64_t MOST_BUCKETS = 1 << 11;
 constexpr int64_t AHEAD = 16;  // entries whose place in W is asked for before their turn
 constexpr std::size_t MOST_KEPT = 32 << 20;  // bytes of each kind of buffer that a thread keeps for its next call
 constexpr uint32_t LAST = UINT32_MAX;
@@ -27,6 +27,7 @@ struct Problem {
     const Element* values;                 // [count, width], contiguous
     Element* param;
     int64_t of_row, of_column, of_inner;   // strides of param
+    int64_t entries_a_bucket;
     Rule rule;
     double lr, momentum, eps;
     Compute* moment;                       // velocity or sum [rows · columns, width], contiguous
@@ -139,7 +140,7 @@ public:
         : p(problem), row_index(static_cast<const Index*>(p.row_index)),
           column_index(static_cast<const Index*>(p.column_index)), chunks(p.threads) {
         const int64_t keys = p.rows * p.columns;
-        const int64_t wanted = std::clamp<int64_t>(p.count / ENTRIES_A_BUCKET, 1, MOST_BUCKETS);
+        const int64_t wanted = std::clamp<int64_t>(p.count / p.entries_a_bucket, 1, MOST_BUCKETS);
         while (keys >> shift > wanted) ++shift;
         shift = std::min(shift, 32);
         buckets = std::max<int64_t>(1, ((keys - 1) >> shift) + 1);
@@ -337,13 +338,13 @@ bool step(const Problem& p) {
 
 extern "C" void scatter_set_team(Parallel parallel) { torch_team = parallel; }
 
-// sizes: count, rows, columns, width, then the strides of param: row, column, inner.
+// sizes: count, rows, columns, width, then the strides of param: row, column, inner; then the entries of a bucket.
 extern "C" int scatter_step(const int64_t* sizes, const void* row_index, const void* column_index, int wide,
                             const void* values, void* param, int rule, double lr, double momentum, double eps,
                             void* moment, int32_t* touched, int32_t number, int threads) noexcept {
     return guarded([&] {
         const Problem p{sizes[0], sizes[1], sizes[2], sizes[3], row_index, column_index,
-                        static_cast<const Element*>(values), static_cast<Element*>(param), sizes[4], sizes[5], sizes[6],
+                        static_cast<const Element*>(values), static_cast<Element*>(param), sizes[4], sizes[5], sizes[6], sizes[7],
                         Rule(rule), lr, momentum, eps, static_cast<Compute*>(moment), touched, number, threads};
         return wide ? step<int64_t>(p) : step<int32_t>(p);
     });

@@ -9,10 +9,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...autotune import Space, Tuned
 from .. import native
 from .definition import RULES
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
+
+# BUCKET: entries, about; a bucket and its table are to stay in a core's cache. Each key's values are added in the order
+# of the list, whatever its bucket: the same bits. Polyak's norm goes bucket by bucket, and so keeps the default.
+STEP = Tuned(
+    "scatter_step.cpp",
+    Space({"BUCKET": (1 << 12, 1 << 13, 1 << 14, 1 << 15, 1 << 16), "threads": native.THREADS}),
+    default=lambda problem: {"BUCKET": 1 << 14, "threads": 0},
+    source=SOURCE,
+)
 _SMALL = 1 << 15  # elements that are done before a thread would start
 
 
@@ -56,8 +66,11 @@ def step(
     D, of_inner = (sizes[-1], strides[-1]) if wide else (1, 1)
     nnz = rows.shape[0]
     now = 0 if number is None else int(number) + 1
+    problem = {"R": R, "C": C, "nnz": nnz, "D": D, "dtype": str(param.dtype)}
+    config = STEP.config(problem, param.device)
+    bucket = (STEP.default(problem) if rule == "polyak" else config)["BUCKET"]
     status = _function(param.dtype)(
-        native.integers(nnz, R, C, D, of_row, of_column, of_inner),
+        native.integers(nnz, R, C, D, of_row, of_column, of_inner, bucket),
         rows.data_ptr(),
         None if columns is None else columns.data_ptr(),
         rows.dtype == torch.int64,
@@ -70,7 +83,7 @@ def step(
         None if moment is None else moment.data_ptr(),
         None if touched is None else touched.data_ptr(),
         now,
-        torch.get_num_threads() if nnz * D > _SMALL else 1,
+        native.threads(config["threads"], nnz * D, _SMALL),
     )
     if status == 1:
         raise MemoryError(f"scatter_step: no memory for a copy of {nnz} entries")

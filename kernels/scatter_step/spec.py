@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..spec import Contender, Misuse, Sample, Shape, Spec, Workload, register
-from . import RULES, portable, scatter_step, scatter_step_ref
+from . import RULES, cpu, portable, scatter_step, scatter_step_ref
 from .definition import FLOATS
 
 Call = Callable[[], tuple[Tensor, ...]]
@@ -281,7 +281,8 @@ SPEC = register(
             "config": "its lists are short, which have none: tests/kernels/test_scatter_step.py goes through the space",
             "autocast": "param and values are of one dtype, which nothing casts",
         },
-        tuned={"triton": (portable.STEP,)},
+        tuned={"cpp": (cpu.STEP,), "triton": (portable.STEP,)},
+        in_place={"sgd": _ours("sgd"), "adagrad": _ours("adagrad")},
         raw_ops=raw_ops,
     )
 )

@@ -90,17 +90,16 @@ void climb(const Tree& tree, int64_t leaf) {
 }
 
 template <class Task>
-void for_each_tree(int threads, int64_t trees, const Task& task) {
-    constexpr int64_t AT_ONCE = 16;
+void for_each_tree(int threads, int64_t trees, int64_t at_once, const Task& task) {
     std::atomic<int64_t> next{0};
     in_parallel(threads, [&](int) {
-        for (int64_t t; (t = next.fetch_add(AT_ONCE, std::memory_order_relaxed)) < trees;)
-            for (int64_t tree = t; tree < std::min(trees, t + AT_ONCE); ++tree) task(tree);
+        for (int64_t t; (t = next.fetch_add(at_once, std::memory_order_relaxed)) < trees;)
+            for (int64_t tree = t; tree < std::min(trees, t + at_once); ++tree) task(tree);
     });
 }
 
 struct Trees {
-    int64_t count, n, nodes;
+    int64_t count, n, nodes, at_once;  // at_once: that a thread draws
     Element *leaves, *values;
     int64_t* indices;
 
@@ -116,7 +115,7 @@ bool update(const Trees& trees, int64_t touched, const Index* positions, int64_t
             const int64_t position = positions[t * of_position + i];
             if (position < -1 || position >= trees.n) return false;
         }
-    for_each_tree(threads, trees.count, [&](int64_t t) {
+    for_each_tree(threads, trees.count, trees.at_once, [&](int64_t t) {
         const Tree tree = trees[t];
         const Index* const at = positions + t * of_position;
         for (int64_t i = 0; i < touched; ++i)
@@ -132,26 +131,29 @@ bool update(const Trees& trees, int64_t touched, const Index* positions, int64_t
 
 extern "C" void tournament_set_team(Parallel parallel) { torch_team = parallel; }
 
-// sizes: trees, n, nodes.
+// sizes: trees, n, nodes, trees that a thread draws at a time.
 extern "C" void tournament_build(const int64_t* sizes, void* leaves, void* values, int64_t* indices, int largest,
                                  int threads) noexcept {
-    const Trees trees{sizes[0], sizes[1], sizes[2], static_cast<Element*>(leaves), static_cast<Element*>(values), indices};
+    const Trees trees{sizes[0], sizes[1], sizes[2], sizes[3], static_cast<Element*>(leaves),
+                      static_cast<Element*>(values), indices};
     std::fill_n(indices, trees.count * trees.nodes, -1);
-    for_each_tree(threads, trees.count, [&](int64_t t) { largest ? build<true>(trees[t]) : build<false>(trees[t]); });
+    for_each_tree(threads, trees.count, trees.at_once,
+                  [&](int64_t t) { largest ? build<true>(trees[t]) : build<false>(trees[t]); });
 }
 
-// sizes: trees, n, nodes, touched, and the steps of positions and of new values from tree to tree. cheaper: from how
-// many touched leaves on a tree is built anew.
+// sizes: as above, then touched, and the steps of positions and of new values from tree to tree. cheaper: from how many
+// touched leaves on a tree is built anew.
 extern "C" int tournament_update(const int64_t* sizes, void* leaves, void* values, int64_t* indices,
                                  const void* positions, int wide, const void* fresh, int largest, int64_t cheaper,
                                  int threads) noexcept {
     return guarded([&] {
-        const Trees trees{sizes[0], sizes[1], sizes[2], static_cast<Element*>(leaves), static_cast<Element*>(values), indices};
+        const Trees trees{sizes[0], sizes[1], sizes[2], sizes[3], static_cast<Element*>(leaves),
+                          static_cast<Element*>(values), indices};
         const auto updated = [&](auto* at) {
             using Index = std::remove_cv_t<std::remove_pointer_t<decltype(at)>>;
             const auto* const x = static_cast<const Element*>(fresh);
-            return largest ? update<true, Index>(trees, sizes[3], at, sizes[4], x, sizes[5], cheaper, threads)
-                           : update<false, Index>(trees, sizes[3], at, sizes[4], x, sizes[5], cheaper, threads);
+            return largest ? update<true, Index>(trees, sizes[4], at, sizes[5], x, sizes[6], cheaper, threads)
+                           : update<false, Index>(trees, sizes[4], at, sizes[5], x, sizes[6], cheaper, threads);
         };
         return wide ? updated(static_cast<const int64_t*>(positions)) : updated(static_cast<const int32_t*>(positions));
     });

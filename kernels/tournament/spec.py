@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..spec import Contender, Misuse, Sample, Shape, Spec, Workload, register
-from . import Tournament, Winner, portable
+from . import Tournament, Winner, cpu, portable
 from .definition import DTYPES, FAN, first_of, levels
 
 Call = Callable[[], tuple[Tensor, ...]]
@@ -54,6 +54,10 @@ def _ours(values: Tensor, positions: Tensor, new: Tensor) -> Call:
         return tuple(tournament.winner)
 
     return call
+
+
+def _built(values: Tensor, positions: Tensor, new: Tensor) -> Call:
+    return lambda: tuple(Tournament(values).winner)
 
 
 def _torch_max(values: Tensor, positions: Tensor, new: Tensor) -> Call:
@@ -210,7 +214,8 @@ SPEC = register(
             "vmap": "batches of trees are its own",
             "autocast": "values are of one dtype, which nothing casts",
         },
-        tuned={"triton": (portable.BUILD,)},
+        tuned={"cpp": (cpu.BUILD, cpu.UPDATE), "triton": (portable.BUILD,)},
+        in_place={"update": _ours, "build": _built},
         raw_ops=raw_ops,
     )
 )

@@ -17,12 +17,17 @@ from .definition import Window
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
 
-# positions: how many outputs of each filter a task takes, about; threads: 0 for torch's number, if there is work for
-# them. Every choice gives the same bits.
+# positions: how many outputs of each filter a task takes, about. Every choice gives the same bits.
 FORWARD = Tuned(
     "tropical_conv2d.cpp",
-    Space({"positions": (256, 512, 1024, 2048, 4096), "threads": (0, 1)}),
+    Space({"positions": (256, 512, 1024, 2048, 4096), "threads": native.THREADS}),
     default=lambda problem: {"positions": 1024, "threads": 0},
+    source=SOURCE,
+)
+SCATTER = Tuned(
+    "tropical_conv2d_scatter.cpp",
+    Space({"threads": native.THREADS}),
+    default=lambda problem: {"threads": 0},
     source=SOURCE,
 )
 
@@ -51,10 +56,6 @@ def _sizes(x_shape: Sequence[int], weight_shape: Sequence[int], window: Window, 
     )
 
 
-def _threads(work: int, small: int) -> int:
-    return torch.get_num_threads() if work > small else 1
-
-
 def forward(
     x: Tensor, weight: Tensor, window: Window, groups: int, semiring: str, winners: bool, ignore_nan: bool
 ) -> tuple[Tensor, Tensor]:
@@ -78,7 +79,7 @@ def forward(
         values.data_ptr(),
         won.data_ptr() if winners else None,
         config["positions"],
-        config["threads"] or _threads(values.numel() * K, _SMALL_FORWARD),
+        native.threads(config["threads"], values.numel() * K, _SMALL_FORWARD),
     )
     _check(status)
     return values, won
@@ -109,6 +110,8 @@ def scatter(
     dx = torch.empty(x_shape if needs_x else (0,), dtype=dy.dtype)
     dweight = torch.empty(weight_shape if needs_weight else (0,), dtype=dy.dtype)
     winners = winners.contiguous()
+    problem = {"outputs": dy.shape[2] * dy.shape[3], "images": dy.shape[0] * dy.shape[1], "dtype": str(dy.dtype)}
+    config = SCATTER.config(problem, dy.device)
     status = _functions(dy.dtype)[1](
         _sizes(x_shape, weight_shape, window, groups),
         dy.data_ptr(),
@@ -117,7 +120,7 @@ def scatter(
         winners.dtype == torch.int16,
         dx.data_ptr() if needs_x else None,
         dweight.data_ptr() if needs_weight else None,
-        _threads(dy.numel(), _SMALL_SCATTER),
+        native.threads(config["threads"], dy.numel(), _SMALL_SCATTER),
     )
     _check(status, weight_shape)
     return dx, dweight

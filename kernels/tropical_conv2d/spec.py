@@ -335,7 +335,7 @@ SPEC = register(
         samples=samples,
         misuses=misuses,
         has_winners=lambda kwargs: True,
-        tuned={"cpp": (cpu.FORWARD,), "triton": (portable.FORWARD, portable.SCATTER)},
+        tuned={"cpp": (cpu.FORWARD, cpu.SCATTER), "triton": (portable.FORWARD, portable.SCATTER)},
         scatter=(scattered, 4),
         raw_ops=raw_ops,
     )

@@ -226,6 +226,7 @@ struct Problem {
     Strides c_strides;  // of c and of winners
     bool times, negate, ignore_nan;
     int64_t KC, MC, NC;
+    int64_t tasks;  // a thread, where a factor is read along k
     int threads;
 };
 
@@ -603,7 +604,7 @@ class AlongK : Semiring<T, C, Round, Op, Other> {
 
     explicit AlongK(const Problem& problem)
         : Base(problem),
-          rows_a_task(ceil_div(ceil_div(p.batch * p.M, 4 * p.threads), ALONG_ROWS) * ALONG_ROWS) {}
+          rows_a_task(ceil_div(ceil_div(p.batch * p.M, p.tasks * p.threads), ALONG_ROWS) * ALONG_ROWS) {}
 
     void run() const {
         const int64_t blocks = ceil_div(p.M, rows_a_task), tasks = p.batch * blocks;
@@ -907,7 +908,7 @@ struct Call {
     int64_t batch, M, K, N;
     Strides a, b;                                // in elements
     int64_t times, negate, ignore_nan, narrow;  // narrow: winners are int16, else int32
-    int64_t KC, MC, NC, threads;
+    int64_t KC, MC, NC, tasks, threads;
 };
 
 // winners: null where not wanted.
@@ -915,7 +916,7 @@ extern "C" int tropical_forward(const Call* call, const void* a, const void* b, 
     const Strides of_c{call->M * call->N, call->N, 1};
     const Problem problem{call->batch, call->M, call->K, call->N, a, b, call->a, call->b, c, winners, call->narrow != 0,
                           of_c, call->times != 0, call->negate != 0, call->ignore_nan != 0, call->KC, call->MC, call->NC,
-                          static_cast<int>(call->threads)};
+                          std::max<int64_t>(call->tasks, 1), static_cast<int>(call->threads)};
     return guarded([&] {
         run(problem);
         return true;

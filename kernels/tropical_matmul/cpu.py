@@ -17,15 +17,28 @@ from .definition import semiring_zero, value_dtype, winner_dtype
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
 
-# KC, MC, NC: the block of k, rows and columns a task takes (see cpu.cpp); threads: 0 for torch's number, if there is
-# work for them. Every choice gives the same bits.
+# KC, MC, NC: the block of k, rows and columns a task takes (see cpu.cpp). Every choice gives the same bits.
 FORWARD = Tuned(
     "tropical_matmul.cpp",
-    Space({"KC": (256, 512, 1024, 2048), "MC": (128, 256, 512, 1024), "NC": (64, 128, 256), "threads": (0, 1)}),
+    Space({"KC": (256, 512, 1024, 2048), "MC": (128, 256, 512, 1024), "NC": (64, 128, 256), "threads": native.THREADS}),
     default=lambda problem: {"KC": 1024, "MC": 512, "NC": 128, "threads": 0},
     source=SOURCE,
 )
+# Of a product with few rows or columns, whose other factor is read along k where it lies. TASKS: so many a thread.
+NARROW = Tuned(
+    "tropical_matmul_narrow.cpp",
+    Space({"TASKS": (1, 2, 4, 8, 16), "threads": native.THREADS}),
+    default=lambda problem: {"TASKS": 4, "threads": 0},
+    source=SOURCE,
+)
+SCATTER = Tuned(
+    "tropical_winners_scatter.cpp",
+    Space({"threads": native.THREADS}),
+    default=lambda problem: {"threads": 0},
+    source=SOURCE,
+)
 
+_FEW = 4  # as in cpu.cpp
 _SMALL_FORWARD, _SMALL_SCATTER = 1 << 21, 1 << 15  # (m, n, k) steps, winners: less is done before a thread would start
 
 
@@ -39,10 +52,6 @@ def _functions(dtype: torch.dtype):
     found.tropical_set_team.argtypes = [pointer]
     found.tropical_set_team(native.openmp_team())
     return forward, scatter
-
-
-def _threads(work: int, small: int, wanted: int = 0) -> int:
-    return wanted or (torch.get_num_threads() if work > small else 1)
 
 
 def _pointer(x: Tensor | None) -> int | None:
@@ -76,14 +85,17 @@ def prepare(
     times = semiring == "max_times"
     # the zero of max_times is not its lowest value, so outputs with nothing to choose from must be known
     kept = winners or (times and ignore_nan)
-    config = FORWARD.config({"M": M, "N": N, "K": K, "dtype": str(a.dtype), "winners": winners}, a.device)
+    problem = {"M": M, "N": N, "K": K, "dtype": str(a.dtype), "winners": winners}
+    is_narrow = (N <= _FEW and a.stride(2) == 1) or (M <= _FEW and b.stride(1) == 1)
+    config = (NARROW if is_narrow else FORWARD).config(problem, a.device)
+    blocks = FORWARD.default(problem) if is_narrow else config  # where K is too short to be gone along
     call = native.integers(
         *(B, M, K, N),
         *a.stride(),
         *b.stride(),
         *(times, semiring == "min_plus", ignore_nan, winner_dtype(K) == torch.int16),
-        *(config["KC"], config["MC"], config["NC"]),
-        _threads(B * M * N * K, _SMALL_FORWARD, config["threads"]),
+        *(blocks["KC"], blocks["MC"], blocks["NC"]),
+        *(config.get("TASKS", 0), native.threads(config["threads"], B * M * N * K, _SMALL_FORWARD)),
     )
     values = native.shape_only(shape, value_dtype(a.dtype))
     won = native.shape_only(shape, winner_dtype(K)) if kept else None
@@ -113,6 +125,7 @@ def scatter(
     if semiring != "max_times":
         a = b = None
     unused = (0, 0, 0)
+    config = SCATTER.config({"M": M, "N": N, "K": K, "dtype": str(dc.dtype)}, dc.device)
     status = _functions(dc.dtype)[1](
         native.integers(B, M, K, N),
         dc.data_ptr(),
@@ -123,7 +136,7 @@ def scatter(
         native.integers(*dc.stride(), *(unused if a is None else a.stride()), *(unused if b is None else b.stride())),
         _pointer(da),
         _pointer(db),
-        _threads(B * M * N, _SMALL_SCATTER),
+        native.threads(config["threads"], B * M * N, _SMALL_SCATTER),
     )
     _check(status, K)
     return da, db

@@ -388,7 +388,7 @@ SPEC = register(
         offers=lambda kwargs: ("torch", "triton") if kwargs.get("semiring") == "log" else BACKENDS,
         has_winners=lambda kwargs: kwargs.get("semiring") != "log",
         tuned={
-            "cpp": (cpu.FORWARD,),
+            "cpp": (cpu.FORWARD, cpu.SCATTER),
             "gluon": (gluon.FORWARD, gluon.FIRST_SPLIT, refine.REFINE),
             "triton": (portable.FORWARD, scatter.SCATTER, log.FORWARD, log.BACKWARD),
         },

@@ -40,7 +40,8 @@ def few(monkeypatch):
     default = {name: values[0] for name, values in space.choices.items()}
     monkeypatch.setattr(cpu, "FORWARD", few := Tuned(cpu.FORWARD.name, space, lambda _: default, cpu.FORWARD.source))
     tunable = autotune.TUNABLE["tropical_matmul"]
-    fewer = autotune.Tunable(tunable.name, tunable.shapes, (few,), tunable.calls, tunable.inspect)
+    kernels = few, cpu.SCATTER
+    fewer = autotune.Tunable(tunable.name, tunable.shapes, kernels, tunable.calls, tunable.inspect)
     monkeypatch.setitem(autotune.TUNABLE, "tropical_matmul", fewer)
     return few
 

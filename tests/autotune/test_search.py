@@ -42,7 +42,7 @@ class Bench:
         assert answer == "right", f"it answers {answer}"
 
     def search(self, **options):
-        task = Task(self.kernel, PROBLEM, CPU, self.run, self.check, self.inspect)
+        task = Task(self.kernel, PROBLEM, CPU, self.run, self.check, inspect=self.inspect)
         return search_config(task, store=self.store, **{"budget_s": 1e6, **options})
 
     @property

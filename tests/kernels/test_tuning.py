@@ -61,6 +61,28 @@ def test_integers_are_called_without_a_gradient():
     assert not any("trained" in name or "log" in name for name in names)
 
 
+def test_an_op_that_works_in_place_is_timed_on_what_it_wrote_and_proven_on_fresh_inputs():
+    spec = REGISTRY["scatter_step"]
+    call, *_ = tuning.calls(spec, spec.small_shapes[-1], torch.float32, CPU)
+    assert call.fresh
+    call.run()
+    moved = call.run()
+    with pytest.raises(AssertionError, match="not close"):
+        call.check(moved)
+    call.check(call.fresh()())
+
+
+@pytest.mark.skipif(bool(backend.why_off("cpp", CPU)), reason="no C++ compiler")
+def test_an_op_that_works_in_place_is_tuned(monkeypatch, tmp_path):
+    monkeypatch.setenv("TROPIGRAD_CACHE_DIR", str(tmp_path))
+    found = autotune.tune("scatter_step", {"R": 50, "C": 50, "nnz": 200}, device=CPU, budget_s=5)
+    assert [finding.kernel for finding in found] == ["scatter_step.cpp"]
+    rivals = found[0].evidence["rivals"]
+    assert any(rival["ratio"] > 0 for rival in rivals)
+    # a result that is off would be among the reasons
+    assert {rival["rejected"] for rival in rivals if "threads, torch" not in rival["rejected"]} == {""}
+
+
 def planned(capability: int) -> dict:
     pytest.importorskip("triton", reason="triton is not installed")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
