@@ -1,4 +1,4 @@
-// Calls seen before, found and run without Python: what eager.py and native.py say of `recall` and `prepared`, in C++.
+// Calls seen before, found and run without Python: what eager.py says of `recall`, `remember` and `prepared`.
 //
 // Python asks torch one question at a time, each for 30 to 60 ns, and a small call has some thirty of them. This is an
 // extension module, built against torch's own headers; while there is none, Python answers.
@@ -158,29 +158,30 @@ struct Output {
 struct Prepared {
   PyObject_HEAD
   vectorcallfunc vectorcall;
-  void* run;             // int(const int64_t* integers, void*...): the inputs, then the outputs
-  PyObject* integers;    // a ctypes array, which holds them
-  Py_buffer buffer;
-  PyObject* check;       // called with a status that is not 0: it raises
+  void* run;          // int(const void* always, void*...): the inputs, then the outputs
+  PyObject* always;   // an array or a structure of ctypes
+  Py_buffer buffer;   // on it
+  PyObject* check;    // called with a status that is not 0: it raises
+  size_t writes;      // so many of the first inputs
   std::vector<Output>* outputs;
 };
 
 using Pointers = std::array<void*, MOST_POINTERS>;
 
 template <size_t... I>
-int run_with(void* run, const void* integers, const Pointers& p, std::index_sequence<I...>) {
-  return reinterpret_cast<int (*)(const void*, decltype((void)I, (void*)nullptr)...)>(run)(integers, p[I]...);
+int run_with(void* run, const void* always, const Pointers& p, std::index_sequence<I...>) {
+  return reinterpret_cast<int (*)(const void*, decltype((void)I, (void*)nullptr)...)>(run)(always, p[I]...);
 }
 
-int run_kernel(void* run, const void* integers, const Pointers& p, size_t count) {
+int run_kernel(void* run, const void* always, const Pointers& p, size_t count) {
   switch (count) {
-    case 2: return run_with(run, integers, p, std::make_index_sequence<2>());
-    case 3: return run_with(run, integers, p, std::make_index_sequence<3>());
-    case 4: return run_with(run, integers, p, std::make_index_sequence<4>());
-    case 5: return run_with(run, integers, p, std::make_index_sequence<5>());
-    case 6: return run_with(run, integers, p, std::make_index_sequence<6>());
-    case 7: return run_with(run, integers, p, std::make_index_sequence<7>());
-    default: return run_with(run, integers, p, std::make_index_sequence<8>());
+    case 2: return run_with(run, always, p, std::make_index_sequence<2>());
+    case 3: return run_with(run, always, p, std::make_index_sequence<3>());
+    case 4: return run_with(run, always, p, std::make_index_sequence<4>());
+    case 5: return run_with(run, always, p, std::make_index_sequence<5>());
+    case 6: return run_with(run, always, p, std::make_index_sequence<6>());
+    case 7: return run_with(run, always, p, std::make_index_sequence<7>());
+    default: return run_with(run, always, p, std::make_index_sequence<8>());
   }
 }
 
@@ -192,16 +193,20 @@ PyObject* call_prepared(PyObject* self, PyObject* const* args, size_t flagged_co
     return nullptr;
   }
   Pointers pointers{};
+  std::array<double, MOST_POINTERS> numbers;
   size_t count = 0;
   for (; count < inputs; ++count) {
-    if (!THPVariable_Check(args[count])) {
-      PyErr_SetString(PyExc_TypeError, "expected tensors");
-      return nullptr;
-    }
-    pointers[count] = const_cast<void*>(THPVariable_Unpack(args[count]).const_data_ptr());
-    if (pointers[count] == nullptr) {
-      PyErr_SetNone(not_plain);
-      return nullptr;
+    PyObject* const given = args[count];
+    if (THPVariable_Check(given)) {
+      pointers[count] = const_cast<void*>(THPVariable_Unpack(given).const_data_ptr());
+      if (pointers[count] == nullptr) {
+        PyErr_SetNone(not_plain);
+        return nullptr;
+      }
+    } else if (given != Py_None) {
+      numbers[count] = PyFloat_AsDouble(given);
+      if (numbers[count] == -1 && PyErr_Occurred()) return nullptr;
+      pointers[count] = &numbers[count];
     }
   }
   try {
@@ -222,6 +227,11 @@ PyObject* call_prepared(PyObject* self, PyObject* const* args, size_t flagged_co
       if (checked == nullptr) return nullptr;
       Py_DECREF(checked);
     }
+    for (size_t i = 0; i < std::min(call.writes, inputs); ++i) {
+      if (!THPVariable_Check(args[i])) continue;
+      const at::Tensor& x = THPVariable_Unpack(args[i]);
+      if (!x.is_inference()) x.unsafeGetTensorImpl()->bump_version();  // which such a tensor does not have
+    }
     if (wanted == 1) return THPVariable_Wrap(std::move(made[0]));
     PyObject* results = PyTuple_New(static_cast<Py_ssize_t>(wanted));
     for (size_t i = 0; results != nullptr && i < wanted; ++i) {
@@ -241,8 +251,8 @@ PyObject* call_prepared(PyObject* self, PyObject* const* args, size_t flagged_co
 
 void free_prepared(PyObject* self) {
   auto& call = *reinterpret_cast<Prepared*>(self);
-  if (call.integers != nullptr) PyBuffer_Release(&call.buffer);
-  Py_XDECREF(call.integers);
+  if (call.always != nullptr) PyBuffer_Release(&call.buffer);
+  Py_XDECREF(call.always);
   Py_XDECREF(call.check);
   delete call.outputs;
   PyTypeObject* type = Py_TYPE(self);
@@ -251,16 +261,18 @@ void free_prepared(PyObject* self) {
 
 PyTypeObject prepared_type = {PyVarObject_HEAD_INIT(nullptr, 0)};
 
-// prepared(run, integers, outputs, check): see native.prepared
+// prepared(run, always, outputs, check, writes): see eager.prepared
 PyObject* prepared(PyObject*, PyObject* args) {
   unsigned long long run = 0;
-  PyObject *integers = nullptr, *outputs = nullptr, *check = nullptr;
-  if (!PyArg_ParseTuple(args, "KOO!O", &run, &integers, &PyTuple_Type, &outputs, &check)) return nullptr;
+  Py_ssize_t writes = 0;
+  PyObject *always = nullptr, *outputs = nullptr, *check = nullptr;
+  if (!PyArg_ParseTuple(args, "KOO!On", &run, &always, &PyTuple_Type, &outputs, &check, &writes)) return nullptr;
   auto* call = PyObject_New(Prepared, &prepared_type);
   if (call == nullptr) return nullptr;
   call->vectorcall = call_prepared;
   call->run = reinterpret_cast<void*>(run);
-  call->integers = nullptr;
+  call->always = nullptr;
+  call->writes = static_cast<size_t>(writes);
   call->check = Py_NewRef(check);
   call->outputs = new std::vector<Output>;
   auto* object = reinterpret_cast<PyObject*>(call);
@@ -273,11 +285,11 @@ PyObject* prepared(PyObject*, PyObject* args) {
       call->outputs->push_back({{}, at::kFloat, false});
     }
   }
-  if (PyObject_GetBuffer(integers, &call->buffer, PyBUF_SIMPLE) != 0) {
+  if (PyObject_GetBuffer(always, &call->buffer, PyBUF_SIMPLE) != 0) {
     Py_DECREF(object);
     return nullptr;
   }
-  call->integers = Py_NewRef(integers);
+  call->always = Py_NewRef(always);
   return object;
 }
 

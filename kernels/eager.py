@@ -102,10 +102,11 @@ _FLAGS = (
 _SCOPES = ((autotune.SCOPE, None), (backend.FORCED, ""))
 
 
-def recall(options: tuple[Hashable, ...], tensors: tuple[Tensor, ...]) -> Callable[..., Any] | Literal[False] | None:
+def recall(options: tuple[Hashable, ...], tensors: tuple[Any, ...]) -> Callable[..., Any] | Literal[False] | None:
     """What was remembered of a call that takes the same path: a function of these tensors; None where nothing was.
 
-    False where it is not to be remembered: somebody looks, or a block that chooses a backend or a config is open.
+    False where it is not to be remembered: somebody looks, a block that chooses a backend or a config is open, or one
+    of the tensors is none, or no plain tensor of the CPU.
 
     The path depends on the tensors' layouts in memory, the options, the op's name among them, whether a gradient is
     wanted, and the threads. eager.cpp answers once it is compiled, which the first thousand recalled calls start in
@@ -120,34 +121,46 @@ def remember(call: Callable[..., Any], options: tuple[Hashable, ...], tensors: t
     _front.remember(call, options, tensors)
 
 
-def prepared(run: Any, integers: Any, outputs: tuple[Tensor | None, ...], check: Callable[[int], None]) -> Any:
+def prepared(
+    run: Any, always: Any, outputs: tuple[Tensor | None, ...], check: Callable[[int], None], *, writes: int = 0
+) -> Callable[..., Any]:
     """A function of tensors that gives their addresses to a C++ kernel and returns the new outputs.
 
     Args:
-        run: int(const int64_t* integers, void*...), of a library of native.py: the inputs' addresses, the outputs'.
-        integers: of native.integers; kept.
+        run: int(const void* always, void*...), of a library of native.py: the inputs' addresses, the outputs', at most
+            8 together.
+        always: what each call is given too, an array or a structure of ctypes; kept.
         outputs: like which each is made, contiguous (native.shape_only); None for one whose address is null.
         check: raises what a status that is not 0 means.
+        writes: so many of the first inputs are written, which autograd is told.
 
     Returns:
-        Tensors -> the outputs that are not None: the one, or a tuple of more. It raises NotPlain where a tensor has no
-        memory of its own.
+        A function of tensors, None and numbers, of which a null and the address of a double are given; it returns the
+        outputs that are not None: the one, or a tuple. It raises NotPlain where a tensor has no memory of its own.
     """
     if _front is not _python:
-        return _front.prepared(ctypes.cast(run, ctypes.c_void_p).value, integers, outputs, check)
-    address, empty_like = ctypes.addressof(integers), torch.empty_like
+        return _front.prepared(ctypes.cast(run, ctypes.c_void_p).value, always, outputs, check, writes)
+    empty_like, increment = torch.empty_like, torch.autograd.graph.increment_version
 
-    def call(*tensors: Tensor, _alive=integers) -> Any:  # ctypes.addressof holds nothing
-        inputs = [x.data_ptr() for x in tensors]
-        if not all(inputs):
-            raise NotPlain
+    def call(*inputs: Any) -> Any:
         made = [None if like is None else empty_like(like) for like in outputs]
-        if status := run(address, *inputs, *(None if x is None else x.data_ptr() for x in made)):
+        if status := run(ctypes.byref(always), *map(_address, (*inputs, *made))):
             check(status)
+        for x in inputs[:writes]:
+            if not x.is_inference():  # such a tensor has no version
+                increment(x)
         wanted = tuple(x for x in made if x is not None)
         return wanted[0] if len(wanted) == 1 else wanted
 
     return call
+
+
+def _address(x: Tensor | float | None) -> Any:
+    if isinstance(x, Tensor):
+        if not (address := x.data_ptr()):
+            raise NotPlain
+        return address
+    return x if x is None else ctypes.byref(ctypes.c_double(x))
 
 
 def compile() -> bool:
@@ -176,7 +189,7 @@ class _Python:
         self.calls: dict[Hashable, Callable[..., Any]] = {}
         self.recalled = 0
 
-    def recall(self, options: tuple[Hashable, ...], tensors: tuple[Tensor, ...]) -> Any:
+    def recall(self, options: tuple[Hashable, ...], tensors: tuple[Any, ...]) -> Any:
         key = self._key(options, tensors)
         call = key is not None and self.calls.get(key)
         if call:
@@ -196,7 +209,7 @@ class _Python:
         self.calls.clear()
 
     @staticmethod
-    def _key(options: tuple[Hashable, ...], tensors: tuple[Tensor, ...]) -> Hashable | None:
+    def _key(options: tuple[Hashable, ...], tensors: tuple[Any, ...]) -> Hashable | None:
         if not _nobody_looks() or any(values[name] != quiet for values, name, quiet in _FLAGS):
             return None
         if any(variable.get() != quiet for variable, quiet in _SCOPES):

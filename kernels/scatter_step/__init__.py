@@ -7,12 +7,12 @@ list. Duplicates are summed before the rule, which is not linear in g for all ru
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import backend
-from ..eager import is_unobserved
+from .. import backend, eager
 from . import cpu, portable
 from .definition import (
     FLOATS,
@@ -66,7 +66,8 @@ def _step(
     rows, values = rows.contiguous(), values.contiguous()
     columns = None if columns is None else columns.contiguous()
     if chosen == "cpp":
-        cpu.step(param, rows, columns, values, lr, rule, momentum, eps, moment, touched, number)
+        step = cpu.prepare(param, rows, columns, values, rule, momentum, eps)
+        step(param, rows, columns, values, float(lr), moment, touched, number)
     else:
         if deterministic is None:
             deterministic = torch.are_deterministic_algorithms_enabled()
@@ -79,8 +80,8 @@ def _step(
             step(
                 param_rows, rows, columns, values, lr, rule, momentum, eps, moment_rows, touched, number, deterministic
             )
-    if not param.is_inference():  # such a tensor has no version
-        torch.autograd.graph.increment_version(param)
+        if not param.is_inference():  # such a tensor has no version
+            torch.autograd.graph.increment_version(param)
 
 
 torch.library.impl("tropigrad::scatter_step", backend.DEVICES, _step)
@@ -139,6 +140,26 @@ def _step_by_torch(
         moment[at] = new_moment
 
 
+def _remember(options: tuple[Any, ...], tensors: tuple[Tensor, ...], coordinates: int) -> None:
+    """Has the next call like this go straight to the C++ kernel, if that serves it and no list is to be copied."""
+    param, values, *at = tensors[: 2 + coordinates]
+    serves = backend.choose("scatter_step", param.device, _OFFERED, param.dtype, cpu.SOURCE) == "cpp"
+    plain = all(x.is_contiguous() and x.dtype == at[0].dtype for x in at) and values.is_contiguous()
+    if not serves or not plain or values.numel() == 0:
+        return
+    rows, columns = at if coordinates == 2 else (at[0], None)
+    step = cpu.prepare(param, rows, columns, values, *options[1:])
+    missing = [None] * (3 - (len(tensors) - 2 - coordinates))
+
+    def by_rows(lr, param, values, rows, *moments):
+        step(param, rows, None, values, lr, *moments, *missing)
+
+    def by_pairs(lr, param, values, rows, columns, *moments):
+        step(param, rows, columns, values, lr, *moments, *missing)
+
+    eager.remember(by_rows if coordinates == 1 else by_pairs, options, tensors)
+
+
 # ------------------------------------------------------------------------------------------------ public
 
 
@@ -195,6 +216,15 @@ def scatter_step(
             torch.autograd.detect_anomaly(), as it costs a synchronisation; elsewhere on a GPU the entry is skipped.
     """
     at = (indices,) if isinstance(indices, Tensor) else tuple(indices)
+    options = "scatter_step", rule, momentum, eps
+    tensors = param, values, *at, *((state or {}).get(name) for name in STATE.get(rule, ()))
+    known = type(lr) in (float, int) and eager.recall(options, tensors)
+    if known:
+        try:
+            known(float(lr), *tensors)
+            return {} if state is None else state
+        except eager.NotPlain:
+            known = False
     _check_tensors(param, at, values)
     _check_options(param, lr, rule, momentum, eps)
     kept = STATE[rule]
@@ -207,11 +237,12 @@ def scatter_step(
     rows, columns = at if len(at) == 2 else (at[0], None)
     if columns is not None and columns.dtype != rows.dtype:
         rows, columns = rows.long(), columns.long()
-    moment = state[kept[0]] if kept else None
-    options = rule, momentum, eps
-    clock = (state["touched"], state["step"]) if rule == "momentum" else (None, None)
-    if is_unobserved(param, values, *at) and param.dim() <= len(at) + 1:
-        _step(param, rows, columns, values, lr, *options, moment, *clock, deterministic)
+    moments = tuple(state[name] for name in kept)
+    moment, touched, number = (*moments, None, None, None)[:3]
+    if eager.is_unobserved(param, values, *at) and param.dim() <= len(at) + 1:
+        if known is None:
+            _remember(options, (param, values, *at, *moments), len(at))
+        _step(param, rows, columns, values, lr, rule, momentum, eps, moment, touched, number, deterministic)
         return state
     with torch.no_grad():
         param, values = param.detach(), values.detach()
@@ -220,7 +251,8 @@ def scatter_step(
             whole, values = param.flatten(len(at)), values.flatten(1)
             moment = None if moment is None else moment.flatten(len(at))
         rate = lr if isinstance(lr, Tensor) else torch.tensor(lr, dtype=torch.float64)
-        torch.ops.tropigrad.scatter_step(whole, rows, columns, values, rate, *options, moment, *clock, deterministic)
+        step = torch.ops.tropigrad.scatter_step
+        step(whole, rows, columns, values, rate, rule, momentum, eps, moment, touched, number, deterministic)
         if any(param.stride(i) != param.stride(i + 1) * param.shape[i + 1] for i in trailing):
             param.copy_(whole.view(param.shape))
     return state

@@ -338,14 +338,24 @@ bool step(const Problem& p) {
 
 extern "C" void scatter_set_team(Parallel parallel) { torch_team = parallel; }
 
-// sizes: count, rows, columns, width, then the strides of param: row, column, inner; then the entries of a bucket.
-extern "C" int scatter_step(const int64_t* sizes, const void* row_index, const void* column_index, int wide,
-                            const void* values, void* param, int rule, double lr, double momentum, double eps,
-                            void* moment, int32_t* touched, int32_t number, int threads) noexcept {
-    return guarded([&] {
-        const Problem p{sizes[0], sizes[1], sizes[2], sizes[3], row_index, column_index,
-                        static_cast<const Element*>(values), static_cast<Element*>(param), sizes[4], sizes[5], sizes[6], sizes[7],
-                        Rule(rule), lr, momentum, eps, static_cast<Compute*>(moment), touched, number, threads};
-        return wide ? step<int64_t>(p) : step<int32_t>(p);
+// What a call is besides addresses and the rate; cpu.py has it too.
+struct Call {
+    int64_t count, rows, columns, width, of_row, of_column, of_inner, entries_a_bucket, has_wide_indices, rule, threads;
+    double momentum, eps;
+};
+
+// number: how many steps there were, counted up here.
+extern "C" int scatter_step(const Call* call, void* param, const void* row_index, const void* column_index,
+                            const void* values, const double* lr, void* moment, int32_t* touched,
+                            int32_t* number) noexcept {
+    const int status = guarded([&] {
+        const Call& c = *call;
+        const Problem p{c.count, c.rows, c.columns, c.width, row_index, column_index,
+                        static_cast<const Element*>(values), static_cast<Element*>(param), c.of_row, c.of_column,
+                        c.of_inner, c.entries_a_bucket, Rule(c.rule), *lr, c.momentum, c.eps,
+                        static_cast<Compute*>(moment), touched, number ? *number + 1 : 0, int(c.threads)};
+        return c.has_wide_indices ? step<int64_t>(p) : step<int32_t>(p);
     });
+    if (number && status == 0) ++*number;
+    return status;
 }

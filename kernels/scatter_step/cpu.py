@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...autotune import Space, Tuned
-from .. import native
+from .. import eager, native
 from .definition import RULES
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
@@ -26,72 +28,55 @@ STEP = Tuned(
 _SMALL = 1 << 15  # elements that are done before a thread would start
 
 
+class _Call(ctypes.Structure):
+    """What cpu.cpp calls so."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("count", "rows", "columns", "width", "of_row", "of_column", "of_inner")),
+        *((name, ctypes.c_int64) for name in ("entries_a_bucket", "has_wide_indices", "rule", "threads")),
+        *((name, ctypes.c_double) for name in ("momentum", "eps")),
+    ]
+
+
 @functools.cache
 def _function(dtype: torch.dtype):
     found = native.required("scatter_step", SOURCE, dtype)
-    pointer, integer, real = ctypes.c_void_p, ctypes.c_int, ctypes.c_double
-    found.scatter_step.argtypes = (
-        [ctypes.POINTER(ctypes.c_int64), pointer, pointer, integer, pointer, pointer, integer]
-        + [real] * 3
-        + [pointer, pointer, integer, integer]
-    )
-    found.scatter_set_team.argtypes = [pointer]
+    found.scatter_step.argtypes = [ctypes.c_void_p] * 9
+    found.scatter_set_team.argtypes = [ctypes.c_void_p]
     found.scatter_set_team(native.openmp_team())
     return found.scatter_step
 
 
-def step(
-    param: Tensor,
-    rows: Tensor,
-    columns: Tensor | None,
-    values: Tensor,
-    lr: float | Tensor,
-    rule: str,
-    momentum: float,
-    eps: float,
-    moment: Tensor | None,
-    touched: Tensor | None,
-    number: Tensor | None,
-) -> None:
-    """As `_step` of the package, of a list that is not empty, in contiguous tensors.
+def prepare(
+    param: Tensor, rows: Tensor, columns: Tensor | None, values: Tensor, rule: str, momentum: float, eps: float
+) -> Callable[..., Any]:
+    """`_step` of the package for tensors that lie in memory as these do; rows, columns and values are contiguous.
 
-    Raises:
-        IndexError: an index out of range; nothing is written then.
+    Returns:
+        A function of param, rows, columns, values, lr (a number), moment, touched, number; None for what is not there.
+        It raises IndexError where an index is out of range, nothing written, and eager.NotPlain: see eager.prepared.
     """
     sizes, strides = param.shape, param.stride()
     R, (C, of_row, of_column) = sizes[0], (1, strides[0], strides[0])
     if columns is not None:
         C, of_column = sizes[1], strides[1]
-    wide = len(sizes) > (1 if columns is None else 2)
-    D, of_inner = (sizes[-1], strides[-1]) if wide else (1, 1)
+    is_wide = len(sizes) > (1 if columns is None else 2)
+    D, of_inner = (sizes[-1], strides[-1]) if is_wide else (1, 1)
     nnz = rows.shape[0]
-    now = 0 if number is None else int(number) + 1
     problem = {"R": R, "C": C, "nnz": nnz, "D": D, "dtype": str(param.dtype)}
     config = STEP.config(problem, param.device)
     bucket = (STEP.default(problem) if rule == "polyak" else config)["BUCKET"]
-    status = _function(param.dtype)(
-        native.integers(nnz, R, C, D, of_row, of_column, of_inner, bucket),
-        rows.data_ptr(),
-        None if columns is None else columns.data_ptr(),
-        rows.dtype == torch.int64,
-        values.data_ptr(),
-        param.data_ptr(),
-        RULES.index(rule),
-        float(lr),
-        momentum,
-        eps,
-        None if moment is None else moment.data_ptr(),
-        None if touched is None else touched.data_ptr(),
-        now,
-        native.threads(config["threads"], nnz * D, _SMALL),
-    )
-    if status == 1:
-        raise MemoryError(f"scatter_step: no memory for a copy of {nnz} entries")
-    if status == 2:
-        columns_too = "" if columns is None else f" and columns in [-1, {C})"
+    threads = native.threads(config["threads"], nnz * D, _SMALL)
+    has_columns = columns is not None
+
+    def check(status: int) -> None:
+        if status == 1:
+            raise MemoryError(f"scatter_step: no memory for a copy of {nnz} entries")
+        what, columns_too = ("rows", f" and columns in [-1, {C})") if has_columns else ("indices", "")
         raise IndexError(
-            f"scatter_step: an index is out of range; expected {'rows' if columns_too else 'indices'} in [-1, {R})"
-            f"{columns_too}, -1 to skip; nothing was written"
+            f"scatter_step: an index is out of range; expected {what} in [-1, {R}){columns_too}, -1 to skip; "
+            "nothing was written"
         )
-    if number is not None:
-        number.fill_(now)
+
+    sizes = nnz, R, C, D, of_row, of_column, of_inner, bucket, rows.dtype == torch.int64, RULES.index(rule), threads
+    return eager.prepared(_function(param.dtype), _Call(*sizes, momentum, eps), (), check, writes=1)
