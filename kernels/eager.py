@@ -168,6 +168,17 @@ def compile() -> bool:
     return _use(native.extension(SOURCE, compiles=True))
 
 
+def who_answers() -> str:
+    """Who recalls small calls here, and why no other, for people."""
+    if _use_compiled() or _front is not _python:
+        return "C++"
+    if reason := native.why_no_compiler():
+        return f"Python: {reason}"
+    if not native.has_python_headers():
+        return "Python: its headers are absent; install them for calls of 1 µs (Debian: apt install python3-dev)"
+    return f"Python; C++ once a program has recalled {CALLS_BEFORE_COMPILING}"
+
+
 @functools.cache
 def _use_compiled() -> bool:
     return _use(native.extension(SOURCE, compiles=False))

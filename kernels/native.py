@@ -108,6 +108,11 @@ def extension(source: Path, *, compiles: bool) -> ModuleType | None:
     return None if isinstance(found, str) else found
 
 
+def has_python_headers() -> bool:
+    """Whether `extension` finds what Python's development package brings."""
+    return Path(sysconfig.get_path("include"), "Python.h").exists()
+
+
 def in_background(work: Callable[[], object]) -> None:
     """Runs work beside the program, whose end stops what it compiles and leaves nothing half-written behind."""
 

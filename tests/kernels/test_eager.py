@@ -284,3 +284,13 @@ def test_a_thousand_recalled_calls_have_it_compiled_in_the_background_once(front
     for _ in range(2 * eager.CALLS_BEFORE_COMPILING + 1):
         assert eager.recall(("op",), (A,)) is answer
     assert asked == ([eager.compile] if front == "python" else [])
+
+
+def test_people_are_told_who_recalls_and_why(front, monkeypatch):
+    if front == "cpp":
+        assert eager.who_answers() == "C++"
+        return
+    assert eager.who_answers().startswith("Python")
+    monkeypatch.setattr(native, "has_python_headers", lambda: False)
+    monkeypatch.setattr(native, "why_no_compiler", lambda: "")
+    assert "python3-dev" in eager.who_answers()
