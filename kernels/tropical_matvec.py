@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
+from . import eager
 from .spec import Contender, Misuse, Sample, Shape, Spec, Workload, register
 from .tropical_matmul import SEMIRINGS, cpu, tropical_matmul, tropical_matmul_ref
 from .tropical_matmul.arguments import check_batches, check_factors, check_options, under_autocast
@@ -83,6 +84,11 @@ def tropical_matvec(
         ValueError: devices, ranks, sizes or batch shapes do not fit, an option is not one of those above, the
             temperature is not positive and finite, or winners are asked of the log semiring, which has none.
     """
+    options = "tropical_matvec", semiring, temperature, return_indices, nan, out_dtype
+    known = eager.recall(options, (a, x))
+    if known:
+        return known(a, x)
+    given = a, x
     a, x = under_autocast(a, x, semiring)
     check_factors("tropical_matvec", a, x, "x", 1, "[..., K]")
     if a.shape[-1] != x.shape[-1]:
@@ -93,14 +99,18 @@ def tropical_matvec(
     check_batches("tropical_matvec", a.shape[:-2], x.shape[:-1], "x")
     check_options("tropical_matvec", a.dtype, semiring, temperature, return_indices, nan, out_dtype)
     shape = *torch.broadcast_shapes(a.shape[:-2], x.shape[:-1]), a.shape[-2]
-    left, right = (torch.atleast_2d(x), a.mT) if a.dim() == 2 else (a, x.unsqueeze(-1))
-    if return_indices:
-        values, indices = tropical_matmul(
-            left, right, semiring=semiring, return_indices=True, nan=nan, out_dtype=out_dtype
-        )
-        return TropicalMatvec(values.reshape(shape), indices.reshape(shape))
-    y = tropical_matmul(left, right, semiring=semiring, temperature=temperature, nan=nan, out_dtype=out_dtype)
-    return y.reshape(shape)
+
+    def product(a: Tensor, x: Tensor) -> Tensor | TropicalMatvec:
+        left, right = (x if x.dim() > 1 else x.unsqueeze(0), a.mT) if a.dim() == 2 else (a, x.unsqueeze(-1))
+        if return_indices:
+            found = tropical_matmul(left, right, semiring=semiring, return_indices=True, nan=nan, out_dtype=out_dtype)
+            return TropicalMatvec(*(y.reshape(shape) for y in found))
+        y = tropical_matmul(left, right, semiring=semiring, temperature=temperature, nan=nan, out_dtype=out_dtype)
+        return y.reshape(shape)
+
+    if known is None and given[0].dtype == given[1].dtype:  # of two, autocast may have made one
+        eager.remember(product, options, given)
+    return product(a, x)
 
 
 # ------------------------------------------------------------------------------------------------ the op as data
