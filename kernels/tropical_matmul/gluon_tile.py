@@ -81,10 +81,14 @@ def _select(x, y, MINIMUM: gl.constexpr, IGNORE_NAN: gl.constexpr):
 
 @gluon.jit
 def _copy(smem, ptrs, mask, stride):
-    """Starts the copy of a k-block. ptrs are of its first rows: one address a thread, whatever BLOCK_K."""
-    ROWS: gl.constexpr = ptrs.shape[0]
-    for i in gl.static_range(smem.shape[0] // ROWS):
-        async_copy.async_copy_global_to_shared(smem.slice(i * ROWS, ROWS), ptrs + i * ROWS * stride, mask=mask)
+    """Starts the copy of a k-block. ptrs [1, ROWS, S] are of its first rows: one address a thread, whatever BLOCK_K.
+
+    The block goes in one operation: between two that fill one buffer triton 3.6 puts a barrier.
+    """
+    PARTS: gl.constexpr = smem.shape[0] // ptrs.shape[1]
+    part = gl.arange(0, PARTS, gl.SliceLayout(1, gl.SliceLayout(2, ptrs.type.layout)))[:, None, None]
+    steps = part.to(gl.int64) * (ptrs.shape[1] * stride)
+    async_copy.async_copy_global_to_shared(smem.reshape([PARTS, ptrs.shape[1], ptrs.shape[2]]), ptrs + steps, mask=mask)
 
 
 @gluon.jit
@@ -185,8 +189,9 @@ def _tropical_matmul_gluon_kernel(
     tile: gl.constexpr = gl.BlockedLayout([min(VEC, BLOCK_M // (4 * WARPS_M)), VEC], [4, 8], [WARPS_M, WARPS_N], [1, 0])
     ACROSS_M: gl.constexpr = min(32, BLOCK_M // VEC)
     ACROSS_N: gl.constexpr = min(32, BLOCK_N // VEC)
-    copy_a: gl.constexpr = gl.BlockedLayout([1, VEC], [32 // ACROSS_M, ACROSS_M], [gl.num_warps(), 1], [1, 0])
-    copy_b: gl.constexpr = gl.BlockedLayout([1, VEC], [32 // ACROSS_N, ACROSS_N], [gl.num_warps(), 1], [1, 0])
+    warps: gl.constexpr = [1, gl.num_warps(), 1]
+    copy_a: gl.constexpr = gl.BlockedLayout([1, 1, VEC], [1, 32 // ACROSS_M, ACROSS_M], warps, [2, 1, 0])
+    copy_b: gl.constexpr = gl.BlockedLayout([1, 1, VEC], [1, 32 // ACROSS_N, ACROSS_N], warps, [2, 1, 0])
     rows: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, order=[1, 0])
 
     tiles_m, tiles_n = gl.cdiv(M, BLOCK_M), gl.cdiv(N, BLOCK_N)
@@ -199,14 +204,16 @@ def _tropical_matmul_gluon_kernel(
 
     ROWS_A: gl.constexpr = min(32 // ACROSS_M * gl.num_warps(), BLOCK_K)
     ROWS_B: gl.constexpr = min(32 // ACROSS_N * gl.num_warps(), BLOCK_K)
-    ka, ma = gl.arange(0, ROWS_A, gl.SliceLayout(1, copy_a)), gl.arange(0, BLOCK_M, gl.SliceLayout(0, copy_a))
-    kb, nb = gl.arange(0, ROWS_B, gl.SliceLayout(1, copy_b)), gl.arange(0, BLOCK_N, gl.SliceLayout(0, copy_b))
+    ka = gl.arange(0, ROWS_A, gl.SliceLayout(0, gl.SliceLayout(2, copy_a)))[None, :, None]
+    kb = gl.arange(0, ROWS_B, gl.SliceLayout(0, gl.SliceLayout(2, copy_b)))[None, :, None]
+    ma = gl.arange(0, BLOCK_M, gl.SliceLayout(0, gl.SliceLayout(1, copy_a)))[None, None, :]
+    nb = gl.arange(0, BLOCK_N, gl.SliceLayout(0, gl.SliceLayout(1, copy_b)))[None, None, :]
     stride_ak, stride_bk = stride_ak.to(gl.int64), stride_bk.to(gl.int64)
-    a_ptrs = a_ptr + batch * stride_ab + first_m + (start + ka)[:, None] * stride_ak + ma[None, :]
-    b_ptrs = b_ptr + batch * stride_bb + first_n + (start + kb)[:, None] * stride_bk + nb[None, :]
+    a_ptrs = a_ptr + batch * stride_ab + first_m + (start + ka) * stride_ak + ma
+    b_ptrs = b_ptr + batch * stride_bb + first_n + (start + kb) * stride_bk + nb
     # multiples of 16, visibly so to the compiler: a mask that splits no 16-byte copy
-    mask_a = (first_m + ma < gl.cdiv(M, 16) * 16)[None, :]
-    mask_b = (first_n + nb < gl.cdiv(N, 16) * 16)[None, :]
+    mask_a = first_m + ma < gl.cdiv(M, 16) * 16
+    mask_b = first_n + nb < gl.cdiv(N, 16) * 16
     a_smem = gl.allocate_shared_memory(dtype, [STAGES, BLOCK_K, BLOCK_M], rows)
     b_smem = gl.allocate_shared_memory(dtype, [STAGES, BLOCK_K, BLOCK_N], rows)
     for s in gl.static_range(STAGES - 1):
