@@ -66,10 +66,12 @@ class Chain:
 
     layers: tuple[Layer, ...]
     parameters: tuple[nn.Parameter, ...]
+    shapes: tuple[Shape, ...]
+    runs: int  # of nodes that skeleton edges join: each has a path value V
 
     @property
     def skeleton(self) -> Skeleton:
-        return skeleton(tuple(layer.shape for layer in self.layers), self.layers[0].weight.device)
+        return skeleton(self.shapes, self.layers[0].weight.device)
 
     @property
     def size(self) -> int:
@@ -448,7 +450,9 @@ def _joined(layers: dict[str, Layer], links: list[tuple[str, str]]) -> list[Chai
                 names.append(behind[names[-1]])
             members = tuple(layers[name] for name in names)
             parameters = (p for layer in members for p in (layer.weight, layer.bias) if p is not None)
-            chains.append(Chain(members, tuple(parameters)))
+            shapes = tuple(layer.shape for layer in members)
+            runs = skeleton(shapes, members[0].weight.device).runs
+            chains.append(Chain(members, tuple(parameters), shapes, runs))
     return chains
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
 from ..kernels.path_step import Layer as Operand
-from ..kernels.path_step import Options, path_step
+from ..kernels.path_step import Options, take_step
 from .basis_paths import BasisPaths, Layer, check_paths
 
 _log = logging.getLogger(__name__)
@@ -68,7 +68,6 @@ class GSGD(torch.optim.Optimizer):
         if not 0 < least_ratio < 1:
             raise ValueError(f"GSGD: least_ratio is {least_ratio}; expected a number between 0 and 1")
         self.paths = paths
-        self._skeletons = [chain.skeleton for chain in paths.chains]
         self._events = torch.zeros(2, dtype=torch.int64, device=paths.chains[0].layers[0].weight.device)
         self._warned = 0
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
@@ -87,10 +86,6 @@ class GSGD(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         ours = {name: getattr(self, name) for name in ("paths", "_events", "_warned")}
         return {**super().__getstate__(), **ours}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._skeletons = [chain.skeleton for chain in self.paths.chains]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore
@@ -117,20 +112,18 @@ class GSGD(torch.optim.Optimizer):
         return loss
 
     def _step(self, number: int, options: Options) -> None:
-        chain, bones = self.paths.chains[number], self._skeletons[number]
+        chain = self.paths.chains[number]
         first = chain.layers[0].weight
-        if bones.run.device != first.device:
-            self._skeletons[number] = bones = chain.skeleton  # the model has been moved
         operands = [self._operand(layer, options.momentum != 0) for layer in chain.layers]
         run_momentum = None
         if options.momentum:
             state = self.state[first]
             if "run_momentum" not in state:
-                state["run_momentum"] = first.new_zeros(bones.runs)
+                state["run_momentum"] = first.new_zeros(chain.runs)
             run_momentum = state["run_momentum"]
         if self._events.device != first.device:
             self._events = self._events.to(first.device)
-        path_step(operands, bones, run_momentum, self._events, options)
+        take_step(operands, chain.shapes, run_momentum, self._events, options)
 
     def _warn(self) -> None:
         if self._events.device.type != "cpu" or torch.compiler.is_compiling():
