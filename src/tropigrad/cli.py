@@ -257,6 +257,10 @@ def train_maxplus(
     data_dir: Annotated[
         Path | None, typer.Option(help="A folder of MNIST-format files [default: TROPIGRAD_DATA].")
     ] = None,
+    features: Annotated[
+        str,
+        typer.Option(help="pixels, components (20 principal ones) or directions (these along 100 random directions)."),
+    ] = "pixels",
     hidden: Annotated[
         int | None, typer.Option(help="Hidden units [default: 300, or a quarter of the samples where that is less].")
     ] = None,
@@ -282,6 +286,7 @@ def train_maxplus(
             summary = maxplus.train(
                 dataset,
                 out,
+                features=features,
                 hidden=hidden,
                 iterations=iterations,
                 seed=seed,
