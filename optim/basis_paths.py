@@ -141,14 +141,14 @@ class BasisPaths:
             groups.append({"params": [parameter for parameter, _ in self.plain.values()]})
         return groups
 
-    def moving(self, optimizer: str) -> list[int]:
-        """The chains, by number, that have gradients.
+    def moving(self, optimizer: str) -> list[Chain]:
+        """The chains that have gradients.
 
         Raises:
             RuntimeError: a chain's parameter has none while others of the chain have, or a sparse one.
         """
         found = []
-        for number, chain in enumerate(self.chains):
+        for chain in self.chains:
             grads = [p.grad for p in chain.parameters]
             lacking = [p for p, grad in zip(chain.parameters, grads, strict=True) if grad is None]
             if len(lacking) == len(grads):
@@ -163,7 +163,7 @@ class BasisPaths:
                     raise RuntimeError(
                         f"{optimizer}: the gradient of {self.names[p]} is {grad.layout}; expected torch.strided"
                     )
-            found.append(number)
+            found.append(chain)
         return found
 
     @torch.no_grad()
@@ -287,14 +287,6 @@ class BasisPaths:
             axes.text(number + 0.5, -tallest / 2 - 0.3, label, ha="center", va="top")
         axes.set(xlim=(-0.2, len(shown.layers) + 0.2), ylim=(-tallest / 2 - 1.5, tallest / 2 + 1))
         axes.set_axis_off()
-
-
-def check_paths(optimizer: str, paths: BasisPaths) -> None:
-    """Raises TypeError where paths is something else, ValueError where it has no chain."""
-    if not isinstance(paths, BasisPaths):
-        raise TypeError(f"{optimizer}: paths is a {type(paths).__name__}; expected BasisPaths(model)")
-    if not paths.chains:
-        raise ValueError(f"{optimizer}: no hidden node can be rescaled; expected one at least:\n{paths}")
 
 
 # ------------------------------------------------------------------------------------------------ tracing
