@@ -3,6 +3,7 @@
 from .largest_path import largest_path
 from .path_norm import path_norm
 from .path_norm import spec as _path_norm_spec  # noqa: F401  registers the op
+from .path_step import spec as _path_step_spec  # noqa: F401  registers the op
 from .path_values import path_values
 from .path_values import spec as _path_values_spec  # noqa: F401  registers the op
 from .scatter_step import scatter_step

@@ -28,6 +28,7 @@ def _quiet() -> tuple[int, ...]:
 _QUIET = _quiet()
 # bound once: a look-up through two modules takes as long as the question
 _included, _has_function_mode = torch._C._dispatch_tls_local_include_set, torch._C._is_torch_function_mode_enabled
+_dispatch_keys = torch._C._dispatch_keys
 
 
 def route(function: type[torch.autograd.Function], kernel: Callable[..., Any], *tensors: Tensor) -> Callable[..., Any]:
@@ -64,11 +65,12 @@ def is_unobserved(*tensors: Tensor) -> bool:
     """Whether nothing would look at an operator on these tensors on its way to the kernel.
 
     No compiler, tracer, profiler, mode or functorch transform is active, no tensor can carry a forward-mode tangent,
-    and all are plain: no subclass, no fake, no wrapper, no lazy negation. Costs about a microsecond.
+    and all are plain, on one device: no subclass, no fake, no wrapper, no lazy negation. Costs about a microsecond.
     """
-    return _nobody_looks() and all(
-        type(x) in _TYPES and torch._C._dispatch_keys(x).raw_repr() in _plain(x.device.type) for x in tensors
-    )
+    if not _nobody_looks():
+        return False
+    plain = _plain(tensors[0].device.type)
+    return all(type(x) in _TYPES and _dispatch_keys(x).raw_repr() in plain for x in tensors)
 
 
 def _nobody_looks() -> bool:

@@ -8,12 +8,13 @@ from the largest s_L[j], are its route.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .contenders import called, compiled
 from .path_values import path_values_ref
 from .path_values.definition import matrices
 from .path_values.network import Layer, Size, network, nodes_into, under_autocast
@@ -149,16 +150,12 @@ def _plain(*weights: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(factors).prod(), nodes
 
 
-def _called(largest: Callable[..., tuple[Tensor, Tensor]]):
-    return lambda *weights: lambda: tuple(largest(*weights))
-
-
 FORWARD = Workload(
     "largest path",
     (
-        Contender("tropigrad", "ours", _called(lambda *weights: largest_path(weights))),
-        Contender("dense eager", "dense", _called(_plain)),
-        Contender("torch.compile", "compiled", lambda *w: _called(torch.compile(_plain, dynamic=False))(*w)),
+        Contender("tropigrad", "ours", called(lambda *weights: largest_path(weights))),
+        Contender("dense eager", "dense", called(_plain)),
+        Contender("torch.compile", "compiled", compiled(_plain, called)),
     ),
     operations=lambda shape: 3 * shape["M"] * shape["N"],
     bytes=lambda shape, itemsize: 3 * shape["M"] * shape["N"] * itemsize,

@@ -7,13 +7,13 @@ kernel reads rows of A as they lie, a few at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
 from . import eager
+from .contenders import Function, Prepare, called, compiled, trained
 from .spec import Contender, Misuse, Sample, Shape, Spec, Workload, register
 from .tropical_matmul import SEMIRINGS, cpu, tropical_matmul, tropical_matmul_ref
 from .tropical_matmul.arguments import check_batches, check_factors, check_options, under_autocast
@@ -151,36 +151,16 @@ def _dense_of_one_winner(a: Tensor, x: Tensor) -> Tensor:
     return (a + x.unsqueeze(-2)).max(-1).values  # amax shares its gradient among ties
 
 
-def _called(product: Callable[[Tensor, Tensor], Tensor]):
-    return lambda a, x: lambda: (product(a, x),)
-
-
-def _trained(product: Callable[[Tensor, Tensor], Tensor]):
-    """Forward and backward under a gradient of ones: (y, dA, dx)."""
-
-    def prepare(a: Tensor, x: Tensor):
-        a, x = a.clone().requires_grad_(), x.clone().requires_grad_()
-        dy = a.new_ones(*x.shape[:-1], a.shape[-2])
-
-        def call():
-            y = product(a, x)
-            return (y.detach(), *torch.autograd.grad(y, (a, x), dy))
-
-        return call
-
-    return prepare
-
-
-def _compiled(product: Callable[[Tensor, Tensor], Tensor], prepare):
-    return lambda a, x: prepare(torch.compile(product, dynamic=False))(a, x)
+def _trained(product: Function) -> Prepare:
+    return trained(product, lambda a, x: (*x.shape[:-1], a.shape[-2]))
 
 
 FORWARD = Workload(
     "matvec forward",
     (
-        Contender("tropigrad", "ours", _called(tropical_matvec)),
-        Contender("dense eager", "dense", _called(_dense)),
-        Contender("torch.compile", "compiled", _compiled(_dense, _called)),
+        Contender("tropigrad", "ours", called(tropical_matvec)),
+        Contender("dense eager", "dense", called(_dense)),
+        Contender("torch.compile", "compiled", compiled(_dense, called)),
     ),
     operations=_steps,
     bytes=_forward_bytes,
@@ -191,7 +171,7 @@ TRAINING = Workload(
     (
         Contender("tropigrad", "ours", _trained(tropical_matvec)),
         Contender("dense autograd", "dense", _trained(_dense_of_one_winner)),
-        Contender("torch.compile", "compiled", _compiled(_dense_of_one_winner, _trained)),
+        Contender("torch.compile", "compiled", compiled(_dense_of_one_winner, _trained)),
     ),
     operations=_steps,
     bytes=_training_bytes,

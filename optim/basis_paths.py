@@ -66,10 +66,12 @@ class Chain:
 
     layers: tuple[Layer, ...]
     parameters: tuple[nn.Parameter, ...]
+    shapes: tuple[Shape, ...]
+    runs: int  # of nodes that skeleton edges join: each has a path value V
 
     @property
     def skeleton(self) -> Skeleton:
-        return skeleton(tuple(layer.shape for layer in self.layers), self.layers[0].weight.device)
+        return skeleton(self.shapes, self.layers[0].weight.device)
 
     @property
     def size(self) -> int:
@@ -139,14 +141,14 @@ class BasisPaths:
             groups.append({"params": [parameter for parameter, _ in self.plain.values()]})
         return groups
 
-    def moving(self, optimizer: str) -> list[int]:
-        """The chains, by number, that have gradients.
+    def moving(self, optimizer: str) -> list[Chain]:
+        """The chains that have gradients.
 
         Raises:
             RuntimeError: a chain's parameter has none while others of the chain have, or a sparse one.
         """
         found = []
-        for number, chain in enumerate(self.chains):
+        for chain in self.chains:
             grads = [p.grad for p in chain.parameters]
             lacking = [p for p, grad in zip(chain.parameters, grads, strict=True) if grad is None]
             if len(lacking) == len(grads):
@@ -161,7 +163,7 @@ class BasisPaths:
                     raise RuntimeError(
                         f"{optimizer}: the gradient of {self.names[p]} is {grad.layout}; expected torch.strided"
                     )
-            found.append(number)
+            found.append(chain)
         return found
 
     @torch.no_grad()
@@ -285,14 +287,6 @@ class BasisPaths:
             axes.text(number + 0.5, -tallest / 2 - 0.3, label, ha="center", va="top")
         axes.set(xlim=(-0.2, len(shown.layers) + 0.2), ylim=(-tallest / 2 - 1.5, tallest / 2 + 1))
         axes.set_axis_off()
-
-
-def check_paths(optimizer: str, paths: BasisPaths) -> None:
-    """Raises TypeError where paths is something else, ValueError where it has no chain."""
-    if not isinstance(paths, BasisPaths):
-        raise TypeError(f"{optimizer}: paths is a {type(paths).__name__}; expected BasisPaths(model)")
-    if not paths.chains:
-        raise ValueError(f"{optimizer}: no hidden node can be rescaled; expected one at least:\n{paths}")
 
 
 # ------------------------------------------------------------------------------------------------ tracing
@@ -448,7 +442,9 @@ def _joined(layers: dict[str, Layer], links: list[tuple[str, str]]) -> list[Chai
                 names.append(behind[names[-1]])
             members = tuple(layers[name] for name in names)
             parameters = (p for layer in members for p in (layer.weight, layer.bias) if p is not None)
-            chains.append(Chain(members, tuple(parameters)))
+            shapes = tuple(layer.shape for layer in members)
+            runs = skeleton(shapes, members[0].weight.device).runs
+            chains.append(Chain(members, tuple(parameters), shapes, runs))
     return chains
 
 

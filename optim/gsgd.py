@@ -12,21 +12,21 @@ Source: Meng et al., "G-SGD: Optimizing ReLU Neural Networks in its Positively S
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.sgd import sgd
 
 from ..kernels.path_step import Layer as Operand
-from ..kernels.path_step import Options, path_step
-from .basis_paths import BasisPaths, Layer, check_paths
+from ..kernels.path_step import Options, take_step
+from .basis_paths import BasisPaths, Chain, Layer
+from .path_optimizer import PathOptimizer
 
 _log = logging.getLogger(__name__)
 
 
-class GSGD(torch.optim.Optimizer):
+class GSGD(PathOptimizer):
     """SGD on the values of basis paths.
 
     Args:
@@ -40,7 +40,7 @@ class GSGD(torch.optim.Optimizer):
             that starts at ones; without it (0) V that comes near 0 was seen to end in a loss of 1e8.
 
     Gradients of all parameters of a chain or of none must be there: else RuntimeError names one that lacks, and nothing
-    has been updated. Sparse gradients are a RuntimeError as well.
+    has been updated.
 
     A V that a bound held loses its momentum. `held` counts these events, `flips` those of them with R ≤ 0, where V
     would have changed its sign. Flips are logged as warnings whenever their number has doubled; on a GPU they are not,
@@ -59,7 +59,6 @@ class GSGD(torch.optim.Optimizer):
         least_ratio: float = 0.5,
         floor: float = 0.1,
     ) -> None:
-        check_paths("GSGD", paths)
         if not lr > 0:
             raise ValueError(f"GSGD: lr is {lr}; expected a positive number")
         for name, value in (("momentum", momentum), ("weight_decay", weight_decay), ("floor", floor)):
@@ -67,12 +66,10 @@ class GSGD(torch.optim.Optimizer):
                 raise ValueError(f"GSGD: {name} is {value}; expected a number that is not negative")
         if not 0 < least_ratio < 1:
             raise ValueError(f"GSGD: least_ratio is {least_ratio}; expected a number between 0 and 1")
-        self.paths = paths
-        self._skeletons = [chain.skeleton for chain in paths.chains]
+        settings = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        super().__init__(paths, {**settings, "least_ratio": least_ratio, "floor": floor})
         self._events = torch.zeros(2, dtype=torch.int64, device=paths.chains[0].layers[0].weight.device)
         self._warned = 0
-        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
-        super().__init__(paths.param_groups(), {**defaults, "least_ratio": least_ratio, "floor": floor})
 
     @property
     def held(self) -> int:
@@ -85,52 +82,22 @@ class GSGD(torch.optim.Optimizer):
         return int(self._events[1])
 
     def __getstate__(self) -> dict[str, Any]:
-        ours = {name: getattr(self, name) for name in ("paths", "_events", "_warned")}
-        return {**super().__getstate__(), **ours}
+        return {**super().__getstate__(), "_events": self._events, "_warned": self._warned}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._skeletons = [chain.skeleton for chain in self.paths.chains]
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore
-        """One step of every chain, and of the parameters that take plain SGD.
-
-        Args:
-            closure: computes the loss and its gradients anew, and returns the loss.
-        Returns:
-            What closure returned, else None.
-        Raises:
-            RuntimeError: some parameters of a chain have gradients and one has none, or one is sparse.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        group = self.param_groups[0]
+    def _move(self, chain: Chain, group: dict[str, Any]) -> None:
         options = Options(*(group[name] for name in ("lr", "momentum", "weight_decay", "least_ratio", "floor")))
-        for number in self.paths.moving("GSGD"):
-            self._step(number, options)
-        self._warn()
-        for group in self.param_groups[1:]:
-            self._plain_step(group)
-        return loss
-
-    def _step(self, number: int, options: Options) -> None:
-        chain, bones = self.paths.chains[number], self._skeletons[number]
         first = chain.layers[0].weight
-        if bones.run.device != first.device:
-            self._skeletons[number] = bones = chain.skeleton  # the model has been moved
         operands = [self._operand(layer, options.momentum != 0) for layer in chain.layers]
         run_momentum = None
         if options.momentum:
             state = self.state[first]
             if "run_momentum" not in state:
-                state["run_momentum"] = first.new_zeros(bones.runs)
+                state["run_momentum"] = first.new_zeros(chain.runs)
             run_momentum = state["run_momentum"]
         if self._events.device != first.device:
             self._events = self._events.to(first.device)
-        path_step(operands, bones, run_momentum, self._events, options)
+        take_step(operands, chain.shapes, run_momentum, self._events, options)
+        self._warn()
 
     def _warn(self) -> None:
         if self._events.device.type != "cpu" or torch.compiler.is_compiling():
@@ -153,20 +120,17 @@ class GSGD(torch.optim.Optimizer):
             self._momentum(bias) if moving and bias is not None else None,
         )
 
-    def _momentum(self, parameter: nn.Parameter) -> Tensor:
+    def _momentum(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(parameter)
         return state["momentum"]
 
-    def _plain_step(self, group: dict[str, Any]) -> None:
-        parameters = [p for p in group["params"] if p.grad is not None]
-        if not parameters:
-            return
+    def _move_plainly(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
         momenta = [self._momentum(p) if group["momentum"] else None for p in parameters]
         sgd(
             parameters,
-            [p.grad for p in parameters],
+            gradients,
             momenta,
             foreach=True,
             weight_decay=group["weight_decay"],

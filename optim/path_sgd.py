@@ -11,16 +11,15 @@ Source: Neyshabur, Salakhutdinov & Srebro, "Path-SGD: Path-Normalized Optimizati
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from .basis_paths import BasisPaths, Chain, check_paths
+from .basis_paths import BasisPaths, Chain
+from .path_optimizer import PathOptimizer
 
 
-class PathSGD(torch.optim.Optimizer):
+class PathSGD(PathOptimizer):
     """Path-SGD on the chains of BasisPaths.
 
     Args:
@@ -33,47 +32,25 @@ class PathSGD(torch.optim.Optimizer):
     """
 
     def __init__(self, paths: BasisPaths, lr: float | Tensor = 0.1, *, floor: float = 1e-30) -> None:
-        check_paths("PathSGD", paths)
         for name, value in (("lr", lr), ("floor", floor)):
             if not value > 0:
                 raise ValueError(f"PathSGD: {name} is {value}; expected a positive number")
-        self.paths = paths
-        super().__init__(paths.param_groups(), {"lr": lr, "floor": floor})
+        super().__init__(paths, {"lr": lr, "floor": floor})
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "paths": self.paths}
+    def _move(self, chain: Chain, group: dict[str, Any]) -> None:
+        before, behind = path_sums(chain)
+        for layer, a, b in zip(chain.layers, before, behind, strict=True):
+            G, O, I, _ = layer.shape
+            weight, bias = layer.weight, layer.bias
+            assert weight.grad is not None
+            γ = (a.view(G, 1, I, 1) * b.view(G, O, 1, 1)).clamp_(min=group["floor"])
+            weight.view(layer.shape).sub_(group["lr"] * weight.grad.reshape(layer.shape) / γ)
+            if bias is not None and bias.grad is not None:
+                bias.sub_(group["lr"] * bias.grad / b.clamp(min=group["floor"]))
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore
-        """One step; returns what closure, which computes the loss and its gradients anew, returned.
-
-        Raises:
-            RuntimeError: some parameters of a chain have gradients and one has none, or one is sparse.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        group = self.param_groups[0]
-        for number in self.paths.moving("PathSGD"):
-            _step(self.paths.chains[number], group["lr"], group["floor"])
-        for group in self.param_groups[1:]:
-            for p in group["params"]:
-                if p.grad is not None:
-                    p.sub_(group["lr"] * p.grad)
-        return loss
-
-
-def _step(chain: Chain, lr: float | Tensor, floor: float) -> None:
-    before, behind = path_sums(chain)
-    for layer, a, b in zip(chain.layers, before, behind, strict=True):
-        G, O, I, _ = layer.shape
-        weight, bias = layer.weight, layer.bias
-        assert weight.grad is not None
-        γ = (a.view(G, 1, I, 1) * b.view(G, O, 1, 1)).clamp_(min=floor)
-        weight.view(layer.shape).sub_(lr * weight.grad.reshape(layer.shape) / γ)
-        if bias is not None and bias.grad is not None:
-            bias.sub_(lr * bias.grad / b.clamp(min=floor))
+    def _move_plainly(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
+        for p, g in zip(parameters, gradients, strict=True):
+            p.sub_(group["lr"] * g)
 
 
 def path_sums(chain: Chain) -> tuple[list[Tensor], list[Tensor]]:

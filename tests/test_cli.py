@@ -37,11 +37,23 @@ def test_help_names_the_commands_and_loads_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-@pytest.mark.parametrize("command", ["report", "doctor", "tune", "explain", "cache list", "cache verify", "qualify"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("report", "doctor", "tune", "explain", "cache list", "cache verify", "qualify"),
+        *("train maxplus", "train gsgd"),
+    ],
+)
 def test_every_command_explains_itself(tropigrad, command):
     done = tropigrad(*command.split(), "--help")
     assert done.exit_code == 0
     assert "--json" in done.stdout
+
+
+def test_help_shows_what_stands_in_brackets():
+    """rich takes "[default: …]" for markup, and leaves it out."""
+    done = CliRunner().invoke(app, ["train", "gsgd", "--help"], env={"COLUMNS": "200"})
+    assert "mnist with --data-dir, else digits" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..contenders import Function, Prepare, called, compiled, trained
 from ..spec import Contender, Misuse, Sample, Shape, Spec, Workload, register
 from ..tropical_matmul.definition import FLOATS
 from . import cpu, path_norm, path_norm_ref
@@ -40,25 +40,6 @@ def _plain(*weights: Tensor) -> Tensor:
     return x.sum()
 
 
-def _called(norm: Callable[..., Tensor]):
-    return lambda *weights: lambda: (norm(*weights),)
-
-
-def _trained(norm: Callable[..., Tensor]):
-    """Forward and backward: (the norm, the gradient of each weight)."""
-
-    def prepare(*weights: Tensor):
-        leaves = [w.clone().requires_grad_() for w in weights]
-
-        def call():
-            value = norm(*leaves)
-            return (value.detach(), *torch.autograd.grad(value, leaves))
-
-        return call
-
-    return prepare
-
-
 def _weights(shape: Shape) -> int:
     return 4 * shape["M"] * shape["N"]
 
@@ -75,12 +56,16 @@ def _training_bytes(shape: Shape, itemsize: int) -> int:
     return 3 * _weights(shape) * itemsize  # read twice, and the gradient written
 
 
+def _trained(norm: Function) -> Prepare:
+    return trained(norm, lambda *weights: ())
+
+
 FORWARD = Workload(
     "path norm forward",
     (
-        Contender("tropigrad", "ours", _called(op)),
-        Contender("unscaled pass", "dense", _called(_plain)),
-        Contender("torch.compile", "compiled", lambda *w: _called(torch.compile(_plain, dynamic=False))(*w)),
+        Contender("tropigrad", "ours", called(op)),
+        Contender("unscaled pass", "dense", called(_plain)),
+        Contender("torch.compile", "compiled", compiled(_plain, called)),
     ),
     operations=_steps,
     bytes=_forward_bytes,
@@ -91,7 +76,7 @@ TRAINING = Workload(
     (
         Contender("tropigrad", "ours", _trained(op)),
         Contender("unscaled pass", "dense", _trained(_plain)),
-        Contender("torch.compile", "compiled", lambda *w: _trained(torch.compile(_plain, dynamic=False))(*w)),
+        Contender("torch.compile", "compiled", compiled(_plain, _trained)),
     ),
     operations=_steps,
     bytes=_training_bytes,

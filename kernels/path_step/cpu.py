@@ -17,9 +17,11 @@ SOURCE = Path(__file__).with_name("cpu.cpp")
 _SMALL = 1 << 17  # weights: fewer are done before a thread would start
 
 
-def takes(layers: Sequence[Layer]) -> bool:
-    """Whether every tensor lies in one piece."""
-    return all(x is None or x.is_contiguous() for layer in layers for x in layer)
+def takes(layers: Sequence[Layer], run_momentum: Tensor | None) -> bool:
+    """Whether every tensor lies in one piece and is of one dtype: momenta are not, of a model that was cast since."""
+    dtype = layers[0].weight.dtype
+    tensors = (run_momentum, *(x for layer in layers for x in layer))
+    return all(x is None or (x.dtype == dtype and x.is_contiguous()) for x in tensors)
 
 
 @functools.cache

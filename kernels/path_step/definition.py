@@ -36,6 +36,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+FLOATS = (torch.float64, torch.float32)
+
 
 class Shape(NamedTuple):
     """Of a layer's weight as edges [G, O, I, T]: groups, nodes out and in of each, taps between two of them."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from ..contenders import Function, Prepare, called, compiled, trained
 from ..spec import Contender, Misuse, Sample, Shape, Spec, Workload, register
 from ..tropical_matmul.definition import FLOATS
 from . import cpu, path_values, path_values_ref, portable
@@ -15,7 +15,6 @@ from .definition import sizes
 from .network import network, pack
 
 LAYERS = 6
-Call = Callable[[], tuple[Tensor, ...]]
 
 
 def op(*args, **kwargs) -> Tensor:
@@ -76,37 +75,16 @@ def _loop(*args: Tensor) -> Tensor:
     return value
 
 
-def _called(product: Callable[..., Tensor]):
-    return lambda *args: lambda: (product(*args),)
-
-
-def _trained(product: Callable[..., Tensor]):
-    """Forward and backward under a gradient of ones: (values, the gradient of each weight)."""
-
-    def prepare(*args: Tensor) -> Call:
-        *weights, paths = args
-        weights = [w.clone().requires_grad_() for w in weights]
-        dv = weights[0].new_ones(paths.shape[0])
-
-        def call():
-            values = product(*weights, paths)
-            return (values.detach(), *torch.autograd.grad(values, weights, dv))
-
-        return call
-
-    return prepare
-
-
-def _compiled(prepare):
-    return lambda *args: prepare(torch.compile(_loop, dynamic=False))(*args)
+def _trained(product: Function) -> Prepare:
+    return trained(product, lambda *args: args[-1].shape[:1])
 
 
 FORWARD = Workload(
     "path values forward",
     (
-        Contender("tropigrad", "ours", _called(op)),
-        Contender("loop of gathers", "dense", _called(_loop)),
-        Contender("torch.compile", "compiled", _compiled(_called)),
+        Contender("tropigrad", "ours", called(op)),
+        Contender("loop of gathers", "dense", called(_loop)),
+        Contender("torch.compile", "compiled", compiled(_loop, called)),
     ),
     operations=_operations,
     bytes=_forward_bytes,
@@ -117,7 +95,7 @@ TRAINING = Workload(
     (
         Contender("tropigrad", "ours", _trained(op)),
         Contender("loop of gathers", "dense", _trained(_loop)),
-        Contender("torch.compile", "compiled", _compiled(_trained)),
+        Contender("torch.compile", "compiled", compiled(_loop, _trained)),
     ),
     operations=_operations,
     bytes=_training_bytes,

@@ -7,11 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..contenders import Call
 from ..spec import Contender, Misuse, Sample, Shape, Spec, Workload, register
 from . import RULES, cpu, portable, scatter_step, scatter_step_ref
 from .definition import FLOATS
-
-Call = Callable[[], tuple[Tensor, ...]]
 
 
 def _stepped(step: Callable, param: Tensor, coordinates: Tensor, values: Tensor, rows=False, **options) -> Tensor:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
+from ..contenders import Call
 from ..spec import Contender, Misuse, Sample, Shape, Spec, Workload, register
 from . import Tournament, Winner, cpu, portable
 from .definition import DTYPES, FAN, first_of, levels
-
-Call = Callable[[], tuple[Tensor, ...]]
 
 
 def played(values: Tensor, positions: Tensor, new: Tensor, *, largest=True, return_indices=False) -> Tensor | Winner:

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..contenders import Function, Prepare, called, compiled, trained
 from ..spec import Contender, Misuse, Sample, Shape, Spec, Workload, register
 from ..tropical_matmul.definition import FLOATS, INTEGERS
 from . import cpu, portable, tropical_conv2d, tropical_conv2d_ref
 from .definition import SEMIRINGS, Window
 
 NAN, INF = float("nan"), float("inf")
-Call = Callable[[], tuple[Tensor, ...]]
 
 
 def oracle(
@@ -79,8 +79,8 @@ def _ours(x: Tensor, weight: Tensor) -> Tensor:
     return tropical_conv2d(x, weight, **_like(x, weight))
 
 
-def _ours_with_winners(x: Tensor, weight: Tensor) -> Call:
-    return lambda: tuple(tropical_conv2d(x, weight, **_like(x, weight), return_indices=True))
+def _ours_with_winners(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+    return tropical_conv2d(x, weight, **_like(x, weight), return_indices=True)
 
 
 def _conv2d(x: Tensor, weight: Tensor) -> Tensor:
@@ -96,10 +96,15 @@ def _candidates(x: Tensor, weight: Tensor) -> Tensor:
     return seen + weight.reshape(groups, weight.shape[0] // groups, -1, 1)
 
 
+def _output(x: Tensor, weight: Tensor) -> tuple[int, ...]:
+    """[N, G · O, P, Q]."""
+    sides = (n + 2 * (k // 2) - k + 1 for n, k in zip(x.shape[2:], weight.shape[2:], strict=True))
+    return x.shape[0], weight.shape[0], *sides
+
+
 def _laid_out(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """[N, G, O, P · Q] -> [N, G · O, P, Q]."""
-    height = x.shape[2] + 2 * (weight.shape[2] // 2) - weight.shape[2] + 1
-    return y.flatten(1, 2).unflatten(-1, (height, -1))
+    """[N, G, O, P · Q] -> [N, G · O, P, Q], of these images, or of some of them."""
+    return y.flatten(1, 2).unflatten(-1, _output(x, weight)[2:])
 
 
 def _dense(x: Tensor, weight: Tensor) -> Tensor:
@@ -121,45 +126,22 @@ def _in_chunks(convolution: Callable[[Tensor, Tensor], Tensor]):
     return lambda x, weight: torch.cat([convolution(images, weight) for images in _chunks(x, weight)])
 
 
-def _dense_with_winners(x: Tensor, weight: Tensor) -> Call:
-    def call():
-        parts = [_candidates(images, weight).max(3) for images in _chunks(x, weight)]
-        return tuple(_laid_out(torch.cat(y), x, weight) for y in zip(*parts, strict=True))
-
-    return call
+def _dense_with_winners(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+    parts = [_candidates(images, weight).max(3) for images in _chunks(x, weight)]
+    return tuple(_laid_out(torch.cat(y), x, weight) for y in zip(*parts, strict=True))
 
 
-def _called(convolution: Callable[[Tensor, Tensor], Tensor]):
-    return lambda x, weight: lambda: (convolution(x, weight),)
-
-
-def _trained(convolution: Callable[[Tensor, Tensor], Tensor]):
-    """Forward and backward under a gradient of ones: (y, dx, dweight)."""
-
-    def prepare(x: Tensor, weight: Tensor):
-        x, weight = x.clone().requires_grad_(), weight.clone().requires_grad_()
-        dy = torch.ones_like(convolution(x, weight))
-
-        def call():
-            y = convolution(x, weight)
-            return (y.detach(), *torch.autograd.grad(y, (x, weight), dy))
-
-        return call
-
-    return prepare
-
-
-def _compiled(convolution: Callable[[Tensor, Tensor], Tensor], prepare):
-    return lambda x, weight: prepare(torch.compile(convolution, dynamic=False))(x, weight)
+def _trained(convolution: Function) -> Prepare:
+    return trained(convolution, _output)
 
 
 FORWARD = Workload(
     "conv2d forward",
     (
-        Contender("tropigrad", "ours", _called(_ours)),
-        Contender("dense eager", "dense", _called(_in_chunks(_dense))),
-        Contender("torch.compile", "compiled", _compiled(_dense, _called)),
-        Contender("torch.conv2d", "scale", _called(_conv2d)),
+        Contender("tropigrad", "ours", called(_ours)),
+        Contender("dense eager", "dense", called(_in_chunks(_dense))),
+        Contender("torch.compile", "compiled", compiled(_dense, called)),
+        Contender("torch.conv2d", "scale", called(_conv2d)),
     ),
     operations=_steps,
     bytes=_forward_bytes,
@@ -168,8 +150,8 @@ FORWARD = Workload(
 WITH_WINNERS = Workload(
     "conv2d forward + winners",
     (
-        Contender("tropigrad", "ours", _ours_with_winners),
-        Contender("dense eager", "dense", _dense_with_winners),
+        Contender("tropigrad", "ours", called(_ours_with_winners)),
+        Contender("dense eager", "dense", called(_dense_with_winners)),
     ),
     operations=_steps,
     bytes=_winners_bytes,
@@ -180,7 +162,7 @@ TRAINING = Workload(
     (
         Contender("tropigrad", "ours", _trained(_ours)),
         Contender("dense autograd", "dense", _trained(_in_chunks(_dense_of_one_winner))),
-        Contender("torch.compile", "compiled", _compiled(_dense_of_one_winner, _trained)),
+        Contender("torch.compile", "compiled", compiled(_dense_of_one_winner, _trained)),
         Contender("torch.conv2d", "scale", _trained(_conv2d)),
     ),
     operations=_steps,

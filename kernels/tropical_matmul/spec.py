@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
+from ..contenders import Call, Function, trained
 from ..spec import Contender, Misuse, Sample, Shape, Spec, Workload, register
 from . import SEMIRINGS, cpu, gluon, log, portable, refine, scatter, tropical_matmul, tropical_matmul_ref
 from .definition import FLOATS, INTEGERS
 
 NAN, INF = float("nan"), float("inf")
 BACKENDS = ("torch", "cpp", "triton", "gluon")
-Call = Callable[[], tuple[Tensor, ...]]
 
 
 def oracle(a, b, *, semiring="max_plus", temperature=1.0, return_indices=False, nan="propagate", out_dtype=None):
@@ -66,16 +64,8 @@ def _ours_with_winners(a: Tensor, b: Tensor) -> Call:
     return lambda: tuple(tropical_matmul(a, b, return_indices=True))
 
 
-def _trained(product: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> Call:
-    """Forward and backward of `product` under a gradient of ones: (C, dA, dB)."""
-    a, b = a.clone().requires_grad_(), b.clone().requires_grad_()
-    dc = torch.ones(a.shape[-2], b.shape[-1], dtype=a.dtype, device=a.device)
-
-    def call():
-        c = product(a, b)
-        return (c.detach(), *torch.autograd.grad(c, (a, b), dc))
-
-    return call
+def _trained(product: Function, a: Tensor, b: Tensor) -> Call:
+    return trained(product, lambda a, b: (a.shape[-2], b.shape[-1]))(a, b)
 
 
 def _ours_trained(a: Tensor, b: Tensor) -> Call:

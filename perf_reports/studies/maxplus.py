@@ -30,6 +30,7 @@ from ...optim import WorstSampleSubgradient
 from .. import data
 from ..data import Dataset
 from ..measure import peak_memory
+from .maxplus_features import view
 from .runs import (
     CHECKPOINT,
     CHECKPOINT_SECONDS,
@@ -496,6 +497,7 @@ def train(
     dataset: Dataset,
     out: Path,
     *,
+    features: str = "pixels",
     hidden: int | None = None,
     iterations: int = 300,
     seed: int = 0,
@@ -510,15 +512,17 @@ def train(
 ) -> dict[str, Any]:
     """Train one network by the sparse backward, and leave it in a folder.
 
-    Writes metrics.jsonl (the logged iterations), model.pt (`state_dict` of the iterate with the best F, and `config`;
-    loads with weights_only=True), training.png (where matplotlib is installed) and checkpoint.pt; each is replaced as a
-    whole. Ctrl-C ends after the iteration under way with all of these in place; a run that is resumed goes through the
-    same iterates, bit for bit, as one that never stopped.
+    Writes metrics.jsonl (the logged iterations), model.pt (`state_dict` of the iterate with the best F, `config`, and
+    `view`, what makes features of pixels: View(*view).of(x), or None; loads with weights_only=True), training.png
+    (where matplotlib is installed) and checkpoint.pt; each is replaced as a whole. Ctrl-C ends after the iteration
+    under way with all of these in place; a run that is resumed goes through the same iterates, bit for bit, as one that
+    never stopped.
 
     Args:
+        features: of FEATURES in maxplus_features.py.
         hidden: hidden units; by default 300, or a quarter of the samples where that is less.
         iterations: in all, those before a resumption included. It ends sooner where F is 0, to rounding.
-        seed: of the samples that k-medoids draws.
+        seed: of the samples that k-medoids draws, and of random directions.
         scale, margin: λ and Δ, see LinearMinMax.init_kmedoids.
         step, loss, memory, train_a: see WorstSampleSubgradient.
         resume: go on from the checkpoint in `out`; otherwise what a run left there is replaced.
@@ -534,8 +538,11 @@ def train(
         raise ValueError(f"train: iterations is {iterations}; expected at least 1")
     if hidden is None:
         hidden = min(300, max(dataset.classes, len(dataset.y_train) // 4))
+    seen = view(features, dataset.x_train, seed)
+    dataset = dataset if seen is None else seen.on(dataset)
     config = {
         "dataset": dataset.name,
+        "features": features,
         "in_features": dataset.features,
         "hidden": hidden,
         "classes": dataset.classes,
@@ -585,7 +592,7 @@ def train(
     def save() -> None:
         checkpoint = {"config": config, "rows": rows, "seconds": spent, "optimizer": optimizer.state_dict()}
         replace(out / CHECKPOINT, lambda path: torch.save(checkpoint, path))
-        best = {"config": config, "state_dict": optimizer.best.weights}
+        best = {"config": config, "state_dict": optimizer.best.weights, "view": None if seen is None else tuple(seen)}
         replace(out / MODEL, lambda path: torch.save(best, path))
         write_metrics(out / METRICS, rows)
 

@@ -8,13 +8,7 @@ iterates, in seconds of training alone: when F has come down to the least F of t
 accuracy has come up to that of the iterate they keep. Dense subgradients go through the sparse iterates; where they
 were stopped before, they would need as many iterations at their own pace, and a time so computed is marked.
 
-MNIST is not trained on its pixels. The ∞-norm is the largest difference in a single feature, and between two images
-some pixel is nearly always black here and white there. A is free, so it becomes λ[B; −B], with B the first principal
-components P of the training images seen along random unit directions:
-
-    B = R P,    max_i |r_i · P(x − m)| ≈ const · ‖P(x − m)‖₂   for many r_i,
-
-a Euclidean distance by means of the ∞-norm. B x is rounded once, before training: what all methods are given.
+MNIST is not trained on its pixels but on principal components seen along random directions: maxplus_features.py.
 """
 
 from __future__ import annotations
@@ -29,15 +23,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from .. import data
-from ..data import DataError, Dataset
+from ..data import DataError
 from ..page import seconds
 from ..results import machine, versions
 from . import maxplus
 from .maxplus import Setting
+from .maxplus_features import view
 from .runs import replace, write_metrics
 
 Record = Mapping[str, Any]
@@ -47,7 +39,6 @@ SETTINGS = {
     "digits": Setting(iterations=300, dense_seconds=6.0, adam_seconds=4.0, hidden=300),
     "mnist": Setting(iterations=2000, dense_seconds=20.0, adam_seconds=20.0, hidden=100),
 }
-COMPONENTS, DIRECTIONS = 20, 100
 DENSE = ("dense autograd", "fused dense")  # whose iterates are the sparse ones
 SAME_NETWORK = ("sparse", *DENSE, "mini-batch Adam")  # whose scores, and so F, have one scale
 # the figures of Enaieh & Fercoq are from public summaries: the full text was not available to us
@@ -61,27 +52,6 @@ needs as many iterations at its own pace. An iteration of the last two is an epo
 | MNIST test accuracy, worst-sample loss and standard training of the same network | ≈ 92 %, ≈ 69 % |"""
 
 
-def principal_directions(x: Tensor, components: int, directions: int, seed: int) -> Tensor:
-    """B = R P: `components` principal components P [k, d] of x [N, d], seen along `directions` random unit vectors R.
-
-    Returns:
-        [directions, d]
-    """
-    centred = (x - x.mean(dim=0)).double()
-    vectors = torch.linalg.eigh(centred.T @ centred).eigenvectors  # by rising eigenvalue
-    random = torch.randn(directions, components, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    unit = random / random.norm(dim=1, keepdim=True)
-    return (unit @ vectors[:, -components:].T).to(x.dtype)
-
-
-def seen_along(dataset: Dataset, b: Tensor) -> Dataset:
-    """B x for x, brought into [0, 1] by one scale and one shift for each feature: distances keep their proportions."""
-    train, test = dataset.x_train @ b.T, dataset.x_test @ b.T
-    low = train.min(dim=0).values
-    width = (train.max(dim=0).values - low).max()
-    return Dataset((train - low) / width, dataset.y_train, (test - low) / width, dataset.y_test, dataset.name)
-
-
 def run(spec: str, seeds: int) -> Iterator[dict[str, Any]]:
     """The records of `compare_on`, seed by seed; a summary also has the two moments.
 
@@ -91,8 +61,8 @@ def run(spec: str, seeds: int) -> Iterator[dict[str, Any]]:
     for seed in range(seeds):
         dataset = data.load(spec, seed=seed)
         setting = SETTINGS[dataset.name]
-        if dataset.name == "mnist":
-            dataset = seen_along(dataset, principal_directions(dataset.x_train, COMPONENTS, DIRECTIONS, seed))
+        seen = view("directions" if dataset.name == "mnist" else "pixels", dataset.x_train, seed)
+        dataset = dataset if seen is None else seen.on(dataset)
         yield from with_moments(list(maxplus.compare_on(dataset, setting, seed)))
 
 

@@ -2,9 +2,20 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tropigrad.kernels import backend
-from tropigrad.kernels.path_step import Layer, Options, Shape, cpu, path_step, path_step_ref, portable, skeleton
+from tropigrad.kernels.path_step import (
+    Layer,
+    Options,
+    Shape,
+    cpu,
+    path_step,
+    path_step_ref,
+    portable,
+    skeleton,
+    take_step,
+)
 
 CHAINS = {
     "equal": (Shape(1, 6, 5, 1), Shape(1, 6, 6, 1), Shape(1, 3, 6, 1)),
@@ -39,6 +50,10 @@ def chain(name, options, dtype, biases=True):
             Layer(draw(*shape), draw(*shape), bias[0], bias[1], momentum, bias[2] if options.momentum else None)
         )
     return layers, bones, draw(bones.runs) if options.momentum else None, torch.zeros(2, dtype=torch.int64)
+
+
+def step(layers, bones, run_momentum, events, options):
+    path_step(layers, bones.shapes, run_momentum, events, options)
 
 
 def changed(call):
@@ -91,7 +106,7 @@ def test_the_triton_kernels_take_the_step_of_the_definition(name, settings):
     options = SETTINGS[settings]
     ours, wanted = (chain(name, options, torch.float32) for _ in range(2))
     with backend.forcing("triton"):
-        path_step(*ours, options)
+        step(*ours, options)
     path_step_ref(*wanted, options)
     for found, value in zip(changed(ours), changed(wanted), strict=True):
         torch.testing.assert_close(found, value, rtol=2e-4, atol=2e-4)
@@ -117,7 +132,7 @@ def test_a_pass_is_one_launch_for_as_many_layers_as_it_may_have(monkeypatch, mos
     options = SETTINGS["momentum"]
     ours, wanted = (chain("hourglasses", options, torch.float32) for _ in range(2))
     with backend.forcing("triton"):
-        path_step(*ours, options)
+        step(*ours, options)
     path_step_ref(*wanted, options)
     for found, value in zip(changed(ours), changed(wanted), strict=True):
         torch.testing.assert_close(found, value, rtol=2e-4, atol=2e-4)
@@ -130,7 +145,7 @@ def test_float64_takes_the_definition_where_triton_is_forced(monkeypatch):
     monkeypatch.setattr(portable, "move", lambda *call: pytest.fail("the kernel would round to float32"))
     ours, wanted = (chain("equal", SETTINGS["plain"], torch.float64) for _ in range(2))
     with backend.forcing("triton"):
-        path_step(*ours, SETTINGS["plain"])
+        step(*ours, SETTINGS["plain"])
     path_step_ref(*wanted, SETTINGS["plain"])
     assert torch.equal(ours[0][0].weight, wanted[0][0].weight)
 
@@ -142,16 +157,80 @@ def test_a_forced_backend_serves(name, monkeypatch):
     call = chain("equal", SETTINGS["plain"], torch.float32)
     before = call[0][0].weight.clone()
     with backend.forcing(name):
-        path_step(*call, SETTINGS["plain"])
+        step(*call, SETTINGS["plain"])
     assert served == (["cpp"] if name == "cpp" else [])
     assert torch.equal(call[0][0].weight, before) == (name == "cpp")
 
 
-def test_gradients_with_other_strides_take_the_definition(monkeypatch):
-    monkeypatch.setattr(cpu, "path_step", lambda *call: pytest.fail("the kernel takes contiguous gradients alone"))
-    (first, *others), bones, run_momentum, events = chain("convolutions", SETTINGS["plain"], torch.float64)
-    wanted = chain("convolutions", SETTINGS["plain"], torch.float64)
-    first = first._replace(grad=first.grad.mT.contiguous().mT)
-    path_step([first, *others], bones, run_momentum, events, SETTINGS["plain"])
-    path_step_ref(*wanted, SETTINGS["plain"])
-    assert torch.equal(first.weight, wanted[0][0].weight)
+STRIDES = {
+    "transposed": lambda x: x.mT.contiguous().mT,
+    "sliced": lambda x: x.repeat_interleave(2, -1)[..., ::2],
+    "expanded": lambda x: x[..., :1, :1].expand(x.shape),
+}
+
+
+@pytest.mark.parametrize("name", ["cpp", "triton"])
+@pytest.mark.parametrize("strides", STRIDES)
+def test_gradients_of_any_strides_take_the_definition(name, strides):
+    if reason := backend.why_off(name, torch.device("cpu")):
+        pytest.skip(reason)
+    (first, *others), bones, run_momentum, events = chain("convolutions", SETTINGS["plain"], torch.float32)
+    (other, *rest), *_ = wanted = chain("convolutions", SETTINGS["plain"], torch.float32)
+    first = first._replace(grad=STRIDES[strides](first.grad))
+    with backend.forcing(name):
+        step([first, *others], bones, run_momentum, events, SETTINGS["plain"])
+    path_step_ref([other._replace(grad=first.grad.clone()), *rest], *wanted[1:], SETTINGS["plain"])
+    assert torch.equal(first.weight, other.weight)
+
+
+def test_momenta_of_another_dtype_take_the_definition():
+    """A model that was cast behind its optimizer's back: read as its own dtype, they would be other numbers."""
+    options = SETTINGS["momentum"]
+    ours, wanted = (chain("equal", options, torch.float64) for _ in range(2))
+    for layers, *_ in (ours, wanted):
+        layers[:] = [layer._replace(momentum=layer.momentum.float()) for layer in layers]
+    with torch.no_grad():
+        take_step(ours[0], ours[1].shapes, *ours[2:], options)
+    path_step_ref(*wanted, options)
+    assert all(torch.equal(x, y) for x, y in zip(changed(ours), changed(wanted), strict=True))
+
+
+class Calls(TorchDispatchMode):
+    """The names of the operators called inside."""
+
+    def __enter__(self):
+        self.names = []
+        return super().__enter__()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_it_is_one_operator_where_somebody_looks_and_none_elsewhere(settings):
+    options = SETTINGS[settings]
+    plain, seen = (chain("convolutions", options, torch.float32) for _ in range(2))
+    step(*plain, options)
+    with Calls() as calls:
+        step(*seen, options)
+    assert [name for name in calls.names if name.startswith("tropigrad")] == ["tropigrad::path_step"]
+    assert all(torch.equal(x, y) for x, y in zip(changed(plain), changed(seen), strict=True))
+
+
+@pytest.mark.parametrize("name", ["cpp", "torch"])
+def test_a_graph_that_saved_a_weight_is_told_that_it_moved(name):
+    layers, bones, run_momentum, events = chain("equal", SETTINGS["plain"], torch.float32)
+    weight = layers[1].weight.requires_grad_()
+    loss = weight.square().sum()
+    with backend.forcing(name):
+        step(layers, bones, run_momentum, events, SETTINGS["plain"])
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_the_learning_rate_may_be_a_tensor():
+    ours, wanted = (chain("equal", SETTINGS["momentum"], torch.float32) for _ in range(2))
+    step(*ours, SETTINGS["momentum"]._replace(lr=torch.tensor(0.05, dtype=torch.float64)))
+    step(*wanted, SETTINGS["momentum"])
+    assert all(torch.equal(x, y) for x, y in zip(changed(ours), changed(wanted), strict=True))

@@ -1,7 +1,9 @@
 """Made-up records of a whole run, and an op small enough to be measured in a test."""
 
+import gzip
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -170,3 +172,27 @@ def tiny_spec():
         )
 
     return make
+
+
+@pytest.fixture
+def write_mnist():
+    """`write_mnist(folder)`: random images in MNIST's format, labels 0 to 9 in turn; returns the folder."""
+
+    def idx(array):
+        sizes = np.array(array.shape, ">u4").tobytes()
+        return bytes([0, 0, 0x08, array.ndim]) + sizes + array.astype(np.uint8).tobytes()
+
+    def write(folder, images=30, test_images=10, size=(4, 3), packed=True):
+        folder.mkdir(parents=True, exist_ok=True)
+        generator = np.random.default_rng(0)
+        for part, count in (("train", images), ("t10k", test_images)):
+            pixels = generator.integers(0, 256, (count, *size))
+            files = {f"{part}-images-idx3-ubyte": pixels, f"{part}-labels-idx1-ubyte": np.arange(count) % 10}
+            for name, array in files.items():
+                if packed:
+                    (folder / f"{name}.gz").write_bytes(gzip.compress(idx(array)))
+                else:
+                    (folder / name).write_bytes(idx(array))
+        return folder
+
+    return write

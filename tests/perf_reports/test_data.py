@@ -18,20 +18,6 @@ def idx(array, code=0x08):
     return bytes([0, 0, code, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.astype(np.uint8).tobytes()
 
 
-def write_mnist(folder, images=30, test_images=10, size=(4, 3), packed=True):
-    folder.mkdir(parents=True, exist_ok=True)
-    generator = np.random.default_rng(0)
-    for part, count in (("train", images), ("t10k", test_images)):
-        pixels = generator.integers(0, 256, (count, *size))
-        files = {f"{part}-images-idx3-ubyte": pixels, f"{part}-labels-idx1-ubyte": np.arange(count) % 10}
-        for name, array in files.items():
-            if packed:
-                (folder / f"{name}.gz").write_bytes(gzip.compress(idx(array)))
-            else:
-                (folder / name).write_bytes(idx(array))
-    return folder
-
-
 # ------------------------------------------------------------------------------------------------ bundled
 
 
@@ -66,7 +52,7 @@ def test_classes_have_equal_shares_in_both_parts():
     assert torch.bincount(found.y_test).tolist() == [15, 15, 15]
 
 
-def test_a_subset_is_seeded_and_balanced(tmp_path):
+def test_a_subset_is_seeded_and_balanced(write_mnist, tmp_path):
     whole = data.load("mnist", write_mnist(tmp_path))
     part, again, other = whole.subset(2, 1), whole.subset(2, 1), whole.subset(2, 1, seed=1)
     assert torch.bincount(part.y_train).tolist() == [2] * 10
@@ -81,7 +67,7 @@ def test_a_subset_is_seeded_and_balanced(tmp_path):
 
 @pytest.mark.parametrize("packed", [True, False], ids=["gzipped", "plain"])
 @pytest.mark.parametrize("below", [".", "mnist"], ids=["in the folder", "in its mnist"])
-def test_mnist_files_are_found_and_read(tmp_path, below, packed):
+def test_mnist_files_are_found_and_read(write_mnist, tmp_path, below, packed):
     write_mnist(tmp_path / below, packed=packed)
     expected = np.random.default_rng(0).integers(0, 256, (30, 4, 3)).reshape(30, 12)
     for found in (data.load("mnist", tmp_path), data.load(f"mnist:{tmp_path}"), data.load(data_dir=tmp_path)):
@@ -123,7 +109,7 @@ BREAKAGES = [
 
 
 @pytest.mark.parametrize(("name", "content", "match"), BREAKAGES)
-def test_a_broken_file_is_named_in_one_line(tmp_path, name, content, match):
+def test_a_broken_file_is_named_in_one_line(write_mnist, tmp_path, name, content, match):
     write_mnist(tmp_path, packed=False)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=match) as caught:
@@ -132,7 +118,7 @@ def test_a_broken_file_is_named_in_one_line(tmp_path, name, content, match):
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_a_missing_file_is_named(write_mnist, tmp_path):
     write_mnist(tmp_path, packed=False)
     (tmp_path / LABELS).unlink()
     with pytest.raises(DataError, match=f"no {LABELS}.gz or {LABELS} there or in its subfolder mnist"):
@@ -140,7 +126,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root can read every file")
-def test_an_unreadable_file_is_named(tmp_path):
+def test_an_unreadable_file_is_named(write_mnist, tmp_path):
     write_mnist(tmp_path, packed=False)
     (tmp_path / IMAGES).chmod(0)
     with pytest.raises(DataError, match=f"{IMAGES}: cannot be read"):

@@ -313,6 +313,16 @@ def test_command_trains_and_resumes(command, tmp_path):
     assert (summary["dataset"], summary["hidden"], summary["iterations"]) == ("iris", 12, 9)
 
 
+def test_command_trains_on_features(command, tmp_path):
+    pytest.importorskip("sklearn", reason="scikit-learn carries the data")
+    words = ("--data", "digits", "--features", "components", "--hidden", 20, "--iterations", 2, "--json")
+    result = command(*words, "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    summary = json.loads(result.stdout)
+    assert (summary["features"], summary["in_features"]) == ("components", 20)
+    assert summary["first_test_accuracy"] > 0.8
+
+
 def test_command_says_what_it_did(command, tmp_path):
     pytest.importorskip("sklearn", reason="scikit-learn carries the data")
     result = command("--data", "iris", "--iterations", 3, "--out", tmp_path)
@@ -328,6 +338,10 @@ def test_command_says_what_it_did(command, tmp_path):
         pytest.param(("--data", "mnist:/no/such/folder"), "/no/such/folder: no such folder", id="missing folder"),
         pytest.param(("--data-dir", "/no/such/folder"), "/no/such/folder: no such folder", id="missing data dir"),
         pytest.param(("--data", "iris", "--hidden", "2"), "2 hidden units for 3 classes", id="hidden"),
+        pytest.param(("--data", "iris", "--features", "wavelets"), "features is 'wavelets'", id="features"),
+        pytest.param(
+            ("--data", "iris", "--features", "components"), "105 samples with 4 features", id="too few features"
+        ),
         pytest.param(("--data", "iris", "--iterations", "0"), "iterations is 0", id="iterations"),
         pytest.param(("--data", "iris", "--resume"), "no checkpoint to resume", id="nothing to resume"),
     ],

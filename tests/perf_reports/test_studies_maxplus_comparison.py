@@ -4,10 +4,7 @@ import json
 import time
 
 import pytest
-import torch
 
-from tropigrad.nn import LinearMinMax, chebyshev_distances
-from tropigrad.perf_reports.data import Dataset
 from tropigrad.perf_reports.studies import maxplus_comparison as comparison
 
 
@@ -113,41 +110,6 @@ def test_a_target_that_some_seeds_miss_is_counted():
 def test_long_times_are_in_hours():
     rows = [summary("m", "dense", 1.0, 1.0, 1.0) | {"seconds_to_loss": 9000.0, "loss_is_computed": True}]
     assert comparison._moment(rows, "loss") == "≈ 2.5 h"
-
-
-# ------------------------------------------------------------------------------------------------ features of images
-
-
-def images(n=200, d=36):
-    """Points near a plane of four dimensions."""
-    generator = torch.Generator().manual_seed(0)
-    plane = torch.randn(4, d, generator=generator)
-    return torch.randn(n, 4, generator=generator) @ plane + 0.01 * torch.randn(n, d, generator=generator)
-
-
-def test_many_directions_make_the_maximum_norm_euclidean():
-    x = images()
-    b = comparison.principal_directions(x, components=4, directions=4000, seed=0)
-    largest = chebyshev_distances(x @ b.T, x[:20] @ b.T)
-    ratio = largest / torch.cdist(x, x[:20])
-    ratio = ratio[torch.cdist(x, x[:20]) > 1.0]
-    # of 4,000 directions in four dimensions one is close to any difference
-    assert 0.9 < ratio.min() <= ratio.max() < 1.01
-
-
-def test_a_network_on_the_features_is_one_on_the_pixels():
-    """u = −λ ‖B (x − m)‖∞ / width: the network whose A is λ[B; −B] / width, its shift taken up by W1."""
-    x, y = images(), torch.arange(200) % 3
-    b = comparison.principal_directions(x, 4, 30, 0)
-    seen = comparison.seen_along(Dataset(x[:150], y[:150], x[150:], y[150:], "blobs"), b)
-    width = (x[:150] @ b.T).amax(dim=0).sub((x[:150] @ b.T).amin(dim=0)).max()
-    assert seen.x_train.min() == 0
-    assert seen.x_train.max() == 1
-    model = LinearMinMax(30, 9, 3)
-    start = model.init_kmedoids(seen.x_train, seen.y_train, 64.0)
-    u = model.min_units(model.linear(seen.x_test))
-    distances = chebyshev_distances(x[150:] @ b.T, x[start.medoids] @ b.T)
-    torch.testing.assert_close(u, -64.0 * distances / width, atol=1e-4, rtol=1e-5)
 
 
 # ------------------------------------------------------------------------------------------------ the command
