@@ -29,13 +29,14 @@ def calls(spec: Spec, shape: Shape, dtype: torch.dtype, device: torch.device) ->
     inputs = spec.inputs(shape, dtype, device, 0)
     work = _work(spec, shape, dtype)
     if spec.in_place:
-        if _has_kernels(spec, {}, device):
+        if _chosen(spec, {}, device) != "torch":
             for name, prepare in spec.in_place.items():
                 fresh = partial(prepare, *inputs)
                 yield _call(name, fresh(), spec.is_exact({}), work, fresh)
         return
     for variant, kwargs in spec.variants.items():
-        if not spec.supports(dtype, kwargs) or not _has_kernels(spec, kwargs, device):
+        chosen = _chosen(spec, kwargs, device)
+        if not spec.supports(dtype, kwargs) or chosen == "torch":
             continue
         exact = spec.is_exact(kwargs)
         yield _call(variant, lambda kwargs=kwargs: (spec.op(*inputs, **kwargs),), exact, work)
@@ -47,15 +48,36 @@ def calls(spec: Spec, shape: Shape, dtype: torch.dtype, device: torch.device) ->
                 work,
             )
         if dtype.is_floating_point and spec.is_differentiable:
-            yield _call(f"{variant}, trained", lambda kwargs=kwargs: _trained(spec, inputs, kwargs), exact, work)
+            trained = partial(_trained, spec, inputs, kwargs)
+            yield _call(f"{variant}, trained", trained, exact, work)
+            if chosen != "cpp":  # which gives the same bits anyway, by the same kernels
+                yield _call(f"{variant}, trained, deterministic", _deterministic(trained), exact, work)
 
 
-def _has_kernels(spec: Spec, kwargs, device: torch.device) -> bool:
-    """Whether a variant runs on kernels with a config; torch has none."""
+def _chosen(spec: Spec, kwargs, device: torch.device) -> str:
+    """The backend that a variant runs on; torch, which has no kernels with a config, where there is no other."""
     try:
-        return backend.choose(spec.name, device, spec.offers(kwargs)) != "torch"
+        return backend.choose(spec.name, device, spec.offers(kwargs))
     except RuntimeError:  # TROPIGRAD_BACKEND forces what the variant lacks, or what cannot run here
-        return False
+        return "torch"
+
+
+def _deterministic(run: _Run) -> _Run:
+    """`run` where torch asks for the same bits each time, but not for memory that is filled, which would be timed."""
+
+    options: Any = torch.utils.deterministic
+
+    def call():
+        before, fills = torch.are_deterministic_algorithms_enabled(), options.fill_uninitialized_memory
+        torch.use_deterministic_algorithms(True)
+        options.fill_uninitialized_memory = False
+        try:
+            return run()
+        finally:
+            torch.use_deterministic_algorithms(before)
+            options.fill_uninitialized_memory = fills
+
+    return call
 
 
 def _call(name: str, run: _Run, exact: bool, work: Work, fresh: Callable[[], _Run] | None = None) -> Call:
