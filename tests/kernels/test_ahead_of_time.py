@@ -126,14 +126,15 @@ def chain(name: str, dtype: str):
     types: dict[str, Any] = dict.fromkeys(["weights", "grads", "momenta"], (f"*{dtype}",) * len(CHAIN))
     types |= dict.fromkeys([x for x in kernel.arg_names if x.endswith("_ptr")], f"*{dtype}")
     types |= dict.fromkeys(["lr", "momentum", "decay"], "fp32")
-    rows, columns = zip(*map(path_step.sums, CHAIN), strict=True)
+    config = dict((path_step.FLOWS if name == "flows" else path_step.MOVE).default({}))
+    warps = config.pop("num_warps")
+    rows, columns = zip(*(path_step.sums(shape, config) for shape in CHAIN), strict=True)
     starts = {"ROW_SUMS": rows, "COLUMN_SUMS": columns}
     starts |= {"SOURCES": [x.sources for x in CHAIN], "TARGETS": [x.targets for x in CHAIN]}
     constants: dict[str, Any] = {argument: path_step.starts(sizes) for argument, sizes in starts.items()}
-    constants |= path_step.tiling(CHAIN)[1]
-    constants |= {"MOVING": True, "ROWS": path_step.ROWS, "COLUMNS": path_step.COLUMNS}
+    constants |= path_step.tiling(CHAIN, config["ROWS"], config["COLUMNS"])[1] | {"MOVING": True} | config
     types, constants = ({x: found[x] for x in kernel.arg_names if x in found} for found in (types, constants))
-    return kernel, types, constants, 4
+    return kernel, types, constants, warps
 
 
 def iterations(dtype: str):
