@@ -16,7 +16,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..autotune import Call, Config, Launch, MachineCode, Prediction, Tuned, Work, fingerprint, override, predict
+from ..autotune import (
+    NOMINAL,
+    Call,
+    Ceilings,
+    Config,
+    Launch,
+    MachineCode,
+    Prediction,
+    Tuned,
+    Work,
+    fingerprint,
+    override,
+    predict,
+)
 from . import ahead_of_time, backend
 from .conformance import assert_same
 from .spec import Shape, Spec
@@ -119,7 +132,9 @@ def inspector(device: torch.device):
     return partial(forecast, device) if runs else None
 
 
-def forecast(device: torch.device, call: Call, kernel: Tuned, configs: Sequence[Config]) -> list[Prediction | str]:
+def forecast(
+    device: torch.device, call: Call, kernel: Tuned, configs: Sequence[Config], ceilings: Ceilings = NOMINAL
+) -> list[Prediction | str]:
     """Each config's predicted cost, from machine code compiled ahead of time in parallel; or why it is out."""
     plans: list[list[ahead_of_time.Plan] | str] = []
     for config in configs:
@@ -130,10 +145,10 @@ def forecast(device: torch.device, call: Call, kernel: Tuned, configs: Sequence[
             plans.append(f"{type(error).__name__}: {error}")
     codes = ahead_of_time.compile_all([plan for found in plans if not isinstance(found, str) for plan in found])
     environment = fingerprint(device)
-    return [_forecast(found, codes, call.work, environment) for found in plans]
+    return [_forecast(found, codes, call.work, environment, ceilings) for found in plans]
 
 
-def _forecast(plans: list[ahead_of_time.Plan] | str, codes, work: Work, environment) -> Prediction | str:
+def _forecast(plans: list[ahead_of_time.Plan] | str, codes, work: Work, environment, ceilings) -> Prediction | str:
     if isinstance(plans, str):
         return plans
     launches = []
@@ -144,4 +159,4 @@ def _forecast(plans: list[ahead_of_time.Plan] | str, codes, work: Work, environm
         if code.stack:
             return f"{plan.function} spills {code.stack} bytes of registers a thread"
         launches.append(Launch(code, plan.blocks, plan.threads))
-    return predict(launches, work, environment)
+    return predict(launches, work, environment, ceilings)
