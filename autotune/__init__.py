@@ -6,7 +6,7 @@ compute capability, and last the default. Nothing is ever tuned unless it is ask
 `with mode("tune")`, or by TROPIGRAD_AUTOTUNE=tune.
 """
 
-from .cost import Launch, MachineCode, Prediction, Work, predict
+from .cost import NOMINAL, Ceilings, Launch, MachineCode, Prediction, Work, predict
 from .device import Fingerprint, fingerprint
 from .explanation import Explanation, explain
 from .ranks import RanksDiffer, synchronise
@@ -30,8 +30,10 @@ from .tuned import (
 
 __all__ = [
     "SCOPE",
+    "NOMINAL",
     "TUNABLE",
     "Call",
+    "Ceilings",
     "Choice",
     "Config",
     "Entry",

@@ -9,7 +9,7 @@ Guide, "Arithmetic Instructions". The figures rank; they are no measurement, and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -53,8 +53,22 @@ class Prediction:
 
     seconds: float
     limiter: str
+    figures: str = "nominal figures"  # that the limiter goes by, or "figures measured here"
 
 
+@dataclass(frozen=True)
+class Ceilings:
+    """What a device was measured to do at the most; nominal figures stand for what is missing."""
+
+    steps: Mapping[str, float] = field(default_factory=dict)  # a second, of all units, by mix
+    bandwidth: float | None = None  # bytes a second
+    launch: float | None = None  # seconds of an empty kernel, one after another
+    maxima: float | None = (
+        None  # a second in float32, of a GPU: an instruction of the ALU pipe each, so they tell the clock
+    )
+
+
+NOMINAL = Ceilings()
 # opcode prefix -> pipe; what is in none of them costs its issue alone
 _PIPES = {
     "FMA": ("FADD", "FMUL", "FFMA", "HADD2", "HMUL2", "HFMA2", "IMAD"),
@@ -79,10 +93,14 @@ _CPU_GHZ, _CPU_BANDWIDTH, _CPU_LANES = 3.0, 20.0, {"AVX512": 16, "AVX2": 8}
 _CALL_S = {"cuda": 5e-6, "cpu": 1e-5}  # under which calling takes longer than computing
 
 
-def predict(launches: Sequence[Launch], work: Work, environment: Fingerprint) -> Prediction:
+def predict(
+    launches: Sequence[Launch], work: Work, environment: Fingerprint, ceilings: Ceilings = NOMINAL
+) -> Prediction:
     """The time of a call on a GPU that makes these launches."""
     clock, bandwidth = _NOMINAL.get(environment.capability, _NOMINAL["9.0"])
-    times = {"memory bandwidth": work.bytes / bandwidth / 1e9}
+    if ceilings.maxima:
+        clock = ceilings.maxima / environment.units / _LANES["ALU"] / 1e9
+    times = {"memory bandwidth": work.bytes / (ceilings.bandwidth or bandwidth * 1e9)}
     total = 0.0
     for launch in launches:
         cycles, pipe = _busiest(launch)
@@ -95,24 +113,32 @@ def predict(launches: Sequence[Launch], work: Work, environment: Fingerprint) ->
         seconds = turns * resident * iterations * cycles * exposed / clock / 1e9
         times[pipe] = times.get(pipe, 0.0) + seconds
         total += seconds
-    return Prediction(max(total, times["memory bandwidth"]), max(times, key=lambda name: times[name]))
+    limiter = max(times, key=lambda name: times[name])
+    measured = ceilings.bandwidth if limiter == "memory bandwidth" else ceilings.maxima
+    return Prediction(max(total, times["memory bandwidth"]), limiter, _figures(measured))
 
 
-def roofline(work: Work, environment: Fingerprint, device: torch.device) -> Prediction:
-    """The least time of any kernel on a device, by nominal figures: steps at two instructions each, or bytes."""
+def _figures(measured: float | None) -> str:
+    return "figures measured here" if measured else "nominal figures"
+
+
+def roofline(work: Work, environment: Fingerprint, device: torch.device, ceilings: Ceilings = NOMINAL) -> Prediction:
+    """The least time of any kernel on a device: steps, nominally at two instructions each, or bytes, or the call."""
     if device.type == "cuda":
         clock, bandwidth = _NOMINAL.get(environment.capability, _NOMINAL["9.0"])
         lanes = environment.units * _LANES["ALU"]
     else:
         clock, bandwidth = _CPU_GHZ, _CPU_BANDWIDTH
         lanes = environment.units * _CPU_LANES.get(environment.capability, 4)
-    times = {
-        f"instructions ({work.mix.replace('_', ' + ')})": work.steps / lanes / clock / 1e9,
-        "memory bandwidth": work.bytes / bandwidth / 1e9,
-        "the call itself": _CALL_S.get(device.type, 1e-5),
+    steps = ceilings.steps.get(work.mix)
+    bounds = {  # the least time, and the figure that it goes by, where that was measured
+        f"instructions ({work.mix.replace('_', ' + ')})": (work.steps / (steps or lanes * clock * 1e9), steps),
+        "memory bandwidth": (work.bytes / (ceilings.bandwidth or bandwidth * 1e9), ceilings.bandwidth),
+        "the call itself": (ceilings.launch or _CALL_S.get(device.type, 1e-5), ceilings.launch),
     }
-    limiter = max(times, key=lambda name: times[name])
-    return Prediction(times[limiter], limiter)
+    limiter = max(bounds, key=lambda name: bounds[name][0])
+    seconds, measured = bounds[limiter]
+    return Prediction(seconds, limiter, _figures(measured))
 
 
 def _busiest(launch: Launch) -> tuple[float, str]:

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from .cost import Prediction, roofline
+from .cost import NOMINAL, Ceilings, Prediction, roofline
 from .device import Fingerprint, fingerprint
 from .space import Config
 from .store import Entry, store
-from .tunable import Launched, Tunable, default_device, find, launches, shapes_of
+from .tunable import Inspect, Launched, Tunable, default_device, find, launches, shapes_of
 from .tuned import Choice, Problem, bucket, mode
 
 RIVALS = 5  # that the text names
@@ -54,7 +54,7 @@ class Explained:
         if len(self.rivals) > RIVALS or self.rejected:
             more = max(0, len(self.rivals) - RIVALS)
             yield f"  {'':<9} {more} more timed, {len(self.rejected)} rejected"
-        at_least = f"{self.prediction.seconds * 1e6:.3g} µs at the least, by nominal figures"
+        at_least = f"{self.prediction.seconds * 1e6:.3g} µs at the least, by {self.prediction.figures}"
         yield f"  limiter   {self.prediction.limiter} (predicted: {at_least})"
 
 
@@ -98,35 +98,41 @@ def explain(
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
+    ceilings: Ceilings = NOMINAL,
 ) -> Explanation:
     """The config of each kernel that an op's calls launch, its source, its rivals' times, and the predicted limiter.
 
-    Makes each call once. Arguments as of `tune`.
+    Makes each call once. Arguments as of `tune`; the limiter goes by what is in `ceilings`, measured on this device for
+    this dtype, and by nominal figures for the rest.
 
     Raises:
         ValueError: an unknown op, or shapes that are not its.
     """
     tunable, device = find(op), device or default_device()
     named = shapes_of(tunable, shapes)
-    explained = tuple(found for shape in named.values() for found in _explain(tunable, shape, dtype, device))
+    explained = tuple(found for shape in named.values() for found in _explain(tunable, shape, dtype, device, ceilings))
     variables = {name: value for name, value in sorted(os.environ.items()) if name.startswith("TROPIGRAD_")}
     return Explanation(op, named, fingerprint(device), str(store().root), variables, explained)
 
 
-def _explain(tunable: Tunable, shape, dtype: torch.dtype, device: torch.device) -> Iterator[Explained]:
+def _explain(
+    tunable: Tunable, shape, dtype: torch.dtype, device: torch.device, ceilings: Ceilings
+) -> Iterator[Explained]:
     inspect = tunable.inspect(device)
     with mode("replay"):
         for launched in launches(tunable, shape, dtype, device):
             entry = store().get(fingerprint(device), launched.kernel.key(launched.problem))
-            yield _explained(launched, entry, device, inspect)
+            yield _explained(launched, entry, device, inspect, ceilings)
 
 
-def _explained(launched: Launched, entry: Entry | None, device: torch.device, inspect) -> Explained:
+def _explained(
+    launched: Launched, entry: Entry | None, device: torch.device, inspect: Inspect | None, ceilings: Ceilings
+) -> Explained:
     rivals = [*entry.evidence.get("rivals", ())] if entry else []
     timed = sorted(((r["config"], r["ratio"]) for r in rivals if not r["rejected"] and r["ratio"]), key=lambda r: r[1])
-    prediction = roofline(launched.call.work, fingerprint(device), device)
+    prediction = roofline(launched.call.work, fingerprint(device), device, ceilings)
     if inspect:
-        (found,) = inspect(launched.call, launched.kernel, [launched.choice.config])
+        (found,) = inspect(launched.call, launched.kernel, [launched.choice.config], ceilings)
         prediction = found if isinstance(found, Prediction) else prediction
     return Explained(
         launched.kernel.name,

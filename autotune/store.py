@@ -97,6 +97,24 @@ class Store:
             return False
         return True
 
+    def note(self, environment: Fingerprint, name: str, content: Any) -> bool:
+        """Keeps what else is known of an environment; False, with a warning, where the disk refuses."""
+        path = self.environment_folder(environment) / f"{name}.json"
+        try:
+            _publish(path, {"content": content, "checksum": _checksum({"content": content})})
+        except OSError as error:
+            warnings.warn(f"tropigrad: {name} was not stored in {path}: {error}", RuntimeWarning, stacklevel=2)
+            return False
+        return True
+
+    def noted(self, environment: Fingerprint, name: str) -> Any | None:
+        """What `note` kept; None where there is nothing that can be read."""
+        try:
+            found = json.loads(_bytes(self.environment_folder(environment) / f"{name}.json"))
+            return found["content"] if found["checksum"] == _checksum({"content": found["content"]}) else None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+
     def entries(self, environment: Fingerprint | None = None) -> Iterator[tuple[Path, Entry | str]]:
         """Every entry file of an environment, or of all, with what it holds, or why it cannot be read."""
         folder = "*" if environment is None else environment.hash

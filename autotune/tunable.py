@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from .cost import Prediction, Work
+from .cost import NOMINAL, Ceilings, Prediction, Work
 from .search import Finding, Progress, Task, search
 from .space import Config
 from .store import Store, canonical, store, warn_once
@@ -41,7 +41,7 @@ class Call:
 
 
 # the forecast of each config of a kernel, for a call that launches it; or why the config is out
-Inspect = Callable[[Call, Tuned, Sequence[Config]], Sequence[Prediction | str]]
+Inspect = Callable[[Call, Tuned, Sequence[Config], Ceilings], Sequence[Prediction | str]]
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def _task(tunable: Tunable, launched: Launched, device: torch.device) -> Task:
         launched.call.run,
         launched.call.check,
         launched.call.fresh,
-        inspect and (lambda configs: inspect(launched.call, launched.kernel, configs)),
+        inspect and (lambda configs: inspect(launched.call, launched.kernel, configs, NOMINAL)),
     )
 
 

@@ -16,7 +16,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..autotune import Call, Config, Launch, MachineCode, Prediction, Tuned, Work, fingerprint, override, predict
+from ..autotune import (
+    NOMINAL,
+    Call,
+    Ceilings,
+    Config,
+    Launch,
+    MachineCode,
+    Prediction,
+    Tuned,
+    Work,
+    fingerprint,
+    override,
+    predict,
+)
 from . import ahead_of_time, backend
 from .conformance import assert_same
 from .spec import Shape, Spec
@@ -29,13 +42,14 @@ def calls(spec: Spec, shape: Shape, dtype: torch.dtype, device: torch.device) ->
     inputs = spec.inputs(shape, dtype, device, 0)
     work = _work(spec, shape, dtype)
     if spec.in_place:
-        if _has_kernels(spec, {}, device):
+        if _chosen(spec, {}, device) != "torch":
             for name, prepare in spec.in_place.items():
                 fresh = partial(prepare, *inputs)
                 yield _call(name, fresh(), spec.is_exact({}), work, fresh)
         return
     for variant, kwargs in spec.variants.items():
-        if not spec.supports(dtype, kwargs) or not _has_kernels(spec, kwargs, device):
+        chosen = _chosen(spec, kwargs, device)
+        if not spec.supports(dtype, kwargs) or chosen == "torch":
             continue
         exact = spec.is_exact(kwargs)
         yield _call(variant, lambda kwargs=kwargs: (spec.op(*inputs, **kwargs),), exact, work)
@@ -47,15 +61,36 @@ def calls(spec: Spec, shape: Shape, dtype: torch.dtype, device: torch.device) ->
                 work,
             )
         if dtype.is_floating_point and spec.is_differentiable:
-            yield _call(f"{variant}, trained", lambda kwargs=kwargs: _trained(spec, inputs, kwargs), exact, work)
+            trained = partial(_trained, spec, inputs, kwargs)
+            yield _call(f"{variant}, trained", trained, exact, work)
+            if chosen != "cpp":  # which gives the same bits anyway, by the same kernels
+                yield _call(f"{variant}, trained, deterministic", _deterministic(trained), exact, work)
 
 
-def _has_kernels(spec: Spec, kwargs, device: torch.device) -> bool:
-    """Whether a variant runs on kernels with a config; torch has none."""
+def _chosen(spec: Spec, kwargs, device: torch.device) -> str:
+    """The backend that a variant runs on; torch, which has no kernels with a config, where there is no other."""
     try:
-        return backend.choose(spec.name, device, spec.offers(kwargs)) != "torch"
+        return backend.choose(spec.name, device, spec.offers(kwargs))
     except RuntimeError:  # TROPIGRAD_BACKEND forces what the variant lacks, or what cannot run here
-        return False
+        return "torch"
+
+
+def _deterministic(run: _Run) -> _Run:
+    """`run` where torch asks for the same bits each time, but not for memory that is filled, which would be timed."""
+
+    options: Any = torch.utils.deterministic
+
+    def call():
+        before, fills = torch.are_deterministic_algorithms_enabled(), options.fill_uninitialized_memory
+        torch.use_deterministic_algorithms(True)
+        options.fill_uninitialized_memory = False
+        try:
+            return run()
+        finally:
+            torch.use_deterministic_algorithms(before)
+            options.fill_uninitialized_memory = fills
+
+    return call
 
 
 def _call(name: str, run: _Run, exact: bool, work: Work, fresh: Callable[[], _Run] | None = None) -> Call:
@@ -97,7 +132,9 @@ def inspector(device: torch.device):
     return partial(forecast, device) if runs else None
 
 
-def forecast(device: torch.device, call: Call, kernel: Tuned, configs: Sequence[Config]) -> list[Prediction | str]:
+def forecast(
+    device: torch.device, call: Call, kernel: Tuned, configs: Sequence[Config], ceilings: Ceilings = NOMINAL
+) -> list[Prediction | str]:
     """Each config's predicted cost, from machine code compiled ahead of time in parallel; or why it is out."""
     plans: list[list[ahead_of_time.Plan] | str] = []
     for config in configs:
@@ -108,10 +145,10 @@ def forecast(device: torch.device, call: Call, kernel: Tuned, configs: Sequence[
             plans.append(f"{type(error).__name__}: {error}")
     codes = ahead_of_time.compile_all([plan for found in plans if not isinstance(found, str) for plan in found])
     environment = fingerprint(device)
-    return [_forecast(found, codes, call.work, environment) for found in plans]
+    return [_forecast(found, codes, call.work, environment, ceilings) for found in plans]
 
 
-def _forecast(plans: list[ahead_of_time.Plan] | str, codes, work: Work, environment) -> Prediction | str:
+def _forecast(plans: list[ahead_of_time.Plan] | str, codes, work: Work, environment, ceilings) -> Prediction | str:
     if isinstance(plans, str):
         return plans
     launches = []
@@ -122,4 +159,4 @@ def _forecast(plans: list[ahead_of_time.Plan] | str, codes, work: Work, environm
         if code.stack:
             return f"{plan.function} spills {code.stack} bytes of registers a thread"
         launches.append(Launch(code, plan.blocks, plan.threads))
-    return predict(launches, work, environment)
+    return predict(launches, work, environment, ceilings)

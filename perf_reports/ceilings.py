@@ -11,7 +11,7 @@ A roof is the best of its samples, not the median: it says what the machine can 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -25,6 +25,8 @@ import torch
 from ..kernels.native import library, why_no_compiler
 
 MIXES = ("add_max", "fma_max", "mul_max")  # in the order of ceilings.cpp
+# a mix is bounded by the best way of issuing it: fma(a, 1, b) rounds as a + b does
+WAYS = {"add_max": ("add_max", "fma_max"), "mul_max": ("mul_max",)}
 GIGA = 1e9
 
 _CACHE_BYTES = {2: 1 << 20, 3: 32 << 20}  # by level, where the system does not tell
@@ -87,6 +89,17 @@ def measure(
         yield {"kind": "left_out", "what": f"ceiling {name}", "reason": reason}
     if progress is not None:
         progress(len(steps), len(steps), "ceilings")
+
+
+def compute_roof(records: Iterable[Mapping[str, Any]], mix: str) -> float | None:
+    """G steps/s that all threads together reach in a mix, by its best way; None where it was not measured."""
+    rates = [r["value"] for r in records if r["kind"] == "ceiling" and r["name"] in WAYS.get(mix, (mix,))]
+    return max(rates, default=None)
+
+
+def bandwidth_roof(records: Iterable[Mapping[str, Any]], name: str = "memory") -> float | None:
+    """GB/s of all threads together, from "memory" or "cache"; None where it was not measured."""
+    return max((r["value"] for r in records if r["kind"] == "ceiling" and r["name"] == name), default=None)
 
 
 # ------------------------------------------------------------------------------------------------ native loops

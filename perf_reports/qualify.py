@@ -41,7 +41,7 @@ from ..autotune.explanation import pairs
 from ..autotune.tunable import default_device
 from ..kernels import backend, conformance, qualification
 from ..kernels.spec import REGISTRY
-from . import benchmark, ceilings, gpu_ceilings, results
+from . import benchmark, ceilings, gpu_ceilings, results, tuning
 
 Progress = Callable[[str, int, int, str], None]  # (stage, done, total, what is being done)
 
@@ -298,10 +298,14 @@ def _ceilings(device: torch.device, earlier, left: float, outcome: Outcome, prog
     if left <= 0:
         outcome.cut_off.append("ceilings")
         return
-    if device.type == "cuda":
-        yield from gpu_ceilings.measure(device, progress=progress)
-    else:
-        yield from ceilings.measure(quick=True, progress=progress)
+    measure = gpu_ceilings.measure(device, progress=progress)
+    if device.type != "cuda":
+        measure = ceilings.measure(quick=True, progress=progress)
+    found = []
+    for record in measure:
+        yield record
+        found.append(record)
+    tuning.keep_ceilings(found, device)
 
 
 def _tuning(specs, device: torch.device, left: float, outcome: Outcome, progress) -> Iterator[dict[str, Any]]:

@@ -18,12 +18,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from .ceilings import WAYS, bandwidth_roof, compute_roof
 from .figures import COLOR, drawing, save
 
 Record = Mapping[str, Any]
 
-# a mix is bounded by the best way of issuing it: fma(a, 1, b) rounds as a + b does
-WAYS = {"add_max": ("add_max", "fma_max"), "mul_max": ("mul_max",)}
 NAMES = {"add_max": "add + max", "fma_max": "fma + max", "mul_max": "mul + max"}
 _MARKERS = "osD^vPX"
 _COLORS = ("ours", "dense", "peer", "other", "compiled")
@@ -54,17 +53,6 @@ def points(records: Iterable[Record], roles: Sequence[str] = ("ours",)) -> list[
         for r in records
         if r["kind"] == "timing" and r["role"] in roles
     ]
-
-
-def compute_roof(records: Iterable[Record], mix: str) -> float | None:
-    """G steps/s that all threads together reach in a mix, by its best way; None where it was not measured."""
-    rates = [r["value"] for r in records if r["kind"] == "ceiling" and r["name"] in WAYS.get(mix, (mix,))]
-    return max(rates, default=None)
-
-
-def bandwidth_roof(records: Iterable[Record], name: str = "memory") -> float | None:
-    """GB/s of all threads together, from "memory" or "cache"; None where it was not measured."""
-    return max((r["value"] for r in records if r["kind"] == "ceiling" and r["name"] == name), default=None)
 
 
 # ------------------------------------------------------------------------------------------------ drawing

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -16,6 +16,7 @@ from ..autotune.search import Progress
 from ..autotune.store import Store
 from ..autotune.tunable import default_device, find, shapes_of
 from ..kernels.spec import REGISTRY
+from .ceilings import GIGA, WAYS, bandwidth_roof, compute_roof
 
 Plan = list[tuple[str, Mapping[str, Mapping[str, int]], torch.dtype]]  # (op, shapes by name, dtype)
 
@@ -97,6 +98,38 @@ def lines(found: Sequence[autotune.Finding], table: Path | None, verbose: bool =
 def as_json(found: Sequence[autotune.Finding], table: Path | None) -> dict[str, Any]:
     """For machines."""
     return {"findings": [f.record() for f in found], "table": str(table) if table else None}
+
+
+def explain(op: str, shapes: Mapping[str, Mapping[str, int]], dtype: torch.dtype) -> autotune.Explanation:
+    """As autotune's, by the ceilings that `tropigrad qualify` measured in this environment, where it did."""
+    return autotune.explain(op, shapes, dtype=dtype, ceilings=ceilings(default_device(), dtype))
+
+
+def keep_ceilings(records: Iterable[Mapping[str, Any]], device: torch.device) -> None:
+    """Notes a device's measured ceilings in the user's cache, under its environment, for `explain`."""
+    kept = [{x: r[x] for x in ("name", "threads", "value")} for r in records if r["kind"] == "ceiling"]
+    autotune.store().note(autotune.fingerprint(device), "ceilings", kept)
+
+
+def ceilings(device: torch.device, dtype: torch.dtype) -> autotune.Ceilings:
+    """Those that were kept, as they bound calls in a dtype: a CPU's steps were measured in float32 alone."""
+    environment = autotune.fingerprint(device)
+    kept = autotune.store().noted(environment, "ceilings") or []
+    everybody = environment.units if device.type == "cpu" else 0
+    records = [{"kind": "ceiling", **r} for r in kept if r["threads"] == everybody]
+    of = {mix: mix for mix in WAYS} if dtype == torch.float32 else {}
+    if device.type == "cuda" and (dtype == torch.float16 or not dtype.is_floating_point):
+        of = {"add_max": "add_max_half" if dtype == torch.float16 else "add_max_int"}
+    steps = {mix: compute_roof(records, name) for mix, name in of.items()}
+    bandwidth = bandwidth_roof(records)
+    launch = bandwidth_roof(records, "launch")
+    maxima = compute_roof(records, "add_max") if device.type == "cuda" else None
+    return autotune.Ceilings(
+        {mix: rate * GIGA for mix, rate in steps.items() if rate},
+        bandwidth and bandwidth * GIGA,
+        launch and launch / 1e6,
+        maxima and maxima * GIGA,
+    )
 
 
 def cached() -> dict[str, Any]:

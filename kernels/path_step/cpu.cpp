@@ -122,8 +122,6 @@ void update(const Shape& shape, const Layer& layer, const Step& step, const Fact
     }
 }
 
-constexpr int64_t TASK = 1 << 14;  // weights of one task of the second pass
-
 }  // namespace
 
 extern "C" {
@@ -131,10 +129,11 @@ extern "C" {
 void path_step_set_team(void* team) { torch_team = reinterpret_cast<Parallel>(team); }
 
 // sizes [layers, 4]; pointers [layers, 6], as in Layer; reduced [layers]; nodes [6, H], as in Bones; runs: how many
-// there are; settings: as in Step. To events [2] are added the R that were held, and those of them not positive.
+// there are; settings: as in Step; weights: of one task of the second pass. To events [2] are added the R that were held,
+// and those of them not positive.
 int path_step(int64_t count, const int64_t* sizes, void* const* pointers, const int64_t* reduced, const int64_t* nodes,
               int64_t runs, int64_t special, Element* run_momentum, const double* settings, int64_t* events,
-              int threads) noexcept {
+              int64_t weights, int threads) noexcept {
     return guarded([&] {
         const Step step{settings[0], settings[1], settings[2], settings[3], settings[4]};
         std::vector<Shape> shapes(count);
@@ -234,7 +233,7 @@ int path_step(int64_t count, const int64_t* sizes, void* const* pointers, const 
                 targets[l].psi[j] = S[node], targets[l].inverse[j] = 1 / S[node];
                 if (l < special) targets[l].ratio[j] = 1 / ratio[run[node]];
             }
-            task[l + 1] = task[l] + ceil_div(shape.targets() * shape.row(), TASK);
+            task[l + 1] = task[l] + ceil_div(shape.targets() * shape.row(), weights);
         }
         next = 0;
         in_parallel(threads, [&](int) {

@@ -10,10 +10,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...autotune import Space, Tuned
 from .. import native
-from .definition import Layer, Options, Skeleton
+from .definition import Layer, Options, Skeleton, problem_of
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
+
+# TASK: weights that a thread moves at a time. Sums over a layer are one task each: every choice gives the same bits.
+STEP = Tuned(
+    "path_step.cpp",
+    Space({"TASK": (1 << 12, 1 << 13, 1 << 14, 1 << 15, 1 << 16), "threads": native.THREADS}),
+    default=lambda problem: {"TASK": 1 << 14, "threads": 0},
+    source=SOURCE,
+)
 _SMALL = 1 << 17  # weights: fewer are done before a thread would start
 
 
@@ -29,7 +38,7 @@ def _function(dtype: torch.dtype):
     found = native.required("path_step", SOURCE, dtype)
     pointer, integer, sizes = ctypes.c_void_p, ctypes.c_int64, ctypes.POINTER(ctypes.c_int64)
     found.path_step.argtypes = [integer, sizes, ctypes.POINTER(pointer), sizes, pointer, integer, integer, pointer]
-    found.path_step.argtypes += [ctypes.POINTER(ctypes.c_double), pointer, ctypes.c_int]
+    found.path_step.argtypes += [ctypes.POINTER(ctypes.c_double), pointer, integer, ctypes.c_int]
     found.path_step_set_team.argtypes = [pointer]
     found.path_step_set_team(native.openmp_team())
     return found.path_step
@@ -53,6 +62,7 @@ def path_step(
 ) -> None:
     """As path_step_ref, on tensors that `takes` allows; the same bits on any number of threads."""
     shapes, reduced, nodes, size = _constants(bones)
+    config = STEP.config(problem_of(bones.shapes, layers[0].weight.dtype), layers[0].weight.device)
     addresses = [None if x is None else x.data_ptr() for layer in layers for x in layer]
     function = _function(layers[0].weight.dtype)
     assert function is not None
@@ -67,7 +77,8 @@ def path_step(
         None if run_momentum is None else run_momentum.data_ptr(),
         (ctypes.c_double * 5)(*map(float, options)),
         events.data_ptr(),
-        torch.get_num_threads() if size > _SMALL else 1,
+        config["TASK"],
+        native.threads(config["threads"], size, _SMALL),
     )
     if status == 1:
         raise MemoryError("path_step: no memory for the factors of one row a layer")

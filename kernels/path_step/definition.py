@@ -29,6 +29,7 @@ Source: Meng et al., "G-SGD: Optimizing ReLU Neural Networks in its Positively S
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -67,6 +68,14 @@ class Shape(NamedTuple):
         source = torch.arange(self.sources, device=device)
         target = source // self.inputs * self.outputs + source % self.inputs % self.outputs
         return target, (target * self.inputs + source % self.inputs) * self.taps + self.taps // 2
+
+
+@functools.cache
+def problem_of(shapes: tuple[Shape, ...], dtype: torch.dtype) -> dict[str, int | str]:
+    """What the configs of the kernels depend on."""
+    widest = max(shape.targets for shape in shapes[:-1])
+    sizes = {"M": widest, "N": shapes[0].sources, "K": shapes[-1].targets, "layers": len(shapes)}
+    return {**sizes, "edges": sum(math.prod(shape) for shape in shapes), "dtype": str(dtype)}
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,15 +13,34 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ...autotune import Config, Space, Tuned
 from ..triton_or_stub import tl, triton
-from .definition import Ends, Layer, Options, Shape
+from .definition import Ends, Layer, Options, Shape, problem_of
 
-ROWS, COLUMNS = 16, 64  # of a tile
+
+def _default(problem: Mapping[str, int | str | bool]) -> Config:
+    return {"ROWS": 16, "COLUMNS": 64, "num_warps": 4}  # of a tile
+
+
+FLOWS = Tuned(
+    "path_flows.triton",
+    # nothing to choose from: another tile, or another number of warps, adds w g in another order
+    Space({"ROWS": (16,), "COLUMNS": (64,), "num_warps": (4,)}),
+    default=_default,
+    source=Path(__file__),
+)
+MOVE = Tuned(
+    "path_move.triton",
+    Space({"ROWS": (4, 8, 16, 32), "COLUMNS": (32, 64, 128, 256), "num_warps": (2, 4, 8)}),
+    default=_default,
+    source=Path(__file__),
+)
 _MOST = 32  # layers of a launch: a program compares with each, and a launch has room for some 500 addresses
 
 
@@ -116,15 +135,16 @@ def takes(layers: Sequence[Layer], options: Options) -> bool:
 def node_flows(layers: Sequence[Layer], shapes: Sequence[Shape], reduced: Sequence[bool]) -> list[Tensor]:
     """As the definition's."""
     flows: dict[int, Tensor] = {}
+    config = FLOWS.config(problem_of(tuple(shapes), layers[0].weight.dtype), layers[0].weight.device)
     for numbers in _launches([number for number, chosen in enumerate(reduced) if chosen]):
         some = [layers[number] for number in numbers]
-        programs, tiles = tiling(tuple(shapes[number] for number in numbers))
-        row_sizes, column_sizes = zip(*(sums(shapes[number]) for number in numbers), strict=True)
+        programs, tiles = tiling(tuple(shapes[number] for number in numbers), config["ROWS"], config["COLUMNS"])
+        row_sizes, column_sizes = zip(*(sums(shapes[number], config) for number in numbers), strict=True)
         row_sums = some[0].weight.new_empty(sum(row_sizes))
         column_sums = some[0].weight.new_empty(sum(column_sizes))
         _path_flows_kernel[(programs,)](
             tuple(layer.weight for layer in some), tuple(layer.grad for layer in some), row_sums, column_sums,
-            **tiles, ROW_SUMS=starts(row_sizes), COLUMN_SUMS=starts(column_sizes), ROWS=ROWS, COLUMNS=COLUMNS,
+            **tiles, ROW_SUMS=starts(row_sizes), COLUMN_SUMS=starts(column_sizes), **config,
         )  # fmt: skip
         parts = zip(numbers, some, row_sums.split(row_sizes), column_sums.split(column_sizes), strict=True)
         for number, layer, by_row, by_column in parts:
@@ -138,10 +158,11 @@ def node_flows(layers: Sequence[Layer], shapes: Sequence[Shape], reduced: Sequen
 
 def move(layers: Sequence[Layer], shapes: Sequence[Shape], ends: Sequence[Ends], options: Options) -> None:
     """As the definition's."""
+    config = MOVE.config(problem_of(tuple(shapes), layers[0].weight.dtype), layers[0].weight.device)
     for numbers in _launches(range(len(layers))):
         some, shapes_here = [layers[number] for number in numbers], tuple(shapes[number] for number in numbers)
         prefix, p, suffix, q = map(torch.cat, zip(*(ends[number] for number in numbers), strict=True))
-        programs, tiles = tiling(shapes_here)
+        programs, tiles = tiling(shapes_here, config["ROWS"], config["COLUMNS"])
         grads = tuple(layer.grad for layer in some)
         momenta = tuple(layer.momentum for layer in some if layer.momentum is not None)
         _path_move_kernel[(programs,)](
@@ -149,22 +170,22 @@ def move(layers: Sequence[Layer], shapes: Sequence[Shape], ends: Sequence[Ends],
             options.lr, options.momentum, options.weight_decay, **tiles,
             SOURCES=starts(shape.sources for shape in shapes_here),
             TARGETS=starts(shape.targets for shape in shapes_here),
-            MOVING=bool(momenta), ROWS=ROWS, COLUMNS=COLUMNS,
+            MOVING=bool(momenta), **config,
         )  # fmt: skip
 
 
 @functools.cache
-def tiling(shapes: tuple[Shape, ...]) -> tuple[int, dict[str, tuple[int, ...]]]:
+def tiling(shapes: tuple[Shape, ...], rows: int, columns: int) -> tuple[int, dict[str, tuple[int, ...]]]:
     """The tiles of all layers, one a program, and what the kernels are compiled with: shapes, and the first tiles."""
     _, outputs, inputs, taps = zip(*shapes, strict=True)
-    tiles = [G * triton.cdiv(O, ROWS) * triton.cdiv(I * T, COLUMNS) for G, O, I, T in shapes]
+    tiles = [G * triton.cdiv(O, rows) * triton.cdiv(I * T, columns) for G, O, I, T in shapes]
     return sum(tiles), {"TILES": starts(tiles), "OUTPUTS": outputs, "INPUTS": inputs, "TAPS": taps}
 
 
-def sums(shape: Shape) -> tuple[int, int]:
+def sums(shape: Shape, config: Config) -> tuple[int, int]:
     """How many places a layer's tiles take for their sums over rows, and over columns."""
     G, O, I, T = shape
-    return G * O * triton.cdiv(I * T, COLUMNS), G * triton.cdiv(O, ROWS) * I * T
+    return G * O * triton.cdiv(I * T, config["COLUMNS"]), G * triton.cdiv(O, config["ROWS"]) * I * T
 
 
 def starts(sizes: Iterable[int]) -> tuple[int, ...]:

@@ -38,11 +38,10 @@ FORWARD = Tuned(
 )
 BACKWARD = Tuned(
     "path_values_backward.triton",
-    Space({"BLOCK": (128, 256, 512), "num_warps": (4, 8)}),
-    default=_default,
+    Space({"BLOCK": (128, 256, 512), "PROGRAMS": (4, 8, 16, 32), "num_warps": (4, 8)}),  # PROGRAMS: a multiprocessor's
+    default=lambda problem: {**_default(problem), "PROGRAMS": 16},
     source=Path(__file__),
 )
-_PROGRAMS = 16  # of the backward kernel, a multiprocessor
 
 
 @triton.jit
@@ -189,9 +188,10 @@ def backward(dv: Tensor, flat: Tensor, paths: Tensor, layers: Sequence[Layer]) -
     (B, P, _), L, n = paths.shape, len(layers), flat.shape[1]
     add = not torch.are_deterministic_algorithms_enabled()
     flat = flat if flat.stride(1) == 1 else flat.contiguous()
-    config = BACKWARD.config(problem_of(flat, paths, layers), flat.device)
+    config = dict(BACKWARD.config(problem_of(flat, paths, layers), flat.device))
+    most = config.pop("PROGRAMS") * _multiprocessors(flat.device)
     blocks = B * triton.cdiv(P, config["BLOCK"])
-    programs = min(blocks, _PROGRAMS * _multiprocessors(flat.device)) if add else blocks
+    programs = min(blocks, most) if add else blocks
     dflat = torch.zeros((B, n), dtype=flat.dtype, device=flat.device)
     terms = torch.empty((programs, L, config["BLOCK"]), dtype=flat.dtype, device=flat.device)
     places = torch.empty((0,) if add else terms.shape, dtype=torch.int64, device=flat.device)

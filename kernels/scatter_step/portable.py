@@ -19,21 +19,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...autotune import Space, Tuned
+from ...autotune import Config, Space, Tuned
 from ..triton_or_stub import tl, triton
 from .definition import compute_dtype
 
 FEW = 64  # entries up to which every program looks at all of them
 STEP = Tuned(
     "scatter_step.triton",
-    Space({"ENTRIES": (64, 128, 256), "PIECE": (32, 128), "num_warps": (2, 4, 8)}),
+    Space({"ENTRIES": (64, 128, 256), "num_warps": (2, 4, 8)}),
     default=lambda problem: (
-        {"ENTRIES": 64, "PIECE": 128, "num_warps": 2}  # more were spilled
+        {"ENTRIES": 64, "num_warps": 2}  # more were spilled
         if problem["dtype"] == "torch.float64"
-        else {"ENTRIES": 256, "PIECE": 128, "num_warps": 8}
+        else {"ENTRIES": 256, "num_warps": 8}
     ),
     source=Path(__file__),
 )
+KEYS = Tuned(
+    "scatter_step_keys.triton",
+    Space({"BLOCK": (256, 512, 1024, 2048), "num_warps": (2, 4, 8)}),
+    default=lambda problem: {"BLOCK": 1024, "num_warps": 4},
+    source=Path(__file__),
+)
+PIECE = 128  # never tuned: it says in which order the values of a long run are added
 _WIDEST = 128  # elements of a row that a program holds at a time
 
 
@@ -270,54 +277,59 @@ def step(
         lr = lr.item()  # of the CPU: nothing waits
     if not isinstance(lr, Tensor) and dtype == torch.float64:
         lr = torch.full((), lr, dtype=dtype, device=param.device)  # Triton takes a number as float32
-    config = dict(STEP.config({"nnz": nnz, "D": D, "dtype": str(param.dtype)}, param.device))
-    piece, warps = config["PIECE"], config["num_warps"]
+    problem = {"R": R, "C": C, "nnz": nnz, "D": D, "dtype": str(param.dtype)}
     block_d = min(triton.next_power_of_2(D), _WIDEST)
-    block = max(1, config["ENTRIES"] // block_d)
-    common: dict[str, Any] = {"COMPUTE": _TYPES[dtype], "BLOCK_D": block_d, "num_warps": warps}
+
+    def laid_out(config: Config) -> dict[str, Any]:
+        block = max(1, config["ENTRIES"] // block_d)
+        return {"COMPUTE": _TYPES[dtype], "BLOCK": block, "BLOCK_D": block_d, "num_warps": config["num_warps"]}
+
+    chosen = laid_out(STEP.config(problem, param.device))
     has_columns, columns = columns is not None, rows if columns is None else columns
     constants = {"LOG2_MOMENTUM": math.log2(momentum) if momentum else -math.inf, "EPS": eps}
     sizes = (C, D, *param.stride())
     if nnz > FEW and rule == "sgd" and param.dtype == dtype and not deterministic:
-        _atomic_kernel[(triton.cdiv(nnz, block),)](
+        _atomic_kernel[(triton.cdiv(nnz, chosen["BLOCK"]),)](
             param, rows, columns, values, *_rates(lr, param), nnz, R, total, *sizes,
-            HAS_COLUMNS=has_columns, HAS_LR=isinstance(lr, Tensor), BLOCK=block, **common,
+            HAS_COLUMNS=has_columns, HAS_LR=isinstance(lr, Tensor), **chosen,
         )  # fmt: skip
         return
     if nnz <= FEW:
-        programs, few = nnz, triton.next_power_of_2(nnz)
 
-        def launch(rule: str, lr: float | Tensor, norm: Tensor) -> None:
+        def launch(rule: str, lr: float | Tensor, norm: Tensor, layout: dict[str, Any]) -> None:
             _few_kernel[(nnz,)](
                 param, rows, columns, values, *_rates(lr, param), moment, touched, number, norm, nnz, R, total, *sizes,
-                RULE=rule, HAS_COLUMNS=has_columns, HAS_LR=isinstance(lr, Tensor), BLOCK=few, **constants, **common,
+                RULE=rule, HAS_COLUMNS=has_columns, HAS_LR=isinstance(lr, Tensor), **constants,
+                **{**layout, "BLOCK": triton.next_power_of_2(nnz)},
             )  # fmt: skip
     else:
-        programs = triton.cdiv(nnz, block)
         keys = torch.empty(nnz, dtype=torch.int32 if total < 2**31 else torch.int64, device=param.device)
-        _keys_kernel[(triton.cdiv(nnz, 1024),)](
-            rows, columns, keys, nnz, R, C, total, HAS_COLUMNS=has_columns, BLOCK=1024, num_warps=4
+        config = KEYS.config(problem, param.device)
+        _keys_kernel[(triton.cdiv(nnz, config["BLOCK"]),)](
+            rows, columns, keys, nnz, R, C, total, HAS_COLUMNS=has_columns, **config
         )
         keys, order = torch.sort(keys, stable=True)
-        partial = torch.empty((triton.cdiv(nnz, piece), D), dtype=dtype, device=param.device)
-        _pieces_kernel[(triton.cdiv(len(partial), block),)](
-            keys, order, values, partial, nnz, D, total, PIECE=piece, BLOCK=block, **common
+        partial = torch.empty((triton.cdiv(nnz, PIECE), D), dtype=dtype, device=param.device)
+        _pieces_kernel[(triton.cdiv(len(partial), chosen["BLOCK"]),)](
+            keys, order, values, partial, nnz, D, total, PIECE=PIECE, **chosen
         )
 
-        def launch(rule: str, lr: float | Tensor, norm: Tensor) -> None:
-            _sorted_kernel[(programs,)](
+        def launch(rule: str, lr: float | Tensor, norm: Tensor, layout: dict[str, Any]) -> None:
+            _sorted_kernel[(triton.cdiv(nnz, layout["BLOCK"]),)](
                 param, rows, columns, keys, order, values, partial, *_rates(lr, param), moment, touched, number, norm,
                 nnz, total, D, *param.stride(), RULE=rule, HAS_COLUMNS=has_columns, HAS_LR=isinstance(lr, Tensor),
-                PIECE=piece, BLOCK=block, **constants, **common,
+                PIECE=PIECE, **constants, **layout,
             )  # fmt: skip
 
     if rule == "polyak":
+        fixed = laid_out(STEP.default(problem))  # ‖g‖² adds up lanes and programs: in one order, whatever was tuned
+        programs = nnz if nnz <= FEW else triton.cdiv(nnz, fixed["BLOCK"])
         norms = torch.empty(programs, dtype=torch.float64, device=param.device)
-        launch("norm", 0.0, norms)
+        launch("norm", 0.0, norms, fixed)
         norm = norms.sum()
-        launch("sgd", torch.where(norm == 0, 0.0, lr / norm), norms)
+        launch("sgd", torch.where(norm == 0, 0.0, lr / norm), norms, chosen)
     else:
-        launch(rule, lr, param)
+        launch(rule, lr, param, chosen)
 
 
 def _rates(lr: float | Tensor, param: Tensor) -> tuple[Tensor, float]:

@@ -280,7 +280,7 @@ SPEC = register(
             "config": "its lists are short, which have none: tests/kernels/test_scatter_step.py goes through the space",
             "autocast": "param and values are of one dtype, which nothing casts",
         },
-        tuned={"cpp": (cpu.STEP,), "triton": (portable.STEP,)},
+        tuned={"cpp": (cpu.STEP,), "triton": (portable.STEP, portable.KEYS)},
         in_place={"sgd": _ours("sgd"), "adagrad": _ours("adagrad")},
         raw_ops=raw_ops,
     )

@@ -21,7 +21,15 @@ BUILD = Tuned(
     default=lambda problem: {"NODES": 16, "num_warps": 4},
     source=Path(__file__),
 )
-_AT_ONCE = 32  # touched leaves that a program climbs from at a time
+UPDATE = Tuned(
+    "tournament_update.triton",
+    Space(
+        {"BLOCK": (1, 2, 4, 8, 16, 32, 64), "num_warps": (1, 2, 4, 8)}
+    ),  # touched leaves that are climbed from at once
+    default=lambda problem: {"BLOCK": min(32, triton.next_power_of_2(int(problem["t"]))), "num_warps": 4},
+    source=Path(__file__),
+)
+_FEW = 32  # touched leaves from which a program climbs however small the tree is
 _NO_INDEX = 1 << 62
 
 
@@ -142,11 +150,12 @@ def update(leaves: Tensor, values: Tensor, indices: Tensor, positions: Tensor, n
     """As `_update` of the package. One program climbs a tree; where many leaves are touched, a build follows."""
     positions, new = positions.contiguous(), new.contiguous()
     (B, n), nodes, touched = leaves.shape, values.shape[1], positions.shape[-1]
-    climbs = touched <= max(_AT_ONCE, n // (FAN * FAN))
+    climbs = touched <= max(_FEW, n // (FAN * FAN))
+    config = UPDATE.config({"B": B, "n": n, "t": touched, "dtype": str(leaves.dtype)}, leaves.device)
     steps = (touched if x.dim() > 1 else 0 for x in (positions, new))
     _tournament_update_kernel[(B,)](
         leaves, values, indices, positions, new, n, nodes, touched, *steps, LEVELS=len(levels(n)) if climbs else 0,
-        **_constants(leaves, largest), BLOCK=min(_AT_ONCE, triton.next_power_of_2(touched)), num_warps=4,
+        **_constants(leaves, largest), **config,
     )  # fmt: skip
     if not climbs:
         build(leaves, values, indices, largest)

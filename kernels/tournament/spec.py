@@ -211,7 +211,7 @@ SPEC = register(
             "vmap": "batches of trees are its own",
             "autocast": "values are of one dtype, which nothing casts",
         },
-        tuned={"cpp": (cpu.BUILD, cpu.UPDATE), "triton": (portable.BUILD,)},
+        tuned={"cpp": (cpu.BUILD, cpu.UPDATE), "triton": (portable.BUILD, portable.UPDATE)},
         in_place={"update": _ours, "build": _built},
         raw_ops=raw_ops,
     )

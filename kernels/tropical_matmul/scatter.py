@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...autotune import Space, Tuned
+from ...autotune import Config, Space, Tuned
 from ..triton_or_stub import tl, triton
 
 DETERMINISTIC_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -33,7 +33,12 @@ SCATTER = Tuned(
     default=lambda problem: {"BLOCK": 256, "num_warps": 4},
     source=Path(__file__),
 )
-_ELEMENTWISE = {"BLOCK": 1024, "num_warps": 4}  # of the kernels that only stream
+STREAM = Tuned(  # of the kernels that only stream
+    "tropical_winners_stream.triton",
+    Space({"BLOCK": (256, 512, 1024, 2048), "num_warps": (4, 8)}),
+    default=lambda problem: {"BLOCK": 1024, "num_warps": 4},
+    source=Path(__file__),
+)
 
 
 @triton.jit
@@ -165,7 +170,8 @@ def scatter(
             if x is not None:
                 _largest(x, largest[index:])
     winners = winners.contiguous()
-    config = SCATTER.config({"M": M, "N": N, "K": K, "dtype": str(dc.dtype)}, dc.device)
+    problem = {"M": M, "N": N, "K": K, "dtype": str(dc.dtype), "deterministic": fixed}
+    config = SCATTER.config(problem, dc.device)
     unused = (0, 0, 0)
     _tropical_winners_scatter_kernel[(B * M * triton.cdiv(N, config["BLOCK"]),)](
         dc, winners, dc if a is None else a, dc if b is None else b, da, db, special_a, special_b, largest, M, N, K,
@@ -183,8 +189,13 @@ def scatter(
 
 def _largest(x: Tensor, largest: Tensor) -> None:
     B, M, N = x.shape
-    grid = (B * M * triton.cdiv(N, _ELEMENTWISE["BLOCK"]),)
-    _largest_kernel[grid](x, largest, M, N, *x.stride(), **_ELEMENTWISE)
+    config = _stream(x)
+    grid = (B * M * triton.cdiv(N, config["BLOCK"]),)
+    _largest_kernel[grid](x, largest, M, N, *x.stride(), **config)
+
+
+def _stream(x: Tensor) -> Config:
+    return STREAM.config({"size": x.numel(), "dtype": str(x.dtype)}, x.device)
 
 
 def _from_fixed_point(
@@ -192,8 +203,9 @@ def _from_fixed_point(
 ) -> Tensor:
     out = torch.empty_like(sums, dtype=dtype)
     if sums.numel():
-        _from_fixed_point_kernel[(triton.cdiv(sums.numel(), _ELEMENTWISE["BLOCK"]),)](
+        config = _stream(sums)
+        _from_fixed_point_kernel[(triton.cdiv(sums.numel(), config["BLOCK"]),)](
             sums, special, largest, out, sums.numel(),
-            PRODUCT=product, HEAD_ROOM=head_room, FACTOR=factor, **_ELEMENTWISE,
+            PRODUCT=product, HEAD_ROOM=head_room, FACTOR=factor, **config,
         )  # fmt: skip
     return out

@@ -380,7 +380,7 @@ SPEC = register(
         tuned={
             "cpp": (cpu.FORWARD, cpu.SCATTER),
             "gluon": (gluon.FORWARD, gluon.FIRST_SPLIT, refine.REFINE),
-            "triton": (portable.FORWARD, scatter.SCATTER, log.FORWARD, log.BACKWARD),
+            "triton": (portable.FORWARD, scatter.SCATTER, scatter.STREAM, log.FORWARD, log.BACKWARD),
         },
         huge=huge,
         scatter=(scattered, 4),

@@ -176,12 +176,10 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Which config a call runs with, and why: text for people, and for a bug report."""
-    from . import autotune
     from .perf_reports import tuning
 
     try:
-        ((name, shapes, of),) = tuning.plan([op], [",".join(sizes)], dtype)
-        explanation = autotune.explain(name, shapes, dtype=of)
+        explanation = tuning.explain(*tuning.plan([op], [",".join(sizes)], dtype)[0])
     except ValueError as error:
         fail(error)
     print(json.dumps(explanation.as_json(), ensure_ascii=False, indent=2, default=str) if as_json else explanation)

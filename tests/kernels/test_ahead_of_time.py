@@ -126,14 +126,15 @@ def chain(name: str, dtype: str):
     types: dict[str, Any] = dict.fromkeys(["weights", "grads", "momenta"], (f"*{dtype}",) * len(CHAIN))
     types |= dict.fromkeys([x for x in kernel.arg_names if x.endswith("_ptr")], f"*{dtype}")
     types |= dict.fromkeys(["lr", "momentum", "decay"], "fp32")
-    rows, columns = zip(*map(path_step.sums, CHAIN), strict=True)
+    config = dict((path_step.FLOWS if name == "flows" else path_step.MOVE).default({}))
+    warps = config.pop("num_warps")
+    rows, columns = zip(*(path_step.sums(shape, config) for shape in CHAIN), strict=True)
     starts = {"ROW_SUMS": rows, "COLUMN_SUMS": columns}
     starts |= {"SOURCES": [x.sources for x in CHAIN], "TARGETS": [x.targets for x in CHAIN]}
     constants: dict[str, Any] = {argument: path_step.starts(sizes) for argument, sizes in starts.items()}
-    constants |= path_step.tiling(CHAIN)[1]
-    constants |= {"MOVING": True, "ROWS": path_step.ROWS, "COLUMNS": path_step.COLUMNS}
+    constants |= path_step.tiling(CHAIN, config["ROWS"], config["COLUMNS"])[1] | {"MOVING": True} | config
     types, constants = ({x: found[x] for x in kernel.arg_names if x in found} for found in (types, constants))
-    return kernel, types, constants, 4
+    return kernel, types, constants, warps
 
 
 def iterations(dtype: str):
@@ -156,6 +157,8 @@ def sparse_step(name: str, dtype: str, rule="sgd"):
     """A kernel of scatter_step on rows of 64 elements, or on elements where it knows nothing else."""
     wide = "fp64" if dtype == "fp64" else "fp32"
     config = dict(sparse.STEP.default({"dtype": "torch.float64" if dtype == "fp64" else "torch.float32"}))
+    if name == "keys":
+        config = dict(sparse.KEYS.default({}))
     warps = config.pop("num_warps")
     width = 1 if rule == "sgd" else 64
     kernel = getattr(sparse, f"_{name}_kernel")
@@ -170,8 +173,9 @@ def sparse_step(name: str, dtype: str, rule="sgd"):
         "HAS_COLUMNS": rule == "sgd",
         "HAS_LR": dtype == "fp64",
     }
-    flags |= {"COMPUTE": sparse.tl.float64 if dtype == "fp64" else sparse.tl.float32, "PIECE": config["PIECE"]}
-    flags |= {"BLOCK": sparse.FEW if name == "few" else config["ENTRIES"] // width, "BLOCK_D": width}
+    flags |= {"COMPUTE": sparse.tl.float64 if dtype == "fp64" else sparse.tl.float32, "PIECE": sparse.PIECE}
+    block = sparse.FEW if name == "few" else config.get("BLOCK") or config["ENTRIES"] // width
+    flags |= {"BLOCK": block, "BLOCK_D": width}
     constants = {argument: value for argument, value in flags.items() if argument in kernel.arg_names}
     return kernel, {name: kind for name, kind in types.items() if name in kernel.arg_names}, constants, warps
 
@@ -205,6 +209,7 @@ def path_values_backward(dtype: str, convolutions=False, add=True):
     signature |= dict.fromkeys(["paths_ptr", "layers_ptr", "edge_ptr"], "*i64")
     signature |= dict.fromkeys([*PATHS, "blocks", "n", "stride_vb", "stride_vp"], "i32")
     config = dict(paths.BACKWARD.default({}))
+    del config["PROGRAMS"]
     warps = config.pop("num_warps")
     flags = {"ADD": add, "FIELDS": paths.FIELDS, "CONVOLUTIONS": convolutions}
     return paths._path_values_bwd_kernel, signature, flags | config, warps
