@@ -56,7 +56,7 @@ VISIT = Tuned(
             "num_warps": (2, 4, 8),
         }
     ),
-    default=lambda problem: {"BLOCK": 128, "ROWS": 8, "PAIRS": 8, "LEAVES": 256, "num_warps": 4},
+    default=lambda problem: {"BLOCK": 128, "ROWS": 16, "PAIRS": 8, "LEAVES": 256, "num_warps": 4},
     source=Path(__file__).with_name("samples.py"),
 )
 
@@ -97,8 +97,9 @@ class Run(NamedTuple):
     largest: Any  # [blocks]: of each block the largest ℓ, whose it is, and how many validation samples are right
     worst: Any  # [blocks] int32
     right: Any  # [blocks] int32
-    pairs: Any  # [programs, ROWS · BLOCK] int32
-    route_j: Any  # [routes] int32: the units and leaves of the last step
+    lists: Any  # [programs, 1 + K, BLOCK] int32
+    route_k: Any  # [routes] int32: the classes, units and leaves of the last step
+    route_j: Any
     route_i: Any
     journal: Any  # [lines, line] int64: entries of W1, of W2 from q p on, that moved since they were kept
     times: Any  # [training] int64
@@ -120,7 +121,7 @@ def _program_kernel(
     tl.debug_barrier()
     while tl.load(run.counters + 2) != 0:
         for block in range(run.blocks):
-            visit(run, block, run.pairs, HINGE, WATCHED, CLASSES, BLOCK, ROWS, PAIRS, LEAVES)
+            visit(run, block, run.lists, HINGE, WATCHED, CLASSES, BLOCK, ROWS, PAIRS, LEAVES)
         tl.debug_barrier()
         advance(run, HINGE, POLYAK, WATCHED, CLASSES)
         tl.debug_barrier()
@@ -134,8 +135,8 @@ def _visit_kernel(
 ):  # fmt: skip
     if tl.load(run.counters + 2) != 0:
         block = tl.program_id(0)
-        pairs_ptr = run.pairs + block.to(tl.int64) * (ROWS * BLOCK)
-        visit(run, block, pairs_ptr, HINGE, WATCHED, CLASSES, BLOCK, ROWS, PAIRS, LEAVES)
+        lists_ptr = run.lists + block.to(tl.int64) * (1 + run.K) * BLOCK
+        visit(run, block, lists_ptr, HINGE, WATCHED, CLASSES, BLOCK, ROWS, PAIRS, LEAVES)
 
 
 @triton.jit
@@ -173,8 +174,9 @@ class Cached(Dense):
             w1=weights.w1, w2=weights.w2, best_w1=state.best.w1, best_w2=state.best.w2,
             right_w1=self._kept[1].w1, right_w2=self._kept[1].w2,
             largest=empty(blocks), worst=empty(blocks, dtype=torch.int32), right=empty(blocks, dtype=torch.int32),
-            pairs=empty(1 if is_program else blocks, tiles["ROWS"] * tiles["BLOCK"], dtype=torch.int32),
-            route_j=empty(routes, dtype=torch.int32), route_i=empty(routes, dtype=torch.int32),
+            lists=empty(1 if is_program else blocks, 1 + K, tiles["BLOCK"], dtype=torch.int32),
+            route_k=empty(routes, dtype=torch.int32), route_j=empty(routes, dtype=torch.int32),
+            route_i=empty(routes, dtype=torch.int32),
             journal=empty(lines, 2 * routes, dtype=torch.int64), times=state.times_worst,
             integers=integers, floats=floats.view(torch.float64), counters=counters,
             levels=torch.tensor(levels, dtype=torch.float64, device=device),

@@ -1,9 +1,10 @@
 """What a step changes in a block of samples: the winners of the minima and maxima in which a leaf moved, then ℓ.
 
-A route (k, j, i) of the step moved the leaf i of unit j and, by it, the leaf j of every class. A leaf that beats the
+A route (k, j, i) of the step moved the leaf i of unit j and the leaf j of class k: one leaf of every sample is looked
+at. Where unit j has changed, so has the leaf j of every class: those samples are few, and listed. A leaf that beats the
 winner wins, at equal values the lower index; where the winner itself has fallen behind its old value, all leaves are
-read again. These few pairs of a minimum or maximum and a sample are listed first, so that a group of them is read
-together, each along its own row of z or u: a lane that read its leaves one after the other would wait p times.
+read again. These pairs of a row and a sample are listed too, so that a group of them is read together, each along its
+own row of z or u: a lane that read its leaves one after the other would wait p times.
 
 A value is always computed from its leaf, and samples know nothing of each other: any block, in any order, leaves the
 bits of a dense evaluation. Routes of one unit move the same leaf, and write the same values.
@@ -30,61 +31,67 @@ def first_largest(values, numbers):
 
 
 @triton.jit
-def _enter(v, index, best, winner, MAXIMUM: tl.constexpr):
-    """The leaf `index` has moved to v: the best, its winner, and where all leaves must be read."""
+def _enter(v, index, best_ptrs, winner_ptrs, inside, MAXIMUM: tl.constexpr):
+    """The leaf `index` has moved to v. Where the best has, and where all leaves must be read.
+
+    Such a best is given up for the worst value: whichever leaf comes after it, it has not fallen twice.
+    """
+    best, winner = tl.load(best_ptrs, inside, other=0.0), tl.load(winner_ptrs, inside, other=-1)
     own = winner == index
     ahead = (v > best) if MAXIMUM else (v < best)
     behind = (v < best) if MAXIMUM else (v > best)
-    wins = (winner != index) & (ahead | ((v == best) & (index < winner)))
-    return tl.where(wins | own, v, best), tl.where(wins, index, winner), own & behind
+    wins = inside & (winner != index) & (ahead | ((v == best) & (index < winner)))
+    fallen = inside & own & behind
+    changed = fallen | ((wins | (inside & own)) & (v != best))
+    tl.store(best_ptrs, tl.where(fallen, -INFINITY if MAXIMUM else INFINITY, v), changed)
+    tl.store(winner_ptrs, index, wins)
+    return changed, fallen
 
 
 @triton.jit
-def _listed(unsure, pairs_ptr, SIZE: tl.constexpr):
-    """Writes the places of what is set in `unsure` [rows, BLOCK], of SIZE elements; how many these are."""
-    flat = tl.reshape(unsure.to(tl.int32), [SIZE])
-    count = tl.sum(flat, axis=0)
-    if count > 0:
-        tl.store(pairs_ptr + tl.cumsum(flat, axis=0) - 1, tl.arange(0, SIZE), mask=flat > 0)
-    return count
+def _listed(chosen, places, list_ptr, count, SIZE: tl.constexpr):
+    """Appends the places of what is chosen, of SIZE elements, to a list of `count`; how many it then has."""
+    flat = tl.reshape(chosen.to(tl.int32), [SIZE])
+    more = tl.sum(flat, axis=0)
+    if more > 0:
+        at = count - 1 + tl.cumsum(flat, axis=0)
+        tl.store(list_ptr + at, tl.reshape(places, [SIZE]), mask=flat > 0)
+    return count + more
 
 
 @triton.jit
 def _seek(
-    run, pairs_ptr, pairs, first_row, first_n,
+    run, pairs_ptr, pairs, first_n,
     UNITS: tl.constexpr, BLOCK: tl.constexpr, PAIRS: tl.constexpr, LEAVES: tl.constexpr,
 ):  # fmt: skip
-    """The winners of the listed pairs, among all leaves: of units from route `first_row` on, or of classes."""
+    """The winners of the listed pairs, among all leaves of a unit or a class."""
     count = run.p if UNITS else run.q
     leaves_ptr, weights_ptr = (run.z, run.w1) if UNITS else (run.u, run.w2)
     worst: tl.constexpr = INFINITY if UNITS else -INFINITY
     for begin in range(0, pairs, PAIRS):
         slots = begin + tl.arange(0, PAIRS)
-        of_pair = slots < pairs
-        at = tl.load(pairs_ptr + slots, of_pair, other=0)
-        row, n = first_row + at // BLOCK, (first_n + at % BLOCK).to(tl.int64)
-        if UNITS:
-            row = tl.load(run.route_j + row, of_pair, other=0)
-        row = row.to(tl.int64)
+        inside = slots < pairs
+        at = tl.load(pairs_ptr + slots, inside, other=0)
+        row, n = (at // BLOCK).to(tl.int64), (first_n + at % BLOCK).to(tl.int64)
         top = tl.full([PAIRS, LEAVES], worst, run.u.dtype.element_ty)
         first = tl.zeros([PAIRS, LEAVES], tl.int32)
         for leaf in range(0, count, LEAVES):
             index = leaf + tl.arange(0, LEAVES)
-            inside = of_pair[:, None] & (index < count)[None, :]
-            x = tl.load(leaves_ptr + n[:, None] * count + index[None, :], inside, other=worst)
-            x += tl.load(weights_ptr + row[:, None] * count + index[None, :], inside, other=0.0)
+            known = inside[:, None] & (index < count)[None, :]
+            x = tl.load(leaves_ptr + n[:, None] * count + index[None, :], known, other=worst)
+            x += tl.load(weights_ptr + row[:, None] * count + index[None, :], known, other=0.0)
             better = (x < top) if UNITS else (x > top)
             first = tl.where(better, index[None, :], first)
             top = tl.where(better, x, top)
         best = tl.min(top, axis=1) if UNITS else tl.max(top, axis=1)
         winner = tl.min(tl.where(top == best[:, None], first, count), axis=1)
         if UNITS:
-            tl.store(run.ut + row * run.N + n, best, of_pair)
-            tl.store(run.i + row * run.N + n, winner, of_pair)
-            tl.store(run.u + n * run.q + row, best, of_pair)
+            tl.store(run.ut + row * run.N + n, best, inside)
+            tl.store(run.i + row * run.N + n, winner, inside)
+            tl.store(run.u + n * run.q + row, best, inside)
         else:
-            tl.store(run.f + row * run.N + n, best, of_pair)
-            tl.store(run.j + row * run.N + n, winner, of_pair)
+            tl.store(run.f + row * run.N + n, best, inside)
+            tl.store(run.j + row * run.N + n, winner, inside)
 
 
 @triton.jit
@@ -119,61 +126,75 @@ def _losses(run, offs, mask, HINGE: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.
 
 @triton.jit
 def visit(
-    run, block, pairs_ptr,
+    run, block, lists_ptr,
     HINGE: tl.constexpr, WATCHED: tl.constexpr, CLASSES: tl.constexpr,
     BLOCK: tl.constexpr, ROWS: tl.constexpr, PAIRS: tl.constexpr, LEAVES: tl.constexpr,
 ):  # fmt: skip
     """Samples block · BLOCK and on: their winners, and of the block the largest loss and how many are right.
 
-    pairs_ptr: [ROWS · BLOCK] int32, this program's own.
+    lists_ptr: [1 + K, BLOCK] int32, this program's own: samples, then pairs.
     """
     first_n = block * BLOCK
-    offs = first_n + tl.arange(0, BLOCK)
+    lanes = tl.arange(0, BLOCK)
+    offs = first_n + lanes
     mask = offs < run.N
+    pairs_ptr = lists_ptr + BLOCK
     routes = 2 if HINGE else run.K
-    units: tl.constexpr = 2 if HINGE else CLASSES if CLASSES < ROWS else ROWS  # pyright: ignore[reportAssignmentType]
+    rows: tl.constexpr = 2 if HINGE else CLASSES if CLASSES < ROWS else ROWS  # pyright: ignore[reportAssignmentType]
 
-    for begin in range(0, routes, units):
-        route = begin + tl.arange(0, units)
-        j = tl.load(run.route_j + route, route < routes, other=0).to(tl.int64)[:, None]
+    # the leaves of units
+    moved = lanes < 0
+    pairs = 0
+    for begin in range(0, routes, rows):
+        route = begin + tl.arange(0, rows)
+        j = tl.load(run.route_j + route, route < routes, other=0)[:, None]
         i = tl.load(run.route_i + route, route < routes, other=0)[:, None]
         inside = (route < routes)[:, None] & mask[None, :]
-        v = tl.load(run.zt + i.to(tl.int64) * run.N + offs[None, :], inside, other=0.0) + tl.load(
-            run.w1 + j * run.p + i
-        )
-        at = j * run.N + offs[None, :]
-        best, winner = tl.load(run.ut + at, inside, other=0.0), tl.load(run.i + at, inside, other=-1)
-        now, now_winner, unsure = _enter(v, i, best, winner, False)
-        changed = inside & (now != best)
-        tl.store(run.ut + at, now, changed)
-        tl.store(run.u + offs[None, :].to(tl.int64) * run.q + j, now, changed)
-        tl.store(run.i + at, now_winner, inside & (now_winner != winner))
-        pairs = _listed(unsure & inside, pairs_ptr, units * BLOCK)
+        row = j.to(tl.int64)
+        v = tl.load(run.zt + i.to(tl.int64) * run.N + offs[None, :], inside, other=0.0)
+        v += tl.load(run.w1 + row * run.p + i)
+        at = row * run.N + offs[None, :]
+        changed, unsure = _enter(v, i, run.ut + at, run.i + at, inside, False)
+        tl.store(run.u + offs[None, :].to(tl.int64) * run.q + j, v, changed)
+        pairs = _listed(unsure, j * BLOCK + lanes[None, :], pairs_ptr, pairs, rows * BLOCK)
+        moved |= tl.max(changed.to(tl.int32), axis=0) > 0
+    samples = _listed(moved, lanes, lists_ptr, 0, BLOCK)
+    tl.debug_barrier()
+    if pairs > 0:
+        _seek(run, pairs_ptr, pairs, first_n, True, BLOCK, PAIRS, LEAVES)
         tl.debug_barrier()
-        if pairs > 0:
-            _seek(run, pairs_ptr, pairs, begin, first_n, True, BLOCK, PAIRS, LEAVES)
-            tl.debug_barrier()
 
-    for begin in range(0, run.K, ROWS):
-        k = begin + tl.arange(0, ROWS)
-        inside = (k < run.K)[:, None] & mask[None, :]
-        at = k.to(tl.int64)[:, None] * run.N + offs[None, :]
-        best, winner = tl.load(run.f + at, inside, other=0.0), tl.load(run.j + at, inside, other=-1)
-        now, now_winner = best, winner
-        unsure = inside & False
-        for route in range(routes):
-            j = tl.load(run.route_j + route)
-            u = tl.load(run.ut + j.to(tl.int64) * run.N + offs, mask, other=0.0)
-            w = tl.load(run.w2 + k.to(tl.int64) * run.q + j, k < run.K, other=0.0)
-            now, now_winner, fallen = _enter(u[None, :] + w[:, None], j, now, now_winner, True)
-            unsure |= fallen & inside
-        tl.store(run.f + at, now, inside & (now != best))
-        tl.store(run.j + at, now_winner, inside & (now_winner != winner))
-        pairs = _listed(unsure, pairs_ptr, ROWS * BLOCK)
+    # the leaves of classes: of those whose weight moved, then of the samples whose units changed
+    pairs = 0
+    for begin in range(0, routes, rows):
+        route = begin + tl.arange(0, rows)
+        k = tl.load(run.route_k + route, route < routes, other=0)[:, None]
+        j = tl.load(run.route_j + route, route < routes, other=0)[:, None]
+        inside = (route < routes)[:, None] & mask[None, :]
+        v = tl.load(run.ut + j.to(tl.int64) * run.N + offs[None, :], inside, other=0.0)
+        v += tl.load(run.w2 + k.to(tl.int64) * run.q + j)
+        at = k.to(tl.int64) * run.N + offs[None, :]
+        _, unsure = _enter(v, j, run.f + at, run.j + at, inside, True)
+        pairs = _listed(unsure, k * BLOCK + lanes[None, :], pairs_ptr, pairs, rows * BLOCK)
+    tl.debug_barrier()
+    for begin in range(0, samples, PAIRS):
+        slots = begin + tl.arange(0, PAIRS)
+        lane = tl.load(lists_ptr + slots, slots < samples, other=0)
+        n = first_n + lane
+        for first in range(0, run.K, ROWS):
+            k = (first + tl.arange(0, ROWS))[:, None]
+            inside = (k < run.K) & (slots < samples)[None, :]
+            at = k.to(tl.int64) * run.N + n[None, :]
+            for route in range(routes):
+                j = tl.load(run.route_j + route).to(tl.int64)
+                v = tl.load(run.ut + j * run.N + n, slots < samples, other=0.0)[None, :]
+                v += tl.load(run.w2 + k.to(tl.int64) * run.q + j, k < run.K, other=0.0)
+                _, unsure = _enter(v, j, run.f + at, run.j + at, inside, True)
+                pairs = _listed(unsure, k * BLOCK + lane[None, :], pairs_ptr, pairs, ROWS * PAIRS)
+    tl.debug_barrier()
+    if pairs > 0:
+        _seek(run, pairs_ptr, pairs, first_n, False, BLOCK, PAIRS * 2, LEAVES // 2)  # there are fewer leaves
         tl.debug_barrier()
-        if pairs > 0:
-            _seek(run, pairs_ptr, pairs, begin, first_n, False, BLOCK, PAIRS, LEAVES)
-            tl.debug_barrier()
 
     losses, is_right = _losses(run, offs, mask, HINGE, BLOCK, ROWS)
     largest, worst = first_largest(tl.where(offs < run.training, losses, -INFINITY), offs)

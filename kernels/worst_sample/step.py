@@ -187,6 +187,7 @@ def _step(run, HINGE: tl.constexpr, POLYAK: tl.constexpr, CLASSES: tl.constexpr)
         change, of_leaf = -(gamma * c), -(gamma * of_leaf)
         tl.store(run.w2 + readout, tl.load(run.w2 + readout, inside) + change.to(dtype), inside)
         tl.store(run.w1 + leaf, tl.load(run.w1 + leaf, is_first) + of_leaf.to(dtype), is_first)
+        tl.store(run.route_k + places, k, inside)
         tl.store(run.route_j + places, j, inside)
         tl.store(run.route_i + places, i, inside)
         at = run.journal + noted * run.line + places

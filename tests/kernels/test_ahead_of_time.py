@@ -140,7 +140,7 @@ def iterations(name: str, dtype: str, loss="hinge"):
     kernel = getattr(worst_sample, f"_{name}_kernel")
     types = dict.fromkeys(worst_sample.Run._fields, f"*{dtype}")
     types |= dict.fromkeys(("N", "training", "p", "q", "K", "blocks", "line"), "i32")
-    types |= dict.fromkeys(("y", "i", "j", "worst", "right", "pairs", "route_j", "route_i"), "*i32")
+    types |= dict.fromkeys(("y", "i", "j", "worst", "right", "lists", "route_k", "route_j", "route_i"), "*i32")
     types |= dict.fromkeys(("journal", "times", "integers", "counters"), "*i64")
     types |= dict.fromkeys(("floats", "levels", "roots", "trace"), "*fp64")
     constants = {"HINGE": loss == "hinge", "POLYAK": True, "WATCHED": True, "CLASSES": 16}
