@@ -20,7 +20,9 @@ else:
     class _Missing:
         """Every attribute is another stand-in; `@jit` leaves the function alone; a launch raises."""
 
-        constexpr = object
+        class constexpr:
+            def __init__(self, value):
+                self.value = value
 
         def jit(self, fn=None, **options):
             return self

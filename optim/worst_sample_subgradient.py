@@ -34,7 +34,7 @@ from ..kernels.worst_sample import (
     is_available,
 )
 from ..kernels.worst_sample.definition import DIVERGED, GOING, LOSSES, STEPS
-from ..kernels.worst_sample.portable import Persistent, is_suited
+from ..kernels.worst_sample.portable import LARGEST, Cached, why_not
 
 _STATUS = ("going", "target met", "within rounding of the target", "diverged")
 _SLICE_SECONDS = 0.2  # at the end of which Ctrl-C is heard and progress told
@@ -85,8 +85,9 @@ class WorstSampleSubgradient:
             reach; "sqrt", γ = c / (‖g‖ √(t+1)); "power", γ = c / (‖g‖ (t+1)^0.6).
         memory: "winners" keeps the winner of every min and max; "trees", the paper's form, a tournament tree over the
             leaves of each, 2 N q p bytes. Same iterates. "auto" takes winners, and `why` says why. Both are of the CPU.
-            On a GPU one Triton program keeps winners where N ≤ 16,384, the loss is the hinge, A is fixed, the step is
-            not "power" and nothing is validated; elsewhere every iteration is a dense evaluation by fused products.
+            On a GPU, where A is fixed and the samples are not shared out, winners are kept too: by one Triton program
+            for up to 16,384 samples ("program"), by two launches an iteration in a CUDA graph for more ("graph").
+            Elsewhere every iteration is a dense evaluation by fused products ("dense").
         group: of torch.distributed. Each rank gives its own samples, x, y and validation, and the same model; every
             rank calls every method. The iterates are those of one process with all samples in the order of the ranks,
             bit for bit; samples are numbered so. An iteration is one exchange of the ranks' worst samples.
@@ -328,7 +329,7 @@ class WorstSampleSubgradient:
         if self.memory in MEMORIES:
             own = Sparse(self._state, self.memory)
         else:
-            own = (Persistent if self.memory == "program" else Dense)(self._state, activate)
+            own = (Dense if self.memory == "dense" else Cached)(self._state, activate)
         return own if self._group is None else Sharded(self._state, own, self._group, self._first)
 
     def _version(self, written: bool = False) -> tuple[tuple[int, int], ...]:
@@ -400,13 +401,15 @@ def _choose(state: State, memory: str, is_shared: bool) -> tuple[str, str]:
     chosen = backend.choose(_WHERE, device, ("torch", "cpp", "triton"), dtype)
     if chosen == "cpp" and dtype not in DTYPES:
         raise TypeError(f"{_WHERE}: the weights are {dtype}; expected torch.float32 or torch.float64 on the CPU")
-    if chosen == "triton" and is_suited(state) and not is_shared:
-        return "program", "program: winner caches, and many iterations in one Triton program"
+    reason = f"backend {chosen} on {device} has no cache for this run"
+    if chosen == "triton":
+        reason = "several processes share the samples out" if is_shared else why_not(state)
+        if not reason and N <= LARGEST:
+            return "program", "program: winner caches, and many iterations in one Triton program"
+        if not reason:
+            return "graph", "graph: winner caches, two launches an iteration, and many iterations in one CUDA graph"
     if chosen != "cpp" or not is_available(dtype):
-        return (
-            "dense",
-            f"every iteration is dense: backend {chosen} on {device} has no cache for this run",
-        )
+        return "dense", f"every iteration is dense: {reason}"
     sizes = {name: bytes_needed(N, p, q, K, weights.a.element_size(), name) for name in MEMORIES}
     said = ", ".join(f"{name} {size / 2**20:.4g} MiB" for name, size in sizes.items())
     wanted = "winners" if memory == "auto" else memory

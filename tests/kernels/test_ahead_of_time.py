@@ -12,7 +12,6 @@ import sys
 from typing import Any
 
 import pytest
-import torch
 
 from tropigrad.kernels import ahead_of_time, backend
 from tropigrad.kernels.path_step import Shape
@@ -137,17 +136,21 @@ def chain(name: str, dtype: str):
     return kernel, types, constants, warps
 
 
-def iterations(dtype: str):
-    kernel = worst_sample._worst_sample_kernel
-    signature = dict.fromkeys(
-        ["zt_ptr", "u_ptr", "f_ptr", "w1_ptr", "w2_ptr", "best_w1_ptr", "best_w2_ptr"], f"*{dtype}"
+def iterations(name: str, dtype: str, loss="hinge"):
+    """A kernel of the worst-sample iterations, at ten classes and with validation samples."""
+    kernel = getattr(worst_sample, f"_{name}_kernel")
+    types = dict.fromkeys(worst_sample.Run._fields, f"*{dtype}")
+    types |= dict.fromkeys(("N", "training", "p", "q", "K", "blocks", "line"), "i32")
+    types |= dict.fromkeys(("y", "i", "j", "worst", "right", "lists", "route_k", "route_j", "route_i"), "*i32")
+    types |= dict.fromkeys(("journal", "times", "integers", "counters"), "*i64")
+    types |= dict.fromkeys(("floats", "levels", "roots", "trace"), "*fp64")
+    constants = {"HINGE": loss == "hinge", "POLYAK": True, "WATCHED": True, "CLASSES": 16}
+    constants |= (
+        {"program": worst_sample.PROGRAM, "visit": worst_sample.VISIT}[name].default({}) if name != "advance" else {}
     )
-    signature |= dict.fromkeys(["y_ptr", "i_ptr", "j_ptr", "journal_ptr"], "*i32")
-    signature |= {"times_ptr": "*i64", "integers_ptr": "*i64"}
-    signature |= dict.fromkeys(["floats_ptr", "trace_ptr", "margin_ptr"], "*fp64")
-    signature |= dict.fromkeys(["noted", "iterations", "N", "p", "q", "K"], "i32")
-    element = torch.float64 if dtype == "fp64" else torch.float32
-    return kernel, signature, worst_sample.constants(element, is_polyak=True, N=2048, K=10), 4
+    warps = constants.pop("num_warps", 4)
+    constants = {argument: value for argument, value in constants.items() if argument in kernel.arg_names}
+    return kernel, {"run": worst_sample.Run(**types)}, constants, warps
 
 
 LIST = ("nnz", "R", "C", "D", "stride_r", "stride_c", "stride_d")
@@ -243,7 +246,12 @@ COMPILED = {
     "conv2d-scatter": convolve_back,
     "chain-flows": functools.partial(chain, "flows"),
     "chain-move": functools.partial(chain, "move"),
-    "iterations": iterations,
+    "iterations-program": lambda dtype: iterations("program", dtype),
+    "iterations-program-entropy": lambda dtype: iterations("program", dtype, "cross_entropy"),
+    "iterations-visit": lambda dtype: iterations("visit", dtype),
+    "iterations-visit-entropy": lambda dtype: iterations("visit", dtype, "cross_entropy"),
+    "iterations-advance": lambda dtype: iterations("advance", dtype),
+    "iterations-advance-entropy": lambda dtype: iterations("advance", dtype, "cross_entropy"),
     "tournament-build": lambda dtype: tournament("build", dtype, LEAVES=True, NODES=16),
     "tournament-build-nodes": lambda dtype: tournament("build", dtype, LEAVES=False, NODES=16),
     "tournament-update": lambda dtype: tournament("update", dtype, LEVELS=4, BLOCK=32),
@@ -295,7 +303,7 @@ def names_for(dtype: str) -> tuple[str, ...]:
 
 # 48 registers instead of 69, by ptxas's own choice: no tile with one output a thread avoids it
 SPILLING = {"bf16": {"forward-conv2d-depthwise-sm_90": 8}}
-_PATHS = ("iterations", "chain-flows", "chain-move")
+_PATHS = ("iterations-visit", "iterations-advance", "chain-flows", "chain-move")
 _PATHS += ("path-values", "path-values-backward", "path-values-backward-ordered")
 _CONVOLUTIONS = ("forward-conv2d", "forward-conv2d-depthwise", "conv2d-scatter")
 _STEPS = ("step-few", "step-atomic", "step-keys", "step-pieces", "step-sorted-momentum")

@@ -8,10 +8,30 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tropigrad import autotune
 from tropigrad.kernels import backend, native
-from tropigrad.kernels.worst_sample import Dense, Samples, Settings, Sparse, State, Weights, activate, beginning
-from tropigrad.kernels.worst_sample.definition import activate_ref, linear, loss_gradient, sample_losses, step_length
-from tropigrad.kernels.worst_sample.portable import Persistent, is_suited
+from tropigrad.kernels.worst_sample import (
+    Dense,
+    Samples,
+    Settings,
+    Sparse,
+    State,
+    Weights,
+    activate,
+    beginning,
+    portable,
+)
+from tropigrad.kernels.worst_sample.definition import (
+    DIVERGED,
+    MET,
+    ROUNDED,
+    activate_ref,
+    linear,
+    loss_gradient,
+    sample_losses,
+    step_length,
+)
+from tropigrad.kernels.worst_sample.graph import Repeated
 
 needs_compiler = pytest.mark.skipif(bool(native.why_no_compiler()), reason=native.why_no_compiler())
 MEMORIES = ("winners", "trees")
@@ -176,61 +196,180 @@ def test_fused_products_activate_as_the_definition():
         assert torch.equal(ours, theirs)
 
 
-# ------------------------------------------------------------------------------------------------ one Triton program
+# ------------------------------------------------------------------------------------------------ caches in Triton
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 needs_triton = pytest.mark.skipif(
-    bool(backend.why_off("triton", DEVICE)), reason="the kernel needs a GPU or triton's interpreter"
+    bool(backend.why_off("triton", DEVICE)), reason="the kernels need a GPU or triton's interpreter"
 )
+SMALL: dict[str, Any] = {"N": 22, "watched": 6}
+FEW: dict[str, Any] = {"N": 7, "p": 3, "q": 2, "watched": 0}  # the interpreter is slow
+TILES = {"BLOCK": 16, "ROWS": 4, "PAIRS": 16, "LEAVES": 8, "num_warps": 4}  # two blocks of SMALL
+TINY = {"BLOCK": 8, "ROWS": 2, "PAIRS": 4, "LEAVES": 4, "num_warps": 4}  # several pieces of everything
 
 
 def on_device(state):
     """The same run where Triton runs."""
 
     def moved(weights):
-        return Weights(*(w.to(DEVICE) for w in weights))
+        return weights and Weights(*(w.to(DEVICE) for w in weights))
 
     samples = Samples(state.samples.x.to(DEVICE), state.samples.y.to(DEVICE), state.samples.training)
-    times, progress = state.times_worst.to(DEVICE), beginning(state.settings)
-    return State(state.settings, samples, moved(state.weights), moved(state.best), None, progress, times)
+    kept = moved(state.best), moved(state.best_right)
+    return State(
+        state.settings, samples, moved(state.weights), *kept, beginning(state.settings), state.times_worst.to(DEVICE)
+    )
 
 
-def contradicted(**sizes):
-    """Equal samples of different classes: the level must be raised."""
-    state = run_of(5, ties=False, watched=0, **sizes)
-    third = len(state.samples.x) // 3
-    state.samples.x[-third:], state.samples.y[-third:] = state.samples.x[:third], (state.samples.y[:third] + 1) % 3
-    return on_device(state)
+@pytest.fixture
+def caches(monkeypatch):
+    """`caches(state, form)`: a loop of one "program", or of "launches"."""
+
+    def begun(state, form, tiles=TILES):
+        with monkeypatch.context() as patch:
+            patch.setattr(portable, "LARGEST", 0 if form == "launches" else 1 << 14)
+            with autotune.override(portable.PROGRAM.name, tiles), autotune.override(portable.VISIT.name, tiles):
+                return portable.Cached(state)
+
+    return begun
+
+
+def assert_alike(dense, cached, iterations):
+    """The same trace, then the same state, and caches that a dense evaluation would have filled alike."""
+    ours, theirs = advance(cached, iterations), advance(dense, iterations)
+    assert torch.equal(ours, theirs), (ours, theirs)
+    u, i, f, j = dense.activations
+    run = cached._run
+    for cache, value in ((run.u, u), (run.ut, u.T), (run.i, i.T), (run.f, f.T), (run.j, j.T)):
+        assert torch.equal(cache, value.to(cache.dtype))
+    cached.activations = dense.activations
+    assert_same(dense, cached)
+
+
+SLOW = pytest.mark.slow
+SOME = {"hinge": (), "cross-entropy": ("launches", True), "power": ("program", False)}  # the others are slow
+ON_CACHES = [
+    pytest.param(
+        form, ties, options, id=f"{name}-{form}-{'ties' if ties else 'any'}",
+        marks=() if name in SOME and SOME[name] in ((), (form, ties)) and ties == (form == "launches") else SLOW,
+    )
+    for name, options in VARIANTS.items()
+    if "train_a" not in options
+    for form in ("program", "launches")
+    for ties in (True, False)
+]  # fmt: skip
 
 
 @needs_triton
+@pytest.mark.parametrize(("form", "ties", "options"), ON_CACHES)
+def test_caches_leave_the_bits_of_the_definition(caches, form, ties, options):
+    def make():
+        return on_device(run_of(1, ties=ties, **SMALL, **options))
+
+    dense, cached = Dense(make()), caches(make(), form)
+    for iterations in (1, 6):
+        assert_alike(dense, cached, iterations)
+
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["program", "launches"])
+@pytest.mark.parametrize("loss", ["hinge", "cross_entropy"])
+def test_caches_in_small_pieces(caches, form, loss):
+    for seed in range(3):
+        sizes: dict[str, Any] = {"N": 30, "p": 9, "q": 7, "K": 5, "watched": 9, "loss": loss, "dtype": torch.float64}
+        dense, cached = Dense(on_device(run_of(seed, **sizes))), caches(on_device(run_of(seed, **sizes)), form, TINY)
+        assert_alike(dense, cached, 12)
+
+
+@needs_triton
+@pytest.mark.parametrize("form", ["program", "launches"])
+def test_a_resumed_run_goes_on_alike(caches, form):
+    dense, cached = Dense(on_device(run_of(2, **FEW))), caches(on_device(run_of(2, **FEW)), form)
+    assert_alike(dense, cached, 3)
+    assert_alike(dense, caches(cached.state, form), 3)
+
+
+@needs_triton
+@pytest.mark.parametrize("form", ["program", "launches"])
+def test_the_host_takes_the_caches_back_to_the_best(caches, form):
+    dense = Dense(on_device(run_of(5, ties=False, **FEW)))
+    cached = caches(on_device(run_of(5, ties=False, **FEW)), form)
+    assert_alike(dense, cached, 3)
+    for loop in (dense, cached):
+        loop.state.progress.path, loop.state.progress.longest_path = 1.0, 0.5  # no new record: too far
+    assert_alike(dense, cached, 4)
+    assert dense.state.progress.raises > 0
+
+
+@needs_triton
+@pytest.mark.parametrize("form", ["program", "launches"])
 @pytest.mark.parametrize(
-    ("make", "iterations"),
+    ("status", "options"),
     [
-        pytest.param(lambda: on_device(run_of(0, N=20, watched=0)), 25, id="ties"),
-        pytest.param(lambda: on_device(run_of(0, N=20, watched=0, ties=False)), 25, id="any numbers"),
-        pytest.param(lambda: on_device(run_of(1, N=9, watched=0, step="sqrt", dtype=torch.float64)), 25, id="sqrt"),
-        pytest.param(lambda: on_device(run_of(2, N=600, p=3, q=2, K=2, watched=0)), 5, id="two blocks"),
-        pytest.param(lambda: contradicted(N=9, p=3, q=2), 120, id="back to the best"),
+        (MET, {"step": "sqrt", "length": 1.0}),
+        (DIVERGED, {"step": "sqrt", "length": 1e39}),
+        (ROUNDED, {}),
     ],
+    ids=["met", "diverged", "rounded"],
 )
-def test_a_triton_program_leaves_the_same_bits(make, iterations):
-    dense, program = Dense(make()), Persistent(make())
-    for n in (1, 1, iterations):
-        assert torch.equal(advance(dense, n), advance(program, n))
-        assert dense.state.progress.as_dict() == program.state.progress.as_dict()
-        for iterate in ("weights", "best"):
-            for ours, theirs in zip(getattr(program.state, iterate), getattr(dense.state, iterate), strict=True):
-                assert torch.equal(ours, theirs), iterate
-        assert torch.equal(dense.state.times_worst, program.state.times_worst)
-    if iterations == 120:
-        assert program.state.progress.raises > 0
+def test_how_a_run_on_caches_ends(caches, form, status, options):
+    def make():
+        state = on_device(run_of(3, ties=False, **FEW, **options))
+        if status == MET:
+            trace = advance(Dense(on_device(run_of(3, ties=False, **FEW, **options))), 4)
+            assert trace.argmin() > 0
+            state.settings = Settings(**options, target=float(trace.min()))
+        if status == ROUNDED:  # F is above the target by less than its rounding, as it has been for long
+            loss = Dense(on_device(run_of(3, ties=False, **FEW))).seen.loss
+            state.settings = Settings(target=loss * (1 - 1e-12))
+            state.progress = beginning(state.settings)
+            state.progress.loss = state.progress.best_loss = loss
+            state.progress.idle = 98
+        return state
+
+    dense, cached = Dense(make()), caches(make(), form)
+    assert torch.equal(advance(dense, 5), advance(cached, 5))
+    assert dense.state.progress.as_dict() == cached.state.progress.as_dict()
+    assert dense.state.progress.status == status
+    assert len(advance(cached, 3)) == 0
 
 
-def test_what_a_program_does_not_serve_is_dense():
-    assert is_suited(run_of(0, watched=0))
-    for options in ({"watched": 1}, {"loss": "cross_entropy"}, {"train_a": True}, {"step": "power"}, {"N": 20_000}):
-        assert not is_suited(run_of(0, **{"watched": 0, **options}))
+@needs_triton
+@pytest.mark.parametrize("form", ["program", "launches"])
+def test_a_long_run_is_looked_at_in_between(caches, form, monkeypatch):
+    """And its journal, once full, begins anew."""
+    monkeypatch.setattr(portable, "_LONGEST", 2)
+    dense = Dense(on_device(run_of(4, ties=False, **FEW)))
+    cached = caches(on_device(run_of(4, ties=False, **FEW)), form)
+    lines = len(cached._run.journal)
+    assert_alike(dense, cached, 2 * lines + 1)
+    assert cached._noted <= lines
+
+
+def test_what_has_no_caches_is_dense():
+    assert not portable.why_not(run_of(0))
+    assert "A is trained" in portable.why_not(run_of(0, train_a=True))
+    assert "torch.float16" in portable.why_not(run_of(0, dtype=torch.float16))
+
+
+def test_repeated_launches_are_counted_where_there_is_no_graph():
+    calls = []
+    repeated = Repeated(lambda: calls.append(1), torch.device("cpu"))
+    for count in (0, 1, 100):
+        calls.clear()
+        repeated(count)
+        assert len(calls) == count
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
+def test_a_graph_replays_what_the_cpu_does():
+    for options in ({}, {"loss": "cross_entropy"}, {"step": "power"}):
+        sizes: dict[str, Any] = {"N": 20_000, "p": 40, "q": 30, "K": 10, "watched": 500, "ties": False, **options}
+        dense, cached = Dense(run_of(7, **sizes)), portable.Cached(on_device(run_of(7, **sizes)))
+        assert torch.equal(advance(dense, 150), advance(cached, 150))
+        for ours, theirs in zip(cached.state.weights, dense.state.weights, strict=True):
+            assert torch.equal(ours.cpu(), theirs)
 
 
 # ------------------------------------------------------------------------------------------------ the definition
