@@ -29,8 +29,8 @@ from .tuned import (
 )
 
 __all__ = [
-    "SCOPE",
     "NOMINAL",
+    "SCOPE",
     "TUNABLE",
     "Call",
     "Ceilings",
