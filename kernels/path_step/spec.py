@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..spec import Contender, Misuse, Sample, Shape, Spec, Workload, register
-from . import Layer, Options, path_step, path_step_ref, skeleton
+from . import Layer, Options, cpu, path_step, path_step_ref, portable, skeleton
 from . import Shape as Edges
 from .definition import FLOATS
 
@@ -247,5 +247,6 @@ SPEC = register(
             "autocast": "parameters stay float32 under it",
         },
         raw_ops=raw_ops,
+        tuned={"cpp": (cpu.STEP,), "triton": (portable.FLOWS, portable.MOVE)},
     )
 )
