@@ -80,13 +80,14 @@ def _winners(weights: Sequence[Tensor], layers: Sequence[Layer]) -> tuple[Tensor
     score = torch.zeros(nodes_into(layers[0]), dtype=weights[0].dtype, device=weights[0].device)
     winners = []
     for w, layer in zip(weights, layers, strict=True):
-        logs = w.abs().log()
+        logs = w.abs().log_()  # fresh memory costs more than the logarithms: one buffer for this layer, and the next
         if w.dim() == 4:
             image = score.view(layer.C, layer.H, layer.W)
             stride, padding = (layer.SH, layer.SW), (layer.PH, layer.PW)
             score, winner = tropical_conv2d(image, logs, stride=stride, padding=padding, return_indices=True)
         else:
             score, winner = tropical_matvec(logs, score, return_indices=True)
+        del logs
         score = score.flatten()
         winners.append(winner.flatten())
     return score.max(-1, keepdim=True).indices, winners
