@@ -41,7 +41,9 @@ struct Weights {
 struct Problem {  // cpu._Problem
     int64_t N, training, d, p, q, K;
     int64_t columns;  // of z that are stored: p, or p / 2 where the second half of A is the negative of the first
-    int64_t loss, step, trains_a, has_trees, idle_limit, threads;
+    int64_t loss, step, trains_a, has_trees, idle_limit;
+    int64_t small;  // leaves that an iteration looks at before it takes threads
+    int64_t threads;
     double margin, target, patience;
     const T *x, *xt;  // [N, d]; [d, N], null where A is fixed
     const int32_t* y;
@@ -703,7 +705,7 @@ struct Loop {
         const auto visit = [&](int64_t block) {
             if (memory.move(moves, begin(block), end(block))) summarise(block);
         };
-        const int threads = s.N * moves.work(s.p, s.q) > (1 << 17) ? int(std::min(s.threads, blocks)) : 1;
+        const int threads = s.N * moves.work(s.p, s.q) > s.small ? int(std::min(s.threads, blocks)) : 1;
         std::atomic<int64_t> next{0};
         in_parallel(threads, [&](int) {
             for (int64_t block; (block = next.fetch_add(1, std::memory_order_relaxed)) < blocks;) visit(block);

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...autotune import Space, Tuned
 from .. import native
 from ..tropical_matmul import tropical_matmul
 from .definition import (
@@ -28,6 +29,13 @@ from .definition import (
 _SOURCE = Path(__file__).with_name("cpu.cpp")
 DTYPES = (torch.float32, torch.float64)
 MEMORIES = ("winners", "trees")
+# SMALL: leaves that an iteration looks at, in all samples, before it takes threads. Every choice gives the same bits.
+ITERATE = Tuned(
+    "worst_sample.cpp",
+    Space({"SMALL": (1 << 13, 1 << 15, 1 << 17, 1 << 19, 1 << 21), "threads": native.THREADS}),
+    default=lambda problem: {"SMALL": 1 << 17, "threads": 0},
+    source=_SOURCE,
+)
 
 
 class _Problem(ctypes.Structure):
@@ -35,7 +43,10 @@ class _Problem(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("N", "training", "d", "p", "q", "K", "columns")),
-        *((name, ctypes.c_int64) for name in ("loss", "step", "trains_a", "has_trees", "idle_limit", "threads")),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("loss", "step", "trains_a", "has_trees", "idle_limit", "small", "threads")
+        ),
         *((name, ctypes.c_double) for name in ("margin", "target", "patience")),
         *((name, ctypes.c_void_p) for name in ("x", "xt", "y")),
         *((f"{of}{name}", ctypes.c_void_p) for of in ("", "best_", "best_right_") for name in Weights._fields),
@@ -152,23 +163,29 @@ class Sparse:
             trains_a=settings.train_a,
             has_trees=trees,
             idle_limit=IDLE,
-            threads=torch.get_num_threads(),
             margin=settings.margin,
             target=settings.target,
             patience=PATIENCE,
             progress=ctypes.pointer(state.progress),
         )
         self._wide = index == torch.int32
+        self._what = {"N": N, "p": p, "q": q, "K": K, "memory": memory, "dtype": str(dtype)}
+        self._ask()
         functions = _functions(dtype)
         assert functions is not None
         self._functions = functions
         _check(functions.worst_sample_project(self._problem))
         _check(functions.worst_sample_build(self._problem, self._wide))
 
+    def _ask(self) -> None:
+        config = ITERATE.config(self._what, self._z.device)
+        self._problem.small = config["SMALL"]
+        self._problem.threads = native.threads(config["threads"], 1, 0)  # of an iteration C++ itself looks at the work
+
     def run(self, iterations: int, trace: Tensor) -> int:
         """At most so many iterations; F after each goes to `trace` [iterations] float64. Returns how many were done."""
         done = ctypes.c_int64()
-        self._problem.threads = torch.get_num_threads()
+        self._ask()
         _check(self._functions.worst_sample_run(self._problem, self._wide, iterations, trace.data_ptr(), done))
         return done.value
 
@@ -176,7 +193,7 @@ class Sparse:
         """The weights have moved by another's hand: the caches follow."""
         lists = [torch.tensor(of, dtype=torch.int64) for of in moves]
         arguments = [value for of in lists for value in (of.data_ptr(), len(of))]
-        self._problem.threads = torch.get_num_threads()
+        self._ask()
         _check(self._functions.worst_sample_follow(self._problem, self._wide, *arguments))
 
     @property

@@ -4,11 +4,14 @@ The ops are those of the registry: one that is added and fixes its own threads o
 result, fails here.
 """
 
+import ast
 import random
+from pathlib import Path
 
 import pytest
 import torch
 
+import tropigrad.kernels
 from tropigrad import autotune
 from tropigrad.autotune.tunable import launches
 from tropigrad.kernels import backend
@@ -26,6 +29,7 @@ MIDDLE = {
     "tropical_conv2d": {"N": 3, "G": 1, "C": 5, "O": 7, "H": 60, "W": 61, "k": 3},
     "tropical_matmul": {"M": 130, "K": 1100, "N": 150},
     "tropical_matvec": {"M": 333, "K": 700, "B": 2},
+    "worst_sample": {"N": 1300, "d": 9, "p": 30, "q": 11, "K": 5},
 }
 INTERPRETED = {
     "tropical_conv2d": {"N": 1, "G": 1, "C": 2, "O": 3, "H": 6, "W": 7, "k": 3},
@@ -34,10 +38,11 @@ INTERPRETED = {
 }
 PATHS = [
     pytest.param(op, path, id=f"{op}-{path}")
-    for op, spec in REGISTRY.items()
+    for op in autotune.TUNABLE
     for path in ("cpp", "triton")
-    if path in spec.backends
+    if path in (REGISTRY[op].backends if op in REGISTRY else ("cpp",))
 ]
+SOURCES = sorted(Path(tropigrad.kernels.__file__).resolve().parent.rglob("*.py"))
 
 
 def shape_of(op: str, path: str) -> dict[str, int]:
@@ -48,7 +53,7 @@ def shape_of(op: str, path: str) -> dict[str, int]:
 def test_a_call_asks_and_runs_with_the_default(op, path):
     if backend.why_off(path, CPU):
         pytest.skip(backend.why_off(path, CPU))
-    known = {kernel for spec in REGISTRY.values() for kernels in spec.tuned.values() for kernel in kernels}
+    known = {kernel for tunable in autotune.TUNABLE.values() for kernel in tunable.kernels}
     with backend.forcing(path), autotune.mode("off"):
         seen = list(launches(autotune.TUNABLE[op], shape_of(op, path), torch.float32, CPU))
     assert seen, f"{op} runs on {path} and asks for no config"
@@ -56,13 +61,18 @@ def test_a_call_asks_and_runs_with_the_default(op, path):
         assert launched.kernel in known, f"no spec lists {launched.kernel.name}"
         assert launched.choice.config == launched.kernel.default(launched.problem)
         assert launched.choice.config in launched.kernel.space
-    listed = {kernel.name for kernel in REGISTRY[op].tuned.get(path, ())}
-    assert listed <= {launched.kernel.name for launched in seen}
+    listed = REGISTRY[op].tuned.get(path, ()) if op in REGISTRY else autotune.TUNABLE[op].kernels
+    assert {kernel.name for kernel in listed} <= {launched.kernel.name for launched in seen}
 
 
 @pytest.mark.parametrize(
     ("op", "kernel"),
-    [pytest.param(op, kernel, id=kernel.name) for op, s in REGISTRY.items() for kernel in s.tuned.get("cpp", ())],
+    [
+        pytest.param(op, kernel, id=kernel.name)
+        for op, tunable in autotune.TUNABLE.items()
+        for kernel in tunable.kernels
+        if kernel.name.endswith(".cpp")
+    ],
 )
 def test_any_config_gives_the_same_bits(op, kernel):
     """Sums of floats included: neither threads nor blocks change the order in which anything is added."""
@@ -81,3 +91,35 @@ def test_any_config_gives_the_same_bits(op, kernel):
 
 def result(call: autotune.Call):
     return call.fresh()() if call.fresh else call.run()
+
+
+def test_one_place_says_how_many_threads_a_cpp_kernel_takes():
+    """native.threads, by the config: whoever asks torch for its number has not asked the tuner."""
+    # a part of a call's label; what sets the number, and sets it back
+    others = {"native.py", "eager.py", "conformance.py"}
+    assert {path.name for path in SOURCES if "get_num_threads" in path.read_text()} <= others
+
+
+def test_triton_tunes_nothing_by_itself():
+    words = ("triton.autotune", "triton.heuristics")
+    assert not [path for path in SOURCES if any(word in path.read_text() for word in words)]
+
+
+def launches_in(path: Path):
+    """`_some_kernel[grid](...)`: where it stands, and its keywords."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript):
+            name = getattr(node.func.value, "id", "")
+            if name.endswith("_kernel"):
+                yield f"{path.parent.name}/{path.name}:{node.lineno} {name}", node.keywords
+
+
+def test_no_launch_of_a_triton_kernel_writes_blocks_or_warps_down():
+    """They come in `**config`."""
+    found = [launch for path in SOURCES for launch in launches_in(path)]
+    assert len(found) > 15
+    for where, keywords in found:
+        assert any(keyword.arg is None for keyword in keywords), f"{where} takes no **config"
+        for keyword in keywords:
+            is_number = isinstance(keyword.value, ast.Constant) and type(keyword.value.value) is int
+            assert not is_number, f"{where} fixes {keyword.arg}"
