@@ -163,7 +163,7 @@ class Cached(Dense):
         def empty(*shape: int, dtype: torch.dtype = weights.w1.dtype) -> Tensor:
             return torch.empty(shape, dtype=dtype, device=device)
 
-        self._words = empty(_INTEGERS + _FLOATS + _COUNTERS, dtype=torch.int64)
+        self._words = torch.zeros(_INTEGERS + _FLOATS + _COUNTERS, dtype=torch.int64, device=device)
         integers, floats, counters = self._words.split([_INTEGERS, _FLOATS, _COUNTERS])
         levels = [settings.margin, settings.target, torch.finfo(weights.w1.dtype).eps]
         self._run = Run(
@@ -198,7 +198,8 @@ class Cached(Dense):
                 _advance_kernel[(1,)](self._run, POLYAK=is_polyak, **shared)
                 repeated(count)
 
-        repeated = Repeated(iterate, device)
+        if not is_program:
+            repeated = Repeated(iterate, device)  # nothing is asked for yet
         self._iterate = iterate_all
         self._fill()
 
