@@ -86,7 +86,7 @@ class WorstSampleSubgradient:
         memory: "winners" keeps the winner of every min and max; "trees", the paper's form, a tournament tree over the
             leaves of each, 2 N q p bytes. Same iterates. "auto" takes winners, and `why` says why. Both are of the CPU.
             On a GPU, where A is fixed and the samples are not shared out, winners are kept too: by one Triton program
-            for up to 16,384 samples ("program"), by two launches an iteration in a CUDA graph for more ("graph").
+            for up to 16,384 samples ("program"), by a launch an iteration in a CUDA graph for more ("graph").
             Elsewhere every iteration is a dense evaluation by fused products ("dense").
         group: of torch.distributed. Each rank gives its own samples, x, y and validation, and the same model; every
             rank calls every method. The iterates are those of one process with all samples in the order of the ranks,
@@ -407,7 +407,7 @@ def _choose(state: State, memory: str, is_shared: bool) -> tuple[str, str]:
         if not reason and N <= LARGEST:
             return "program", "program: winner caches, and many iterations in one Triton program"
         if not reason:
-            return "graph", "graph: winner caches, two launches an iteration, and many iterations in one CUDA graph"
+            return "graph", "graph: winner caches, one launch an iteration, and many iterations in one CUDA graph"
     if chosen != "cpp" or not is_available(dtype):
         return "dense", f"every iteration is dense: {reason}"
     sizes = {name: bytes_needed(N, p, q, K, weights.a.element_size(), name) for name in MEMORIES}

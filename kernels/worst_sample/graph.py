@@ -1,4 +1,4 @@
-"""A sequence of launches, repeated: a CUDA graph where one can be captured, else one launch after the other."""
+"""A sequence of launches, repeated: by a CUDA graph on a GPU that has them, else one after the other."""
 
 from __future__ import annotations
 
@@ -6,33 +6,31 @@ from collections.abc import Callable
 
 import torch
 
-_REPEATS = 32  # that a graph holds
+_REPEATS = 32  # that a graph holds: a replay costs the host as much as one launch
 
 
 class Repeated:
-    """Calls `launch` so many times, on a GPU mostly by replaying a graph of _REPEATS calls.
+    """Calls `launch` so many times, from _REPEATS on mostly by replaying a graph of so many calls.
 
-    launch: launches kernels on the current stream, always with the same arguments; one call too many changes nothing.
+    launch: launches kernels on the current stream, always with the same arguments. It must be harmless at the start,
+    where a call compiles them and a capture follows; and a call too many, which a whole graph may come to, as well.
     """
 
     def __init__(self, launch: Callable[[], None], device: torch.device) -> None:
-        self._launch, self._device = launch, device
+        self._launch = launch
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._is_compiled = False
+        if device.type != "cuda":
+            return
+        launch()  # nothing may compile inside a capture
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.device(device), torch.cuda.graph(self._graph):
+            for _ in range(_REPEATS):
+                launch()
 
     def __call__(self, count: int) -> None:
-        if not self._is_compiled and count:  # by a launch outside the capture: inside, nothing may be
-            self._launch()
-            self._is_compiled = True
-            count -= 1
-        if self._device.type != "cuda" or count < _REPEATS:
+        if self._graph is None or count < _REPEATS:
             for _ in range(count):
                 self._launch()
-            return
-        if self._graph is None:
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.device(self._device), torch.cuda.graph(self._graph):
-                for _ in range(_REPEATS):
-                    self._launch()
-        for _ in range(-(-count // _REPEATS)):
-            self._graph.replay()
+        else:
+            for _ in range(-(-count // _REPEATS)):
+                self._graph.replay()

@@ -1,8 +1,8 @@
 """The iterations in Triton, on winner caches: A fixed, float32 or float64; nothing goes to the host in between.
 
 An iteration has two parts. samples.py follows a step through the samples, block by block; step.py, one program, finds
-n* and takes the next step. Few samples are served by one program that does both in turn, as often as asked; many by two
-launches an iteration, which a CUDA graph holds for many iterations.
+n* and takes the next step. Few samples are served by one program that does both in turn, as often as asked; many by a
+launch an iteration, a program each block, of which the last to finish takes the step. A CUDA graph holds many of them.
 
 The host starts a run and takes it back to its best iterate, each time by a dense evaluation, and looks at how it stands
 every _LONGEST iterations. F, n*, the steps and what is kept are the definition's: where exp and log differ from the C
@@ -45,8 +45,8 @@ PROGRAM = Tuned(
     default=lambda problem: {"BLOCK": 256, "ROWS": 8, "PAIRS": 16, "LEAVES": 128, "num_warps": 8},
     source=Path(__file__).with_name("samples.py"),
 )
-VISIT = Tuned(
-    "worst_sample_visit.triton",
+ITERATION = Tuned(
+    "worst_sample_iteration.triton",
     Space(
         {
             "BLOCK": (64, 128, 256, 512),
@@ -97,6 +97,7 @@ class Run(NamedTuple):
     largest: Any  # [blocks]: of each block the largest ℓ, whose it is, and how many validation samples are right
     worst: Any  # [blocks] int32
     right: Any  # [blocks] int32
+    finished: Any  # [1] int32: blocks, of this iteration
     lists: Any  # [programs, 1 + K, BLOCK] int32
     route_k: Any  # [routes] int32: the classes, units and leaves of the last step
     route_j: Any
@@ -128,15 +129,19 @@ def _program_kernel(
 
 
 @triton.jit
-def _visit_kernel(
+def _iteration_kernel(
     run,
-    HINGE: tl.constexpr, WATCHED: tl.constexpr, CLASSES: tl.constexpr,
+    HINGE: tl.constexpr, POLYAK: tl.constexpr, WATCHED: tl.constexpr, CLASSES: tl.constexpr,
     BLOCK: tl.constexpr, ROWS: tl.constexpr, PAIRS: tl.constexpr, LEAVES: tl.constexpr,
 ):  # fmt: skip
     if tl.load(run.counters + 2) != 0:
         block = tl.program_id(0)
         lists_ptr = run.lists + block.to(tl.int64) * (1 + run.K) * BLOCK
         visit(run, block, lists_ptr, HINGE, WATCHED, CLASSES, BLOCK, ROWS, PAIRS, LEAVES)
+        tl.debug_barrier()  # all that this program has written goes before its count
+        if tl.atomic_add(run.finished, 1, sem="acq_rel") == run.blocks - 1:
+            tl.store(run.finished, 0)
+            advance(run, HINGE, POLYAK, WATCHED, CLASSES)
 
 
 @triton.jit
@@ -155,7 +160,7 @@ class Cached(Dense):
         (q, p), K, N, device = weights.w1.shape, len(weights.w2), len(samples.y), weights.w1.device
         is_program, is_hinge = N <= LARGEST, settings.loss == "hinge"
         problem = {"N": N, "p": p, "q": q, "K": K, "dtype": str(weights.w1.dtype)}
-        tiles = (PROGRAM if is_program else VISIT).config(problem, device)
+        tiles = (PROGRAM if is_program else ITERATION).config(problem, device)
         blocks, routes = -(-N // tiles["BLOCK"]), 2 if is_hinge else K
         lines = -(-(weights.w1.numel() + weights.w2.numel()) // (2 * routes)) + _LONGEST
         self._kept = state.best, state.best_right or state.best
@@ -163,7 +168,7 @@ class Cached(Dense):
         def empty(*shape: int, dtype: torch.dtype = weights.w1.dtype) -> Tensor:
             return torch.empty(shape, dtype=dtype, device=device)
 
-        self._words = empty(_INTEGERS + _FLOATS + _COUNTERS, dtype=torch.int64)
+        self._words = torch.zeros(_INTEGERS + _FLOATS + _COUNTERS, dtype=torch.int64, device=device)
         integers, floats, counters = self._words.split([_INTEGERS, _FLOATS, _COUNTERS])
         levels = [settings.margin, settings.target, torch.finfo(weights.w1.dtype).eps]
         self._run = Run(
@@ -174,6 +179,7 @@ class Cached(Dense):
             w1=weights.w1, w2=weights.w2, best_w1=state.best.w1, best_w2=state.best.w2,
             right_w1=self._kept[1].w1, right_w2=self._kept[1].w2,
             largest=empty(blocks), worst=empty(blocks, dtype=torch.int32), right=empty(blocks, dtype=torch.int32),
+            finished=torch.zeros(1, dtype=torch.int32, device=device),
             lists=empty(1 if is_program else blocks, 1 + K, tiles["BLOCK"], dtype=torch.int32),
             route_k=empty(routes, dtype=torch.int32), route_j=empty(routes, dtype=torch.int32),
             route_i=empty(routes, dtype=torch.int32),
@@ -188,8 +194,7 @@ class Cached(Dense):
         is_polyak = settings.step == "polyak"
 
         def iterate() -> None:
-            _visit_kernel[(blocks,)](self._run, **shared, **tiles)
-            _advance_kernel[(1,)](self._run, POLYAK=is_polyak, **shared)
+            _iteration_kernel[(blocks,)](self._run, POLYAK=is_polyak, **shared, **tiles)
 
         def iterate_all(count: int) -> None:
             if is_program:
@@ -198,7 +203,8 @@ class Cached(Dense):
                 _advance_kernel[(1,)](self._run, POLYAK=is_polyak, **shared)
                 repeated(count)
 
-        repeated = Repeated(iterate, device)
+        if not is_program:
+            repeated = Repeated(iterate, device)  # nothing is asked for yet
         self._iterate = iterate_all
         self._fill()
 

@@ -185,12 +185,14 @@ def visit(
             k = (first + tl.arange(0, ROWS))[:, None]
             inside = (k < run.K) & (slots < samples)[None, :]
             at = k.to(tl.int64) * run.N + n[None, :]
+            unsure = k + lane[None, :] < 0
             for route in range(routes):
                 j = tl.load(run.route_j + route).to(tl.int64)
                 v = tl.load(run.ut + j * run.N + n, slots < samples, other=0.0)[None, :]
                 v += tl.load(run.w2 + k.to(tl.int64) * run.q + j, k < run.K, other=0.0)
-                _, unsure = _enter(v, j, run.f + at, run.j + at, inside, True)
-                pairs = _listed(unsure, k * BLOCK + lane[None, :], pairs_ptr, pairs, ROWS * PAIRS)
+                _, fallen = _enter(v, j, run.f + at, run.j + at, inside, True)
+                unsure |= fallen
+            pairs = _listed(unsure, k * BLOCK + lane[None, :], pairs_ptr, pairs, ROWS * PAIRS)
     tl.debug_barrier()
     if pairs > 0:
         _seek(run, pairs_ptr, pairs, first_n, False, BLOCK, PAIRS * 2, LEAVES // 2)  # there are fewer leaves

@@ -6,6 +6,7 @@ points, from its start, so that all sizes are trained alike: Polyak's steps, hin
 
     python -m tropigrad.perf_reports.studies.maxplus_costs [OUT]     writes costs.jsonl and iteration-costs.png
     python -m tropigrad.perf_reports.studies.maxplus_costs OUT --mnist DIR    real data instead, to runs.jsonl
+    … --device cuda                                                          the caches in Triton, on a GPU
 
 The second measures the digits, q = 300, and MNIST, q = 100, from their k-medoids: an iteration costs most at first,
 where many samples tie, so stretches of the run are told apart. Processor time is of all threads, theirs that wait too.
@@ -26,6 +27,7 @@ from typing import Any
 import torch
 
 from ...kernels.worst_sample import Dense, Samples, Settings, Sparse, State, Weights, activate, beginning
+from ...kernels.worst_sample.portable import Cached
 from ...nn import LinearMinMax, WorstSampleLoss
 from ..data import Dataset, load, read_mnist
 from ..results import machine
@@ -39,9 +41,10 @@ REPEATS, WARM_UP, ITERATIONS = 7, 20, 20  # each sample is the mean of so many i
 TREES_UP_TO = 1 << 28  # N q p: two bytes each
 SCALE, MARGIN = 64.0, 4.0
 STRETCHES, EACH = (0, 100, 200, 400, 600), 10  # bounds in iterations; so many make a sample
+EACH_ON_GPU = 50  # more than a call's look at the run takes, and a graph's fill
 
 
-def run_of(N: int, p: int, q: int, classes: int = 10) -> State:
+def run_of(N: int, p: int, q: int, classes: int = 10, device: str = "cpu") -> State:
     """Random points of [0, 1]^d, d = p / 2, with the class of the nearest of 100 centres; q of them are the units."""
     generator = torch.Generator().manual_seed(0)
     d = p // 2
@@ -54,26 +57,35 @@ def run_of(N: int, p: int, q: int, classes: int = 10) -> State:
     m = SCALE * x[medoids]
     own = y[medoids] == torch.arange(classes)[:, None]
     w2 = torch.where(own, 0.0, -2 * (SCALE + MARGIN))
-    return begun(Weights(model.A.detach(), torch.cat([-m, m], dim=1), w2), x, y)
+    return begun(Weights(model.A.detach(), torch.cat([-m, m], dim=1), w2), x, y, device)
 
 
-def begun(weights: Weights, x: torch.Tensor, y: torch.Tensor) -> State:
+def begun(weights: Weights, x: torch.Tensor, y: torch.Tensor, device: str) -> State:
     settings = Settings(margin=MARGIN)
-    own, best = (Weights(*(w.clone() for w in weights)) for _ in range(2))
-    times_worst = torch.zeros(len(x), dtype=torch.int64)
-    return State(settings, Samples(x, y.int(), len(x)), own, best, None, beginning(settings), times_worst)
+    own, best = (Weights(*(w.to(device, copy=True) for w in weights)) for _ in range(2))
+    samples = Samples(x.to(device), y.int().to(device), len(x))
+    times_worst = torch.zeros(len(x), dtype=torch.int64, device=device)
+    return State(settings, samples, own, best, None, beginning(settings), times_worst)
 
 
-def measure(sizes: dict[str, list[tuple[int, int, int]]] = SIZES) -> Iterator[dict[str, Any]]:
+def loop_of(method: str, state: State) -> Dense | Sparse:
+    if method in ("fused dense", "winners on a GPU"):
+        return (Dense if method == "fused dense" else Cached)(state, activate)
+    return Sparse(state, method)
+
+
+def measure(sizes: dict[str, list[tuple[int, int, int]]] = SIZES, device: str = "cpu") -> Iterator[dict[str, Any]]:
     """One record a method and size: raw samples of seconds per iteration, and their median."""
     for axis, points in sizes.items():
         for N, p, q in points:
-            for method in ("winners", "trees", "fused dense"):
+            for method in (
+                ("winners", "trees", "fused dense") if device == "cpu" else ("winners on a GPU", "fused dense")
+            ):
                 if method == "trees" and N * q * p > TREES_UP_TO:
                     continue
                 dense = method == "fused dense"
-                loop = Dense(run_of(N, p, q), activate) if dense else Sparse(run_of(N, p, q), method)
-                iterations = 1 if dense else ITERATIONS
+                loop = loop_of(method, run_of(N, p, q, device=device))
+                iterations = 1 if dense else ITERATIONS if device == "cpu" else EACH_ON_GPU
                 loop.run(1 if dense else WARM_UP, torch.zeros(WARM_UP, dtype=torch.float64))
                 samples = []
                 for _ in range(REPEATS):
@@ -96,7 +108,7 @@ def measure(sizes: dict[str, list[tuple[int, int, int]]] = SIZES) -> Iterator[di
                     }
 
 
-def measure_run(dataset: Dataset, hidden: int, autograd: bool) -> Iterator[dict[str, Any]]:
+def measure_run(dataset: Dataset, hidden: int, autograd: bool, device: str = "cpu") -> Iterator[dict[str, Any]]:
     """One record a method and stretch: raw samples of wall seconds per iteration, and the mean processor seconds."""
     x, y = dataset.x_train, dataset.y_train
     model = LinearMinMax(dataset.features, hidden, dataset.classes)
@@ -118,21 +130,25 @@ def measure_run(dataset: Dataset, hidden: int, autograd: bool) -> Iterator[dict[
             samples.append((time.perf_counter() - start) / done)
         return samples, time.process_time() - processor
 
-    loop = Sparse(begun(weights, x, y), "winners")
+    method, each = ("winners", EACH) if device == "cpu" else ("winners on a GPU", EACH_ON_GPU)
+    if device != "cpu":  # its kernels compile
+        loop_of(method, begun(weights, x, y, device)).run(1, torch.zeros(1, dtype=torch.float64))
+    loop = loop_of(method, begun(weights, x, y, device))
     for begin, end in pairwise(STRETCHES):
         samples, processor = timed(
-            lambda: loop.run(EACH, torch.zeros(EACH, dtype=torch.float64)), (end - begin) // EACH
+            lambda: loop.run(each, torch.zeros(each, dtype=torch.float64)), (end - begin) // each
         )
         if not samples:  # the run has ended
             break
         done = loop.state.progress.iteration - begin
-        yield record("winners", f"{begin}-{begin + done}", samples, processor / done)
-    dense = Dense(begun(weights, x, y), activate)
+        yield record(method, f"{begin}-{begin + done}", samples, processor / done)
+    dense = Dense(begun(weights, x, y, device), activate)
     samples, processor = timed(lambda: dense.run(1, torch.zeros(1, dtype=torch.float64)), REPEATS)
     if samples:
         yield record("fused dense", f"0-{len(samples)}", samples, processor / len(samples))
     if autograd:
-        a, w1, w2 = (w.clone().requires_grad_() for w in weights)
+        a, w1, w2 = (w.to(device, copy=True).requires_grad_() for w in weights)
+        x, y = x.to(device), y.to(device)
 
         def iteration() -> int:
             u = ((x @ a.T)[:, None, :] + w1).min(dim=2).values
@@ -143,9 +159,9 @@ def measure_run(dataset: Dataset, hidden: int, autograd: bool) -> Iterator[dict[
         yield record("dense autograd", "0-1", samples, processor / REPEATS)
 
 
-def measure_real(folder: Path) -> Iterator[dict[str, Any]]:
-    yield from measure_run(load("digits"), 300, autograd=True)
-    yield from measure_run(read_mnist(folder), 100, autograd=False)  # whose candidates take 38 GB
+def measure_real(folder: Path, device: str = "cpu") -> Iterator[dict[str, Any]]:
+    yield from measure_run(load("digits"), 300, autograd=True, device=device)
+    yield from measure_run(read_mnist(folder), 100, autograd=False, device=device)  # whose candidates take 38 GB
 
 
 def draw(records: list[dict[str, Any]], path: Path) -> None:
@@ -175,18 +191,20 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", nargs="?", type=Path, default=Path("perf_reports/out"))
     parser.add_argument("--mnist", type=Path, metavar="DIR", help="a folder with MNIST-format files")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     chosen = parser.parse_args(arguments)
     chosen.out.mkdir(parents=True, exist_ok=True)
     names = ("data", "hidden", "method", "iterations") if chosen.mnist else ("method", "N", "p", "q")
+    found = measure_real(chosen.mnist, chosen.device) if chosen.mnist else measure(device=chosen.device)
     records = []
     with (chosen.out / ("runs.jsonl" if chosen.mnist else "costs.jsonl")).open("w", encoding="utf-8") as file:
         file.write(json.dumps({"kind": "run", "machine": machine()}) + "\n")
-        for record in measure_real(chosen.mnist) if chosen.mnist else measure():
+        for record in found:
             file.write(json.dumps(record) + "\n")
             processor = f", processor {record['processor'] * 1e6:.4g} µs" if chosen.mnist else ""
             print(*(record[name] for name in names), f"{record['median'] * 1e6:.4g} µs{processor}", flush=True)
             records.append(record)
-    if not chosen.mnist:
+    if not chosen.mnist and chosen.device == "cpu":
         draw(records, chosen.out / "iteration-costs.png")
 
 

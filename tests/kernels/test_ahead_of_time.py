@@ -141,12 +141,16 @@ def iterations(name: str, dtype: str, loss="hinge"):
     kernel = getattr(worst_sample, f"_{name}_kernel")
     types = dict.fromkeys(worst_sample.Run._fields, f"*{dtype}")
     types |= dict.fromkeys(("N", "training", "p", "q", "K", "blocks", "line"), "i32")
-    types |= dict.fromkeys(("y", "i", "j", "worst", "right", "lists", "route_k", "route_j", "route_i"), "*i32")
+    types |= dict.fromkeys(
+        ("y", "i", "j", "worst", "right", "lists", "finished", "route_k", "route_j", "route_i"), "*i32"
+    )
     types |= dict.fromkeys(("journal", "times", "integers", "counters"), "*i64")
     types |= dict.fromkeys(("floats", "levels", "roots", "trace"), "*fp64")
     constants = {"HINGE": loss == "hinge", "POLYAK": True, "WATCHED": True, "CLASSES": 16}
     constants |= (
-        {"program": worst_sample.PROGRAM, "visit": worst_sample.VISIT}[name].default({}) if name != "advance" else {}
+        {"program": worst_sample.PROGRAM, "iteration": worst_sample.ITERATION}[name].default({})
+        if name != "advance"
+        else {}
     )
     warps = constants.pop("num_warps", 4)
     constants = {argument: value for argument, value in constants.items() if argument in kernel.arg_names}
@@ -248,8 +252,8 @@ COMPILED = {
     "chain-move": functools.partial(chain, "move"),
     "iterations-program": lambda dtype: iterations("program", dtype),
     "iterations-program-entropy": lambda dtype: iterations("program", dtype, "cross_entropy"),
-    "iterations-visit": lambda dtype: iterations("visit", dtype),
-    "iterations-visit-entropy": lambda dtype: iterations("visit", dtype, "cross_entropy"),
+    "iterations": lambda dtype: iterations("iteration", dtype),
+    "iterations-entropy": lambda dtype: iterations("iteration", dtype, "cross_entropy"),
     "iterations-advance": lambda dtype: iterations("advance", dtype),
     "iterations-advance-entropy": lambda dtype: iterations("advance", dtype, "cross_entropy"),
     "tournament-build": lambda dtype: tournament("build", dtype, LEAVES=True, NODES=16),
@@ -303,7 +307,7 @@ def names_for(dtype: str) -> tuple[str, ...]:
 
 # 48 registers instead of 69, by ptxas's own choice: no tile with one output a thread avoids it
 SPILLING = {"bf16": {"forward-conv2d-depthwise-sm_90": 8}}
-_PATHS = ("iterations-visit", "iterations-advance", "chain-flows", "chain-move")
+_PATHS = ("iterations", "iterations-advance", "chain-flows", "chain-move")
 _PATHS += ("path-values", "path-values-backward", "path-values-backward-ordered")
 _CONVOLUTIONS = ("forward-conv2d", "forward-conv2d-depthwise", "conv2d-scatter")
 _STEPS = ("step-few", "step-atomic", "step-keys", "step-pieces", "step-sorted-momentum")

@@ -228,7 +228,7 @@ def caches(monkeypatch):
     def begun(state, form, tiles=TILES):
         with monkeypatch.context() as patch:
             patch.setattr(portable, "LARGEST", 0 if form == "launches" else 1 << 14)
-            with autotune.override(portable.PROGRAM.name, tiles), autotune.override(portable.VISIT.name, tiles):
+            with autotune.override(portable.PROGRAM.name, tiles), autotune.override(portable.ITERATION.name, tiles):
                 return portable.Cached(state)
 
     return begun
@@ -277,7 +277,9 @@ def test_caches_leave_the_bits_of_the_definition(caches, form, ties, options):
 @pytest.mark.parametrize("loss", ["hinge", "cross_entropy"])
 def test_caches_in_small_pieces(caches, form, loss):
     for seed in range(3):
-        sizes: dict[str, Any] = {"N": 30, "p": 9, "q": 7, "K": 5, "watched": 9, "loss": loss, "dtype": torch.float64}
+        sizes: dict[str, Any] = {"N": 30, "p": 9, "q": 7, "K": 5, "watched": 9, "loss": loss}
+        if loss == "hinge":  # exp and log of the other are not the same everywhere
+            sizes["dtype"] = torch.float64
         dense, cached = Dense(on_device(run_of(seed, **sizes))), caches(on_device(run_of(seed, **sizes)), form, TINY)
         assert_alike(dense, cached, 12)
 
