@@ -61,9 +61,11 @@ def _tropical_conv2d_fwd_kernel(
     offs_p = tile_p * BLOCK_P + tl.arange(0, BLOCK_P)
     offs_o = tile_o.to(tl.int64) * BLOCK_O + tl.arange(0, BLOCK_O)
     mask_p, mask_o = offs_p < P * Q, offs_o < F
-    row0, column0 = (offs_p // Q).to(tl.int64) * SH - PH, (offs_p % Q).to(tl.int64) * SW - PW
+    # in 32 bits, as both are of the padded image; only what a stride multiplies is wider
+    row0, column0 = offs_p // Q * SH - PH, offs_p % Q * SW - PW
     x_ptr += batch * stride_xb + group * C * stride_xc
-    w_ptrs = w_ptr + (group * F + offs_o) * stride_wo
+    # a filter past the end repeats the last: one mask a filter would not fit the predicates
+    w_ptrs = w_ptr + (group * F + tl.minimum(offs_o, F - 1)) * stride_wo
 
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     narrow: tl.constexpr = dtype == tl.float16 or dtype == tl.bfloat16
@@ -75,13 +77,13 @@ def _tropical_conv2d_fwd_kernel(
         for i in range(KH):
             row = row0 + i * DH
             inside_rows = mask_p & (row >= 0) & (row < H)
-            x_ptrs = x_ptr + row * stride_xh
+            x_ptrs = x_ptr + row.to(tl.int64) * stride_xh
             tap_ptrs = w_ptrs
             for j in range(KW):
                 column = column0 + j * DW
                 inside = inside_rows & (column >= 0) & (column < W)
-                x = tl.load(x_ptrs + column * stride_xw, mask=inside, other=0)
-                w = tl.load(tap_ptrs, mask=mask_o, other=0)
+                x = tl.load(x_ptrs + column.to(tl.int64) * stride_xw, mask=inside, other=0)
+                w = tl.load(tap_ptrs)
                 tap_ptrs += stride_ww
                 if short:
                     z = w[:, None].to(tl.int32) + x[None, :].to(tl.int32)
@@ -90,11 +92,10 @@ def _tropical_conv2d_fwd_kernel(
                 else:
                     z = combine(w[:, None], x[None, :], dtype, False)
                 if WINNERS or IGNORE_NAN:
-                    wins = (z < best if MINIMUM else z > best) | (winner < 0)  # strict, so an earlier k keeps a tie
-                    if IGNORE_NAN:
-                        wins = wins & (z == z)
-                    elif dtype.is_floating():
-                        wins = wins | ((z != z) & (best == best))  # the first NaN enters and nothing leaves it
+                    if IGNORE_NAN:  # strictly better, so an earlier k keeps a tie; or the first candidate
+                        wins = (z < best if MINIMUM else z > best) | ((winner < 0) & (z == z))
+                    else:  # likewise, and the first NaN enters and nothing leaves it
+                        wins = ~(z >= best if MINIMUM else z <= best) & (best == best) | (winner < 0)
                     wins = wins & inside[None, :]
                     best = tl.where(wins, z, best)
                     winner = tl.where(wins, k, winner)

@@ -305,14 +305,13 @@ def names_for(dtype: str) -> tuple[str, ...]:
     return tuple(name for name, family in families.items() if dtype in ONLY.get(family, DTYPES))
 
 
-# 48 registers instead of 69, by ptxas's own choice: no tile with one output a thread avoids it
-SPILLING = {"bf16": {"forward-conv2d-depthwise-sm_90": 8}}
 _PATHS = ("iterations", "iterations-advance", "chain-flows", "chain-move")
 _PATHS += ("path-values", "path-values-backward", "path-values-backward-ordered")
 _CONVOLUTIONS = ("forward-conv2d", "forward-conv2d-depthwise", "conv2d-scatter")
 _STEPS = ("step-few", "step-atomic", "step-keys", "step-pieces", "step-sorted-momentum")
 _TREES = ("tournament-build", "tournament-build-nodes", "tournament-update")
-_HALVES = ("forward-small", "forward-conv2d-winners", "step-few-momentum", "step-sorted-adagrad", "step-sorted-norm")
+_HALVES = ("forward-small", "forward-conv2d-winners", "forward-conv2d-depthwise")
+_HALVES += ("step-few-momentum", "step-sorted-adagrad", "step-sorted-norm")
 QUICK = [  # a process each
     ("fp32", ("forward", "forward-blocks", "scatter", "fixed-scatter", "log", "log-backward"), (80, 90, 100)),
     ("fp16", ("forward-winners", "fixed-scatter-product", "fixed-largest", "fixed-back"), (90,)),
@@ -335,8 +334,7 @@ QUICK = [  # a process each
 def test_default_configs_compile_without_spills(dtype, names, capabilities):
     found = costs(dtype, names, capabilities)
     assert len(found) == len(names) * len(capabilities)
-    spilling = {name: cost["stack"] for name, cost in found.items() if cost["stack"]}
-    assert spilling.items() <= SPILLING.get(dtype, {}).items()
+    assert not {name: cost["stack"] for name, cost in found.items() if cost["stack"]}
     assert all(0 < cost["registers"] <= 255 for cost in found.values())
 
 
