@@ -151,7 +151,7 @@ class LinearMinMax(nn.Module):
         Returns:
             The medoids, and what finding them cost.
         Raises:
-            TypeError: dtypes.
+            TypeError: dtypes; what is no tensor.
             ValueError: sizes that do not fit; non-finite features; labels out of range, a class without samples, fewer
                 than two classes; fewer hidden units than classes, or more than samples.
         """
@@ -175,6 +175,9 @@ class LinearMinMax(nn.Module):
     def _check_samples(self, x: Tensor, y: Tensor, scale: float, margin: float) -> Tensor:
         """The labels as int64, or an error that names what does not fit."""
         where = "LinearMinMax.init_kmedoids"
+        for name, given in (("x", x), ("y", y)):
+            if not isinstance(given, Tensor):
+                raise TypeError(f"{where}: {name} is a {type(given).__name__}; expected a torch.Tensor")
         if x.dim() != 2 or x.shape[1] != self.in_features or len(x) == 0:
             raise ValueError(f"{where}: x has shape {tuple(x.shape)}; expected [N, {self.in_features}] with N ≥ 1")
         if x.dtype != self.A.dtype:

@@ -40,7 +40,8 @@ class WorstSampleLoss(nn.Module):
 
         Args:
             scores: [N, K], floating point, N ≥ 1, K ≥ 2.
-            targets: [N], integers in [0, K); a label outside is torch's own error (IndexError on the CPU).
+            targets: [N], integers in [0, K); a label outside is torch's own error, on the CPU IndexError of the
+                cross-entropy and RuntimeError of the hinge.
         Returns:
             Scalar, the dtype and device of scores.
         Raises:

@@ -103,10 +103,12 @@ class BasisPaths:
         ValueError: the model cannot be traced; something that is not positively homogeneous, or is not known to be,
             stands between two layers; a parameter is shared by two modules or a module is used twice; a weight on the
             skeleton is 0 or not finite. The message names the module and the parameter.
-        TypeError: a parameter of a chain is neither float32 nor float64.
+        TypeError: model is no module, or a parameter of a chain is neither float32 nor float64.
     """
 
     def __init__(self, model: nn.Module) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"BasisPaths: model is a {type(model).__name__}; expected a torch.nn.Module")
         _check_not_shared(model)
         self.names = {parameter: name for name, parameter in model.named_parameters()}
         layers, links, reasons = _trace(model)

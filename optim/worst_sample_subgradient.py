@@ -138,6 +138,8 @@ class WorstSampleSubgradient:
         labels = _check_samples("x", "y", x, y, weights)
         samples = Samples(x.detach().contiguous(), labels, len(x))
         if validation is not None:
+            if not isinstance(validation, tuple) or len(validation) != 2:
+                raise TypeError(f"{_WHERE}: validation is a {type(validation).__name__}; expected a pair (x, y)")
             validation_labels = _check_samples("validation[0]", "validation[1]", *validation, weights)
             samples.x = torch.cat([samples.x, validation[0].detach()])
             samples.y = torch.cat([labels, validation_labels])
@@ -468,6 +470,10 @@ def _check_weights(model: LinearMinMaxLike) -> Weights:
 def _check_samples(x_name: str, y_name: str, x: Tensor, y: Tensor, weights: Weights) -> Tensor:
     """The labels as int32, or an error that names what does not fit."""
     d, K = weights.a.shape[1], len(weights.w2)
+    for name, given in ((x_name, x), (y_name, y)):
+        if not isinstance(given, Tensor) or given.layout != torch.strided:
+            what = given.layout if isinstance(given, Tensor) else f"a {type(given).__name__}"
+            raise TypeError(f"{_WHERE}: {name} is {what}; expected a dense torch.Tensor")
     if x.dim() != 2 or x.shape[1] != d or len(x) == 0:
         raise ValueError(f"{_WHERE}: {x_name} has shape {tuple(x.shape)}; expected [N, {d}] with N ≥ 1")
     if x.dtype != weights.a.dtype or x.device != weights.a.device:

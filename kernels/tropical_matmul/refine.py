@@ -13,6 +13,7 @@ from ...autotune import Space, Tuned
 from ..triton_or_stub import tl, triton
 from .candidates import combine
 from .definition import semiring_zero
+from .rows import piece_of_a_row
 
 REFINE = Tuned(
     "tropical_matmul_refine.triton",
@@ -37,12 +38,7 @@ def _refine_winners_kernel(
     BLOCK_K: tl.constexpr,  # of the kernel that made the blocks
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    # one program refines a piece of one row: dividing by sizes is for scalars
-    pid = tl.program_id(0)
-    pieces = tl.cdiv(N, BLOCK)
-    row = (pid // pieces).to(tl.int64)
-    batch, m = row // M, row % M
-    n = (pid % pieces).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    row, batch, m, n = piece_of_a_row(M, N, BLOCK)
     mask = n < N
     value = tl.load(c_ptr + row * N + n, mask=mask, other=0)
     block = tl.load(winner_ptr + row * N + n, mask=mask, other=0).to(tl.int32)

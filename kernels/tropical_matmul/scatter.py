@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ...autotune import Config, Space, Tuned
 from ..triton_or_stub import tl, triton
+from .rows import piece_of_a_row
 
 DETERMINISTIC_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SCATTER = Tuned(
@@ -63,11 +64,8 @@ def _largest_kernel(
     stride_b, stride_m, stride_n,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    pid = tl.program_id(0)
-    pieces = tl.cdiv(N, BLOCK)
-    row = (pid // pieces).to(tl.int64)
-    n = (pid % pieces).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    x = tl.load(x_ptr + row // M * stride_b + row % M * stride_m + n * stride_n, mask=n < N, other=0)
+    _, batch, m, n = piece_of_a_row(M, N, BLOCK)
+    x = tl.load(x_ptr + batch * stride_b + m * stride_m + n * stride_n, mask=n < N, other=0)
     bits = x.to(tl.float32).to(tl.int32, bitcast=True) & 0x7FFFFFFF  # ordered as the magnitudes are
     tl.atomic_max(largest_ptr, tl.max(tl.where(bits < 0x7F800000, bits, 0), 0), sem="relaxed")
 
@@ -104,15 +102,11 @@ def _tropical_winners_scatter_kernel(
     PRODUCT: tl.constexpr, NEEDS_A: tl.constexpr, NEEDS_B: tl.constexpr,
     FIXED: tl.constexpr, HEAD_ROOM_A: tl.constexpr, HEAD_ROOM_B: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    # one program routes a piece of one row: dividing by sizes is for scalars
-    pid = tl.program_id(0)
-    pieces = tl.cdiv(N, BLOCK)
-    row = (pid // pieces).to(tl.int64)
-    batch, m = row // M, row % M
-    n = (pid % pieces).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    row, batch, m, n = piece_of_a_row(M, N, BLOCK)
     k = tl.load(winner_ptr + row * N + n, mask=n < N, other=-1).to(tl.int64)
     won = (k >= 0) & (k < K)  # nothing is ever read or written out of bounds
-    term: tl.constexpr = tl.float64 if FIXED else da_ptr.dtype.element_ty  # fp64 holds a product of two fp32 exactly
+    # fp64 holds a product of two fp32 exactly
+    term: tl.constexpr = tl.float64 if FIXED else da_ptr.dtype.element_ty  # pyright: ignore[reportAssignmentType]
     dc = tl.load(dc_ptr + batch * stride_cb + m * stride_cm + n * stride_cn, mask=won, other=0).to(term)
     if NEEDS_A:
         x = dc

@@ -194,6 +194,9 @@ def test_network_and_loss_compile_into_one_graph(backend):
         pytest.param({"y": torch.zeros(59).long()}, ValueError, r"y has shape \(59,\); expected \[60\]", id="labels"),
         pytest.param({"y": torch.zeros(60)}, TypeError, "y is torch.float32", id="float labels"),
         pytest.param(
+            {"x": torch.rand(60, 5).numpy()}, TypeError, "x is a ndarray; expected a torch.Tensor", id="array"
+        ),
+        pytest.param(
             {"y": torch.arange(60) % 4}, ValueError, r"spans \[0, 3\]; expected labels in \[0, 2\]", id="label 3"
         ),
         pytest.param({"y": torch.arange(60) % 3 - 1}, ValueError, r"spans \[-1, 1\]", id="label -1"),

@@ -71,6 +71,13 @@ def test_compiles_into_one_graph(kind):
     torch.testing.assert_close(compiled(scores, targets), module(scores, targets))
 
 
+@pytest.mark.parametrize(("kind", "error"), [("hinge", RuntimeError), ("cross_entropy", IndexError)])
+@pytest.mark.parametrize("label", [-1, 3])
+def test_a_label_out_of_range_is_an_error(kind, error, label):
+    with pytest.raises(error, match="out of bounds"):
+        WorstSampleLoss(kind=kind)(torch.zeros(2, 3), torch.tensor([0, label]))
+
+
 @pytest.mark.parametrize(
     ("scores", "targets", "error", "match"),
     [

@@ -129,8 +129,11 @@ def test_the_weights_fixed_outside_the_special_layer(widths, special, fixed_outs
 
 
 def test_the_layers_reduced_are_the_cheapest_cover():
-    bones = BasisPaths(mlp(784, 64, 64, 64, 64, 10)).chains[0].skeleton
+    (chain,) = BasisPaths(mlp(784, 64, 64, 64, 64, 10)).chains
+    bones = chain.skeleton
     assert bones.reduced == (False, True, False, True, False)
+    again = sum(layer.size for layer, reduced in zip(chain.layers, bones.reduced, strict=True) if reduced)
+    assert 12 + 8 * again / chain.size < 14  # bytes a weight: SGD's twelve, and w and g of the reduced layers once more
     bones = BasisPaths(mlp(2, 9, 2)).chains[0].skeleton
     assert sum(bones.reduced) == 1
 
@@ -247,6 +250,7 @@ def depends_on_values(m, x):
         ),
         pytest.param(lambda: zeroed(0.0), ValueError, r"2\.weight\[1, 1\] is 0; .* unit_skeleton_\(\)", id="zero"),
         pytest.param(lambda: zeroed(float("nan")), ValueError, r"2\.weight\[1, 1\] is nan", id="nan"),
+        pytest.param(lambda: [nn.Linear(3, 4)], TypeError, "model is a list; expected a torch.nn.Module", id="a-list"),
         pytest.param(lambda: mlp(3, 4, 2).half(), TypeError, r"0\.weight is torch\.float16", id="half"),
         pytest.param(
             lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Linear(6, 2)),

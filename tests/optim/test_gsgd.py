@@ -382,6 +382,19 @@ def test_nothing_moves_where_a_gradient_is_missing():
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
 
 
+def test_no_chain_moves_where_another_lacks_a_gradient():
+    model, x = NETWORKS["batch norm"]()
+    model = model.double()
+    optimizer = GSGD(BasisPaths(model))
+    assert len(optimizer.paths.chains) > 1
+    gradients(model, x, torch.arange(len(x)) % 3)
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer.paths.chains[-1].layers[-1].weight.grad = None
+    with pytest.raises(RuntimeError, match="has no gradient, others of its chain have"):
+        optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
@@ -484,6 +497,47 @@ def test_a_gradient_scaler_skips_and_takes_steps():
     scaled.a.weight.grad.fill_(float("inf"))
     scaler.step(other)
     assert all(torch.equal(p, q) for p, q in zip(scaled.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("form", ["cpp", "torch"])
+def test_autocast_does_not_touch_the_step(form):
+    if reason := backend.why_off(form, torch.device("cpu")):
+        pytest.skip(reason)
+    model, x = NETWORKS["cnn"]()
+    inside = copy.deepcopy(model)
+    x, y = x.float(), torch.arange(len(x)) % 3
+    for each, is_inside in ((model, False), (inside, True)):
+        optimizer = GSGD(BasisPaths(each), lr=0.003, momentum=0.9)
+        for _ in range(3):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                loss = functional.cross_entropy(each(x), y)
+            loss.backward()
+            with backend.forcing(form), torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_inside):
+                optimizer.step()
+    for p, q in zip(model.parameters(), inside.parameters(), strict=True):
+        assert p.dtype == torch.float32
+        assert torch.equal(p, q)
+
+
+def test_a_compiled_training_step_is_the_training_step():
+    model, x = NETWORKS["cnn"]()
+    model = unit_start(model)
+    x, y = x.float(), torch.arange(len(x)) % 3
+    compiled = copy.deepcopy(model)
+
+    def training_step(model, optimizer):
+        optimizer.zero_grad()
+        functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+    optimizer, other = (GSGD(BasisPaths(m), lr=0.003, momentum=0.9) for m in (model, compiled))
+    compiled_step = torch.compile(training_step, backend="aot_eager")
+    for _ in range(4):
+        training_step(model, optimizer)
+        compiled_step(compiled, other)
+    for p, q in zip(model.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
 
 
 def test_a_compiled_step_is_the_step():

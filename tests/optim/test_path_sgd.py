@@ -70,6 +70,39 @@ def test_dead_paths_stay_where_they_are():
     assert all(p.isfinite().all() for p in model.parameters())
 
 
+def test_it_is_an_optimizer_of_torch():
+    """Closures, schedulers, copies, state_dict, plain parameters, and a compiled step."""
+    layers = nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3), nn.Sigmoid()
+    model, x = nn.Sequential(*layers, nn.BatchNorm1d(3)).double(), torch.randn(20, 4, dtype=torch.float64)
+    optimizer = PathSGD(BasisPaths(model), lr=0.1)
+    assert len(optimizer.param_groups) == 2
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    shift = model.get_parameter("4.bias").detach().clone()
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        return loss
+
+    first = optimizer.step(closure)
+    assert optimizer.step(closure) != first
+    gradient = model.get_parameter("4.bias").grad
+    assert gradient is not None
+    assert not torch.equal(model.get_parameter("4.bias"), shift)
+    schedule.step()
+    assert [group["lr"] for group in optimizer.param_groups] == [0.05, 0.05]
+    copied, twin = copy.deepcopy((model, optimizer))
+    twin.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for each in (model, copied):
+        each.zero_grad()
+        each(x).square().mean().backward()
+    optimizer.step()
+    torch.compile(twin.step, backend="aot_eager", fullgraph=True)()
+    for p, q in zip(model.parameters(), copied.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+
+
 def test_nothing_moves_where_a_gradient_is_missing():
     model, x, y = network()
     optimizer = PathSGD(BasisPaths(model))

@@ -345,6 +345,12 @@ def weights(**change):
     [
         pytest.param({"x": torch.rand(60, 5)}, ValueError, r"x has shape \(60, 5\); expected \[N, 4\]", id="features"),
         pytest.param({"x": torch.rand(0, 4)}, ValueError, "N ≥ 1", id="empty"),
+        pytest.param({"x": torch.rand(60, 4).numpy()}, TypeError, "x is a ndarray; expected a dense torch", id="array"),
+        pytest.param({"x": torch.rand(60, 4).to_sparse()}, TypeError, "x is torch.sparse_coo; expected", id="sparse"),
+        pytest.param({"y": [0, 1, 2] * 20}, TypeError, "y is a list; expected a dense torch.Tensor", id="list"),
+        pytest.param(
+            {"validation": torch.rand(2, 4)}, TypeError, r"validation is a Tensor; expected a pair", id="pair"
+        ),
         pytest.param({"x": torch.rand(60, 4).double()}, TypeError, "x is torch.float64 on cpu", id="dtype"),
         pytest.param({"x": torch.rand(60, 4).log() * math.inf}, ValueError, "first in row 0", id="infinite"),
         pytest.param({"y": torch.zeros(59).long()}, ValueError, r"y has shape \(59,\)", id="labels"),

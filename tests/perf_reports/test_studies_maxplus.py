@@ -328,6 +328,8 @@ def test_command_says_what_it_did(command, tmp_path):
     result = command("--data", "iris", "--iterations", 3, "--out", tmp_path)
     assert result.exit_code == 0, result.output
     assert "test accuracy" in result.stdout
+    assert "worst sample   " in result.stdout
+    assert "of the iterates" in result.stdout
     assert str(tmp_path / maxplus.MODEL) in result.stdout
 
 

@@ -27,7 +27,7 @@ def records(path):
 def test_the_command_writes_curves_over_three_sizes_and_their_picture(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib", reason="matplotlib draws it")
     measure = costs.measure
-    monkeypatch.setattr(costs, "measure", lambda: measure(TINY))
+    monkeypatch.setattr(costs, "measure", lambda **options: measure(TINY, **options))
     costs.main([str(tmp_path)])
     found = records(tmp_path / "costs.jsonl")
     sizes = [(axis, *size) for axis, points in TINY.items() for size in points]
