@@ -77,8 +77,8 @@ def _step(
         path_step_ref(layers, bones, run_momentum, events, options, portable.node_flows, portable.move)
     else:
         path_step_ref(layers, bones, run_momentum, events, options)
-    written = (x for layer in layers for x in (layer.weight, layer.bias) if x is not None and not x.is_inference())
-    torch.autograd.graph.increment_version(written)
+    if not weight.is_inference():  # such tensors have no version
+        torch.autograd.graph.increment_version([x for layer in layers for x in layer[:3:2] if x is not None])
 
 
 # ------------------------------------------------------------------------------------------------ public
@@ -119,7 +119,7 @@ def take_step(
     layers: Sequence[Layer], shapes: Sequence[Shape], run_momentum: Tensor | None, events: Tensor, options: Options
 ) -> None:
     """`path_step` without its checks, which take as long as the step of a small layer; to be called inside no_grad."""
-    if is_unobserved(events, *(x for layer in layers for x in layer if x is not None)):
+    if is_unobserved(events, *[x for layer in layers for x in layer if x is not None]):
         _step(layers, tuple(shapes), run_momentum, events, options)
         return
     members = [member for layer in layers for member in (layer[:2] + layer[4:5], layer[2:4] + layer[5:])]

@@ -29,8 +29,11 @@ _SMALL = 1 << 17  # weights: fewer are done before a thread would start
 def takes(layers: Sequence[Layer], run_momentum: Tensor | None) -> bool:
     """Whether every tensor lies in one piece and is of one dtype: momenta are not, of a model that was cast since."""
     dtype = layers[0].weight.dtype
-    tensors = (run_momentum, *(x for layer in layers for x in layer))
-    return all(x is None or (x.dtype == dtype and x.is_contiguous()) for x in tensors)
+    for layer in layers:
+        for x in layer:
+            if x is not None and (x.dtype != dtype or not x.is_contiguous()):
+                return False
+    return run_momentum is None or (run_momentum.dtype == dtype and run_momentum.is_contiguous())
 
 
 @functools.cache
