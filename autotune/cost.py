@@ -18,9 +18,9 @@ from .device import Fingerprint
 
 @dataclass(frozen=True)
 class MachineCode:
-    """What one kernel became on one compute capability."""
+    """What one kernel became on one compute capability, or AMD architecture."""
 
-    capability: int  # 90 for sm_90
+    capability: int | str  # 90 for sm_90; AMD's architecture, such as "gfx942"
     registers: int  # per thread
     stack: int  # bytes per thread; not 0 where registers were spilled
     shared: int  # bytes per block
@@ -81,7 +81,7 @@ _PIPES = {
     "load and store": ("LDS", "STS", "LDG", "STG", "LDGSTS", "LD", "ST", "ATOM", "RED"),
 }  # fmt: skip
 _LANES = {"ALU": 64, "special function": 16, "double precision": 32, "load and store": 32}  # a clock, a multiprocessor
-_FMA_LANES = {80: 64}  # 128 since
+_FMA_LANES: dict[int | str, int] = {80: 64}  # 128 since
 _ISSUE_LANES = 128
 _SELECTING = ("FMNMX", "HMNMX2", "VIADDMNMX", "VIMNMX", "IMNMX", "DMNMX")  # one a step, packed: two
 _REGISTER_FILE, _THREADS, _BLOCKS, _SHARED = 65536, 2048, 32, 164 << 10  # of a multiprocessor

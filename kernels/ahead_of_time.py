@@ -1,7 +1,7 @@
 """Compiles a Triton or Gluon kernel for a GPU that is not here, and reads what the machine code costs.
 
-Triton's wheel carries ptxas, cuobjdump and nvdisasm, so registers, spills and the instruction mix need no device.
-Spills show as STACK, not as LOCAL.
+Triton's wheel carries ptxas, cuobjdump and nvdisasm, and LLVM's assembler and linker for AMD, so registers, spills and
+the instruction mix need no device. Spills show as STACK, not as LOCAL; for AMD, as the private segment.
 """
 
 from __future__ import annotations
@@ -18,22 +18,38 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 from ..autotune import MachineCode
 from .triton_or_stub import HAS_TRITON, triton
 
-_OPCODE = re.compile(r"/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+(?:\.[A-Z0-9_.]+)?)")
-_LABEL = re.compile(r"(\.L_\w+):")
-_BRANCH = re.compile(r"\bBRA\b.*`\((\.L_\w+)\)")
+
+class _Syntax(NamedTuple):
+    """Of a listing of machine code."""
+
+    opcode: re.Pattern[str]
+    label: re.Pattern[str]
+    branch: re.Pattern[str]
+
+
+_NVIDIA = _Syntax(
+    re.compile(r"/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+(?:\.[A-Z0-9_.]+)?)"),
+    re.compile(r"(\.L_\w+):"),
+    re.compile(r"\bBRA\b.*`\((\.L_\w+)\)"),
+)
+_AMD = _Syntax(
+    re.compile(r"^\t([a-z]+_\w+)", re.MULTILINE),
+    re.compile(r"(\.LBB\w+):"),
+    re.compile(r"\bs_c?branch\w*\s+(\.LBB\w+)"),
+)
 
 
 def compile(
     kernel: Any,
     signature: Mapping[str, str | tuple[str, ...]],
     constants: Mapping[str, Any],
-    capability: int,
+    capability: int | str,
     num_warps: int = 4,
     divisible: Collection[str] = (),
     maxnreg: int | None = None,
@@ -45,7 +61,7 @@ def compile(
         signature: the type of each argument that is no constant: {"a_ptr": "*fp32", "M": "i32"}; of a tuple, those of
             its elements. Pointers are taken to be aligned to 16 bytes.
         constants: the value of each tl.constexpr argument.
-        capability: 80, 90 or 100.
+        capability: 80, 90 or 100; or an AMD architecture, such as "gfx942".
         num_warps: warps of a block.
         divisible: the integer arguments to be taken as multiples of 16, which a launch finds out by itself.
         maxnreg: the most registers that a thread may take; by default the assembler decides.
@@ -72,26 +88,35 @@ def compile(
     if kernel.is_gluon():
         source_type = importlib.import_module("triton.experimental.gluon._runtime").GluonASTSource
     source = source_type(kernel, ordered, dict(constants), aligned)
-    target = triton.backends.compiler.GPUTarget("cuda", capability, 32)
+    family = ("cuda", capability, 32)
+    if isinstance(capability, str):
+        family = ("hip", capability, 64 if capability.startswith("gfx9") else 32)  # RDNA's waves are half of CDNA's
+    target = triton.backends.compiler.GPUTarget(*family)
     compiled = triton.compile(source, target=target, options={"num_warps": num_warps, "maxnreg": maxnreg})
     return machine_code(compiled, capability)
 
 
-def machine_code(compiled: Any, capability: int) -> MachineCode:
+def machine_code(compiled: Any, capability: int | str) -> MachineCode:
     """The costs of what triton.compile returned."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
-        cubin.write(compiled.asm["cubin"])
-        cubin.flush()
-        usage = _tool("cuobjdump", "-res-usage", cubin.name)
-        listing = _tool("nvdisasm", "-c", cubin.name)
-    figures = {name: int(value) for name, value in re.findall(r"(REG|STACK|SHARED):(\d+)", usage)}
+    if "amdgcn" in compiled.asm:
+        listing = usage = compiled.asm["amdgcn"]
+        syntax, names = _AMD, ("vgpr_count", "private_segment_fixed_size", "group_segment_fixed_size")
+    else:
+        syntax, names = _NVIDIA, ("REG", "STACK", "SHARED")
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+            cubin.write(compiled.asm["cubin"])
+            cubin.flush()
+            usage = _tool("cuobjdump", "-res-usage", cubin.name)
+            listing = _tool("nvdisasm", "-c", cubin.name)
+    figures = {name: int(value) for name, value in re.findall(rf"\b({'|'.join(names)}):\s*(\d+)", usage)}
+    registers, stack, shared = (figures[name] for name in names)
     return MachineCode(
         capability,
-        figures["REG"],
-        figures["STACK"],
-        max(figures["SHARED"], compiled.metadata.shared),
-        collections.Counter(_OPCODE.findall(listing)),
-        collections.Counter(_OPCODE.findall(_longest_inner_loop(listing))),
+        registers,
+        stack,
+        max(shared, compiled.metadata.shared),
+        collections.Counter(syntax.opcode.findall(listing)),
+        collections.Counter(syntax.opcode.findall(_longest_inner_loop(listing, syntax))),
         compiled.asm.get("ttir", compiled.asm["ttgir"]),
     )
 
@@ -107,7 +132,7 @@ class Plan:
     name: str  # equal for launches of the same machine code
     blocks: int
     threads: int  # of a block
-    capability: int
+    capability: int | str
     compile: Callable[[], Any] = field(repr=False)  # into Triton's own cache, where the launch finds it
 
 
@@ -170,14 +195,14 @@ def compile_all(plans: Sequence[Plan]) -> dict[str, MachineCode | str]:
         return dict(zip(distinct, pool.map(compiled, distinct.values()), strict=True))
 
 
-def _longest_inner_loop(listing: str) -> str:
+def _longest_inner_loop(listing: str, syntax: _Syntax) -> str:
     """The most lines between a label and a branch back to it that has no other such pair inside."""
     lines = listing.splitlines()
     labels, loops = {}, []
     for end, line in enumerate(lines):
-        if label := _LABEL.match(line):
+        if label := syntax.label.match(line):
             labels[label[1]] = end
-        elif (branch := _BRANCH.search(line)) and branch[1] in labels:
+        elif (branch := syntax.branch.search(line)) and branch[1] in labels:
             loops.append((labels[branch[1]], end))
     inner = [(start, end) for start, end in loops if not any(start <= other[0] and other[1] < end for other in loops)]
     start, end = max(inner, key=lambda loop: loop[1] - loop[0], default=(0, -1))
