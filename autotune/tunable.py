@@ -216,10 +216,11 @@ def tune_problem(kernel: Tuned, problem: Problem, device: torch.device) -> Choic
 def _search_problem(kernel: Tuned, problem: Problem, device: torch.device) -> Finding | None:
     dtype, key = _dtype(problem), canonical(kernel.key(problem))
     for tunable in TUNABLE.values():
-        letters = next(iter(tunable.shapes.values())) if tunable.shapes else {}
-        if kernel not in tunable.kernels or not letters or any(type(problem.get(x)) is not int for x in letters):
+        standard = next(iter(tunable.shapes.values())) if tunable.shapes else {}
+        if kernel not in tunable.kernels or not any(type(problem.get(letter)) is int for letter in standard):
             continue
-        shape = {letter: int(problem[letter]) for letter in letters}
+        # a size that the problem does not have is none that the kernel depends on
+        shape = {letter: int(problem.get(letter, size)) for letter, size in standard.items()}
         with mode("replay"), observed(lambda *launch: None):
             for launched in launches(tunable, shape, dtype, device):
                 if canonical(launched.kernel.key(launched.problem)) == key:

@@ -86,9 +86,12 @@ def prepare(
     # the zero of max_times is not its lowest value, so outputs with nothing to choose from must be known
     kept = winners or (times and ignore_nan)
     problem = {"M": M, "N": N, "K": K, "dtype": str(a.dtype), "winners": winners}
-    is_narrow = (N <= _FEW and a.stride(2) == 1) or (M <= _FEW and b.stride(1) == 1)
-    config = (NARROW if is_narrow else FORWARD).config(problem, a.device)
-    blocks = FORWARD.default(problem) if is_narrow else config  # where K is too short to be gone along
+    if (N <= _FEW and a.stride(2) == 1) or (M <= _FEW and b.stride(1) == 1):
+        vectors = {"M": max(M, N), "K": K, "B": min(M, N), "dtype": str(a.dtype), "winners": winners}
+        config = NARROW.config(vectors, a.device)
+        blocks = FORWARD.default(problem)  # where K is too short to be gone along
+    else:
+        config = blocks = FORWARD.config(problem, a.device)
     call = native.integers(
         *(B, M, K, N),
         *a.stride(),

@@ -169,7 +169,7 @@ class Sparse:
             progress=ctypes.pointer(state.progress),
         )
         self._wide = index == torch.int32
-        self._what = {"N": N, "p": p, "q": q, "K": K, "memory": memory, "dtype": str(dtype)}
+        self._what = {"N": N, "d": d, "p": p, "q": q, "K": K, "memory": memory, "dtype": str(dtype)}
         self._ask()
         functions = _functions(dtype)
         assert functions is not None
