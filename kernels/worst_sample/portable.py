@@ -86,8 +86,10 @@ class Run(NamedTuple):
     u: Any  # [N, q]
     ut: Any  # [q, N]
     i: Any  # [q, N] int32
+    unit_bound: Any  # [q, N]: no leaf but the winner beats it
     f: Any  # [K, N]
     j: Any  # [K, N] int32
+    score_bound: Any  # [K, N]
     w1: Any  # [q, p]
     w2: Any  # [K, q]
     best_w1: Any
@@ -174,8 +176,8 @@ class Cached(Dense):
         self._run = Run(
             N, samples.training, p, q, K, blocks, 2 * routes,
             z=self.z, zt=self.z.T.contiguous(), y=samples.y,
-            u=empty(N, q), ut=empty(q, N), i=empty(q, N, dtype=torch.int32),
-            f=empty(K, N), j=empty(K, N, dtype=torch.int32),
+            u=empty(N, q), ut=empty(q, N), i=empty(q, N, dtype=torch.int32), unit_bound=empty(q, N),
+            f=empty(K, N), j=empty(K, N, dtype=torch.int32), score_bound=empty(K, N),
             w1=weights.w1, w2=weights.w2, best_w1=state.best.w1, best_w2=state.best.w2,
             right_w1=self._kept[1].w1, right_w2=self._kept[1].w2,
             largest=empty(blocks), worst=empty(blocks, dtype=torch.int32), right=empty(blocks, dtype=torch.int32),
@@ -209,11 +211,13 @@ class Cached(Dense):
         self._fill()
 
     def _fill(self) -> None:
-        """The caches, of a dense evaluation."""
+        """The caches, of a dense evaluation: of the bounds it tells that no leaf beats its winner."""
         u, i, f, j = self.activations
         run = self._run
-        for cache, found in ((run.u, u), (run.ut, u.T), (run.i, i.T), (run.f, f.T), (run.j, j.T)):
+        for cache, found in ((run.u, u), (run.i, i.T), (run.j, j.T)):
             cache.copy_(found)
+        for cache, found in ((run.ut, u), (run.unit_bound, u), (run.f, f), (run.score_bound, f)):
+            cache.copy_(found.T)
         self._note()
 
     def _note(self) -> None:

@@ -242,6 +242,13 @@ def assert_alike(dense, cached, iterations):
     run = cached._run
     for cache, value in ((run.u, u), (run.ut, u.T), (run.i, i.T), (run.f, f.T), (run.j, j.T)):
         assert torch.equal(cache, value.to(cache.dtype))
+    weights = dense.state.weights
+    for leaves, sign, winner, bound in (
+        (dense.z[:, None, :] + weights.w1, 1, i, run.unit_bound),
+        (u[:, None, :] + weights.w2, -1, j, run.score_bound),
+    ):
+        others = (sign * leaves).scatter(2, winner[..., None], math.inf)
+        assert (others.min(dim=2).values >= sign * bound.T).all()
     cached.activations = dense.activations
     assert_same(dense, cached)
 
