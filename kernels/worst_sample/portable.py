@@ -12,14 +12,14 @@ library's in their last places, those of the cross-entropy follow in float64, an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...autotune import Space, Tuned, capturing
+from ...autotune import Config, Space, Tuned, capturing
 from ..triton_or_stub import tl, triton
 from .definition import GOING, Activations, Dense, State, Weights, activate_ref
 from .graph import Repeated
@@ -29,6 +29,20 @@ from .step import RETURN, advance
 LARGEST = 1 << 14  # samples that one program serves; not measured yet
 _LONGEST = 1 << 10  # iterations between two looks of the host
 _INTEGERS, _FLOATS, _COUNTERS = 9, 8, 6  # of Progress, and of the device's own
+
+
+def _default(problem: Mapping[str, int | str | bool]) -> Config:
+    return {"BLOCK": 128 // _width(problem), "ROWS": 16, "PAIRS": 8, "LEAVES": 256 // _width(problem), "num_warps": 4}
+
+
+def _default_of_program(problem: Mapping[str, int | str | bool]) -> Config:
+    return {"BLOCK": 256 // _width(problem), "ROWS": 8, "PAIRS": 16, "LEAVES": 128, "num_warps": 8}
+
+
+def _width(problem: Mapping[str, int | str | bool]) -> int:
+    """Registers that a number takes."""
+    return 2 if problem["dtype"] == "torch.float64" else 1
+
 
 # any config gives the same bits: samples do not depend on each other, and a minimum does not on an order
 PROGRAM = Tuned(
@@ -42,7 +56,7 @@ PROGRAM = Tuned(
             "num_warps": (4, 8, 16),
         }
     ),
-    default=lambda problem: {"BLOCK": 256, "ROWS": 8, "PAIRS": 16, "LEAVES": 128, "num_warps": 8},
+    default=_default_of_program,
     source=Path(__file__).with_name("samples.py"),
 )
 ITERATION = Tuned(
@@ -56,7 +70,7 @@ ITERATION = Tuned(
             "num_warps": (2, 4, 8),
         }
     ),
-    default=lambda problem: {"BLOCK": 128, "ROWS": 16, "PAIRS": 8, "LEAVES": 256, "num_warps": 4},
+    default=_default,
     source=Path(__file__).with_name("samples.py"),
 )
 
