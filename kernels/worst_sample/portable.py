@@ -26,7 +26,7 @@ from .graph import Repeated
 from .samples import visit
 from .step import RETURN, advance
 
-LARGEST = 1 << 14  # samples that one program serves; not measured yet
+LARGEST = 1 << 9  # samples that one program serves: two blocks after each other should take as long as a launch does
 _LONGEST = 1 << 10  # iterations between two looks of the host
 _INTEGERS, _FLOATS, _COUNTERS = 9, 8, 6  # of Progress, and of the device's own
 
@@ -285,9 +285,12 @@ class Cached(Dense):
             root = math.sqrt if settings.step == "sqrt" else lambda t: math.pow(t, 0.6)
             roots = [root(t) for t in range(first, first + count)]  # the definition's bits, which no GPU promises
             run.roots[:count] = torch.tensor(roots, dtype=torch.float64)
-        self._iterate(count)
-        found = self._words.cpu()  # waits for the device
-        words.copy_(found[: len(words)])
-        done, _, _, self._noted, *self._copied = found[len(words) :].tolist()
+        try:
+            self._iterate(count)
+            self._words.cpu()  # waits for the device; Ctrl-C is heard here, and the iterations are done all the same
+        finally:
+            found = self._words.cpu()
+            words.copy_(found[: len(words)])
+            done, _, _, self._noted, *self._copied = found[len(words) :].tolist()
         trace[:done] = run.trace[:done].to(trace.device)
         return done

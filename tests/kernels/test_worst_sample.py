@@ -356,6 +356,26 @@ def test_a_long_run_is_looked_at_in_between(caches, form, monkeypatch):
     assert cached._noted <= lines
 
 
+@needs_triton
+def test_ctrl_c_leaves_whole_iterations_on_caches(caches):
+    dense, cached = (
+        Dense(on_device(run_of(4, ties=False, **FEW))),
+        caches(on_device(run_of(4, ties=False, **FEW)), "program"),
+    )
+    iterate = cached._iterate
+
+    def interrupted(count):
+        iterate(count)
+        raise KeyboardInterrupt
+
+    cached._iterate = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        advance(cached, 3)
+    cached._iterate = iterate
+    advance(dense, 3)
+    assert_alike(dense, cached, 2)
+
+
 def test_what_has_no_caches_is_dense():
     assert not portable.why_not(run_of(0))
     assert "A is trained" in portable.why_not(run_of(0, train_a=True))
