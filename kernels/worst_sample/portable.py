@@ -36,7 +36,8 @@ def _default(problem: Mapping[str, int | str | bool]) -> Config:
 
 
 def _default_of_program(problem: Mapping[str, int | str | bool]) -> Config:
-    return {"BLOCK": 256 // _width(problem), "ROWS": 8, "PAIRS": 16, "LEAVES": 128, "num_warps": 8}
+    width = _width(problem)
+    return {"BLOCK": 256 // width, "ROWS": 8, "PAIRS": 16 // width, "LEAVES": 128, "num_warps": 8}
 
 
 def _width(problem: Mapping[str, int | str | bool]) -> int:
@@ -213,14 +214,16 @@ class Cached(Dense):
             _iteration_kernel[(blocks,)](self._run, POLYAK=is_polyak, **shared, **tiles)
 
         def iterate_all(count: int) -> None:
-            if is_program:
-                _program_kernel[(1,)](self._run, POLYAK=is_polyak, **shared, **tiles)
-            else:
-                _advance_kernel[(1,)](self._run, POLYAK=is_polyak, **shared)
-                repeated(count)
+            with torch.cuda.device_of(self._words):  # Triton launches on the present device
+                if is_program:
+                    _program_kernel[(1,)](self._run, POLYAK=is_polyak, **shared, **tiles)
+                else:
+                    _advance_kernel[(1,)](self._run, POLYAK=is_polyak, **shared)
+                    repeated(count)
 
         if not is_program:
-            repeated = Repeated(iterate, device)  # nothing is asked for yet
+            with torch.cuda.device_of(self._words):
+                repeated = Repeated(iterate, device)  # nothing is asked for yet
         self._iterate = iterate_all
         self._fill()
 
