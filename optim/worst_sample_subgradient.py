@@ -86,7 +86,7 @@ class WorstSampleSubgradient:
         memory: "winners" keeps the winner of every min and max; "trees", the paper's form, a tournament tree over the
             leaves of each, 2 N q p bytes. Same iterates. "auto" takes winners, and `why` says why. Both are of the CPU.
             On a GPU, where A is fixed and the samples are not shared out, winners are kept too: by one Triton program
-            for up to 16,384 samples ("program"), by a launch an iteration in a CUDA graph for more ("graph").
+            for up to 512 samples ("program"), by a launch an iteration in a CUDA graph for more ("graph").
             Elsewhere every iteration is a dense evaluation by fused products ("dense").
         group: of torch.distributed. Each rank gives its own samples, x, y and validation, and the same model; every
             rank calls every method. The iterates are those of one process with all samples in the order of the ranks,

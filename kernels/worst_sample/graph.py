@@ -12,8 +12,8 @@ _REPEATS = 32  # that a graph holds: a replay costs the host as much as one laun
 class Repeated:
     """Calls `launch` so many times, from _REPEATS on mostly by replaying a graph of so many calls.
 
-    launch: launches kernels on the current stream, always with the same arguments. It must be harmless at the start,
-    where a call compiles them and a capture follows; and a call too many, which a whole graph may come to, as well.
+    launch: launches kernels on the current device and stream, always with the same arguments. It must be harmless at
+    the start, where a call compiles them and a capture follows; and a call too many, which a whole graph may come to.
     """
 
     def __init__(self, launch: Callable[[], None], device: torch.device) -> None:
@@ -23,7 +23,7 @@ class Repeated:
             return
         launch()  # nothing may compile inside a capture
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(device), torch.cuda.graph(self._graph):
+        with torch.cuda.graph(self._graph):
             for _ in range(_REPEATS):
                 launch()
 

@@ -12,23 +12,38 @@ library's in their last places, those of the cross-entropy follow in float64, an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...autotune import Space, Tuned, capturing
+from ...autotune import Config, Space, Tuned, capturing
 from ..triton_or_stub import tl, triton
 from .definition import GOING, Activations, Dense, State, Weights, activate_ref
 from .graph import Repeated
 from .samples import visit
 from .step import RETURN, advance
 
-LARGEST = 1 << 14  # samples that one program serves; not measured yet
+LARGEST = 1 << 9  # samples that one program serves: two blocks after each other should take as long as a launch does
 _LONGEST = 1 << 10  # iterations between two looks of the host
 _INTEGERS, _FLOATS, _COUNTERS = 9, 8, 6  # of Progress, and of the device's own
+
+
+def _default(problem: Mapping[str, int | str | bool]) -> Config:
+    return {"BLOCK": 128 // _width(problem), "ROWS": 16, "PAIRS": 8, "LEAVES": 256 // _width(problem), "num_warps": 4}
+
+
+def _default_of_program(problem: Mapping[str, int | str | bool]) -> Config:
+    width = _width(problem)
+    return {"BLOCK": 256 // width, "ROWS": 8, "PAIRS": 16 // width, "LEAVES": 128, "num_warps": 8}
+
+
+def _width(problem: Mapping[str, int | str | bool]) -> int:
+    """Registers that a number takes."""
+    return 2 if problem["dtype"] == "torch.float64" else 1
+
 
 # any config gives the same bits: samples do not depend on each other, and a minimum does not on an order
 PROGRAM = Tuned(
@@ -42,7 +57,7 @@ PROGRAM = Tuned(
             "num_warps": (4, 8, 16),
         }
     ),
-    default=lambda problem: {"BLOCK": 256, "ROWS": 8, "PAIRS": 16, "LEAVES": 128, "num_warps": 8},
+    default=_default_of_program,
     source=Path(__file__).with_name("samples.py"),
 )
 ITERATION = Tuned(
@@ -56,7 +71,7 @@ ITERATION = Tuned(
             "num_warps": (2, 4, 8),
         }
     ),
-    default=lambda problem: {"BLOCK": 128, "ROWS": 16, "PAIRS": 8, "LEAVES": 256, "num_warps": 4},
+    default=_default,
     source=Path(__file__).with_name("samples.py"),
 )
 
@@ -86,8 +101,10 @@ class Run(NamedTuple):
     u: Any  # [N, q]
     ut: Any  # [q, N]
     i: Any  # [q, N] int32
+    unit_bound: Any  # [q, N]: no leaf but the winner beats it
     f: Any  # [K, N]
     j: Any  # [K, N] int32
+    score_bound: Any  # [K, N]
     w1: Any  # [q, p]
     w2: Any  # [K, q]
     best_w1: Any
@@ -174,8 +191,8 @@ class Cached(Dense):
         self._run = Run(
             N, samples.training, p, q, K, blocks, 2 * routes,
             z=self.z, zt=self.z.T.contiguous(), y=samples.y,
-            u=empty(N, q), ut=empty(q, N), i=empty(q, N, dtype=torch.int32),
-            f=empty(K, N), j=empty(K, N, dtype=torch.int32),
+            u=empty(N, q), ut=empty(q, N), i=empty(q, N, dtype=torch.int32), unit_bound=empty(q, N),
+            f=empty(K, N), j=empty(K, N, dtype=torch.int32), score_bound=empty(K, N),
             w1=weights.w1, w2=weights.w2, best_w1=state.best.w1, best_w2=state.best.w2,
             right_w1=self._kept[1].w1, right_w2=self._kept[1].w2,
             largest=empty(blocks), worst=empty(blocks, dtype=torch.int32), right=empty(blocks, dtype=torch.int32),
@@ -197,23 +214,27 @@ class Cached(Dense):
             _iteration_kernel[(blocks,)](self._run, POLYAK=is_polyak, **shared, **tiles)
 
         def iterate_all(count: int) -> None:
-            if is_program:
-                _program_kernel[(1,)](self._run, POLYAK=is_polyak, **shared, **tiles)
-            else:
-                _advance_kernel[(1,)](self._run, POLYAK=is_polyak, **shared)
-                repeated(count)
+            with torch.cuda.device_of(self._words):  # Triton launches on the present device
+                if is_program:
+                    _program_kernel[(1,)](self._run, POLYAK=is_polyak, **shared, **tiles)
+                else:
+                    _advance_kernel[(1,)](self._run, POLYAK=is_polyak, **shared)
+                    repeated(count)
 
         if not is_program:
-            repeated = Repeated(iterate, device)  # nothing is asked for yet
+            with torch.cuda.device_of(self._words):
+                repeated = Repeated(iterate, device)  # nothing is asked for yet
         self._iterate = iterate_all
         self._fill()
 
     def _fill(self) -> None:
-        """The caches, of a dense evaluation."""
+        """The caches, of a dense evaluation: of the bounds it tells that no leaf beats its winner."""
         u, i, f, j = self.activations
         run = self._run
-        for cache, found in ((run.u, u), (run.ut, u.T), (run.i, i.T), (run.f, f.T), (run.j, j.T)):
+        for cache, found in ((run.u, u), (run.i, i.T), (run.j, j.T)):
             cache.copy_(found)
+        for cache, found in ((run.ut, u), (run.unit_bound, u), (run.f, f), (run.score_bound, f)):
+            cache.copy_(found.T)
         self._note()
 
     def _note(self) -> None:
@@ -267,9 +288,12 @@ class Cached(Dense):
             root = math.sqrt if settings.step == "sqrt" else lambda t: math.pow(t, 0.6)
             roots = [root(t) for t in range(first, first + count)]  # the definition's bits, which no GPU promises
             run.roots[:count] = torch.tensor(roots, dtype=torch.float64)
-        self._iterate(count)
-        found = self._words.cpu()  # waits for the device
-        words.copy_(found[: len(words)])
-        done, _, _, self._noted, *self._copied = found[len(words) :].tolist()
+        try:
+            self._iterate(count)
+            self._words.cpu()  # waits for the device; Ctrl-C is heard here, and the iterations are done all the same
+        finally:
+            found = self._words.cpu()
+            words.copy_(found[: len(words)])
+            done, _, _, self._noted, *self._copied = found[len(words) :].tolist()
         trace[:done] = run.trace[:done].to(trace.device)
         return done

@@ -2,9 +2,9 @@
 
 A route (k, j, i) of the step moved the leaf i of unit j and the leaf j of class k: one leaf of every sample is looked
 at. Where unit j has changed, so has the leaf j of every class: those samples are few, and listed. A leaf that beats the
-winner wins, at equal values the lower index; where the winner itself has fallen behind its old value, all leaves are
-read again. These pairs of a row and a sample are listed too, so that a group of them is read together, each along its
-own row of z or u: a lane that read its leaves one after the other would wait p times.
+winner wins, at equal values the lower index. A winner that has fallen stays as long as it beats a bound, which none of
+the others does; else all leaves are read again. These pairs of a row and a sample are listed too, so that a group of
+them is read together, each along its own row of z or u: a lane that read its leaves one by one would wait p times.
 
 A value is always computed from its leaf, and samples know nothing of each other: any block, in any order, leaves the
 bits of a dense evaluation. Routes of one unit move the same leaf, and write the same values.
@@ -31,20 +31,22 @@ def first_largest(values, numbers):
 
 
 @triton.jit
-def _enter(v, index, best_ptrs, winner_ptrs, inside, MAXIMUM: tl.constexpr):
+def _enter(v, index, best_ptr, winner_ptr, bound_ptr, at, inside, MAXIMUM: tl.constexpr):
     """The leaf `index` has moved to v. Where the best has, and where all leaves must be read.
 
     Such a best is given up for the worst value: whichever leaf comes after it, it has not fallen twice.
     """
-    best, winner = tl.load(best_ptrs, inside, other=0.0), tl.load(winner_ptrs, inside, other=-1)
+    best, winner = tl.load(best_ptr + at, inside, other=0.0), tl.load(winner_ptr + at, inside, other=-1)
+    bound = tl.load(bound_ptr + at, inside, other=0.0)
     own = winner == index
-    ahead = (v > best) if MAXIMUM else (v < best)
-    behind = (v < best) if MAXIMUM else (v > best)
-    wins = inside & (winner != index) & (ahead | ((v == best) & (index < winner)))
-    fallen = inside & own & behind
+    beats_best, beats_bound = (v > best, v > bound) if MAXIMUM else (v < best, v < bound)
+    wins = inside & (winner != index) & (beats_best | ((v == best) & (index < winner)))
+    follows = inside & (winner != index) & (wins == 0) & beats_bound
+    fallen = inside & own & (v != best) & (beats_best == 0) & (beats_bound == 0)
     changed = fallen | ((wins | (inside & own)) & (v != best))
-    tl.store(best_ptrs, tl.where(fallen, -INFINITY if MAXIMUM else INFINITY, v), changed)
-    tl.store(winner_ptrs, index, wins)
+    tl.store(best_ptr + at, tl.where(fallen, -INFINITY if MAXIMUM else INFINITY, v), changed)
+    tl.store(winner_ptr + at, index, wins)
+    tl.store(bound_ptr + at, tl.where(wins, best, v), wins | follows)
     return changed, fallen
 
 
@@ -74,6 +76,7 @@ def _seek(
         at = tl.load(pairs_ptr + slots, inside, other=0)
         row, n = (at // BLOCK).to(tl.int64), (first_n + at % BLOCK).to(tl.int64)
         top = tl.full([PAIRS, LEAVES], worst, run.u.dtype.element_ty)
+        second = top
         first = tl.zeros([PAIRS, LEAVES], tl.int32)
         for leaf in range(0, count, LEAVES):
             index = leaf + tl.arange(0, LEAVES)
@@ -81,17 +84,24 @@ def _seek(
             x = tl.load(leaves_ptr + n[:, None] * count + index[None, :], known, other=worst)
             x += tl.load(weights_ptr + row[:, None] * count + index[None, :], known, other=0.0)
             better = (x < top) if UNITS else (x > top)
+            beaten = tl.where(better, top, x)
+            second = tl.minimum(second, beaten) if UNITS else tl.maximum(second, beaten)
             first = tl.where(better, index[None, :], first)
             top = tl.where(better, x, top)
         best = tl.min(top, axis=1) if UNITS else tl.max(top, axis=1)
         winner = tl.min(tl.where(top == best[:, None], first, count), axis=1)
+        others = tl.where((top == best[:, None]) & (first == winner[:, None]), second, top)
+        bound = tl.min(others, axis=1) if UNITS else tl.max(others, axis=1)
+        at = row * run.N + n
         if UNITS:
-            tl.store(run.ut + row * run.N + n, best, inside)
-            tl.store(run.i + row * run.N + n, winner, inside)
+            tl.store(run.ut + at, best, inside)
+            tl.store(run.i + at, winner, inside)
+            tl.store(run.unit_bound + at, bound, inside)
             tl.store(run.u + n * run.q + row, best, inside)
         else:
-            tl.store(run.f + row * run.N + n, best, inside)
-            tl.store(run.j + row * run.N + n, winner, inside)
+            tl.store(run.f + at, best, inside)
+            tl.store(run.j + at, winner, inside)
+            tl.store(run.score_bound + at, bound, inside)
 
 
 @triton.jit
@@ -154,7 +164,7 @@ def visit(
         v = tl.load(run.zt + i.to(tl.int64) * run.N + offs[None, :], inside, other=0.0)
         v += tl.load(run.w1 + row * run.p + i)
         at = row * run.N + offs[None, :]
-        changed, unsure = _enter(v, i, run.ut + at, run.i + at, inside, False)
+        changed, unsure = _enter(v, i, run.ut, run.i, run.unit_bound, at, inside, False)
         tl.store(run.u + offs[None, :].to(tl.int64) * run.q + j, v, changed)
         pairs = _listed(unsure, j * BLOCK + lanes[None, :], pairs_ptr, pairs, rows * BLOCK)
         moved |= tl.max(changed.to(tl.int32), axis=0) > 0
@@ -174,7 +184,7 @@ def visit(
         v = tl.load(run.ut + j.to(tl.int64) * run.N + offs[None, :], inside, other=0.0)
         v += tl.load(run.w2 + k.to(tl.int64) * run.q + j)
         at = k.to(tl.int64) * run.N + offs[None, :]
-        _, unsure = _enter(v, j, run.f + at, run.j + at, inside, True)
+        _, unsure = _enter(v, j, run.f, run.j, run.score_bound, at, inside, True)
         pairs = _listed(unsure, k * BLOCK + lanes[None, :], pairs_ptr, pairs, rows * BLOCK)
     tl.debug_barrier()
     for begin in range(0, samples, PAIRS):
@@ -190,7 +200,7 @@ def visit(
                 j = tl.load(run.route_j + route).to(tl.int64)
                 v = tl.load(run.ut + j * run.N + n, slots < samples, other=0.0)[None, :]
                 v += tl.load(run.w2 + k.to(tl.int64) * run.q + j, k < run.K, other=0.0)
-                _, fallen = _enter(v, j, run.f + at, run.j + at, inside, True)
+                _, fallen = _enter(v, j, run.f, run.j, run.score_bound, at, inside, True)
                 unsure |= fallen
             pairs = _listed(unsure, k * BLOCK + lane[None, :], pairs_ptr, pairs, ROWS * PAIRS)
     tl.debug_barrier()

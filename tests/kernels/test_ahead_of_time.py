@@ -147,11 +147,9 @@ def iterations(name: str, dtype: str, loss="hinge"):
     types |= dict.fromkeys(("journal", "times", "integers", "counters"), "*i64")
     types |= dict.fromkeys(("floats", "levels", "roots", "trace"), "*fp64")
     constants = {"HINGE": loss == "hinge", "POLYAK": True, "WATCHED": True, "CLASSES": 16}
-    constants |= (
-        {"program": worst_sample.PROGRAM, "iteration": worst_sample.ITERATION}[name].default({})
-        if name != "advance"
-        else {}
-    )
+    tuned = {"program": worst_sample.PROGRAM, "iteration": worst_sample.ITERATION}.get(name)
+    if tuned:
+        constants |= tuned.default({"dtype": "torch.float64" if dtype == "fp64" else "torch.float32"})
     warps = constants.pop("num_warps", 4)
     constants = {argument: value for argument, value in constants.items() if argument in kernel.arg_names}
     return kernel, {"run": worst_sample.Run(**types)}, constants, warps

@@ -242,6 +242,13 @@ def assert_alike(dense, cached, iterations):
     run = cached._run
     for cache, value in ((run.u, u), (run.ut, u.T), (run.i, i.T), (run.f, f.T), (run.j, j.T)):
         assert torch.equal(cache, value.to(cache.dtype))
+    weights = dense.state.weights
+    for leaves, sign, winner, bound in (
+        (dense.z[:, None, :] + weights.w1, 1, i, run.unit_bound),
+        (u[:, None, :] + weights.w2, -1, j, run.score_bound),
+    ):
+        others = (sign * leaves).scatter(2, winner[..., None], math.inf)
+        assert (others.min(dim=2).values >= sign * bound.T).all()
     cached.activations = dense.activations
     assert_same(dense, cached)
 
@@ -349,6 +356,26 @@ def test_a_long_run_is_looked_at_in_between(caches, form, monkeypatch):
     assert cached._noted <= lines
 
 
+@needs_triton
+def test_ctrl_c_leaves_whole_iterations_on_caches(caches):
+    dense, cached = (
+        Dense(on_device(run_of(4, ties=False, **FEW))),
+        caches(on_device(run_of(4, ties=False, **FEW)), "program"),
+    )
+    iterate = cached._iterate
+
+    def interrupted(count):
+        iterate(count)
+        raise KeyboardInterrupt
+
+    cached._iterate = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        advance(cached, 3)
+    cached._iterate = iterate
+    advance(dense, 3)
+    assert_alike(dense, cached, 2)
+
+
 def test_what_has_no_caches_is_dense():
     assert not portable.why_not(run_of(0))
     assert "A is trained" in portable.why_not(run_of(0, train_a=True))
@@ -364,14 +391,22 @@ def test_repeated_launches_are_counted_where_there_is_no_graph():
         assert len(calls) == count
 
 
+@needs_compiler
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
-def test_a_graph_replays_what_the_cpu_does():
-    for options in ({}, {"loss": "cross_entropy"}, {"step": "power"}):
-        sizes: dict[str, Any] = {"N": 20_000, "p": 40, "q": 30, "K": 10, "watched": 500, "ties": False, **options}
-        dense, cached = Dense(run_of(7, **sizes)), portable.Cached(on_device(run_of(7, **sizes)))
-        assert torch.equal(advance(dense, 150), advance(cached, 150))
-        for ours, theirs in zip(cached.state.weights, dense.state.weights, strict=True):
-            assert torch.equal(ours.cpu(), theirs)
+@pytest.mark.parametrize("options", [{}, {"step": "power"}, {"loss": "cross_entropy"}], ids=["", "power", "entropy"])
+@pytest.mark.parametrize("N", [300, 20_000], ids=["program", "graph"])
+def test_a_gpu_goes_through_the_iterates_of_the_cpu(options, N):
+    sizes: dict[str, Any] = {"N": N, "p": 40, "q": 30, "K": 10, "watched": 200, "ties": False, **options}
+    ours, theirs = portable.Cached(on_device(run_of(7, **sizes)), activate), Sparse(run_of(7, **sizes), "winners")
+    if options.get("loss") == "cross_entropy":  # exp and log are each library's own
+        torch.testing.assert_close(advance(ours, 40), advance(theirs, 40), rtol=1e-6, atol=0)
+        return
+    for iterations in (1, 40, 150):  # launches, one graph, several
+        assert torch.equal(advance(ours, iterations), advance(theirs, iterations))
+        assert ours.state.progress.as_dict() == theirs.state.progress.as_dict()
+        for iterate in ("weights", "best", "best_right"):
+            for x, y in zip(getattr(ours.state, iterate), getattr(theirs.state, iterate), strict=True):
+                assert torch.equal(x.cpu(), y), iterate
 
 
 # ------------------------------------------------------------------------------------------------ the definition
