@@ -248,5 +248,6 @@ SPEC = register(
         },
         raw_ops=raw_ops,
         tuned={"cpp": (cpu.STEP,), "triton": (portable.FLOWS, portable.MOVE)},
+        in_place={"step": _ours(path_step)},
     )
 )
