@@ -32,7 +32,9 @@ _INTEGERS, _FLOATS, _COUNTERS = 9, 8, 6  # of Progress, and of the device's own
 
 
 def _default(problem: Mapping[str, int | str | bool]) -> Config:
-    return {"BLOCK": 128 // _width(problem), "ROWS": 16, "PAIRS": 8, "LEAVES": 256 // _width(problem), "num_warps": 4}
+    width = _width(problem)
+    of_loss = {"ROWS": 16, "num_warps": 4} if problem["loss"] == "hinge" else {"ROWS": 8, "num_warps": 8}
+    return {"BLOCK": 128 // width, "PAIRS": 8, "LEAVES": 256 // width, **of_loss}
 
 
 def _default_of_program(problem: Mapping[str, int | str | bool]) -> Config:
@@ -176,7 +178,7 @@ class Cached(Dense):
         samples, weights, settings = state.samples, state.weights, state.settings
         (q, p), K, N, device = weights.w1.shape, len(weights.w2), len(samples.y), weights.w1.device
         is_program, is_hinge = N <= LARGEST, settings.loss == "hinge"
-        problem = {"N": N, "p": p, "q": q, "K": K, "dtype": str(weights.w1.dtype)}
+        problem = {"N": N, "p": p, "q": q, "K": K, "loss": settings.loss, "dtype": str(weights.w1.dtype)}
         tiles = (PROGRAM if is_program else ITERATION).config(problem, device)
         blocks, routes = -(-N // tiles["BLOCK"]), 2 if is_hinge else K
         lines = -(-(weights.w1.numel() + weights.w2.numel()) // (2 * routes)) + _LONGEST

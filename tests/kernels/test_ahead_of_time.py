@@ -149,7 +149,7 @@ def iterations(name: str, dtype: str, loss="hinge"):
     constants = {"HINGE": loss == "hinge", "POLYAK": True, "WATCHED": True, "CLASSES": 16}
     tuned = {"program": worst_sample.PROGRAM, "iteration": worst_sample.ITERATION}.get(name)
     if tuned:
-        constants |= tuned.default({"dtype": "torch.float64" if dtype == "fp64" else "torch.float32"})
+        constants |= tuned.default({"loss": loss, "dtype": "torch.float64" if dtype == "fp64" else "torch.float32"})
     warps = constants.pop("num_warps", 4)
     constants = {argument: value for argument, value in constants.items() if argument in kernel.arg_names}
     return kernel, {"run": worst_sample.Run(**types)}, constants, warps
