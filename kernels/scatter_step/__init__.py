@@ -65,7 +65,7 @@ def _step(
         return
     rows, values = rows.contiguous(), values.contiguous()
     columns = None if columns is None else columns.contiguous()
-    if chosen == "cpp":
+    if chosen == "cpp" and param.numel() and values.numel():
         step = cpu.prepare(param, rows, columns, values, rule, momentum, eps)
         step(param, rows, columns, values, float(lr), moment, touched, number)
     else:
@@ -145,7 +145,7 @@ def _remember(options: tuple[Any, ...], tensors: tuple[Tensor, ...], coordinates
     param, values, *at = tensors[: 2 + coordinates]
     serves = backend.choose("scatter_step", param.device, _OFFERED, param.dtype, cpu.SOURCE) == "cpp"
     plain = all(x.is_contiguous() and x.dtype == at[0].dtype for x in at) and values.is_contiguous()
-    if not serves or not plain or values.numel() == 0:
+    if not serves or not plain or param.numel() == 0 or values.numel() == 0:
         return
     rows, columns = at if coordinates == 2 else (at[0], None)
     step = cpu.prepare(param, rows, columns, values, *options[1:])
