@@ -44,7 +44,7 @@ _BINARY: dict[str, Callable[[Any, Any], Any]] = {
     "min.NaN": np.minimum,
     "div": lambda a, b: (np.sign(a) * np.sign(b) * (abs(a) // abs(b))).astype(a.dtype),  # towards zero
 }
-_INSTRUCTION = re.compile(r"^\s*(?:@(!?)(%p\d+)\s+)?([a-zA-Z][\w.]*)\s*(.*?);")
+_INSTRUCTION = re.compile(r"^\s*(?:@(!?)(%p\d+)\s+)?([a-zA-Z][\w.]*)\s*(.*)")
 _OPERAND = re.compile(r"\{[^}]*\}|\[[^\]]*\]|[^,\s]+")
 _BASE = 1 << 40  # of the first buffer; the others follow at as much again
 
@@ -71,7 +71,8 @@ def run(text: str, arguments: Sequence[np.ndarray | int], blocks: int, threads: 
     for line in text[text.index("{\n", text.index(".entry")) : text.index("// -- End function")].splitlines():
         if label := re.match(r"(\$L\w+):", line):
             labels[label[1]] = len(program)
-        elif (found := _INSTRUCTION.match(line)) and not found[3].startswith("."):
+            continue
+        for found in filter(None, map(_INSTRUCTION.match, line.split(";"))):  # inline assembly has several in a line
             program.append((found[1] == "!", found[2], found[3], _OPERAND.findall(found[4])))
     for block in range(blocks):
         _Block(program, labels, arguments, block, threads, shared).run()
@@ -189,10 +190,15 @@ class _Block:
             self.land(int(operands[0]))
         elif opcode == "bar.sync":
             self.landed[:] = self.reader[:] = -1
-        elif opcode.startswith("ld.shared") and active.all():
+        elif opcode.startswith("ld.shared") and kind == "b32" and active.all():
             self.load_shared(operands, active)
         elif opcode.startswith("st.global"):
             self.store(kind, operands, active)
+        elif opcode.startswith("ld.global") and active.all():
+            size = _TYPES[kind]().itemsize
+            data = np.stack(self.bytes_at(self.address(operands[1], "b64"), size)).view(_TYPES[kind])
+            for register, column in zip(_names(operands[0]), data.T, strict=True):
+                self.write(register, np.ascontiguousarray(column))
         elif opcode.startswith("ld.param") and active.all():
             value = self.parameters[int(operands[1].rstrip("]").rpartition("_")[2])]
             self.write(operands[0], self.read(str(value), kind))

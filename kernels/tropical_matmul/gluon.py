@@ -9,8 +9,8 @@ Where the tiles are too few to fill the GPU, SPLITS programs share one, each wit
 a plain Triton kernel then takes the first split that reaches the ⊕ of all. Nothing is added up, so nothing changes.
 
 Verified without a device so far: the tests read registers, stack and instruction counts from the machine code, and run
-the PTX of fp32 and fp16 by ptx.py's interpreter, which knows races. Therefore nothing may choose this path by itself
-until a qualification record exists for the compute capability and the triton version.
+the PTX of fp32, fp16 and int32 in ptx.py's interpreter, which knows races. Therefore nothing may choose this path by
+itself until a qualification record exists for the compute capability and the triton version.
 """
 
 from __future__ import annotations

@@ -338,11 +338,13 @@ def interpreted(
     blocks = torch.full((B, splits, M, N) if winners else (1,), -7, dtype=torch.int16)
     strides = [stride // rows.itemsize for rows in (rows_a, rows_b) for stride in rows.strides[:2]]
     sizes = [M, N, rows_a.shape[1], *strides, splits, 0, 0]
-    ptx.run(text, [rows_a, rows_b, values.numpy(), blocks.numpy(), rows_a, *sizes], tiles * splits, threads, 81 * 1024)
+    extremes = torch.stack((*a.aminmax(), *b.aminmax()))
+    tensors = [rows_a, rows_b, values.numpy(), blocks.numpy(), extremes.numpy()]
+    ptx.run(text, [*tensors, *sizes], tiles * splits, threads, 81 * 1024)
     return values, blocks
 
 
-PROGRAMS = tuple(f"{name}-ragged-sm_90" for name in ("fp32-value", "fp32-winners", "fp16-winners"))
+PROGRAMS = tuple(f"{name}-ragged-sm_90" for name in ("fp32-value", "fp32-winners", "fp16-winners", "i32-winners"))
 
 
 @functools.cache
