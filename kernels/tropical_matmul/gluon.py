@@ -8,9 +8,9 @@ block wins a tie): one compare and one select per BLOCK_K steps. A second kernel
 Where the tiles are too few to fill the GPU, SPLITS programs share one, each with a contiguous range of whole k-blocks;
 a plain Triton kernel then takes the first split that reaches the ⊕ of all. Nothing is added up, so nothing changes.
 
-Verified by compilation alone so far: the tests read registers, stack and instruction counts from the machine code, but
-no interpreter runs Gluon. Therefore nothing may choose this path by itself until a qualification record exists for the
-compute capability and the triton version.
+Verified without a device so far: the tests read registers, stack and instruction counts from the machine code, and run
+the PTX of fp32, fp16 and int32 in ptx.py's interpreter, which knows races. Therefore nothing may choose this path by
+itself until a qualification record exists for the compute capability and the triton version.
 """
 
 from __future__ import annotations

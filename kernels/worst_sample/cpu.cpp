@@ -407,18 +407,77 @@ struct Winners {
         here.decide(podium, at);
     }
 
+    static constexpr int64_t GROUPS = 2, TILE = GROUPS * Simd<T>::WIDTH;  // samples that are ranked together
+
+    // Of TILE samples, a lane each: `leaves` [count, TILE] + `weights`, then, if `mirrored`, weights behind − `leaves`.
+    template <bool MAXIMUM>
+    static void rank(const T* leaves, int64_t count, bool mirrored, const T* weights, const Standings<Index>& ranks) {
+        using V = typename Simd<T>::Vector;
+        using W = typename Simd<T>::IndexVector;
+        using Wide = typename Simd<T>::Index;
+        using Best = Order<MAXIMUM>;
+        constexpr int64_t WIDTH = Simd<T>::WIDTH;
+        V first[GROUPS], second[GROUPS], third[GROUPS];
+        W winner[GROUPS], follower[GROUPS];
+        for (int64_t g = 0; g < GROUPS; ++g) {
+            first[g] = second[g] = third[g] = V{} + Podium<MAXIMUM>::WORST;
+            winner[g] = W{}, follower[g] = W{} + Wide(-1);
+        }
+        const auto enter = [&](int64_t g, V x, Wide i) {
+            const W leads = Best::beats(x, first[g]), follows = Best::beats(x, second[g]);
+            const V passed = Best::beats(x, third[g]) ? x : third[g], next = follows ? x : second[g];
+            const W next_index = follows ? W{} + i : follower[g];
+            third[g] = follows ? second[g] : passed;
+            second[g] = leads ? first[g] : next, follower[g] = leads ? winner[g] : next_index;
+            first[g] = leads ? x : first[g], winner[g] = leads ? W{} + i : winner[g];
+        };
+        for (int64_t i = 0; i < count; ++i)
+            for (int64_t g = 0; g < GROUPS; ++g)
+                enter(g, load<V>(leaves + i * TILE + g * WIDTH) + weights[i], Wide(i));
+        for (int64_t i = 0; mirrored && i < count; ++i)
+            for (int64_t g = 0; g < GROUPS; ++g)
+                enter(g, weights[count + i] - load<V>(leaves + i * TILE + g * WIDTH), Wide(count + i));
+        for (int64_t g = 0; g < GROUPS; ++g)
+            for (int64_t r = 0; r < WIDTH; ++r) {
+                const int64_t n = g * WIDTH + r;
+                ranks.value[n] = first[g][r], ranks.bound[n] = second[g][r], ranks.third[n] = third[g][r];
+                ranks.winner[n] = Index(winner[g][r]);
+                ranks.second[n] = Index(follower[g][r] < 0 ? winner[g][r] : follower[g][r]);  // of a single leaf
+            }
+    }
+
+    // Samples [begin, begin + TILE), of which the last may lie behind the end: those are copies.
+    void build(int64_t begin, std::vector<T>& leaves, std::vector<T>& units_tile) const {
+        const int64_t count = std::min(TILE, s.N - begin);
+        T value[TILE], bound[TILE], third[TILE];
+        Index winner[TILE], second[TILE];
+        const Standings<Index> ranks{value, winner, bound, second, third};
+        const auto keep = [&](const Standings<Index>& all) {
+            std::copy_n(value, count, all.value), std::copy_n(bound, count, all.bound);
+            std::copy_n(third, count, all.third);
+            std::copy_n(winner, count, all.winner), std::copy_n(second, count, all.second);
+        };
+        for (int64_t i = 0; i < s.columns; ++i)
+            for (int64_t n = 0; n < TILE; ++n) leaves[i * TILE + n] = s.zt[i * s.N + begin + std::min(n, count - 1)];
+        for (int64_t j = 0; j < s.q; ++j) {
+            rank<false>(leaves.data(), s.columns, s.columns < s.p, s.weights.w1 + j * s.p, ranks);
+            keep(units + (j * s.N + begin));
+            std::copy_n(value, TILE, units_tile.data() + j * TILE);
+            for (int64_t n = 0; n < count; ++n) s.u[(begin + n) * s.q + j] = value[n];
+        }
+        for (int64_t k = 0; k < s.K; ++k) {
+            rank<true>(units_tile.data(), s.q, false, s.weights.w2 + k * s.q, ranks);
+            keep(scores + (k * s.N + begin));
+        }
+    }
+
     void build() const {
         std::atomic<int64_t> next{0};
-        const int64_t blocks = ceil_div(s.N, BLOCK);
-        in_parallel(int(std::min(s.threads, blocks)), [&](int) {
-            for (int64_t block; (block = next.fetch_add(1, std::memory_order_relaxed)) < blocks;)
-                for (int64_t n = block * BLOCK; n < std::min((block + 1) * BLOCK, s.N); ++n) {
-                    for (int64_t j = 0; j < s.q; ++j) {
-                        decide_unit(n, j, true);
-                        s.u[n * s.q + j] = s.ut[j * s.N + n];
-                    }
-                    for (int64_t k = 0; k < s.K; ++k) decide_score(n, k, true);
-                }
+        const int64_t tiles = ceil_div(s.N, TILE);
+        in_parallel(int(std::min(s.threads, tiles)), [&](int) {
+            std::vector<T> leaves(s.columns * TILE), units_tile(s.q * TILE);
+            for (int64_t tile; (tile = next.fetch_add(1, std::memory_order_relaxed)) < tiles;)
+                build(tile * TILE, leaves, units_tile);
         });
     }
 
