@@ -343,12 +343,12 @@ struct Winners {
         least = now_third < least ? now_third : least;
     }
 
-    // `anew`: whatever was known. Else the winner has fallen behind.
-    void decide_score(int64_t n, int64_t k, bool anew = false) const {
+    // The winner has fallen behind.
+    void decide_score(int64_t n, int64_t k) const {
         const T *u = s.u + n * s.q, *w = s.weights.w2 + k * s.q;
         const Standings<Index> here = scores + (k * s.N + n);
         const auto at = [&](T value, int64_t without) { return find(u, w, s.q, PLUS, value, without); };
-        if (!anew && (here.template settle<true>([&](int64_t j) { return u[j] + w[j]; }) || here.tie(at))) return;
+        if (here.template settle<true>([&](int64_t j) { return u[j] + w[j]; }) || here.tie(at)) return;
         Podium<true> podium;
         podium.enter_all(u, w, s.q, PLUS);
         here.decide(podium, at);
@@ -390,6 +390,7 @@ struct Winners {
         });
     }
 
+    // The winner has fallen behind; or `anew`: whatever was known.
     void decide_unit(int64_t n, int64_t j, bool anew = false) const {
         const T *z = s.z + n * s.columns, *w = s.weights.w1 + j * s.p;
         const bool is_mirrored = s.columns < s.p;
