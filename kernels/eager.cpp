@@ -70,8 +70,12 @@ size_t most_calls = 0;
 
 unsigned long long plain_keys[2];  // of a dense CPU tensor, made outside and inside inference mode
 
-// Whether this is a dense CPU tensor and nothing else; then its layout joins the key.
+// Whether this is a dense CPU tensor and nothing else, or None; then its layout joins the key.
 bool add_tensor(Key& key, PyObject* object, bool& requires_grad) {
+  if (object == Py_None) {
+    key.layout.push_back(-1);
+    return true;
+  }
   if (!THPVariable_CheckExact(object)) return false;
   const at::Tensor& x = THPVariable_Unpack(object);
   const uint64_t keys = x.key_set().raw_repr();
@@ -162,11 +166,12 @@ struct Prepared {
   PyObject* always;   // an array or a structure of ctypes
   Py_buffer buffer;   // on it
   PyObject* check;    // called with a status that is not 0: it raises
-  size_t writes;      // so many of the first inputs
+  std::vector<Py_ssize_t>* writes;  // the places of inputs
+  bool gathers;       // run takes the addresses in one array
   std::vector<Output>* outputs;
 };
 
-using Pointers = std::array<void*, MOST_POINTERS>;
+using Pointers = c10::SmallVector<void*, 64>;
 
 template <size_t... I>
 int run_with(void* run, const void* always, const Pointers& p, std::index_sequence<I...>) {
@@ -175,6 +180,7 @@ int run_with(void* run, const void* always, const Pointers& p, std::index_sequen
 
 int run_kernel(void* run, const void* always, const Pointers& p, size_t count) {
   switch (count) {
+    case 1: return run_with(run, always, p, std::make_index_sequence<1>());
     case 2: return run_with(run, always, p, std::make_index_sequence<2>());
     case 3: return run_with(run, always, p, std::make_index_sequence<3>());
     case 4: return run_with(run, always, p, std::make_index_sequence<4>());
@@ -188,12 +194,12 @@ int run_kernel(void* run, const void* always, const Pointers& p, size_t count) {
 PyObject* call_prepared(PyObject* self, PyObject* const* args, size_t flagged_count, PyObject*) {
   auto& call = *reinterpret_cast<Prepared*>(self);
   const size_t inputs = PyVectorcall_NARGS(flagged_count);
-  if (inputs + call.outputs->size() > MOST_POINTERS) {
+  if (!call.gathers && inputs + call.outputs->size() > MOST_POINTERS) {
     PyErr_SetString(PyExc_TypeError, "more tensors came than the kernel takes");
     return nullptr;
   }
-  Pointers pointers{};
-  std::array<double, MOST_POINTERS> numbers;
+  Pointers pointers(std::max(MOST_POINTERS, inputs + call.outputs->size()), nullptr);
+  c10::SmallVector<double, MOST_POINTERS> numbers(inputs);  // whole from the start: addresses are taken
   size_t count = 0;
   for (; count < inputs; ++count) {
     PyObject* const given = args[count];
@@ -210,7 +216,7 @@ PyObject* call_prepared(PyObject* self, PyObject* const* args, size_t flagged_co
     }
   }
   try {
-    std::array<at::Tensor, MOST_POINTERS> made;
+    c10::SmallVector<at::Tensor, 2> made(call.outputs->size());
     size_t wanted = 0;
     for (const auto& output : *call.outputs) {
       if (output.is_wanted) {
@@ -220,15 +226,17 @@ PyObject* call_prepared(PyObject* self, PyObject* const* args, size_t flagged_co
       ++count;
     }
     PyThreadState* state = PyEval_SaveThread();
-    const int status = run_kernel(call.run, call.buffer.buf, pointers, count);
+    const int status = call.gathers
+        ? reinterpret_cast<int (*)(const void*, void* const*)>(call.run)(call.buffer.buf, pointers.data())
+        : run_kernel(call.run, call.buffer.buf, pointers, count);
     PyEval_RestoreThread(state);
     if (status != 0) {
       PyObject* checked = PyObject_CallFunction(call.check, "i", status);
       if (checked == nullptr) return nullptr;
       Py_DECREF(checked);
     }
-    for (size_t i = 0; i < std::min(call.writes, inputs); ++i) {
-      if (!THPVariable_Check(args[i])) continue;
+    for (const Py_ssize_t i : *call.writes) {
+      if (static_cast<size_t>(i) >= inputs || !THPVariable_Check(args[i])) continue;
       const at::Tensor& x = THPVariable_Unpack(args[i]);
       if (!x.is_inference()) x.unsafeGetTensorImpl()->bump_version();  // which such a tensor does not have
     }
@@ -255,24 +263,30 @@ void free_prepared(PyObject* self) {
   Py_XDECREF(call.always);
   Py_XDECREF(call.check);
   delete call.outputs;
+  delete call.writes;
   PyTypeObject* type = Py_TYPE(self);
   type->tp_free(self);
 }
 
 PyTypeObject prepared_type = {PyVarObject_HEAD_INIT(nullptr, 0)};
 
-// prepared(run, always, outputs, check, writes): see eager.prepared
+// prepared(run, always, outputs, check, writes, gathers): see eager.prepared
 PyObject* prepared(PyObject*, PyObject* args) {
   unsigned long long run = 0;
-  Py_ssize_t writes = 0;
-  PyObject *always = nullptr, *outputs = nullptr, *check = nullptr;
-  if (!PyArg_ParseTuple(args, "KOO!On", &run, &always, &PyTuple_Type, &outputs, &check, &writes)) return nullptr;
+  int gathers = 0;
+  PyObject *always = nullptr, *outputs = nullptr, *check = nullptr, *writes = nullptr;
+  if (!PyArg_ParseTuple(args, "KOO!OO!p", &run, &always, &PyTuple_Type, &outputs, &check, &PyTuple_Type, &writes,
+                        &gathers))
+    return nullptr;
   auto* call = PyObject_New(Prepared, &prepared_type);
   if (call == nullptr) return nullptr;
   call->vectorcall = call_prepared;
   call->run = reinterpret_cast<void*>(run);
   call->always = nullptr;
-  call->writes = static_cast<size_t>(writes);
+  call->gathers = gathers != 0;
+  call->writes = new std::vector<Py_ssize_t>;
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(writes); ++i)
+    call->writes->push_back(PyLong_AsSsize_t(PyTuple_GET_ITEM(writes, i)));
   call->check = Py_NewRef(check);
   call->outputs = new std::vector<Output>;
   auto* object = reinterpret_cast<PyObject*>(call);

@@ -108,7 +108,7 @@ def recall(options: tuple[Hashable, ...], tensors: tuple[Any, ...]) -> Callable[
     """What was remembered of a call that takes the same path: a function of these tensors; None where nothing was.
 
     False where it is not to be remembered: somebody looks, a block that chooses a backend or a config is open, or one
-    of the tensors is none, or no plain tensor of the CPU.
+    of the tensors is no plain one of the CPU. None may stand for a tensor that a call does without.
 
     The path depends on the tensors' layouts in memory, the options, the op's name among them, whether a gradient is
     wanted, and the threads. eager.cpp answers once it is compiled, which the first thousand recalled calls start in
@@ -117,52 +117,68 @@ def recall(options: tuple[Hashable, ...], tensors: tuple[Any, ...]) -> Callable[
     return not is_compiling() and _front.recall(options, tensors)
 
 
-def remember(call: Callable[..., Any], options: tuple[Hashable, ...], tensors: tuple[Tensor, ...]) -> None:
+def remember(call: Callable[..., Any], options: tuple[Hashable, ...], tensors: tuple[Any, ...]) -> None:
     """`recall(options, tensors)` gives this call, until autotune.reload()."""
     _use_compiled()
     _front.remember(call, options, tensors)
 
 
 def prepared(
-    run: Any, always: Any, outputs: tuple[Tensor | None, ...], check: Callable[[int], None], *, writes: int = 0
+    run: Any,
+    always: Any,
+    outputs: tuple[Tensor | None, ...],
+    check: Callable[[int], None],
+    *,
+    writes: tuple[int, ...] = (),
+    gathers: bool = False,
 ) -> Callable[..., Any]:
     """A function of tensors that gives their addresses to a C++ kernel and returns the new outputs.
 
     Args:
         run: int(const void* always, void*...), of a library of native.py: the inputs' addresses, the outputs', at most
-            8 together.
+            8 together. With `gathers` any number, in an array: int(const void* always, void* const*).
         always: what each call is given too, an array or a structure of ctypes; kept.
         outputs: like which each is made, contiguous (native.shape_only); None for one whose address is null.
         check: raises what a status that is not 0 means.
-        writes: so many of the first inputs are written, which autograd is told.
+        writes: the places of the inputs that are written, which autograd is told.
 
     Returns:
         A function of tensors, None and numbers, of which a null and the address of a double are given; it returns the
         outputs that are not None: the one, or a tuple. It raises NotPlain where a tensor has no memory of its own.
     """
+    _use_compiled()
     if _front is not _python:
-        return _front.prepared(ctypes.cast(run, ctypes.c_void_p).value, always, outputs, check, writes)
+        return _front.prepared(ctypes.cast(run, ctypes.c_void_p).value, always, outputs, check, writes, gathers)
     empty_like, increment = torch.empty_like, torch.autograd.graph.increment_version
 
     def call(*inputs: Any) -> Any:
         made = [None if like is None else empty_like(like) for like in outputs]
-        if status := run(ctypes.byref(always), *map(_address, (*inputs, *made))):
+        addresses = [_address(x) for x in (*inputs, *made)]
+        if gathers:
+            pointers = [x if x is None or isinstance(x, int) else ctypes.addressof(x) for x in addresses]
+            status = run(ctypes.byref(always), (ctypes.c_void_p * len(pointers))(*pointers))
+        else:
+            status = run(
+                ctypes.byref(always), *(ctypes.byref(x) if isinstance(x, ctypes.c_double) else x for x in addresses)
+            )
+        if status:
             check(status)
-        for x in inputs[:writes]:
-            if not x.is_inference():  # such a tensor has no version
-                increment(x)
+        for at in writes:
+            if not inputs[at].is_inference():  # such a tensor has no version
+                increment(inputs[at])
         wanted = tuple(x for x in made if x is not None)
         return wanted[0] if len(wanted) == 1 else wanted
 
     return call
 
 
-def _address(x: Tensor | float | None) -> Any:
+def _address(x: Tensor | float | None) -> int | ctypes.c_double | None:
+    """Of a tensor; or the number itself, whose address only lives as long as it does."""
     if isinstance(x, Tensor):
         if not (address := x.data_ptr()):
             raise NotPlain
         return address
-    return x if x is None else ctypes.byref(ctypes.c_double(x))
+    return None if x is None else ctypes.c_double(x)
 
 
 def compile() -> bool:
@@ -211,7 +227,7 @@ class _Python:
                 native.in_background(compile)
         return call
 
-    def remember(self, call: Callable[..., Any], options: tuple[Hashable, ...], tensors: tuple[Tensor, ...]) -> None:
+    def remember(self, call: Callable[..., Any], options: tuple[Hashable, ...], tensors: tuple[Any, ...]) -> None:
         if len(self.calls) >= MOST_CALLS:
             self.forget()
         key = self._key(options, tensors)
@@ -229,6 +245,9 @@ class _Python:
             return None
         key, requires_grad = (options, get_num_threads()), False
         for x in tensors:
+            if x is None:
+                key += (None,)
+                continue
             if type(x) not in _TYPES or not x.is_cpu or x.is_neg() or x.layout is not torch.strided:
                 return None
             key += x.shape, x.stride(), x.dtype

@@ -128,14 +128,24 @@ extern "C" {
 
 void path_step_set_team(void* team) { torch_team = reinterpret_cast<Parallel>(team); }
 
-// sizes [layers, 4]; pointers [layers, 6], as in Layer; reduced [layers]; nodes [6, H], as in Bones; runs: how many
-// there are; settings: as in Step; weights: of one task of the second pass. To events [2] are added the R that were held,
-// and those of them not positive.
-int path_step(int64_t count, const int64_t* sizes, void* const* pointers, const int64_t* reduced, const int64_t* nodes,
-              int64_t runs, int64_t special, Element* run_momentum, const double* settings, int64_t* events,
-              int64_t weights, int threads) noexcept {
+// What is the same in every step; cpu.py has it too. sizes [count, 4]; reduced [count]; nodes [6, H], as in Bones; runs:
+// how many there are; weights: of one task of the second pass.
+struct Call {
+    int64_t count;
+    const int64_t *sizes, *reduced, *nodes;
+    int64_t runs, special, weights, threads;
+};
+
+// pointers: [count, 6], as in Layer, then the runs' momentum, events [2], to which are added the R that were held and
+// those of them not positive, and the settings, five numbers, as in Step.
+int path_step(const Call* call, void* const* pointers) noexcept {
     return guarded([&] {
-        const Step step{settings[0], settings[1], settings[2], settings[3], settings[4]};
+        const auto [count, sizes, reduced, nodes, runs, special, weights, threads_] = *call;
+        const int threads = int(threads_);
+        Element* const run_momentum = static_cast<Element*>(pointers[6 * count]);
+        int64_t* const events = static_cast<int64_t*>(pointers[6 * count + 1]);
+        const auto setting = [&](int which) { return *static_cast<const double*>(pointers[6 * count + 2 + which]); };
+        const Step step{setting(0), setting(1), setting(2), setting(3), setting(4)};
         std::vector<Shape> shapes(count);
         std::vector<Layer> layers(count);
         std::vector<int64_t> start(count + 1, 0);  // of hidden layer h in vectors over all hidden nodes

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ...autotune import Space, Tuned
-from .. import native
+from .. import eager, native
 from .definition import Layer, Options, Skeleton, problem_of
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
@@ -36,13 +36,21 @@ def takes(layers: Sequence[Layer], run_momentum: Tensor | None) -> bool:
     return run_momentum is None or (run_momentum.dtype == dtype and run_momentum.is_contiguous())
 
 
+class _Call(ctypes.Structure):
+    """What cpu.cpp calls so."""
+
+    _fields_ = [
+        ("count", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("sizes", "reduced", "nodes")),
+        *((name, ctypes.c_int64) for name in ("runs", "special", "weights", "threads")),
+    ]
+
+
 @functools.cache
 def _function(dtype: torch.dtype):
     found = native.required("path_step", SOURCE, dtype)
-    pointer, integer, sizes = ctypes.c_void_p, ctypes.c_int64, ctypes.POINTER(ctypes.c_int64)
-    found.path_step.argtypes = [integer, sizes, ctypes.POINTER(pointer), sizes, pointer, integer, integer, pointer]
-    found.path_step.argtypes += [ctypes.POINTER(ctypes.c_double), pointer, integer, ctypes.c_int]
-    found.path_step_set_team.argtypes = [pointer]
+    found.path_step.argtypes = [ctypes.c_void_p] * 2
+    found.path_step_set_team.argtypes = [ctypes.c_void_p]
     found.path_step_set_team(native.openmp_team())
     return found.path_step
 
@@ -60,28 +68,33 @@ def _constants(bones: Skeleton):
     return native.integers(*(n for shape in bones.shapes for n in shape)), native.integers(*bones.reduced), nodes, size
 
 
+def prepare(layers: Sequence[Layer], bones: Skeleton) -> Callable[..., None]:
+    """The step for tensors that lie in memory as these do, which `takes` allows; any number of threads gives its bits.
+
+    Returns:
+        A function of what `operands` gives. It raises eager.NotPlain: see eager.prepared.
+    """
+    shapes, reduced, nodes, size = _constants(bones)
+    config = STEP.config(problem_of(bones.shapes, layers[0].weight.dtype), layers[0].weight.device)
+    threads = native.threads(config["threads"], size, _SMALL)
+    addresses = ctypes.addressof(shapes), ctypes.addressof(reduced), nodes.data_ptr()
+    call = _Call(len(layers), *addresses, bones.runs, bones.special, config["TASK"], threads)
+    call.kept = shapes, reduced, nodes  # the structure holds addresses alone
+    written = tuple(6 * number + at for number, layer in enumerate(layers) for at in (0, 2) if layer[at] is not None)
+    return eager.prepared(_function(layers[0].weight.dtype), call, (), _check, writes=written, gathers=True)
+
+
+def operands(layers: Sequence[Layer], run_momentum: Tensor | None, events: Tensor) -> tuple[Tensor | None, ...]:
+    """All tensors of a step, in the order that the kernel takes them; the options follow, as numbers."""
+    return *(x for layer in layers for x in layer), run_momentum, events
+
+
 def path_step(
     layers: Sequence[Layer], bones: Skeleton, run_momentum: Tensor | None, events: Tensor, options: Options
 ) -> None:
-    """As path_step_ref, on tensors that `takes` allows; the same bits on any number of threads."""
-    shapes, reduced, nodes, size = _constants(bones)
-    config = STEP.config(problem_of(bones.shapes, layers[0].weight.dtype), layers[0].weight.device)
-    addresses = [None if x is None else x.data_ptr() for layer in layers for x in layer]
-    function = _function(layers[0].weight.dtype)
-    assert function is not None
-    status = function(
-        len(layers),
-        shapes,
-        (ctypes.c_void_p * len(addresses))(*addresses),
-        reduced,
-        nodes.data_ptr(),
-        bones.runs,
-        bones.special,
-        None if run_momentum is None else run_momentum.data_ptr(),
-        (ctypes.c_double * 5)(*map(float, options)),
-        events.data_ptr(),
-        config["TASK"],
-        native.threads(config["threads"], size, _SMALL),
-    )
-    if status == 1:
-        raise MemoryError("path_step: no memory for the factors of one row a layer")
+    """As path_step_ref, on tensors that `takes` allows."""
+    prepare(layers, bones)(*operands(layers, run_momentum, events), *map(float, options))
+
+
+def _check(status: int) -> None:
+    raise MemoryError("path_step: no memory for the factors of one row a layer")

@@ -79,4 +79,4 @@ def prepare(
         )
 
     sizes = nnz, R, C, D, of_row, of_column, of_inner, bucket, rows.dtype == torch.int64, RULES.index(rule), threads
-    return eager.prepared(_function(param.dtype), _Call(*sizes, momentum, eps), (), check, writes=1)
+    return eager.prepared(_function(param.dtype), _Call(*sizes, momentum, eps), (), check, writes=(0,))
