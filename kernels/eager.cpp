@@ -11,7 +11,6 @@
 #include <c10/core/GradMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
-#include <array>
 #include <unordered_map>
 #include <vector>
 
