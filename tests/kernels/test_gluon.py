@@ -204,10 +204,15 @@ def test_table_is_near_the_floor(version):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", NAMES)
 def test_no_config_of_the_space_spills(dtype):
-    """A sample: with STAGES of 3, as the others change the loop little, all large tiles and a few small ones."""
+    """A sample: with STAGES of 3, as the others change the loop little, all large tiles and a few small ones.
+
+    One does, which no default is: the search compiles what it tries, and rejects it.
+    """
     found = json.loads(in_a_process_that_compiles("--space", dtype))
     assert len(found) == len(set(found)) == (36 if dtype.startswith("i") else 18)
-    assert not {config: stack for config, stack in found.items() if stack}
+    spilling = {case.split(" ")[0]: case for case, stack in found.items() if stack}
+    assert set(spilling) <= {"i32-value-product-sm_90"}
+    assert all("'BLOCK_N': 64, 'BLOCK_K': 16" in case and "'num_warps': 8" in case for case in spilling.values())
 
 
 def space_of(dtype: str) -> dict[str, int]:
