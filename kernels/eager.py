@@ -183,7 +183,7 @@ def _address(x: Tensor | float | None) -> int | ctypes.c_double | None:
 
 def compile() -> bool:
     """Compiles eager.cpp where that was never done, which takes a quarter of a minute; whether it answers now."""
-    return _use(native.extension(SOURCE, compiles=True))
+    return _use_compiled() or _use(native.extension(SOURCE, compiles=True))
 
 
 def who_answers() -> str:
