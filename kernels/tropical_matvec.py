@@ -11,8 +11,8 @@ from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from . import eager
 from .contenders import Function, Prepare, called, compiled, trained
 from .spec import Contender, Misuse, Sample, Shape, Spec, Workload, register
 from .tropical_matmul import SEMIRINGS, cpu, tropical_matmul, tropical_matmul_ref
@@ -84,11 +84,9 @@ def tropical_matvec(
         ValueError: devices, ranks, sizes or batch shapes do not fit, an option is not one of those above, the
             temperature is not positive and finite, or winners are asked of the log semiring, which has none.
     """
-    options = "tropical_matvec", semiring, temperature, return_indices, nan, out_dtype
-    known = eager.recall(options, (a, x))
-    if known:
-        return known(a, x)
-    given = a, x
+    if not (isinstance(a, Tensor) and isinstance(x, Tensor)) and has_torch_function_variadic(a, x):  # torch.fx traces
+        options = {"semiring": semiring, "temperature": temperature, "return_indices": return_indices}
+        return handle_torch_function(tropical_matvec, (a, x), a, x, **options, nan=nan, out_dtype=out_dtype)
     a, x = under_autocast(a, x, semiring)
     check_factors("tropical_matvec", a, x, "x", 1, "[..., K]")
     if a.shape[-1] != x.shape[-1]:
@@ -99,18 +97,12 @@ def tropical_matvec(
     check_batches("tropical_matvec", a.shape[:-2], x.shape[:-1], "x")
     check_options("tropical_matvec", a.dtype, semiring, temperature, return_indices, nan, out_dtype)
     shape = *torch.broadcast_shapes(a.shape[:-2], x.shape[:-1]), a.shape[-2]
-
-    def product(a: Tensor, x: Tensor) -> Tensor | TropicalMatvec:
-        left, right = (x if x.dim() > 1 else x.unsqueeze(0), a.mT) if a.dim() == 2 else (a, x.unsqueeze(-1))
-        if return_indices:
-            found = tropical_matmul(left, right, semiring=semiring, return_indices=True, nan=nan, out_dtype=out_dtype)
-            return TropicalMatvec(*(y.reshape(shape) for y in found))
-        y = tropical_matmul(left, right, semiring=semiring, temperature=temperature, nan=nan, out_dtype=out_dtype)
-        return y.reshape(shape)
-
-    if known is None and given[0].dtype == given[1].dtype:  # of two, autocast may have made one
-        eager.remember(product, options, given)
-    return product(a, x)
+    left, right = (x if x.dim() > 1 else x.unsqueeze(0), a.mT) if a.dim() == 2 else (a, x.unsqueeze(-1))
+    if return_indices:
+        found = tropical_matmul(left, right, semiring=semiring, return_indices=True, nan=nan, out_dtype=out_dtype)
+        return TropicalMatvec(*(y.reshape(shape) for y in found))
+    y = tropical_matmul(left, right, semiring=semiring, temperature=temperature, nan=nan, out_dtype=out_dtype)
+    return y.reshape(shape)
 
 
 # ------------------------------------------------------------------------------------------------ the op as data

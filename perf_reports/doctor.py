@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..kernels import backend, eager, native, qualification
+from ..kernels import backend, dispatch, native, qualification
 from ..kernels.spec import REGISTRY
 from . import results
 
@@ -33,7 +33,7 @@ def examine() -> dict[str, Any]:
         "interpreted": backend.interpreted(),
         "backends": backends,
         "compiler": _compiler(problems),
-        "small_calls": eager.who_answers(),
+        "operators": dispatch.who_registers(),
         "cache": _cache(problems),
         "environment": results.environment(),
         "problems": problems,
@@ -105,7 +105,7 @@ def lines(found: Mapping[str, Any], verbose: bool = False) -> list[str]:
         said += [f"{f'{name} on {device}':<14} {'on' if not why else 'off: ' + why}" for name, why in backends.items()]
     said.append(f"{'interpreter':<14}{'on' if found['interpreted'] else 'off'} (TRITON_INTERPRET)")
     said.append(f"{'compiling':<14}{'works' if compiler['works'] else compiler['why']}")
-    said.append(f"{'small calls':<14}{found['small_calls']}")
+    said.append(f"{'operators':<14}registered from {found['operators']}")
     said.append(f"{'cache':<14}{cache['folder']}: {cache['files']} files, {cache['bytes'] / 1e6:.1f} MB")
     said += [f"{name}={value}" for name, value in found["environment"].items()]
     return said + [f"problem: {problem}" for problem in found["problems"]]
