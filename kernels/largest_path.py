@@ -8,7 +8,7 @@ from the largest s_L[j], are its route.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from .contenders import called, compiled
 from .path_values import path_values_ref
 from .path_values.definition import matrices
-from .path_values.network import Layer, Size, network, nodes_into, under_autocast
+from .path_values.network import Layer, Size, as_list, network, nodes_into, under_autocast
 from .spec import Contender, Misuse, Sample, Shape, Spec, Workload, register
 from .tropical_conv2d import tropical_conv2d
 from .tropical_matmul.definition import FLOATS
@@ -34,7 +34,7 @@ class LargestPath(NamedTuple):
 
 
 def largest_path(
-    weights: Sequence[Tensor], *, input_size: Size | None = None, stride: Size = 1, padding: Size = 0
+    weights: Iterable[Tensor], *, input_size: Size | None = None, stride: Size = 1, padding: Size = 0
 ) -> LargestPath:
     """The path p whose value v(p) = Π_l W_l[p_{l+1}, p_l] is largest in magnitude: its value, signed, and its nodes.
 
@@ -54,7 +54,7 @@ def largest_path(
         TypeError: weights are of an unsupported type or dtype.
         ValueError: devices, ranks or sizes do not fit, or a layer has no nodes, and so the network no path.
     """
-    weights = under_autocast(weights)
+    weights = under_autocast(as_list("largest_path", weights))
     layers = network("largest_path", weights, input_size, stride, padding)
     for index, w in enumerate(weights):
         if w.numel() == 0:

@@ -16,7 +16,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from .contenders import Function, Prepare, called, compiled, trained
 from .spec import Contender, Misuse, Sample, Shape, Spec, Workload, register
 from .tropical_matmul import SEMIRINGS, cpu, tropical_matmul, tropical_matmul_ref
-from .tropical_matmul.arguments import check_batches, check_factors, check_options, under_autocast
+from .tropical_matmul.arguments import as_temperature, check_batches, check_factors, check_options, under_autocast
 from .tropical_matmul.definition import FLOATS, INTEGERS
 from .tropical_matmul.spec import inputs as matmul_inputs
 
@@ -70,7 +70,7 @@ def tropical_matvec(
         a: [..., M, K] float64, float32, float16, bfloat16, int32, int16 or int8, any strides.
         x: [..., K], the dtype and device of a; its batch dimensions broadcast with a's.
         semiring: "max_plus", "min_plus", "max_times" or "log", as in `tropical_matmul`.
-        temperature: T > 0 of the log semiring, in the units of a and x; the others ignore it.
+        temperature: T > 0 of the log semiring, as in `tropical_matmul`, in the units of a and x; the others ignore it.
         return_indices: also return the winners k*(m), the smallest k at ties.
         nan: "propagate": the first NaN candidate wins, as in torch.max. "ignore": NaN candidates are skipped.
         out_dtype: a wider dtype to compute and return in, of the same kind; by default that of a, and int32 for int8.
@@ -80,13 +80,16 @@ def tropical_matvec(
         candidate. Differentiable any number of times in reverse mode; forward mode raises NotImplementedError.
 
     Raises:
-        TypeError: a or x is no strided tensor of a supported dtype, their dtypes differ, or out_dtype is not wider.
-        ValueError: devices, ranks, sizes or batch shapes do not fit, an option is not one of those above, the
-            temperature is not positive and finite, or winners are asked of the log semiring, which has none.
+        TypeError: a or x is no strided tensor of a supported dtype, their dtypes differ, out_dtype is not wider, or the
+            temperature is no number, or requires a gradient.
+        ValueError: devices, ranks, sizes or batch shapes do not fit, K is beyond 2³¹, an option is not one of those
+            above, the temperature is not positive and finite, or winners are asked of the log semiring, which has none.
     """
     if not (isinstance(a, Tensor) and isinstance(x, Tensor)) and has_torch_function_variadic(a, x):  # torch.fx traces
         options = {"semiring": semiring, "temperature": temperature, "return_indices": return_indices}
         return handle_torch_function(tropical_matvec, (a, x), a, x, **options, nan=nan, out_dtype=out_dtype)
+    if type(temperature) is not float:
+        temperature = as_temperature("tropical_matvec", temperature)
     a, x = under_autocast(a, x, semiring)
     check_factors("tropical_matvec", a, x, "x", 1, "[..., K]")
     if a.shape[-1] != x.shape[-1]:

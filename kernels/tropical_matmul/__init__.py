@@ -15,9 +15,9 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .. import backend
 from ..dispatch import Gradient, Plan, operator
-from ..vmap import join_batch, leave_batch
+from ..vmap import inner_batch, join_batch, leave_batch
 from . import cpu, gluon, portable, scatter
-from .arguments import check_batches, check_factors, check_options, check_winners, under_autocast
+from .arguments import as_temperature, check_batches, check_factors, check_options, check_winners, under_autocast
 from .definition import SEMIRINGS, semiring_zero, tropical_matmul_ref, value_dtype, winner_dtype
 from .log import log_matmul
 
@@ -152,9 +152,10 @@ def _scatter_fake(dc, winners, a, b, K, semiring, needs_a, needs_b):
 
 
 def _scatter_mapped(info, dims, dc, winners, a, b, K, semiring, needs_a, needs_b):
+    inner = inner_batch(dc, dims[0])
     tensors = join_batch((dc, winners, a, b), dims[:4], info.batch_size)
     results = _SCATTER.dispatched(*tensors, K, semiring, needs_a, needs_b)
-    return leave_batch(results, (needs_a, needs_b), info.batch_size)
+    return leave_batch(results, (needs_a, needs_b), info.batch_size, inner)
 
 
 def _scatter_gradient(grads, saved, sizes, needs, K, semiring, needs_a, needs_b) -> list[Tensor]:
@@ -299,7 +300,8 @@ def tropical_matmul(
         a: [..., M, K] float64, float32, float16, bfloat16, int32, int16 or int8, any strides.
         b: [..., K, N], the dtype and device of a; batch dimensions broadcast.
         semiring: one of the four above.
-        temperature: T > 0 of the log semiring, in the units of a and b; the others ignore it.
+        temperature: T > 0 of the log semiring, in the units of a and b; the others ignore it. A number, or a tensor of
+            no dimensions, whose value is read: it has no gradient here.
         return_indices: also return the winners k*(m, n).
         nan: "propagate": the first NaN candidate wins, as in torch.max; ∞ − ∞ and 0 · ∞ are NaN. "ignore": NaN
             candidates are skipped; where all are, the value is that of no candidate.
@@ -311,13 +313,16 @@ def tropical_matmul(
         autocast nothing is cast down; factors of two float dtypes meet in the wider, and log computes in float32.
 
     Raises:
-        TypeError: a or b is no strided tensor of a supported dtype, their dtypes differ, or out_dtype is not wider.
-        ValueError: devices, ranks, sizes or batch shapes do not fit, an option is not one of those above, the
-            temperature is not positive and finite, or winners are asked of the log semiring, which has none.
+        TypeError: a or b is no strided tensor of a supported dtype, their dtypes differ, out_dtype is not wider, or the
+            temperature is no number, or requires a gradient.
+        ValueError: devices, ranks, sizes or batch shapes do not fit, K is beyond 2³¹, an option is not one of those
+            above, the temperature is not positive and finite, or winners are asked of the log semiring, which has none.
     """
     if not (isinstance(a, Tensor) and isinstance(b, Tensor)) and has_torch_function_variadic(a, b):  # torch.fx traces
         options = {"semiring": semiring, "temperature": temperature, "return_indices": return_indices}
         return handle_torch_function(tropical_matmul, (a, b), a, b, **options, nan=nan, out_dtype=out_dtype)
+    if type(temperature) is not float:
+        temperature = as_temperature("tropical_matmul", temperature)
     a, b = under_autocast(a, b, semiring)
     check_factors("tropical_matmul", a, b, "b", 2, "[..., K, N]")
     if a.shape[-1] != b.shape[-2]:
