@@ -169,7 +169,7 @@ def integers(*values: int):
 
 def shape_only(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """What torch.empty_like takes half a microsecond less than torch.empty for: a tensor that holds no memory."""
-    like = torch.empty(shape, dtype=dtype)
+    like = torch.empty(shape, dtype=dtype, device="cpu")
     like.untyped_storage().resize_(0)
     return like
 
