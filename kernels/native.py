@@ -74,6 +74,12 @@ def why_no_compiler() -> str:
     return found if isinstance(found, str) else ""
 
 
+def compiler() -> Compiler | None:
+    """The compiler of the C++ kernels; None where there is none. Cheap after the first call."""
+    found = _compiler_now()
+    return None if isinstance(found, str) else found
+
+
 def library(source: Path, *defines: str) -> ctypes.CDLL | None:
     """`source` compiled and loaded, from the cache if it is there; None, after one RuntimeWarning, where that fails.
 

@@ -150,6 +150,7 @@ def test_near_the_end_of_the_dtype_nothing_is_written_that_is_not_finite(memory,
             state = run_of(seed, ties=False, **options)
             half = 2.0**62 if options.get("train_a") else 1.0
             state.samples.x.mul_(2.0**122 / half)
+            assert state.best_right is not None
             for of in (state.weights, state.best, state.best_right):
                 of.a.mul_(half), of.w1.mul_(2.0**124), of.w2.mul_(2.0**124)
             runs.append(make(state))

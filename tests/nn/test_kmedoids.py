@@ -98,7 +98,7 @@ def test_bad_input_is_named(x, k, match):
 @pytest.mark.parametrize("points", [10, 100])
 def test_a_sampling_of_nothing_is_refused(name, points):
     with pytest.raises(ValueError, match=f"{name} is 0; expected at least 1"):
-        kmedoids(torch.randn(points, 2), 2, **{"max_samples": 20, name: 0})
+        kmedoids(torch.randn(points, 2), 2, **({"max_samples": 20} | {name: 0}))  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(

@@ -269,14 +269,15 @@ def test_a_shallow_copy_notices_the_steps_of_the_other():
 @pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed")
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")  # one process, as is meant
 def test_a_distributed_checkpoint_holds_the_run(tmp_path):
-    from torch.distributed import checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict_loader import load
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     model, whole = begun(contradictory=True)
     whole.step(37)
-    dcp.save({"optimizer": whole}, checkpoint_id=tmp_path, no_dist=True)
+    save({"optimizer": whole}, checkpoint_id=tmp_path, no_dist=True)
     expected = whole.step(100)
     other, resumed = begun(contradictory=True)
-    dcp.load({"optimizer": resumed}, checkpoint_id=tmp_path, no_dist=True)
+    load({"optimizer": resumed}, checkpoint_id=tmp_path, no_dist=True)
     assert torch.equal(resumed.step(100), expected)
     assert equal(model, other)
 
