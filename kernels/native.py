@@ -65,6 +65,12 @@ def why_no_compiler() -> str:
     return found if isinstance(found, str) else ""
 
 
+def compiler() -> Compiler | None:
+    """The compiler of the C++ kernels; None where there is none. Cheap after the first call."""
+    found = _compiler_now()
+    return None if isinstance(found, str) else found
+
+
 def library(source: Path, *defines: str) -> ctypes.CDLL | None:
     """`source` compiled and loaded, from the cache if it is there; None, after one RuntimeWarning, where that fails.
 
@@ -148,7 +154,7 @@ def integers(*values: int):
 
 def shape_only(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """What torch.empty_like takes half a microsecond less than torch.empty for: a tensor that holds no memory."""
-    like = torch.empty(shape, dtype=dtype)
+    like = torch.empty(shape, dtype=dtype, device="cpu")
     like.untyped_storage().resize_(0)
     return like
 

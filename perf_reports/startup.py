@@ -87,7 +87,7 @@ def measure(
 
 
 def _small_calls() -> dict[str, Callable[[], Any]]:
-    a, b = torch.randn(2, 8, 8).unbind()
+    a, b = torch.randn(2, 8, 8, device="cpu").unbind()
     trained = a.clone().requires_grad_()
     products = {"tropical_matmul": tropical_matmul, "torch.matmul": torch.matmul}
     return {
