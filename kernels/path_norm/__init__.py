@@ -15,6 +15,7 @@ from torch import Tensor
 from .. import backend
 from ..eager import is_unobserved
 from ..path_values.network import Layer, Size, network, under_autocast
+from ..tracing import traceable
 from . import cpu, definition
 from .definition import path_norm_ref
 
@@ -46,6 +47,7 @@ class _PathNorm(torch.autograd.Function):
         return None, None, None, *(next(found) if w.requires_grad else None for w in places)
 
 
+@traceable
 def path_norm(
     weights: Sequence[Tensor],
     p: int = 2,

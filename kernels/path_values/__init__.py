@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import backend
 from ..eager import route
+from ..tracing import traceable
 from ..vmap import join_batch, leave_batch
 from . import cpu, definition, portable
 from .definition import path_values_ref
@@ -149,6 +150,7 @@ class _PathValues(torch.autograd.Function):
 # ------------------------------------------------------------------------------------------------ public
 
 
+@traceable
 def path_values(
     weights: Sequence[Tensor],
     paths: Tensor,
@@ -191,7 +193,10 @@ def path_values(
     if dtype in (torch.float16, torch.bfloat16):
         flat = flat.float()
     rows = paths.reshape(1, -1, paths.shape[-1])
-    values = route(_PathValues, _forward, flat, rows)(flat, rows, pack(layers))
+    sizes = pack(layers)
+    if torch.jit.is_tracing():  # which has tensors for sizes, and takes no list of them
+        sizes = [int(size) for size in sizes]
+    values = route(_PathValues, _forward, flat, rows)(flat, rows, sizes)
     return values.reshape(paths.shape[:-1]).to(dtype)
 
 
