@@ -1,12 +1,16 @@
-// Whether c = max(c, fma(a, 1, b)) is made faster than c = max(c, a + b) on this processor, in registers alone.
-#if defined(__FMA__) && defined(__AVX__)
+// What native.py asks of a processor and of a form of the kernels: whether c = max(c, fma(a, 1, b)) is made faster than
+// c = max(c, a + b), in registers alone; how wide vectors are; and which level of the x86-64 ABI the processor has.
+#if defined(__FMA__)
 #define ADD_BY_FMA
+#endif
 #include "native.hpp"
 
 #include <algorithm>
 #include <chrono>
 
 namespace {
+
+#ifdef ADD_BY_FMA
 
 using V = Simd<float>::Vector;
 
@@ -32,18 +36,52 @@ double seconds() {
     return std::chrono::duration<double>(end - start).count();
 }
 
+#endif
+
 }  // namespace
 
-extern "C" int fma_adds_faster() {
+extern "C" {
+
+int vector_bytes() { return VECTOR_BYTES; }
+
+int fma_adds_faster() {
+#ifdef ADD_BY_FMA
     double sum = 1, fused = 1;
     for (int i = 0; i < 15; ++i) {
         sum = std::min(sum, seconds<Sum>());
         fused = std::min(fused, seconds<Plus>());
     }
     return fused < 0.9 * sum;
-}
-extern "C" int processor_fuses() { return 1; }
 #else
-extern "C" int fma_adds_faster() { return 0; }
-extern "C" int processor_fuses() { return 0; }
+    return 0;
 #endif
+}
+
+int fuses() {
+#ifdef ADD_BY_FMA
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+// 1 to 4; 0 of another architecture.
+int x86_64_level() {
+#ifdef __x86_64__
+    __builtin_cpu_init();
+    const auto has = [](auto... features) { return (... && features); };
+    if (!has(__builtin_cpu_supports("sse4.2"), __builtin_cpu_supports("ssse3"), __builtin_cpu_supports("popcnt")))
+        return 1;
+    if (!has(__builtin_cpu_supports("avx2"), __builtin_cpu_supports("fma"), __builtin_cpu_supports("bmi"),
+             __builtin_cpu_supports("bmi2")))
+        return 2;
+    if (!has(__builtin_cpu_supports("avx512f"), __builtin_cpu_supports("avx512bw"), __builtin_cpu_supports("avx512cd"),
+             __builtin_cpu_supports("avx512dq"), __builtin_cpu_supports("avx512vl")))
+        return 3;
+    return 4;
+#else
+    return 0;
+#endif
+}
+
+}  // extern "C"

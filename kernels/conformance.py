@@ -18,6 +18,13 @@ that returns what was written; the spec also says whether there are gradients, a
 | autocast casts nothing down | autocast |
 | many threads at once, other streams and devices | threads, streams |
 | calls that ran once can be captured in a CUDA graph | capture |
+| the same bits in every form that the C++ kernels can be built in | forms |
+| a call behaves as the first did, however often the like was made: saved tensors, hooks, graph, errors, names of \
+operators | checkpointing, saved_tensors, graph, profiler |
+| torch.jit.trace, with its check, and torch.fx.symbolic_trace | jit_trace, fx_trace |
+| nothing lands on a default device that the arguments are not on | default_device |
+| right to the ends of the dtype's range; scaled by a power of two, the same but for that power | ends, scaling |
+| operands that share memory are as copies | aliasing |
 """
 
 from __future__ import annotations
@@ -26,6 +33,7 @@ import itertools
 import math
 import re
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -34,10 +42,12 @@ from typing import Any
 import torch
 import torch._dynamo.testing
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from ..autotune import override
+from ..autotune import override, reload
 from . import backend as backends
-from .spec import REGISTRY, Shape, Spec
+from . import native
+from .spec import REGISTRY, Scaling, Shape, Spec
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
@@ -486,7 +496,7 @@ def deterministic(spec: Spec, device: torch.device) -> Iterator[Case]:
 
 def _unlike(out: Tensor) -> Tensor:
     """Upstream gradients of which no two are equal."""
-    return torch.linspace(-1, 1, out.numel()).to(out).view_as(out)
+    return torch.linspace(-1, 1, out.numel(), device=out.device).to(out).view_as(out)
 
 
 def autocast(spec: Spec, device: torch.device) -> Iterator[Case]:
@@ -599,6 +609,383 @@ def capture(spec: Spec, device: torch.device) -> Iterator[Case]:
         yield Case(spec.name, "capture", variant, run)
 
 
+# ------------------------------------------------------------------------------------------------ forms of C++
+
+FORMS = (
+    *(native.Form("native", by_fma) for by_fma in (False, True)),
+    *(native.Form(level, False) for level in native.LEVELS),
+    *(native.Form(level, True) for level in native.LEVELS[2:]),  # the others have no fused multiply-add
+)
+
+
+def forms(spec: Spec, device: torch.device) -> Iterator[Case]:
+    """Values, winners and gradients of the C++ kernels in every form: the oracle's, and the same bits as by default.
+
+    A library takes seconds to compile: what is not slow is float32 with the shortest vectors, and, where a kernel adds
+    as the form says, in both ways with the longest.
+    """
+    if "cpp" not in spec.backends or device.type != "cpu":
+        return
+    adds = any(kernel.source and native.has_two_sums(kernel.source) for kernel in spec.tuned.get("cpp", ()))
+    for form, dtype in itertools.product(FORMS, spec.dtypes):
+        if form.by_fma and not (adds and dtype.is_floating_point):
+            continue
+        quick = form == native.Form("x86-64", False) or (adds and form.processor == "native")
+        yield Case(
+            spec.name,
+            "forms",
+            f"{form}-{_short(dtype)}",
+            lambda form=form, dtype=dtype: _check_form(spec, device, form, dtype),
+            slow=not quick or dtype != torch.float32,
+        )
+
+
+def _check_form(spec: Spec, device: torch.device, form: native.Form, dtype: torch.dtype) -> None:
+    if reason := native.why_not(form):
+        raise NotHere(reason)
+    calls = [(spec.inputs(shape, dtype, device, 0), kwargs) for shape in spec.small_shapes
+             for kwargs in spec.variants.values() if spec.supports(dtype, kwargs)]  # fmt: skip
+    calls += [(sample.args, sample.kwargs) for sample in spec.samples(device) if sample.args[0].dtype == dtype]
+    calls = [(args, kwargs) for args, kwargs in calls if _offers(spec, "cpp", kwargs)]
+
+    def results():
+        with forced("cpp", device):
+            for args, kwargs in calls:
+                winners = {"return_indices": True} if spec.has_winners(kwargs) else {}
+                yield spec.op(*args, **kwargs, **winners)
+                if spec.is_differentiable and dtype.is_floating_point:
+                    yield _results(spec, args, kwargs, _unlike)
+
+    expected = list(results())
+    with native.building(form):
+        got = list(results())
+        assert native.loaded(), "the form's libraries were not asked for"
+        for args, kwargs in calls:
+            _check_forward(spec, "cpp", device, args, kwargs)
+    for index, (ours, default) in enumerate(zip(got, expected, strict=True)):
+        assert_same(ours, default, True, f"result {index} in the form {form}")
+
+
+# ------------------------------------------------------------------------------------------------ again and again
+
+TURNS = 4  # of one layout: the first, the one that may follow a remembered path, and two more
+
+
+def checkpointing(spec: Spec, device: torch.device) -> Iterator[Case]:
+    """torch.utils.checkpoint, which demands that what is computed again saves the same tensors."""
+    if not spec.is_differentiable:
+        return
+    for variant, kwargs in spec.variants.items():
+        for reentrant in (True, False):
+
+            def run(kwargs=kwargs, reentrant=reentrant):
+                reload()  # the first call is to be the first
+                args = spec.inputs(spec.small_shapes[-1], torch.float32, device, 0)
+                got = []
+                for _ in range(TURNS):
+                    given, leaves = _leaves(args)
+                    out = checkpoint(lambda *x: spec.op(*x, **kwargs), *given, use_reentrant=reentrant)
+                    assert isinstance(out, Tensor)
+                    out.backward(_unlike(out))
+                    got.append((out.detach(), *(x.grad for x in leaves)))
+                expected = _results(spec, args, kwargs, _unlike)
+                for turn, one in enumerate(got):
+                    assert_same(one, expected, device.type == "cpu", f"call {turn}")
+
+            yield Case(spec.name, "checkpointing", f"{variant}-{'reentrant' if reentrant else 'hooks'}", run)
+
+
+def saved_tensors(spec: Spec, device: torch.device) -> Iterator[Case]:
+    """Hooks that copy what is saved, to and fro: the same tensors in each call, and the same result."""
+    if not spec.is_differentiable:
+        return
+    for variant, kwargs in spec.variants.items():
+
+        def run(kwargs=kwargs):
+            reload()
+            args = spec.inputs(spec.small_shapes[-1], torch.float32, device, 0)
+            saved, got = [], []
+
+            def pack(x):
+                saved[-1].append((x.shape, x.stride(), x.dtype, x.device))
+                return x.clone()
+
+            with torch.autograd.graph.saved_tensors_hooks(pack, torch.clone):
+                for _ in range(TURNS):
+                    saved.append([])
+                    got.append(_results(spec, args, kwargs, _unlike))
+            expected = _results(spec, args, kwargs, _unlike)
+            for turn, one in enumerate(got):
+                assert saved[turn] == saved[0], f"call {turn} saves {saved[turn]}; the first saved {saved[0]}"
+                assert_same(one, expected, device.type == "cpu", f"call {turn}")
+
+        yield Case(spec.name, "saved_tensors", variant, run)
+
+
+def graph(spec: Spec, device: torch.device) -> Iterator[Case]:
+    """The nodes of the graph, their kinds, and what is said of misusing it, in each call as in the first."""
+    if not spec.is_differentiable:
+        return
+    for variant, kwargs in spec.variants.items():
+        for with_winners in (False, True) if spec.has_winners(kwargs) else (False,):
+
+            def run(kwargs=kwargs, with_winners=with_winners):
+                reload()
+                args = spec.inputs(spec.small_shapes[-1], torch.float32, device, 0)
+                options = {**kwargs, "return_indices": True} if with_winners else kwargs
+                found = [_what_the_graph_tells(spec, args, options) for _ in range(TURNS)]
+                for turn, one in enumerate(found):
+                    assert one == found[0], f"call {turn} tells {one}; the first told {found[0]}"
+
+            yield Case(spec.name, "graph", variant + "-winners" * with_winners, run)
+
+
+def _what_the_graph_tells(spec: Spec, args, kwargs) -> list[Any]:
+    given, _ = _leaves(args)
+    made = spec.op(*given, **kwargs)
+    results = made if isinstance(made, tuple) else (made,)
+    told = [type(made).__name__, *((x.dtype, x.requires_grad, x.is_leaf, x._version) for x in results)]
+    waiting = [results[0].grad_fn]
+    while waiting:
+        node = waiting.pop(0)
+        if node is not None:
+            told.append(node.name())
+            waiting += [before for before, _ in node.next_functions]
+    results[0].sum().backward()
+    told.append(_said_by(results[0].sum().backward))  # of buffers that are freed
+    made = spec.op(*given, **kwargs)
+    result = made[0] if isinstance(made, tuple) else made
+    with torch.no_grad():
+        for x in given:
+            x.add_(0)
+    told.append(_said_by(result.sum().backward))  # of what was saved, and is changed since
+    return told
+
+
+def _said_by(call: Callable[[], object]) -> str:
+    try:
+        call()
+    except RuntimeError as error:
+        return re.sub(r"0x[0-9a-f]+|(version|is at) \d+", "", str(error))
+    return ""
+
+
+def profiler(spec: Spec, device: torch.device) -> Iterator[Case]:
+    """The same operators in each call, the fourth as the first, by torch.profiler's account."""
+    for variant, kwargs in spec.variants.items():
+
+        def run(kwargs=kwargs):
+            reload()
+            args = spec.inputs(spec.small_shapes[-1], torch.float32, device, 0)
+            named = []
+            _results(spec, args, kwargs)
+            for _ in range(TURNS):
+                with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+                    _results(spec, args, kwargs)
+                events = profile.events()
+                assert events is not None
+                named.append(sorted(event.name for event in events))
+                _results(spec, args, kwargs)  # which nobody watches
+            for turn, names in enumerate(named):
+                assert names == named[0], f"call {turn} is {names} to the profiler; the first was {named[0]}"
+
+        yield Case(spec.name, "profiler", variant, run)
+
+
+# ------------------------------------------------------------------------------------------------ tracers
+
+
+def jit_trace(spec: Spec, device: torch.device) -> Iterator[Case]:
+    """Traced by torch.jit, whose check traces again without gradients, with arguments that require them or not."""
+    for variant, kwargs in spec.variants.items():
+        for trained in (False, True) if spec.is_differentiable else (False,):
+
+            def run(kwargs=kwargs, trained=trained):
+                args = spec.inputs(spec.small_shapes[-1], torch.float32, device, 0)
+                given = _leaves(args)[0] if trained else args
+                with warnings.catch_warnings():
+                    # of checks of shapes, which a trace leaves out
+                    warnings.filterwarnings("ignore", "(Converting|Iterating)", torch.jit.TracerWarning)
+                    for _ in range(2):
+                        traced = torch.jit.trace(lambda *x: spec.op(*x, **kwargs), given)
+                new = spec.inputs(spec.small_shapes[-1], torch.float32, device, 1)
+                assert_same(traced(*new).detach(), spec.op(*new, **kwargs), spec.is_exact(kwargs), "traced result")
+
+            yield Case(spec.name, "jit_trace", variant + "-trained" * trained, run)
+
+
+def fx_trace(spec: Spec, device: torch.device) -> Iterator[Case]:
+    """Traced by torch.fx as one call of the public function, and as good as that."""
+    for variant, kwargs in spec.variants.items():
+
+        def run(kwargs=kwargs):
+            args = spec.inputs(spec.small_shapes[-1], torch.float32, device, 0)
+            recorded = torch.fx.Graph()
+            tracer = torch.fx.proxy.GraphAppendingTracer(recorded)
+            proxies = [torch.fx.Proxy(recorded.placeholder(f"x{index}"), tracer) for index in range(len(args))]
+            recorded.output(spec.op(*proxies, **kwargs).node)
+            traced = torch.fx.GraphModule(torch.nn.Module(), recorded)
+            calls = [node.target for node in recorded.nodes if node.op.startswith("call")]
+            ours = [call for call in calls if getattr(call, "__module__", "").startswith(__package__)]
+            assert len(ours) == 1, f"the graph's calls are {calls}; expected one of ours"
+            new = spec.inputs(spec.small_shapes[-1], torch.float32, device, 1)
+            expected = _results(spec, new, kwargs, _unlike)
+            got = _results(replace(spec, op=lambda *x, **_: traced(*x)), new, kwargs, _unlike)
+            assert_same(got, expected, device.type == "cpu", "traced result and gradients")
+
+        yield Case(spec.name, "fx_trace", variant, run)
+
+
+# ------------------------------------------------------------------------------------------------ surroundings
+
+
+def default_device(spec: Spec, device: torch.device) -> Iterator[Case]:
+    """With "meta" as the default device, in a block and for good: the result and the gradient, and those after it."""
+    shape = {letter: 6 + 2 * index for index, letter in enumerate(spec.small_shapes[0])}  # nobody has met it before
+    for name in ("auto", *spec.backends):
+        for variant, kwargs in spec.variants.items():
+            if name != "auto" and not _offers(spec, name, kwargs):
+                continue
+
+            def run(name=name, kwargs=kwargs):
+                reload()
+                args = spec.inputs(shape, torch.float32, device, 0)
+
+                def results():
+                    return _results(spec, args, kwargs, _unlike)
+
+                got = {}
+                with nullcontext() if name == "auto" else forced(name, device):
+                    with torch.device("meta"):
+                        got["in a block"], got["in a block, again"] = results(), results()
+                    torch.set_default_device("meta")
+                    try:
+                        got["by default"] = results()
+                    finally:
+                        torch.set_default_device(None)
+                    expected = results()
+                for where, one in got.items():
+                    for x, y in zip(one, expected, strict=True):
+                        assert x.device == y.device, f"{where}: a result is on {x.device}; expected {y.device}"
+                    assert_same(one, expected, spec.is_exact(kwargs), where)
+
+            slow = name == "triton" and device.type == "cpu"
+            yield Case(spec.name, "default_device", f"{name}-{variant}", run, slow=slow)
+
+
+# ------------------------------------------------------------------------------------------------ range and aliasing
+
+
+def ends(spec: Spec, device: torch.device) -> Iterator[Case]:
+    """The largest numbers of a dtype, the smallest normal and subnormal ones, and their like, all together."""
+    for name, dtype in itertools.product(spec.backends, spec.dtypes):
+        for variant, kwargs in spec.variants.items():
+            if not (dtype.is_floating_point and spec.supports(dtype, kwargs) and _offers(spec, name, kwargs)):
+                continue
+
+            def run(name=name, dtype=dtype, kwargs=kwargs):
+                generator, bounds = torch.Generator().manual_seed(0), torch.finfo(dtype)
+                positive = torch.tensor([bounds.max, bounds.max / 2, 1, bounds.tiny, 3 * bounds.smallest_normal / 4,
+                                         bounds.smallest_normal * bounds.eps, 0], dtype=torch.float64)  # fmt: skip
+                table = torch.cat([positive, -positive]).to(device, dtype)
+                args = tuple(
+                    table[torch.randint(len(table), x.shape, generator=generator).to(device)]
+                    if x.is_floating_point()
+                    else x
+                    for x in spec.inputs(spec.small_shapes[-1], dtype, device, 0)
+                )
+                _check_forward(spec, name, device, args, kwargs)
+
+            slow = name == "triton" and device.type == "cpu" and dtype != torch.float32
+            yield Case(spec.name, "ends", f"{name}-{variant}-{_short(dtype)}", run, slow=slow)
+
+
+EXPONENTS = {torch.float64: 60, torch.float32: 40, torch.bfloat16: 40, torch.float16: 4}
+
+
+def scaling(spec: Spec, device: torch.device) -> Iterator[Case]:
+    """Arguments times a power of two, up and down: value, winners and gradients are the same but for theirs."""
+    for name, dtype in itertools.product(spec.backends, spec.dtypes):
+        for variant, kwargs in spec.variants.items():
+            if not (dtype.is_floating_point and spec.supports(dtype, kwargs) and _offers(spec, name, kwargs)):
+                continue
+            for index, symmetry in enumerate(spec.scalings(kwargs)):
+
+                def run(name=name, dtype=dtype, kwargs=kwargs, symmetry=symmetry):
+                    if name == "triton" and backends.interpreted() and dtype == torch.bfloat16:
+                        raise NotHere("Triton's interpreter truncates bfloat16 where a GPU rounds")
+                    with forced(name, device):
+                        for exponent in (EXPONENTS[dtype], -EXPONENTS[dtype]):
+                            _check_scaling(spec, device, dtype, kwargs, symmetry, exponent)
+
+                slow = name == "triton" and device.type == "cpu" and dtype != torch.float32
+                yield Case(spec.name, "scaling", f"{name}-{variant}-{index}-{_short(dtype)}", run, slow=slow)
+
+
+def _check_scaling(spec: Spec, device, dtype: torch.dtype, kwargs, symmetry: Scaling, exponent: int) -> None:
+    args = spec.inputs(spec.small_shapes[-1], dtype, device, 0)
+    if dtype == torch.float16:  # multiples of 1/64 keep all their bits when they are scaled down
+        args = tuple(x.mul(64).round().div(64) if x.is_floating_point() else x for x in args)
+    args, degrees = tuple(args), symmetry.degrees
+    assert len(degrees) == len(args), f"{len(degrees)} degrees for {len(args)} arguments"
+
+    def scaled(x: Tensor, degree: int) -> Tensor:
+        return x * 2.0 ** (exponent * degree) if degree else x
+
+    def results(args, **options) -> tuple[Tensor, ...]:
+        found = _results(spec, args, {**kwargs, **options})
+        if spec.has_winners(kwargs):
+            found += (spec.op(*args, **kwargs, **options, return_indices=True)[1],)
+        return found
+
+    expected = results(args, **symmetry.options(1.0))
+    got = results(
+        tuple(scaled(x, degree) for x, degree in zip(args, degrees, strict=True)), **symmetry.options(2.0**exponent)
+    )
+    of_gradients = [symmetry.degree - d for x, d in zip(args, degrees, strict=True) if x.is_floating_point()]
+    of_results = [symmetry.degree, *(of_gradients if spec.is_differentiable else ()), 0]
+    back = tuple(scaled(x, -degree) for x, degree in zip(got, of_results, strict=False))
+    assert_same(back, expected, spec.is_exact(kwargs), f"results of arguments times 2^{exponent}, scaled back")
+
+
+def aliasing(spec: Spec, device: torch.device) -> Iterator[Case]:
+    """Operands that share memory, as if they did not; an op that works in place may refuse them by a ValueError."""
+    for variant, kwargs in spec.variants.items():
+        for label, views in spec.aliased.items():
+
+            def run(kwargs=kwargs, views=views):
+                base = torch.randn(6, 6, generator=torch.Generator().manual_seed(0)).to(device)
+                for _ in range(TURNS):
+                    got = _through(spec, base, kwargs, views)
+                    expected = _through(spec, base, kwargs, lambda x: tuple(view.clone() for view in views(x)))
+                    assert_same(got, expected, False, "result and gradient")
+
+            yield Case(spec.name, "aliasing", f"{variant}-{label}", run)
+    for label, call in spec.overlapping.items():
+
+        def run_in_place(call=call):
+            for _ in range(TURNS):
+                expected = call(torch.clone)
+                try:
+                    got = call(lambda x: x)
+                except ValueError as error:
+                    if not str(error).startswith(f"{spec.name}: "):
+                        raise
+                    continue
+                assert_same(got, expected, spec.is_exact({}), "result as of copies")
+
+        yield Case(spec.name, "aliasing", label, run_in_place)
+
+
+def _through(spec: Spec, base: Tensor, kwargs, views: Callable[[Tensor], tuple[Any, ...]]) -> tuple[Tensor, ...]:
+    """The value and the gradient of what the arguments are views of."""
+    base = base.clone().requires_grad_()
+    out = spec.op(*views(base), **kwargs)
+    return out.detach(), *torch.autograd.grad(out, base, _unlike(out))
+
+
+# ------------------------------------------------------------------------------------------------ Gluon
+
 REPETITIONS = 20
 
 
@@ -647,7 +1034,8 @@ def _check_repetitions(spec: Spec, device: torch.device, kwargs, dtype: torch.dt
 
 TABLES = (
     forward, config, strides, huge, misuse, gradcheck, subgradient, indices, deterministic, compile, export, opcheck,
-    vmap, jvp, autocast, threads, streams, capture, repetitions,
+    vmap, jvp, autocast, threads, streams, capture, repetitions, forms, checkpointing, saved_tensors, graph, profiler,
+    jit_trace, fx_trace, default_device, ends, scaling, aliasing,
 )  # fmt: skip
 
 

@@ -18,7 +18,8 @@ from .contenders import called, compiled
 from .path_values import path_values_ref
 from .path_values.definition import matrices
 from .path_values.network import Layer, Size, as_list, network, nodes_into, under_autocast
-from .spec import Contender, Misuse, Sample, Shape, Spec, Workload, register
+from .spec import Contender, Misuse, Sample, Scaling, Shape, Spec, Workload, register
+from .tracing import traceable
 from .tropical_conv2d import tropical_conv2d
 from .tropical_matmul.definition import FLOATS
 from .tropical_matvec import tropical_matvec
@@ -33,6 +34,7 @@ class LargestPath(NamedTuple):
     route: Tensor
 
 
+@traceable
 def largest_path(
     weights: Iterable[Tensor], *, input_size: Size | None = None, stride: Size = 1, padding: Size = 0
 ) -> LargestPath:
@@ -221,5 +223,11 @@ SPEC = register(
         samples=samples,
         misuses=misuses,
         has_winners=lambda kwargs: True,
+        scalings=lambda kwargs: (Scaling((1, 0, 0), 1), Scaling((1, -1, 0), 0), Scaling((-1, 0, 1), 0)),
+        aliased={
+            "one-weight": lambda w: (w, w, w),
+            "transposed": lambda w: (w, w.mT, w),
+            "rows": lambda w: (w, w[1:4]),
+        },
     )
 )

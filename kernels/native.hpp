@@ -19,6 +19,9 @@
 namespace {
 
 #ifdef ADD_BY_FMA
+#ifndef __FMA__
+#error "ADD_BY_FMA needs a processor with a fused multiply-add of vectors"
+#endif
 #include <immintrin.h>
 #endif
 
@@ -72,19 +75,16 @@ inline V larger(V x, V best) {
 struct Plus {
     template <class A, class V>
     static V of(A a, V b) {
-#ifdef ADD_BY_FMA
-        if constexpr (std::is_floating_point_v<V>) return __builtin_fma(a, V(1), b);
-#if defined(__AVX512F__)
+#if defined(ADD_BY_FMA) && defined(__AVX512F__)
         if constexpr (std::is_same_v<V, Simd<float>::Vector>)
             return V(_mm512_fmadd_ps(__m512(a - V{}), _mm512_set1_ps(1), __m512(b)));
         if constexpr (std::is_same_v<V, Simd<double>::Vector>)
             return V(_mm512_fmadd_pd(__m512d(a - V{}), _mm512_set1_pd(1), __m512d(b)));
-#else
+#elif defined(ADD_BY_FMA)  // and so AVX
         if constexpr (std::is_same_v<V, Simd<float>::Vector>)
             return V(_mm256_fmadd_ps(__m256(a - V{}), _mm256_set1_ps(1), __m256(b)));
         if constexpr (std::is_same_v<V, Simd<double>::Vector>)
             return V(_mm256_fmadd_pd(__m256d(a - V{}), _mm256_set1_pd(1), __m256d(b)));
-#endif
 #endif
         return a + b;
     }
@@ -93,6 +93,21 @@ struct Plus {
 struct Times {
     template <class A, class V>
     static V of(A a, V b) { return a * b; }
+};
+
+// A long sum, in as many parts on every processor, however wide its vectors are: so each gives the same bits.
+template <class C>
+struct PartialSums {
+    static constexpr int VECTORS = 64 / VECTOR_BYTES, COUNT = 64 / sizeof(C);
+    typename Simd<C>::Vector parts[VECTORS] = {};
+
+    C total() const {
+        C sums[COUNT];
+        std::memcpy(sums, parts, sizeof sums);
+        for (int half = COUNT / 2; half > 0; half /= 2)
+            for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
+        return sums[0];
+    }
 };
 
 // ------------------------------------------------------------------------------------------------ element types

@@ -1,9 +1,13 @@
 """C++ kernels, compiled by the system's compiler at first use and cached: one file with a C interface, one library.
 
-A library's name is a hash of all that made it: source, native.hpp, flags, compiler, processor. It is compiled under a
-temporary name beside its place and moved there in one step, so any number of processes may build at once and none sees
-half a file; its last bytes are its own checksum (loaders ignore what follows an ELF image), so a damaged file is built
-again, not run. ctypes calls release the interpreter's lock.
+A library's name is a hash of all that made it: source, native.hpp, flags, compiler, processor. It is compiled in an
+unfinished folder beside its place and moved there in one step, so any number of processes may build at once and none
+sees half a file; its last bytes are its own checksum (loaders ignore what follows an ELF image), so a damaged file is
+built again, not run. A build that was killed leaves its folder to the next one. ctypes calls release the interpreter's
+lock.
+
+A library is built in one of several forms: how wide its vectors are, and whether its sums are made as fma(a, 1, b).
+Every form gives the same bits, whatever processor it is for; `building` chooses one for tests.
 """
 
 from __future__ import annotations
@@ -20,18 +24,21 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..autotune import cache_dir
+from .. import autotune
 
 # contraction off: a · b must be rounded before it is compared or added, as torch rounds it. No trapping: nobody reads
 # the floating-point flags, and loops with a choice between two sums vectorise.
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread")
+FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread")
 FLAGS += ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
 _SHARED = Path(__file__).with_suffix(".hpp")  # what sources include
 _PROBE = Path(__file__).with_name("add_probe.cpp")
@@ -57,6 +64,26 @@ EXTENSION_FLAGS += ("-ltorch_cpu", "-lc10", f'-DBUILT_FOR="torch {torch.__versio
 class Compiler:
     command: tuple[str, ...]
     version: str
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the C++ kernels are built.
+
+    Args:
+        processor: what -march is given. x86-64 and x86-64-v2 have vectors of 16 bytes, v3 of 32, v4 of 64.
+        by_fma: whether sums of floats are made as fma(a, 1, b), which rounds as a + b does; None: where that is faster.
+    """
+
+    processor: str = "native"
+    by_fma: bool | None = None
+
+    def __str__(self) -> str:
+        return self.processor + {None: "", True: "-fma", False: "-addition"}[self.by_fma]
+
+
+LEVELS = ("x86-64", "x86-64-v2", "x86-64-v3", "x86-64-v4")  # of the x86-64 ABI: each has what the one before has
+_form = Form()
 
 
 def why_no_compiler() -> str:
@@ -86,7 +113,7 @@ def library(source: Path, *defines: str) -> ctypes.CDLL | None:
 
 def library_of(source: Path, dtype: torch.dtype) -> ctypes.CDLL | None:
     """The library of one dtype, as `library` gives it."""
-    adding = ("ADD_BY_FMA",) if dtype.is_floating_point and adds_by_fma() else ()
+    adding = ("ADD_BY_FMA",) if dtype.is_floating_point and has_two_sums(source) and adds_by_fma() else ()
     found = library(source, f"ELEMENT={ELEMENTS[dtype]}", *adding)
     if found is not None:
         _libraries.add((source, dtype))
@@ -105,7 +132,7 @@ def extension(source: Path, *, compiles: bool) -> ctypes.CDLL | None:
 
 @functools.cache
 def _extension(source: Path, compiles: bool) -> ctypes.CDLL | str:
-    if not compiles and not (cache_dir() / "native").is_dir():
+    if not compiles and not (autotune.cache_dir() / "native").is_dir():
         return "nothing is compiled yet"
     compiler = _compiler_now() if compiles else "it is not compiled yet"
     return _loaded(_target(source, EXTENSION_FLAGS, ""), source, EXTENSION_FLAGS, compiler)
@@ -123,11 +150,74 @@ def required(op: str, source: Path, dtype: torch.dtype) -> ctypes.CDLL:
     return found
 
 
+def cached(function: Callable[..., Any]) -> Any:
+    """functools.cache, for what holds on to a library: emptied where `building` begins and ends."""
+    kept = functools.cache(function)
+    _of_one_form.append(kept.cache_clear)
+    return kept
+
+
+_of_one_form: list[Callable[[], object]] = []
+
+
 @functools.cache
+def has_two_sums(source: Path) -> bool:
+    """Whether the source adds by native.hpp's Plus, and so makes two libraries, by FMA and by addition."""
+    return b"Plus" in source.read_bytes()
+
+
+@cached
 def adds_by_fma() -> bool:
     """Whether sums are made as fma(a, 1, b), which rounds as a + b does: where half a millisecond says it gains."""
+    if _form.by_fma is not None:
+        return _form.by_fma
     probe = _library(_PROBE, ())
     return not isinstance(probe, str) and bool(probe.fma_adds_faster())
+
+
+@contextlib.contextmanager
+def building(form: Form) -> Iterator[None]:
+    """Inside the block, in all threads, libraries are built and run in this form, which `why_not` allows.
+
+    Nothing may be running on a C++ kernel as the block begins or ends.
+    """
+    global _form
+    before = _form
+    try:
+        _form = form
+        _forget_libraries()
+        yield
+    finally:
+        _form = before
+        _forget_libraries()
+
+
+def _forget_libraries() -> None:
+    for forget in _of_one_form:
+        forget()
+    _libraries.clear()
+    autotune.reload()  # remembered calls hold functions of libraries
+
+
+def why_not(form: Form) -> str:
+    """Why libraries of this form cannot be built or run here; "" where they can."""
+    probe = _library(_PROBE, (), Form())
+    if isinstance(probe, str):
+        return probe
+    if form.processor in LEVELS and LEVELS.index(form.processor) >= probe.x86_64_level():
+        return f"this processor lacks what {form.processor} has"
+    found = _library(_PROBE, (), form)
+    if isinstance(found, str):
+        return f"this compiler does not build for {form.processor}: {found}"
+    return f"{form.processor} has no fused multiply-add of vectors" if form.by_fma and not found.fuses() else ""
+
+
+def form() -> str:
+    """In which form the C++ kernels are taken here, for people: "vectors of 32 bytes, sums by FMA, AMD EPYC 7B13"."""
+    probe = _library(_PROBE, ())
+    if isinstance(probe, str):
+        return f"none: {probe}"
+    return f"vectors of {probe.vector_bytes()} bytes, sums by {'FMA' if adds_by_fma() else 'addition'}, {processor()}"
 
 
 def is_loaded(source: Path, dtype: torch.dtype) -> bool:
@@ -135,7 +225,12 @@ def is_loaded(source: Path, dtype: torch.dtype) -> bool:
     return (source, dtype) in _libraries
 
 
-_libraries: set[tuple[Path, torch.dtype]] = set()
+def loaded() -> frozenset[tuple[Path, torch.dtype]]:
+    """The sources and dtypes that `library_of` has given libraries of, in the form of now."""
+    return frozenset(_libraries)
+
+
+_libraries: set[tuple[Path, torch.dtype]] = set()  # in the form of now
 
 
 # Of a C++ kernel's space; 0: all of torch's, where there is work for them. Any number gives the same bits.
@@ -165,9 +260,9 @@ def warn_of_slower_path(reason: str) -> None:
     warnings.warn(f"CPU kernels run on torch's slower path: {reason}", RuntimeWarning, stacklevel=2)
 
 
-def _library(source: Path, defines: tuple[str, ...]) -> ctypes.CDLL | str:
+def _library(source: Path, defines: tuple[str, ...], form: Form | None = None) -> ctypes.CDLL | str:
     compiler = _compiler_now()
-    flags = (*FLAGS, *(f"-D{define}" for define in defines))
+    flags = (*FLAGS, f"-march={(form or _form).processor}", *(f"-D{define}" for define in defines))
     return compiler if isinstance(compiler, str) else _made(source, flags, compiler)
 
 
@@ -242,18 +337,30 @@ def _key(source: Path, flags: tuple[str, ...], environment: str) -> str:
 @functools.cache
 def _processor() -> str:
     """What -march=native depends on: machines of different processors may share one home."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    named = {line for line in lines if line.split(":")[0].strip() in ("flags", "Features", "model name", "CPU part")}
+    named = {line for line in _cpuinfo() if line.split(":")[0].strip() in ("flags", "Features", *_NAMES)}
     return "\n".join([platform.system(), platform.machine(), platform.processor(), *sorted(named)])
+
+
+_NAMES = ("model name", "CPU part")  # which /proc/cpuinfo gives, of x86 and of ARM
+
+
+def processor() -> str:
+    """The processor's name, as the system tells it."""
+    named = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.split(":")[0].strip() in _NAMES]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+def _cpuinfo() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
 
 
 def cache_folder() -> Path:
     """Where the libraries lie: a folder of ours that nobody else can write to, since what lies there is run."""
     try:
-        folder = cache_dir().absolute() / "native"
+        folder = autotune.cache_dir().absolute() / "native"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.stat()
         if status.st_uid == os.getuid() and not status.st_mode & 0o022:
@@ -266,8 +373,13 @@ def cache_folder() -> Path:
 
 @functools.cache
 def _private_folder() -> Path:
-    folder = tempfile.mkdtemp(prefix="tropigrad-native-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder, owner = tempfile.mkdtemp(prefix="tropigrad-native-"), os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == owner:  # a forked process runs what was registered before it
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
     return Path(folder)
 
 
@@ -279,10 +391,21 @@ def _intact(target: Path) -> str:
     return str(target)
 
 
+def _after_fork() -> None:
+    """In the new process: the private folder of the old one is not its own."""
+    _private_folder.cache_clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 def _end(compiling: subprocess.Popen) -> None:
     """With the programs that the compiler has started; it removes its temporary files."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(compiling.pid, signal.SIGTERM)
+
+
+_LONGEST_BUILD = 600.0  # seconds
 
 
 def _build(compiler: Compiler, flags: tuple[str, ...], source: Path, target: Path) -> None:
@@ -291,14 +414,16 @@ def _build(compiler: Compiler, flags: tuple[str, ...], source: Path, target: Pat
     Raises:
         ValueError: the compiler's first error line.
     """
-    handle, unfinished = tempfile.mkstemp(suffix=".so", prefix=f"{target.stem}-", dir=target.parent)
-    os.close(handle)
+    _remove_abandoned(target.parent)
+    folder = tempfile.mkdtemp(prefix=f"{target.stem}-", suffix=_UNFINISHED, dir=target.parent)
     try:
+        unfinished = os.path.join(folder, target.name)
         command = [*compiler.command, str(source), *flags, "-o", unfinished]  # libraries come after what needs them
         streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-        with subprocess.Popen(command, start_new_session=True, **streams) as process:
+        environment = os.environ | {"TMPDIR": folder}  # what a killed compiler leaves lies there too
+        with subprocess.Popen(command, start_new_session=True, env=environment, **streams) as process:
             try:
-                said = process.communicate(timeout=600)[1]
+                said = process.communicate(timeout=_LONGEST_BUILD)[1]
             except BaseException:
                 _end(process)
                 raise
@@ -311,4 +436,15 @@ def _build(compiler: Compiler, flags: tuple[str, ...], source: Path, target: Pat
             file.write(checksum)
         os.replace(unfinished, target)
     finally:
-        Path(unfinished).unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+_UNFINISHED = ".unfinished"
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """What builds that were killed have left: older than any build may be."""
+    for path in folder.glob(f"*{_UNFINISHED}"):
+        with contextlib.suppress(OSError):  # another process was faster
+            if time.time() - path.stat().st_mtime > 2 * _LONGEST_BUILD:
+                shutil.rmtree(path, ignore_errors=True)

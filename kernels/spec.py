@@ -37,6 +37,21 @@ class Misuse:
 
 
 @dataclass(frozen=True)
+class Scaling:
+    """A symmetry of a formula that powers of two show without rounding: op(2^{e·d} args) = 2^{e·degree} op(args).
+
+    Args:
+        degrees: d of each argument; integer tensors have 0.
+        degree: of the value; winners stay. The gradient of argument i then has degree − d_i.
+        options: keyword arguments that follow, of 2^e.
+    """
+
+    degrees: tuple[int, ...]
+    degree: int
+    options: Callable[[float], Mapping[str, Any]] = lambda factor: {}
+
+
+@dataclass(frozen=True)
 class Contender:
     """One way of doing a workload.
 
@@ -85,6 +100,13 @@ class Spec:
     backends: tuple[str, ...] = ("torch", "cpp", "triton")
     offers: Callable[[Mapping[str, Any]], tuple[str, ...]] = lambda kwargs: ("torch", "cpp", "triton")  # to a variant
     tuned: Mapping[str, tuple[Tuned, ...]] = field(default_factory=dict)  # backend -> its kernels with a config
+    # of a variant: how its value follows when the arguments are scaled
+    scalings: Callable[[Mapping[str, Any]], tuple[Scaling, ...]] = lambda kwargs: ()
+    # arguments of `op` that are views of one [6, 6] tensor
+    aliased: Mapping[str, Callable[[torch.Tensor], tuple[Any, ...]]] = field(default_factory=dict)
+    # of an op that works in place, calls whose operands are views of what is written: call(copied) of a function that
+    # copies such an operand, or does not
+    overlapping: Mapping[str, Callable[[Callable[[torch.Tensor], torch.Tensor]], Any]] = field(default_factory=dict)
     # operands of more than 2³¹ outputs, and those of the last few of these outputs
     huge: Callable[[torch.device], tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]] | None = None
     # the raw scatter of winners [2, 5, 7] to gradients, and its K

@@ -19,6 +19,7 @@ from .tropical_matmul import SEMIRINGS, cpu, tropical_matmul, tropical_matmul_re
 from .tropical_matmul.arguments import as_temperature, check_batches, check_factors, check_options, under_autocast
 from .tropical_matmul.definition import FLOATS, INTEGERS
 from .tropical_matmul.spec import inputs as matmul_inputs
+from .tropical_matmul.spec import scalings
 
 # ------------------------------------------------------------------------------------------------ public
 
@@ -253,6 +254,13 @@ SPEC = register(
         is_exact=lambda kwargs: kwargs.get("semiring") != "log",
         offers=lambda kwargs: ("torch", "triton") if kwargs.get("semiring") == "log" else ("torch", "cpp", "triton"),
         has_winners=lambda kwargs: kwargs.get("semiring") != "log",
+        scalings=scalings,
+        aliased={
+            "row": lambda x: (x, x[2]),
+            "column": lambda x: (x, x[:, 2]),
+            "diagonal": lambda x: (x, x.diagonal()),
+            "rows": lambda x: (x, x),
+        },
         tuned={"cpp": (cpu.NARROW,)},  # the others are the matrix product's
     )
 )

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .tracing import traceable
+
 
 class TropicalWinnersGrad(NamedTuple):
     """Sparse COO gradients, uncoalesced: entries that share a coordinate are to be added."""
@@ -19,6 +21,7 @@ class TropicalWinnersGrad(NamedTuple):
     b: Tensor
 
 
+@traceable
 def tropical_winners_grad(
     grad: Tensor, indices: Tensor, inner_size: int, *, a: Tensor | None = None, b: Tensor | None = None
 ) -> TropicalWinnersGrad:

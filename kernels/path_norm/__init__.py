@@ -17,6 +17,7 @@ from torch import Tensor
 from .. import backend
 from ..eager import is_unobserved
 from ..path_values.network import Layer, Size, as_list, network, under_autocast
+from ..tracing import traceable
 from . import cpu, definition
 from .definition import path_norm_ref
 
@@ -49,6 +50,7 @@ class _PathNorm(torch.autograd.Function):
         return *[None] * 5, *(next(found) if w.requires_grad else None for w in places)
 
 
+@traceable
 def path_norm(
     weights: Iterable[Tensor],
     p: int = 2,

@@ -86,22 +86,19 @@ struct Chain {
 // y[j] = Σ_i |w[j, i]|^P x[i] of N rows.
 template <int P, int N>
 void dot(const Element* w, const Element* x, int64_t inputs, Element* y) {
-    Vector sums[N][2] = {};
+    using Sums = PartialSums<Element>;
+    Sums sums[N];
     Element rest[N] = {};
     int64_t i = 0;
-    for (; i + 2 * WIDTH <= inputs; i += 2 * WIDTH)
-        for (int half = 0; half < 2; ++half) {
-            const Vector factor = load<Vector>(x + i + half * WIDTH);
+    for (; i + Sums::COUNT <= inputs; i += Sums::COUNT)
+        for (int part = 0; part < Sums::VECTORS; ++part) {
+            const Vector factor = load<Vector>(x + i + part * WIDTH);
             for (int row = 0; row < N; ++row)
-                sums[row][half] += Power<P>::of(load<Vector>(w + row * inputs + i + half * WIDTH)) * factor;
+                sums[row].parts[part] += Power<P>::of(load<Vector>(w + row * inputs + i + part * WIDTH)) * factor;
         }
     for (; i < inputs; ++i)
         for (int row = 0; row < N; ++row) rest[row] += Power<P>::of(w[row * inputs + i]) * x[i];
-    for (int row = 0; row < N; ++row) {
-        const Vector sum = sums[row][0] + sums[row][1];
-        for (int lane = 0; lane < WIDTH; ++lane) rest[row] += sum[lane];
-        y[row] = rest[row];
-    }
+    for (int row = 0; row < N; ++row) y[row] = sums[row].total() + rest[row];
 }
 
 // Whether Σ_i |w[i · stride]|^P x[i] is 0 because every term is.

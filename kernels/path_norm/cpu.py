@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,7 +35,7 @@ def takes(weights: Sequence[Tensor]) -> bool:
     return all(w.dim() == 2 and w.is_contiguous() for w in weights)
 
 
-@functools.cache
+@native.cached
 def _functions(dtype: torch.dtype):
     found = native.required("path_norm", SOURCE, dtype)
     pointer, integer, sizes = ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(ctypes.c_int64)

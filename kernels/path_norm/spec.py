@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..contenders import Function, Prepare, called, compiled, trained
-from ..spec import Contender, Misuse, Sample, Shape, Spec, Workload, register
+from ..spec import Contender, Misuse, Sample, Scaling, Shape, Spec, Workload, register
 from ..tropical_matmul.definition import FLOATS
 from . import cpu, path_norm, path_norm_ref
 
@@ -137,6 +137,18 @@ SPEC = register(
         is_exact=lambda kwargs: False,
         backends=("torch", "cpp"),
         offers=lambda kwargs: ("torch", "cpp"),
+        left_out={"ends": "sums of such numbers round as their order has it"},
+        scalings=lambda kwargs: (
+            Scaling((1, 0, 0, 0), kwargs["p"]),
+            Scaling((1, -1, 1, -1), 0),
+            Scaling((-1, 1, 1, -1), 0),
+            Scaling((2, -2, 2, -2), 0),  # squares beyond the range of the sum
+        ),
+        aliased={
+            "one-weight": lambda w: (w, w, w),
+            "transposed": lambda w: (w, w.mT, w),
+            "rows": lambda w: (w, w[1:4]),
+        },
         tuned={"cpp": (cpu.FORWARD, cpu.BACKWARD)},
     )
 )

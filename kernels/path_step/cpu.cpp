@@ -59,20 +59,22 @@ struct Step {
 // [G, I · T], 0 on entry.
 void flows(const Shape& shape, const Layer& layer, Element* rows, Element* columns) {
     using V = typename Simd<Element>::Vector;
+    using Sums = PartialSums<Element>;
     constexpr int WIDTH = Simd<Element>::WIDTH;
     const int64_t row = shape.row();
     for (int64_t target = 0; target < shape.targets(); ++target) {
         const Element *w = layer.weight + target * row, *g = layer.grad + target * row;
         Element* column = columns + target / shape.outputs * row;
-        V sums{};
+        Sums sums;
         int64_t e = 0;
-        for (; e + WIDTH <= row; e += WIDTH) {
-            const V through = load<V>(w + e) * load<V>(g + e);
-            sums += through;
-            store(column + e, load<V>(column + e) + through);
-        }
-        Element sum = 0;
-        for (int lane = 0; lane < WIDTH; ++lane) sum += sums[lane];
+        for (; e + Sums::COUNT <= row; e += Sums::COUNT)
+            for (int part = 0; part < Sums::VECTORS; ++part) {
+                const int64_t at = e + part * WIDTH;
+                const V through = load<V>(w + at) * load<V>(g + at);
+                sums.parts[part] += through;
+                store(column + at, load<V>(column + at) + through);
+            }
+        Element sum = sums.total();
         for (; e < row; ++e) {
             sum += w[e] * g[e];
             column[e] += w[e] * g[e];

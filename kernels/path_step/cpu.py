@@ -46,7 +46,7 @@ class _Call(ctypes.Structure):
     ]
 
 
-@functools.cache
+@native.cached
 def _function(dtype: torch.dtype):
     found = native.required("path_step", SOURCE, dtype)
     found.path_step.argtypes = [ctypes.c_void_p] * 2

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..spec import Contender, Misuse, Sample, Shape, Spec, Workload, register
+from ..spec import Contender, Misuse, Sample, Scaling, Shape, Spec, Workload, register
 from . import Layer, Options, cpu, path_step, path_step_ref, portable, skeleton
 from . import Shape as Edges
 from .definition import FLOATS
@@ -220,6 +220,32 @@ def raw_ops(device: torch.device) -> list[tuple[object, tuple[object, ...]]]:
     return found
 
 
+def _scalings(kwargs) -> tuple[Scaling, ...]:
+    """Gradients, at a learning rate that makes up for it: what is moved by momenta and decay has their scale."""
+    if kwargs:
+        return ()
+    L = HIDDEN + 1
+    degrees = (*[0] * L, *[1] * L, *[0] * L, *[1] * L, 0)
+    return (Scaling(degrees, 0, lambda factor: {"lr": 0.05 / factor}),)
+
+
+def _own_gradient(copied: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+    """A step on Σ w² / 2, whose gradient is the weight itself."""
+    return _step_along(lambda layer: layer.weight, copied)
+
+
+def _shared_gradient(copied: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+    """Gradients that are rows of the weights, which the step has moved before it comes to the last."""
+    return _step_along(lambda layer: layer.weight[:1].expand_as(layer.weight), copied)
+
+
+def _step_along(gradient: Callable[[Layer], Tensor], copied: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+    layers, *others = chain(inputs({"M": 6, "N": 7, "K": 3}, torch.float32, torch.device("cpu"), 0), False, False)
+    layers = [layer._replace(grad=copied(gradient(layer))) for layer in layers]
+    path_step(layers, *others, Options(0.05))
+    return tuple(layer.weight for layer in layers)
+
+
 _NO_GRADIENT = "a step of an optimizer: it works in place and has no gradient"
 SPEC = register(
     Spec(
@@ -245,7 +271,11 @@ SPEC = register(
             "strides": "parameters lie in one piece; gradients of any strides: tests/kernels/test_path_step.py",
             "vmap": "one step of many networks is a step of each",
             "autocast": "parameters stay float32 under it",
+            **dict.fromkeys(("jit_trace", "fx_trace"), "no trace of a network holds a step of its optimizer"),
+            "ends": "a skeleton's weights are of the size of 1",
         },
+        scalings=_scalings,
+        overlapping={"own-gradient": _own_gradient, "shared-gradient": _shared_gradient},
         raw_ops=raw_ops,
         tuned={"cpp": (cpu.STEP,), "triton": (portable.FLOWS, portable.MOVE)},
         in_place={"step": _ours(path_step)},

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .. import backend
 from ..eager import route
+from ..tracing import traceable
 from ..tropical_matmul.arguments import check_dense
 from ..vmap import inner_batch, join_batch, leave_batch
 from . import cpu, definition, portable
@@ -151,6 +152,7 @@ class _PathValues(torch.autograd.Function):
 # ------------------------------------------------------------------------------------------------ public
 
 
+@traceable
 def path_values(
     weights: Iterable[Tensor],
     paths: Tensor,
@@ -194,7 +196,10 @@ def path_values(
     if dtype in (torch.float16, torch.bfloat16):
         flat = flat.float()
     rows = paths.reshape(1, math.prod(paths.shape[:-1]), paths.shape[-1])
-    values = route(_PathValues, _forward, flat, rows)(flat, rows, pack(layers))
+    sizes = pack(layers)
+    if torch.jit.is_tracing():  # which has tensors for sizes, and takes no list of them
+        sizes = [int(size) for size in sizes]
+    values = route(_PathValues, _forward, flat, rows)(flat, rows, sizes)
     return values.reshape(paths.shape[:-1]).to(dtype)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -33,7 +32,7 @@ BACKWARD = Tuned("path_values_backward.cpp", _SPACE, _default, SOURCE)
 _SMALL = 1 << 15  # edges: less is done before a thread would start
 
 
-@functools.cache
+@native.cached
 def _functions(dtype: torch.dtype):
     found = native.required("path_values", SOURCE, dtype)
     pointer, integer, integers = ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(ctypes.c_int64)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..contenders import Function, Prepare, called, compiled, trained
-from ..spec import Contender, Misuse, Sample, Shape, Spec, Workload, register
+from ..spec import Contender, Misuse, Sample, Scaling, Shape, Spec, Workload, register
 from ..tropical_matmul.definition import FLOATS
 from . import cpu, path_values, path_values_ref, portable
 from .definition import sizes
@@ -243,6 +243,15 @@ SPEC = register(
         samples=samples,
         misuses=misuses,
         tuned={"cpp": (cpu.FORWARD, cpu.BACKWARD), "triton": (portable.FORWARD, portable.BACKWARD)},
+        scalings=lambda kwargs: (
+            Scaling((1, *[0] * LAYERS), 1),
+            Scaling((*[1, -1] * (LAYERS // 2), 0), 0),
+        ),
+        aliased={
+            "one-weight": lambda w: (w, w, w, random_paths([6] * 4, 90, torch.Generator().manual_seed(0)).to(w.device)),
+            "transposed": lambda w: (w, w.mT, random_paths([6] * 3, 90, torch.Generator().manual_seed(0)).to(w.device)),
+            "rows": lambda w: (w, w[1:4], random_paths([6, 6, 3], 90, torch.Generator().manual_seed(0)).to(w.device)),
+        },
         raw_ops=raw_ops,
     )
 )

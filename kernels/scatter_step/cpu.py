@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ class _Call(ctypes.Structure):
     ]
 
 
-@functools.cache
+@native.cached
 def _function(dtype: torch.dtype):
     found = native.required("scatter_step", SOURCE, dtype)
     found.scatter_step.argtypes = [ctypes.c_void_p] * 9

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..contenders import Call
-from ..spec import Contender, Misuse, Sample, Shape, Spec, Workload, register
+from ..spec import Contender, Misuse, Sample, Scaling, Shape, Spec, Workload, register
 from . import RULES, cpu, portable, scatter_step, scatter_step_ref
 from .definition import FLOATS
 
@@ -20,7 +21,7 @@ def _stepped(step: Callable, param: Tensor, coordinates: Tensor, values: Tensor,
     """
     indices, values = tuple(coordinates.unbind(0)), values[:, :1]
     if rows:
-        indices, values = coordinates[0], values * torch.arange(1, 1 + param.shape[1]).to(values)
+        indices, values = coordinates[0], values * torch.arange(1, 1 + param.shape[1], device=values.device).to(values)
     else:
         values = values[:, 0]
     if any(size > 1 and stride == 0 for size, stride in zip(param.shape, param.stride(), strict=True)):
@@ -248,6 +249,21 @@ def raw_ops(device: torch.device) -> list[tuple[object, tuple[object, ...]]]:
     ]
 
 
+_OWN = {  # index, and values that are views of W [6, 5]
+    "rows-of-param": lambda w: (torch.tensor([1, 2, 4]), w[:3]),
+    "rows-moved": lambda w: (torch.tensor([1, 2, 3, 4, 5]), w[:-1]),
+    "elements-of-param": lambda w: ((torch.tensor([1, 0, 2]), torch.tensor([0, 1, 2])), w[0, :3]),
+    "column-of-param": lambda w: ((torch.arange(6), torch.arange(6).remainder(5)), w[:, 1]),
+}
+
+
+def _overlapping(rule: str, own: str, copied: Callable[[Tensor], Tensor]) -> Tensor:
+    w = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+    index, values = _OWN[own](w)
+    scatter_step(w, index, copied(values), lr=0.25, rule=rule)
+    return w
+
+
 _NO_GRADIENT = "a step of an optimizer: it works in place and has no gradient"
 SPEC = register(
     Spec(
@@ -279,8 +295,13 @@ SPEC = register(
             "vmap": "one step of many lists on many weights is one step of a longer list",
             "config": "its lists are short, which have none: tests/kernels/test_scatter_step.py goes through the space",
             "autocast": "param and values are of one dtype, which nothing casts",
+            **dict.fromkeys(("jit_trace", "fx_trace"), "no trace of a network holds a step of its optimizer"),
+            "ends": "sums of such numbers round as their order has it",
         },
         tuned={"cpp": (cpu.STEP,), "triton": (portable.STEP, portable.KEYS)},
+        # of the others the learning rate, or eps, has a scale
+        scalings=lambda kwargs: (Scaling((1, 0, 1), 1),) if kwargs.get("rule", "sgd") in ("sgd", "momentum") else (),
+        overlapping={f"{name}-{rule}": partial(_overlapping, rule, name) for name in _OWN for rule in RULES},
         in_place={"sgd": _ours("sgd"), "adagrad": _ours("adagrad")},
         raw_ops=raw_ops,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 from pathlib import Path
 
 import torch
@@ -31,7 +30,7 @@ UPDATE = Tuned(
 _SMALL = 1 << 15  # leaves that are played before a thread would start
 
 
-@functools.cache
+@native.cached
 def _functions(dtype: torch.dtype):
     found = native.required("Tournament", SOURCE, dtype)
     pointer, integer, sizes = ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(ctypes.c_int64)

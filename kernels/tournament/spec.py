@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from ..contenders import Call
-from ..spec import Contender, Misuse, Sample, Shape, Spec, Workload, register
+from ..spec import Contender, Misuse, Sample, Scaling, Shape, Spec, Workload, register
 from . import Tournament, Winner, cpu, portable
 from .definition import DTYPES, FAN, first_of, levels
 
@@ -186,6 +188,21 @@ def raw_ops(device: torch.device) -> list[tuple[object, tuple[object, ...]]]:
     ]
 
 
+def _reversed(copied: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+    """The leaves of a tree, each where another was."""
+    tournament = Tournament(torch.randn(2, 70, generator=torch.Generator().manual_seed(0)))
+    positions = torch.arange(69, -1, -1).expand(2, 70)
+    tournament.update(positions, copied(tournament.values))
+    return tournament.values, *tournament.winner
+
+
+def _all_winners(copied: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+    """Every leaf becomes what the winner was."""
+    tournament = Tournament(torch.randn(2, 70, generator=torch.Generator().manual_seed(0)))
+    tournament.update(torch.arange(70).expand(2, 70), copied(tournament.winner.value.unsqueeze(1)).expand(2, 70))
+    return tournament.values, *tournament.winner
+
+
 _NO_GRADIENT = "bookkeeping of optimizers: it works in place and has no gradient"
 SPEC = register(
     Spec(
@@ -210,8 +227,14 @@ SPEC = register(
             **dict.fromkeys(("gradcheck", "subgradient", "jvp"), _NO_GRADIENT),
             "vmap": "batches of trees are its own",
             "autocast": "values are of one dtype, which nothing casts",
+            "fx_trace": "a tree is kept and changed; it is no function of its values",
         },
         tuned={"cpp": (cpu.BUILD, cpu.UPDATE), "triton": (portable.BUILD, portable.UPDATE)},
+        scalings=lambda kwargs: (Scaling((1, 0, 1), 1),),
+        overlapping={
+            "own-values": _reversed,
+            "own-winner": _all_winners,
+        },
         in_place={"update": _ours, "build": _built},
         raw_ops=raw_ops,
     )

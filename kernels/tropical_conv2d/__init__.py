@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .. import backend
 from ..eager import route
+from ..tracing import traceable
 from ..tropical_matmul.arguments import (
     check_candidates,
     check_nan,
@@ -84,8 +85,8 @@ def _scatter(dy, winners, x_shape, weight_shape, stride, padding, dilation, grou
     """dy, winners [B, O, P, Q] -> dx and dweight of these shapes, or [0] where not needed."""
     window = Window(stride, padding, dilation)
     dx, dweight = dy.new_zeros(x_shape if needs_x else (0,)), dy.new_zeros(weight_shape if needs_weight else (0,))
-    if dy.numel() == 0 or dx.numel() + dweight.numel() == 0:
-        return dx, dweight
+    if dx.numel() + dweight.numel() == 0 or dy.numel() * math.prod(x_shape) * math.prod(weight_shape) == 0:
+        return dx, dweight  # nothing is wanted, or nobody has won
     scatter = {"cpp": cpu.scatter, "triton": portable.scatter, "torch": _scatter_by_torch}
     chosen = backend.choose("tropical_conv2d_scatter", dy.device, _BACKENDS, dy.dtype, cpu.SOURCE)
     if chosen == "triton" and torch.are_deterministic_algorithms_enabled():
@@ -323,6 +324,7 @@ def tropical_conv2d(
     return_indices: Literal[True],
     nan: str = "propagate",
 ) -> TropicalConv2d: ...
+@traceable
 def tropical_conv2d(
     x: Tensor,
     weight: Tensor,
@@ -375,6 +377,7 @@ def tropical_conv2d(
     images = x if x.dim() == 4 else x.unsqueeze(0)
     with_winners = return_indices or (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
     groups = int(groups)
+    with_winners = with_winners or torch.jit.is_tracing()  # its check traces again, without gradients
     convolve = route(_TropicalConv2d, _forward_through, images, weight)
     y, winners = convolve(images, weight, window, groups, semiring, with_winners, nan == "ignore")
     if x.dim() == 3:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,7 +34,7 @@ _SMALL_FORWARD, _SMALL_SCATTER = 1 << 21, 1 << 15  # taps of all outputs, winner
 _PLAIN = 1 << 29  # the kernel adds int32 below this without a look at the bounds
 
 
-@functools.cache
+@native.cached
 def _functions(dtype: torch.dtype):
     found = native.required("tropical_conv2d", SOURCE, dtype)
     pointer, integer, long, integers = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.POINTER(ctypes.c_int64)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..contenders import Function, Prepare, called, compiled, trained
-from ..spec import Contender, Misuse, Sample, Shape, Spec, Workload, register
+from ..spec import Contender, Misuse, Sample, Scaling, Shape, Spec, Workload, register
 from ..tropical_matmul.definition import FLOATS, INTEGERS
 from . import cpu, portable, tropical_conv2d, tropical_conv2d_ref
 from .definition import SEMIRINGS, Window
@@ -319,6 +319,12 @@ SPEC = register(
         has_winners=lambda kwargs: True,
         tuned={"cpp": (cpu.FORWARD, cpu.SCATTER), "triton": (portable.FORWARD, portable.SCATTER)},
         scatter=(scattered, 4),
+        scalings=lambda kwargs: (Scaling((1, 1), 1),),
+        aliased={
+            "weight-of-x": lambda x: (x.view(1, 1, 6, 6), x[:3, :3].view(1, 1, 3, 3)),
+            "mirrored": lambda x: (x.view(1, 1, 6, 6), x.mT[None, None, 1:4, 1:4]),
+            "channels": lambda x: (x.view(1, 2, 3, 6), x.view(2, 2, 3, 3)[:1]),
+        },
         raw_ops=raw_ops,
     )
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 from pathlib import Path
 
 import torch
@@ -40,7 +39,7 @@ _FEW = 4  # as in cpu.cpp
 _SMALL_FORWARD, _SMALL_SCATTER = 1 << 21, 1 << 15  # (m, n, k) steps, winners: less is done before a thread would start
 
 
-@functools.cache
+@native.cached
 def _functions(dtype: torch.dtype):
     found = native.required("tropical_matmul", SOURCE, dtype)
     forward, scatter = found.tropical_forward, found.tropical_scatter

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..contenders import Call, Function, trained
-from ..spec import Contender, Misuse, Sample, Shape, Spec, Workload, register
+from ..spec import Contender, Misuse, Sample, Scaling, Shape, Spec, Workload, register
 from . import SEMIRINGS, cpu, gluon, log, portable, refine, scatter, tropical_matmul, tropical_matmul_ref
 from .definition import FLOATS, INTEGERS
 
@@ -352,6 +352,12 @@ def scattered(winners: Tensor) -> tuple[Tensor, ...]:
     return torch.ops.tropigrad.tropical_winners_scatter(dc, winners, None, None, 4, "max_plus", True, True)
 
 
+def scalings(kwargs) -> tuple[Scaling, ...]:
+    if kwargs["semiring"] == "max_times":
+        return Scaling((1, 0), 1), Scaling((1, -1), 0)
+    return (Scaling((1, 1), 1, lambda factor: {"temperature": factor}),)  # which the log semiring alone looks at
+
+
 SPEC = register(
     Spec(
         name="tropical_matmul",
@@ -382,6 +388,14 @@ SPEC = register(
             "cpp": (cpu.FORWARD, cpu.SCATTER),
             "gluon": (gluon.FORWARD, gluon.FIRST_SPLIT, refine.REFINE),
             "triton": (portable.FORWARD, scatter.SCATTER, scatter.STREAM, log.FORWARD, log.BACKWARD),
+        },
+        scalings=scalings,
+        aliased={
+            "twice": lambda x: (x, x),
+            "transposed": lambda x: (x, x.mT),
+            "rows": lambda x: (x[1:4], x),
+            "columns": lambda x: (x, x[:, ::2]),
+            "expanded": lambda x: (x[0].expand(6, 6), x),
         },
         huge=huge,
         scatter=(scattered, 4),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 from pathlib import Path
 
 import torch
@@ -58,7 +57,7 @@ class _Problem(ctypes.Structure):
     )
 
 
-@functools.cache
+@native.cached
 def _functions(dtype: torch.dtype):
     found = native.library_of(_SOURCE, dtype)
     if found is None:

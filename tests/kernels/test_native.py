@@ -2,8 +2,11 @@
 
 import ctypes
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -167,6 +170,148 @@ def test_the_private_folder_goes_with_its_process():
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert Path(run.stdout.strip()).name.startswith("tropigrad-native-")
     assert not Path(run.stdout.strip()).exists()
+
+
+def test_a_forked_process_leaves_its_parents_private_folder_alone():
+    """Also where it ends as a program does, by sys.exit; it has a folder of its own."""
+    program = (
+        "import os, sys\n"
+        "from tropigrad.kernels import native\n"
+        "print(native.cache_folder(), flush=True)\n"
+        "if not (child := os.fork()):\n"
+        "    print(native.cache_folder(), flush=True)\n"
+        "    sys.exit(0)\n"
+        "assert os.waitpid(child, 0)[1] == 0\n"
+        "assert native.cache_folder().is_dir(), 'the child has removed it'\n"
+    )
+    environment = os.environ | {"TROPIGRAD_CACHE_DIR": os.devnull}
+    run = subprocess.run(
+        [sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
+    parents, childs = run.stdout.split()
+    assert parents != childs
+    assert not Path(parents).exists()
+    assert not Path(childs).exists()
+
+
+def slow_compiler(folder: Path) -> Path:
+    """A compiler that writes its process to `<itself>.pid` and compiles once `<itself>.go` is there."""
+    real = native._compiler("", os.environ["PATH"])
+    assert isinstance(real, native.Compiler)
+    compiler = folder / "slow++"
+    compiler.write_text(
+        f'#!/bin/sh\nif [ "$1" = --version ]; then echo slow; exit; fi\necho $$ > "$0.new"; mv "$0.new" "$0.pid"\n'
+        f'while [ ! -e "$0.go" ]; do sleep 0.02; done\nexec {real.command[0]} "$@"\n'
+    )
+    compiler.chmod(0o755)
+    return compiler
+
+
+def wait_for(path: Path) -> str:
+    end = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} does not appear"
+        time.sleep(0.02)
+    return path.read_text()
+
+
+def is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_forked_process_that_exits_leaves_its_parents_compilation_alone(source, tmp_path):
+    compiler = slow_compiler(tmp_path)
+    program = (
+        "import os, sys, time, pathlib\n"
+        "from tropigrad.kernels import native\n"
+        "source, compiler = map(pathlib.Path, sys.argv[1:])\n"
+        "native.in_background(lambda: native.library(source, 'ANSWER=42'))\n"
+        "while not compiler.with_suffix('.pid').exists(): time.sleep(0.01)\n"
+        "if not (child := os.fork()): sys.exit(0)\n"
+        "assert os.waitpid(child, 0)[1] == 0\n"
+        "compiler.with_suffix('.go').touch()\n"
+        "raise SystemExit(native.library(source, 'ANSWER=42').answer() - 42)"
+    )
+    command = [sys.executable, "-c", program, str(source), str(compiler)]
+    subprocess.run(command, env=os.environ | {"CXX": str(compiler)}, check=True, timeout=120)
+    assert [path.suffix for path in built(tmp_path)] == [".so"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)
+def test_a_killed_build_leaves_no_half_library(source, tmp_path, monkeypatch, how):
+    compiler = slow_compiler(tmp_path)
+    program = "import sys, pathlib; from tropigrad.kernels import native; native.library(pathlib.Path(sys.argv[1]))"
+    source.write_text("#define ANSWER 42\n" + SOURCE)
+    run = subprocess.Popen([sys.executable, "-c", program, str(source)], env=os.environ | {"CXX": str(compiler)},
+                           stderr=subprocess.DEVNULL)  # fmt: skip
+    compiling = int(wait_for(Path(f"{compiler}.pid")))
+    run.send_signal(how)
+    assert run.wait(timeout=60) != 0
+    left = built(tmp_path)
+    assert not [path for path in left if path.suffix == ".so"]
+    if how == signal.SIGINT:  # which Python hears of
+        assert left == []
+        assert not is_running(compiling)
+        return
+    (unfinished,) = left
+    os.kill(compiling, signal.SIGKILL)
+    assert answer(native.library(source)) == 42  # as if nothing had been
+    assert unfinished.exists()  # it might be another's, at work
+    long_ago = time.time() - 3 * native._LONGEST_BUILD
+    os.utime(unfinished, (long_ago, long_ago))
+    source.write_text("#define ANSWER 43\n" + SOURCE)
+    native._made.cache_clear()
+    assert answer(native.library(source)) == 43
+    assert [path.suffix for path in built(tmp_path)] == [".so", ".so"]
+
+
+# ------------------------------------------------------------------------------------------------ forms
+
+SHORTEST = native.Form("x86-64")
+needs_x86 = pytest.mark.skipif(bool(native.why_not(SHORTEST)), reason=native.why_not(SHORTEST) or "an x86-64 processor")
+
+
+@needs_x86
+def test_a_form_is_a_library_of_its_own_until_the_block_ends(source, tmp_path):
+    names = [native.library(source, "ANSWER=1")._name]
+    with native.building(SHORTEST):
+        names.append(native.library(source, "ANSWER=1")._name)
+        assert native._library(native._PROBE, ()).vector_bytes() == 16
+    names.append(native.library(source, "ANSWER=1")._name)
+    assert names[0] == names[2] != names[1]
+
+
+@needs_x86
+def test_a_form_that_cannot_be_is_named():
+    assert "x86-64 has no fused multiply-add" in native.why_not(native.Form("x86-64", by_fma=True))
+    assert "this compiler does not build for x86-64-v9" in native.why_not(native.Form("x86-64-v9"))
+    with native.building(SHORTEST):
+        assert "ADD_BY_FMA needs a processor with a fused multiply-add" in native._library(
+            native._PROBE, ("ADD_BY_FMA",)
+        )
+
+
+@pytest.mark.parametrize("by_fma", [False, True], ids=["addition", "fma"])
+def test_the_form_is_told(by_fma):
+    form = native.Form(by_fma=by_fma)
+    if native.why_not(form):
+        pytest.skip(native.why_not(form))
+    with native.building(form):
+        sums = "FMA" if by_fma else "addition"
+        assert re.fullmatch(rf"vectors of (16|32|64) bytes, sums by {sums}, \S.*", native.form())
+
+
+def test_without_a_compiler_there_is_no_form(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    assert native.form().startswith("none: no C++ compiler found")
+
+
+# ------------------------------------------------------------------------------------------------ other libraries
 
 
 def test_the_team_is_torchs_own():

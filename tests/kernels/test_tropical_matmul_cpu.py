@@ -1,6 +1,5 @@
 """The C++ kernel against the definition: the same values and winners, exactly, in any layout, blocking and threads."""
 
-import functools
 import itertools
 from contextlib import nullcontext
 
@@ -251,32 +250,29 @@ def test_empty_sizes_need_no_kernel(dtype):
         assert values.shape == (1, 2, 3)
 
 
+@pytest.mark.parametrize("by_fma", [False, True], ids=["addition", "fma"])
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)], ids=str)
-def test_sums_by_multiply_add_are_the_same(dtype, monkeypatch):
-    """As they are made on a processor whose probe asks for it."""
-    probe = native.library(native._PROBE)
-    assert probe is not None
-    if not probe.processor_fuses():
-        pytest.skip("no fused multiply-add of vectors here")
-    names = set()
-    for fused in (False, True):
-        monkeypatch.setattr(native, "adds_by_fma", lambda fused=fused: fused)
-        found = native.library_of(cpu.SOURCE, dtype)
-        assert found is not None
-        names.add(found._name)
-    assert len(names) == 2
-    monkeypatch.setattr(cpu, "_functions", functools.cache(cpu._functions.__wrapped__))
-    for fill, (B, M, K, N), semiring in itertools.product((ordinary, special), SHAPES, SEMIRINGS[:2]):
-        a, b = fill((B, M, K), dtype), fill((B, K, N), dtype)
-        values, winners = cpu.forward(a, b, semiring, True, False)
-        expected, positions = oracle(a, b, semiring, "propagate")
-        assert torch.equal(values.double().nan_to_num(), expected.nan_to_num())
-        assert torch.equal(winners.long(), positions)
+def test_sums_in_either_form_are_the_definitions(dtype, by_fma):
+    """Whichever of them the probe of this processor prefers."""
+    form = native.Form(by_fma=by_fma)
+    if native.why_not(form):
+        pytest.skip(native.why_not(form))
+    with native.building(form):
+        for fill, (B, M, K, N), semiring in itertools.product((ordinary, special), SHAPES, SEMIRINGS[:2]):
+            a, b = fill((B, M, K), dtype), fill((B, K, N), dtype)
+            values, winners = cpu.forward(a, b, semiring, True, False)
+            expected, positions = oracle(a, b, semiring, "propagate")
+            assert torch.equal(values.double().nan_to_num(), expected.nan_to_num())
+            assert torch.equal(winners.long(), positions)
 
 
-def test_availability_is_told_before_a_call(monkeypatch):
-    assert native.library_of(cpu.SOURCE, torch.float32)
-    monkeypatch.setattr(native, "library", lambda source, define: None)
+@pytest.mark.parametrize("by_fma", [False, True], ids=["addition", "fma"])
+def test_availability_is_told_before_a_call(monkeypatch, by_fma):
+    monkeypatch.setattr(native, "adds_by_fma", lambda: by_fma)
+    assert native.library_of(cpu.SOURCE, torch.float64 if by_fma else torch.float32) or native.why_not(
+        native.Form(by_fma=by_fma)
+    )
+    monkeypatch.setattr(native, "library", lambda source, *defines: None)
     assert not native.library_of(cpu.SOURCE, torch.float32)
 
 
