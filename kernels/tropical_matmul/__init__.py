@@ -101,8 +101,6 @@ def _gradient(
     (dc,), (*factors, winners) = grads, saved
     rank = winners.dim()
     a_shape, b_shape = sizes[:rank], sizes[rank:]
-    if dc is None:
-        return [winners.new_zeros(shape) for shape, needed in zip((a_shape, b_shape), needs, strict=True) if needed]
     K = a_shape[-1]
     a, b = _as_products(*factors) if factors else (None, None)
     shape = (1, -1, b_shape[-1]) if len(b_shape) == 2 else (-1, *winners.shape[-2:])
