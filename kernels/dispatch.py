@@ -206,6 +206,7 @@ def operator(
     *,
     fake: Callable[..., Any],
     vmap: Callable[..., Any] | None = None,
+    decomposition: Callable[..., Any] | None = None,
     plan: Callable[..., Plan] | None = None,
     gradient: Gradient | None = None,
 ) -> Operator:
@@ -216,6 +217,7 @@ def operator(
         body: computes it, on any device, without autograd.
         fake: makes its outputs' shapes of its arguments.
         vmap: its batching rule, as torch.library.register_vmap takes it.
+        decomposition: what is called in its place under vmap, where it has no batching rule.
         plan: gives the CPU kernel's plan for such arguments, or []; body serves then, and says what is wrong where the
             kernel fails.
         gradient: how it is differentiated; an operator without one is not seen by autograd.
@@ -228,6 +230,8 @@ def operator(
     torch.library.register_fake(qualified, fake)
     if vmap is not None:
         torch.library.register_vmap(qualified, vmap)  # pyright: ignore[reportOptionalCall]
+    if decomposition is not None:
+        torch.library.impl(qualified, "FuncTorchBatchedDecomposition", decomposition)
     if plan is not None:
         torch.library.define(f"{qualified}_plan", f"({signature.split(' -> ')[0].replace('!', '')} -> int[]", tags=tags)
         torch.library.impl(f"{qualified}_plan", "CompositeExplicitAutograd", plan)
