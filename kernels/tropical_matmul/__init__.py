@@ -217,7 +217,7 @@ class _TropicalMatmul(torch.autograd.Function):
         if ctx.semiring != "max_times":
             a = b = None
         needs_a, needs_b = ctx.needs_input_grad[:2]
-        add = eager.route(_WinnersScatter, _scatter, dc, winners)
+        add = eager.route(_WinnersScatter, _scatter, *(x for x in (dc, winners, a, b) if x is not None))
         da, db = add(dc, winners, a, b, ctx.K, ctx.semiring, needs_a, needs_b)
         return da if needs_a else None, db if needs_b else None, None, None, None
 
