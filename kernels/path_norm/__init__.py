@@ -103,7 +103,6 @@ class _PathNorm(torch.autograd.Function):
         needed = ctx.needs_input_grad[2:]
         return None, None, *(gradient if needs else None for gradient, needs in zip(found, needed, strict=True))
 
-
     @staticmethod
     def jvp(ctx, _p, _log, *tangents):
         """⟨∂N/∂W, dW⟩, under the transforms that call it: forward mode alone gets the definition."""
@@ -139,7 +138,8 @@ def path_norm(
     Returns:
         A scalar in the weights' dtype, 16-bit ones summed in float32. It overflows, or underflows, only where the sum
         itself does, however the nodes are scaled. Differentiable any number of times, in forward mode too; the
-        derivative of |w| at 0 is 0. Under autocast it computes, and returns, float32 or wider.
+        derivative of |w| at 0 is 0, and one below 2^−70 of another (float32) may come as 0. Under autocast it computes,
+        and returns, float32 or wider.
 
     Raises:
         TypeError: weights are of an unsupported type or dtype.

@@ -99,6 +99,9 @@ def _gradient(
 ) -> list[Tensor]:
     """dC -> dA and dB, as far as they are needed: each output's gradient goes to its winner."""
     (dc,), (*factors, winners) = grads, saved
+    dc = (
+        dc.resolve_neg() if dc.is_neg() else dc
+    )  # torch's own way with lazy negations knows no None in place of a and b
     rank = winners.dim()
     a_shape, b_shape = sizes[:rank], sizes[rank:]
     K = a_shape[-1]
