@@ -93,9 +93,12 @@ def _balanced(w: Tensor, exponent: Tensor, p: int) -> tuple[Tensor, Tensor]:
 
 
 def _exponent(x: Tensor) -> Tensor:
-    """n of |x| in [2^(n − 1), 2^n), as far as 2^−n is a normal number; 0 of 0, any of what is not finite."""
+    """n of x ≥ 0 in about [2^(n − 1), 2^n), as far as 2^−n is a normal number; 0 of 0, any of what is not finite.
+
+    Not torch.frexp, of which torch.compile makes C++ that does not compile for float64.
+    """
     most = _MOST[x.dtype]
-    return torch.frexp(x).exponent.to(x.dtype).clamp(-most, most)
+    return (x.log2().floor() + 1).masked_fill(x == 0, 0).nan_to_num(0).clamp(-most, most)
 
 
 def _scaled(x: Tensor, exponent: Tensor) -> Tensor:
