@@ -17,6 +17,7 @@ from .tunable import TUNABLE, Call, Tunable, register, tune, warm_up
 from .tuned import (
     SCOPE,
     Choice,
+    Problem,
     Tuned,
     capturing,
     mode,
@@ -45,6 +46,7 @@ __all__ = [
     "MachineCode",
     "Needs",
     "Prediction",
+    "Problem",
     "RanksDiffer",
     "Space",
     "Store",
