@@ -121,7 +121,8 @@ def _calls_at(spec: Spec):
     def calls(problem: Problem, dtype: torch.dtype, device: torch.device) -> Iterable[Call]:
         from .tuning import calls_on  # loads the conformance suite, which an import of the ops need not
 
-        inputs = spec.inputs_at(problem, dtype, device)
+        with torch.device("cpu"):
+            inputs = spec.inputs_at(problem, dtype, device)
         return () if inputs is None else calls_on(spec, inputs, dtype, device)
 
     return calls

@@ -40,7 +40,9 @@ _NO_WORK = Work(0, 0, "add_max")
 
 def calls(spec: Spec, shape: Shape, dtype: torch.dtype, device: torch.device) -> Iterator[Call]:
     """The calls of an op that launch kernels with a config."""
-    return calls_on(spec, spec.inputs(shape, dtype, device, 0), dtype, device, _work(spec, shape, dtype))
+    with torch.device("cpu"):  # where specs draw numbers, whatever the default is
+        inputs = spec.inputs(shape, dtype, device, 0)
+    return calls_on(spec, inputs, dtype, device, _work(spec, shape, dtype))
 
 
 def calls_on(

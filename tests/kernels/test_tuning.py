@@ -101,6 +101,18 @@ def test_an_op_that_works_in_place_is_tuned(monkeypatch, tmp_path):
     assert {rival["rejected"] for rival in rivals if "threads, torch" not in rival["rejected"]} == {""}
 
 
+@pytest.mark.skipif(bool(backend.why_off("cpp", CPU)), reason="no C++ compiler")
+@pytest.mark.parametrize("op", ["scatter_step", "Tournament", "path_step", "tropical_matmul"])
+def test_another_default_device_is_none_to_tune_on(op, monkeypatch, tmp_path):
+    shape = dict(REGISTRY[op].small_shapes[-1])
+    with torch.device("meta"):
+        autotune.warm_up(op, shape, device=CPU)  # compiled, outside the cache that follows
+        monkeypatch.setenv("TROPIGRAD_CACHE_DIR", str(tmp_path))
+        found = autotune.tune(op, shape, device=CPU, budget_s=0.5)
+    assert found
+    assert all(finding.kernel.endswith(".cpp") for finding in found)
+
+
 def trained(function, *inputs: torch.Tensor):
     def call():
         function(*(x.detach().requires_grad_(x.is_floating_point()) for x in inputs)).sum().backward()
