@@ -245,8 +245,8 @@ def scatter_step(
             overlap. Written outside autograd, as torch.optim does; a graph that saved it is told.
         indices: int64 or int32 [nnz] along the first dimension (elements of a vector, rows of a matrix), or a pair
             (rows, columns) of such along the first two. In any order, repeated at will; −1 skips the entry.
-        values: the gradient [nnz, *the dimensions of param that indices leave], in param's dtype. Values, indices and lr
-            may be views of param or of the state: the step is that on copies of them.
+        values: the gradient [nnz, *the dimensions of param that indices leave], in param's dtype. Values, indices and
+            lr may be views of param or of the state: the step is that on copies of them.
         lr: a finite number, or a tensor [] on the CPU or on param's device, where a CUDA graph reads it anew at each
             replay.
         rule: one of the four above.
