@@ -17,6 +17,7 @@ from .tunable import TUNABLE, Call, Tunable, register, tune, warm_up
 from .tuned import (
     SCOPE,
     Choice,
+    Problem,
     Tuned,
     capturing,
     mode,
@@ -47,6 +48,7 @@ __all__ = [
     "MachineCode",
     "Needs",
     "Prediction",
+    "Problem",
     "RanksDiffer",
     "Space",
     "Store",

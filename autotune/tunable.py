@@ -53,6 +53,8 @@ class Tunable:
     kernels: tuple[Tuned, ...]  # that are its own
     calls: Callable[[Shape, torch.dtype, torch.device], Iterable[Call]]
     inspect: Callable[[torch.device], Inspect | None] = lambda device: None
+    # that launch one of its kernels at a problem, where no shape's sizes are the problem's
+    calls_at: Callable[[Problem, torch.dtype, torch.device], Iterable[Call]] = lambda *problem: ()
 
 
 TUNABLE: dict[str, Tunable] = {}
@@ -97,8 +99,12 @@ def shapes_of(tunable: Tunable, shapes: Mapping[str, Shape] | Shape | Sequence[S
 
 def launches(tunable: Tunable, shape: Shape, dtype: torch.dtype, device: torch.device) -> Iterator[Launched]:
     """Makes each call of an op once; yields each (kernel, problem's key) the first time it comes up."""
+    return _launched(tunable.calls(shape, dtype, device))
+
+
+def _launched(calls: Iterable[Call]) -> Iterator[Launched]:
     seen: set[str] = set()
-    for call in tunable.calls(shape, dtype, device):
+    for call in calls:
         met: list[tuple[Tuned, Problem, Choice]] = []
         with observed(lambda *launch, met=met: met.append(launch)):
             call.run()
@@ -216,16 +222,22 @@ def tune_problem(kernel: Tuned, problem: Problem, device: torch.device) -> Choic
 def _search_problem(kernel: Tuned, problem: Problem, device: torch.device) -> Finding | None:
     dtype, key = _dtype(problem), canonical(kernel.key(problem))
     for tunable in TUNABLE.values():
-        standard = next(iter(tunable.shapes.values())) if tunable.shapes else {}
-        if kernel not in tunable.kernels or not any(type(problem.get(letter)) is int for letter in standard):
+        if kernel not in tunable.kernels:
             continue
-        # a size that the problem does not have is none that the kernel depends on
-        shape = {letter: int(problem.get(letter, size)) for letter, size in standard.items()}
         with mode("replay"), observed(lambda *launch: None):
-            for launched in launches(tunable, shape, dtype, device):
+            for launched in _launched(_leading(tunable, problem, dtype, device)):
                 if canonical(launched.kernel.key(launched.problem)) == key:
                     return search(_task(tunable, launched, device), store=store(), budget_s=IN_A_CALL_S)
     return None
+
+
+def _leading(tunable: Tunable, problem: Problem, dtype: torch.dtype, device: torch.device) -> Iterator[Call]:
+    """The calls of an op that may launch a kernel at this problem."""
+    yield from tunable.calls_at(problem, dtype, device)
+    standard = next(iter(tunable.shapes.values())) if tunable.shapes else {}
+    if any(type(problem.get(letter)) is int for letter in standard):
+        # a size that the problem does not have is none that the kernel depends on
+        yield from tunable.calls({x: int(problem.get(x, size)) for x, size in standard.items()}, dtype, device)
 
 
 def _dtype(problem: Problem) -> torch.dtype:

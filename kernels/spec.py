@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from .. import autotune
-from ..autotune import Call, Tuned
+from ..autotune import Call, Problem, Tuned
 
 # ours; dense: the materialised definition, in eager torch; compiled: torch.compile of it; peer: another library;
 # scale: computes something else (torch.matmul), for scale alone: never gated, never a speedup
@@ -115,6 +115,8 @@ class Spec:
     # of an op that works in place, what the tuner calls, by name: prepare(*inputs) -> the call, as of a Contender, that
     # goes on from what it wrote before
     in_place: Mapping[str, Callable[..., Callable[[], tuple[torch.Tensor, ...]]]] = field(default_factory=dict)
+    # inputs for which its calls launch a kernel at a problem, where it has such that no sizes of its shapes lead to
+    inputs_at: Callable[[Problem, torch.dtype, torch.device], tuple[torch.Tensor, ...] | None] = lambda *problem: None
     # how the tuner calls it, where that is neither in place nor `op(*inputs, **variant)`, with winners, and trained
     # (tuning.py)
     tuning_calls: Callable[[Shape, torch.dtype, torch.device], Iterable[Call]] | None = None
@@ -130,9 +132,22 @@ def register(spec: Spec) -> Spec:
     REGISTRY[spec.name] = spec
     kernels = tuple(kernel for of_backend in spec.tuned.values() for kernel in of_backend)
     autotune.register(
-        autotune.Tunable(spec.name, spec.shapes, kernels, spec.tuning_calls or _calls_of(spec), _inspector)
+        autotune.Tunable(
+            spec.name, spec.shapes, kernels, spec.tuning_calls or _calls_of(spec), _inspector, _calls_at(spec)
+        )
     )
     return spec
+
+
+def _calls_at(spec: Spec):
+    def calls(problem: Problem, dtype: torch.dtype, device: torch.device) -> Iterable[Call]:
+        from .tuning import calls_on  # loads the conformance suite, which an import of the ops need not
+
+        with torch.device("cpu"):
+            inputs = spec.inputs_at(problem, dtype, device)
+        return () if inputs is None else calls_on(spec, inputs, dtype, device)
+
+    return calls
 
 
 def _calls_of(spec: Spec):

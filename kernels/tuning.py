@@ -35,12 +35,20 @@ from .conformance import assert_same
 from .spec import Shape, Spec
 
 _Run = Callable[[], tuple[Tensor, ...]]
+_NO_WORK = Work(0, 0, "add_max")
 
 
 def calls(spec: Spec, shape: Shape, dtype: torch.dtype, device: torch.device) -> Iterator[Call]:
     """The calls of an op that launch kernels with a config."""
-    inputs = spec.inputs(shape, dtype, device, 0)
-    work = _work(spec, shape, dtype)
+    with torch.device("cpu"):  # where specs draw numbers, whatever the default is
+        inputs = spec.inputs(shape, dtype, device, 0)
+    return calls_on(spec, inputs, dtype, device, _work(spec, shape, dtype))
+
+
+def calls_on(
+    spec: Spec, inputs: tuple[Tensor, ...], dtype: torch.dtype, device: torch.device, work: Work = _NO_WORK
+) -> Iterator[Call]:
+    """The same on given inputs; without a work no forecast knows how fast they can be."""
     if spec.in_place:
         if _chosen(spec, {}, device) != "torch":
             for name, prepare in spec.in_place.items():
@@ -118,7 +126,7 @@ def _trained(spec: Spec, inputs: tuple[Tensor, ...], kwargs) -> tuple[Tensor, ..
 
 def _work(spec: Spec, shape: Shape, dtype: torch.dtype) -> Work:
     if not spec.workloads:
-        return Work(0, 0, "add_max")
+        return _NO_WORK
     cheapest = spec.workloads[0]
     return Work(cheapest.operations(shape), cheapest.bytes(shape, dtype.itemsize), cheapest.mix)
 

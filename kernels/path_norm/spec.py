@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...autotune import Problem
 from ..contenders import Function, Prepare, called, compiled, trained
 from ..spec import Contender, Misuse, Sample, Scaling, Shape, Spec, Workload, register
 from ..tropical_matmul.definition import FLOATS
@@ -25,7 +26,16 @@ def oracle(*weights: Tensor, **kwargs) -> Tensor:
 def inputs(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Tensor, ...]:
     """Four layers N → M → N → M → N, normal, of variance 1 / in: a sum of about N."""
     generator = torch.Generator().manual_seed(seed)
-    widths = [shape["N"], shape["M"], shape["N"], shape["M"], shape["N"]]
+    return _weights_of([shape["N"], shape["M"], shape["N"], shape["M"], shape["N"]], dtype, device, generator)
+
+
+def inputs_at(problem: Problem, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+    """As many layers, all but the first of the width of the widest."""
+    widths = [int(problem["N"]), *[int(problem["M"])] * int(problem["layers"])]
+    return _weights_of(widths, dtype, device, torch.Generator().manual_seed(0))
+
+
+def _weights_of(widths: list[int], dtype, device, generator) -> tuple[Tensor, ...]:
     found = []
     for source, target in itertools.pairwise(widths):
         weight = torch.randn(target, source, generator=generator, dtype=torch.float64)
@@ -150,5 +160,6 @@ SPEC = register(
             "rows": lambda w: (w, w[1:4]),
         },
         tuned={"cpp": (cpu.FORWARD, cpu.BACKWARD)},
+        inputs_at=inputs_at,
     )
 )

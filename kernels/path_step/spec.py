@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ...autotune import Problem
 from ..spec import Contender, Misuse, Sample, Scaling, Shape, Spec, Workload, register
 from . import Layer, Options, cpu, path_step, path_step_ref, portable, skeleton
 from . import Shape as Edges
@@ -66,6 +67,19 @@ def inputs(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int) ->
     """N → M → M → M → M → K: as torch draws weights, in size, but ones of both signs on the skeleton."""
     widths = [shape["N"], *[shape["M"]] * HIDDEN, shape["K"]]
     return _inputs([Edges(1, o, i, 1) for i, o in pairwise(widths)], dtype, device, seed)
+
+
+def inputs_at(problem: Problem, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...] | None:
+    """Of a chain with as many layers and about as many edges: narrow hidden layers, groups and taps as that takes."""
+    N, M, K, count, edges = (int(problem[name]) for name in ("N", "M", "K", "layers", "edges"))
+    for G in (G for G in range(1, N + 1) if N % G == M % G == K % G == 0):
+        for inner in (G << power for power in reversed(range((M // G).bit_length()))):
+            widths = [N, M, *[inner] * (count - 2), K]
+            size = sum(i * o // G for i, o in pairwise(widths))
+            taps = 1 << max(0, (edges - 1).bit_length() - (size - 1).bit_length())
+            if (size * taps - 1).bit_length() == (edges - 1).bit_length():
+                return _inputs([Edges(G, o // G, i // G, taps) for i, o in pairwise(widths)], dtype, device, 0)
+    return None
 
 
 def _inputs(shapes: Sequence[Edges], dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Tensor, ...]:
@@ -278,6 +292,7 @@ SPEC = register(
         overlapping={"own-gradient": _own_gradient, "shared-gradient": _shared_gradient},
         raw_ops=raw_ops,
         tuned={"cpp": (cpu.STEP,), "triton": (portable.FLOWS, portable.MOVE)},
+        inputs_at=inputs_at,
         in_place={"step": _ours(path_step)},
     )
 )

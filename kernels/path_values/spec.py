@@ -7,6 +7,7 @@ import itertools
 import torch
 from torch import Tensor
 
+from ...autotune import Problem
 from ..contenders import Function, Prepare, called, compiled, trained
 from ..spec import Contender, Misuse, Sample, Scaling, Shape, Spec, Workload, register
 from ..tropical_matmul.definition import FLOATS
@@ -32,14 +33,28 @@ def inputs(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int) ->
 
     Products of such weights, and sums of them, are exact in float32: no order of multiplying or adding shows.
     """
+    return _inputs([shape["N"], *[shape["M"]] * (LAYERS - 1), shape["K"]], shape["P"], dtype, device, seed)
+
+
+def inputs_at(problem: Problem, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...] | None:
+    """One to three layers with about as many weights."""
+    N, M, K, count, P = (int(problem[name]) for name in ("N", "M", "K", "weights", "P"))
+    inner = max(1, (count - N * M) // (M + K))
+    for widths in ([N, M], [N, M, K], [N, M, inner, K], [N, M, inner + 1, K]):
+        size = sum(source * target for source, target in itertools.pairwise(widths))
+        if widths[-1] == K and (size - 1).bit_length() == (count - 1).bit_length():
+            return _inputs(widths, P, dtype, device, 0)
+    return None
+
+
+def _inputs(widths: list[int], count: int, dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(seed)
-    widths = [shape["N"], *[shape["M"]] * (LAYERS - 1), shape["K"]]
     values = torch.tensor([-2.0, -1.0, 1.0, 2.0], dtype=dtype)
     weights = [
         values[torch.randint(4, (target, source), generator=generator)].to(device)
         for source, target in itertools.pairwise(widths)
     ]
-    return *weights, random_paths(widths, shape["P"], generator).to(device)
+    return *weights, random_paths(widths, count, generator).to(device)
 
 
 def random_paths(widths: list[int], count: int, generator: torch.Generator | None = None) -> Tensor:
@@ -253,5 +268,6 @@ SPEC = register(
             "rows": lambda w: (w, w[1:4], random_paths([6, 6, 3], 90, torch.Generator().manual_seed(0)).to(w.device)),
         },
         raw_ops=raw_ops,
+        inputs_at=inputs_at,
     )
 )

@@ -230,7 +230,8 @@ def scatter_step(
 
     A momentum that decays lazily forgets as the dense one does, and moves weights only when they are touched. Polyak's
     lr is the gap F − F* of the loss to its target, in the units of the loss; where g = 0 nothing moves. Sums and state
-    are float32 for 16-bit weights, which are rounded once. Sources: Duchi, Hazan, Singer, "Adaptive subgradient
+    are float32 for 16-bit weights, which are rounded once. What is too large for its dtype is inf, as in torch.optim;
+    else finite gradients leave finite weights. Sources: Duchi, Hazan, Singer, "Adaptive subgradient
     methods", JMLR 2011, fig. 1; Polyak, "Minimization of unsmooth functionals", 1969; Nesterov, "Subgradient methods
     for huge-scale optimization problems", 2012.
 
@@ -239,8 +240,10 @@ def scatter_step(
             overlap. Written outside autograd, as torch.optim does; a graph that saved it is told.
         indices: int64 or int32 [nnz] along the first dimension (elements of a vector, rows of a matrix), or a pair
             (rows, columns) of such along the first two. In any order, repeated at will; −1 skips the entry.
-        values: the gradient [nnz, *the dimensions of param that indices leave], in param's dtype.
-        lr: a number, or a tensor [] on the CPU or on param's device, where a CUDA graph reads it anew at each replay.
+        values: the gradient [nnz, *the dimensions of param that indices leave], in param's dtype. Values, indices and
+            lr may be views of param or of the state: the step is that on copies of them.
+        lr: a finite number, or a tensor [] on the CPU or on param's device, where a CUDA graph reads it anew at each
+            replay.
         rule: one of the four above.
         state: what the last call returned; None or an empty dict, which is filled in, before the first.
         momentum: β in [0, 1).
@@ -254,7 +257,8 @@ def scatter_step(
 
     Raises:
         TypeError: a dtype or a type is none of the above.
-        ValueError: shapes, devices or the state do not fit, or an option is out of range.
+        ValueError: shapes, devices or the state do not fit, an option is out of range, or what is written shares
+            memory: elements of param, or the state with it. Nothing was written.
         IndexError: an index outside [−1, size), with nothing written: on the CPU, and on a GPU inside
             torch.autograd.detect_anomaly(), as it costs a synchronisation; elsewhere on a GPU the entry is skipped.
     """

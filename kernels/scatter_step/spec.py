@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ...autotune import Problem
 from ..contenders import Call
 from ..spec import Contender, Misuse, Sample, Scaling, Shape, Spec, Workload, register
 from . import RULES, cpu, portable, scatter_step, scatter_step_ref
@@ -56,6 +57,15 @@ def inputs(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int) ->
     return param.to(device, dtype), coordinates.to(device), values.to(device, dtype)
 
 
+def inputs_at(problem: Problem, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...] | None:
+    """Of entries that are rows: W [R, C, D] and values [nnz, D]."""
+    R, C, nnz, D = (int(problem[letter]) for letter in ("R", "C", "nnz", "D"))
+    if D == 1:
+        return None
+    _, coordinates, values = inputs({"R": R, "C": C, "nnz": nnz}, dtype, device, 0)
+    return torch.ones((R, C, D), dtype=dtype, device=device), coordinates, values.repeat(1, D)
+
+
 # ------------------------------------------------------------------------------------------------ contenders
 
 
@@ -66,12 +76,16 @@ def _of(coordinates: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _ours(rule: str):
     def prepare(param: Tensor, coordinates: Tensor, values: Tensor) -> Call:
-        param, (rows, columns, values) = param.clone(), _of(coordinates, values)
+        whole = param = param.clone()
+        rows, columns, elements = _of(coordinates, values)
+        indices, values = (rows, columns), elements if param.dim() == 2 else values
+        if param.dim() == 3 and param.shape[1] == 1:
+            param, indices = param[:, 0], rows
         state: dict[str, Tensor] = {}
 
         def call():
-            scatter_step(param, (rows, columns), values, lr=1e-3, rule=rule, state=state)
-            return (param,)
+            scatter_step(param, indices, values, lr=1e-3, rule=rule, state=state)
+            return (whole,)
 
         return call
 
@@ -302,6 +316,7 @@ SPEC = register(
         # of the others the learning rate, or eps, has a scale
         scalings=lambda kwargs: (Scaling((1, 0, 1), 1),) if kwargs.get("rule", "sgd") in ("sgd", "momentum") else (),
         overlapping={f"{name}-{rule}": partial(_overlapping, rule, name) for name in _OWN for rule in RULES},
+        inputs_at=inputs_at,
         in_place={"sgd": _ours("sgd"), "adagrad": _ours("adagrad")},
         raw_ops=raw_ops,
     )

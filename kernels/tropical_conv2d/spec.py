@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ...autotune import Problem
 from ..contenders import Function, Prepare, called, compiled, trained
 from ..spec import Contender, Misuse, Sample, Scaling, Shape, Spec, Workload, register
 from ..tropical_matmul.definition import FLOATS, INTEGERS
@@ -42,6 +43,15 @@ def inputs(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int) ->
         bound = min(1000, torch.iinfo(dtype).max)
         x, weight = (torch.randint(-bound, bound, size, generator=generator) for size in sizes)
     return x.to(device, dtype), weight.to(device, dtype)
+
+
+def inputs_at(problem: Problem, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """One image of about as many outputs, with a window 3 × 3 where K allows one; of the scatter a filter an image."""
+    outputs, K = int(problem["outputs"]), int(problem.get("K", 9))
+    k, filters = 1 if K % 9 else 3, int(problem.get("filters", problem.get("images", 1)))
+    height = 1 << (outputs - 1).bit_length() // 2
+    size = {"H": height + k - 1, "W": -(-outputs // height) + k - 1, "C": K // k**2, "O": filters, "k": k}
+    return inputs(size, dtype, device, 0)
 
 
 # ------------------------------------------------------------------------------------------------ contenders
@@ -326,5 +336,6 @@ SPEC = register(
             "channels": lambda x: (x.view(1, 2, 3, 6), x.view(2, 2, 3, 3)[:1]),
         },
         raw_ops=raw_ops,
+        inputs_at=inputs_at,
     )
 )

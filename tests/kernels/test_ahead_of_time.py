@@ -177,7 +177,7 @@ def sparse_step(name: str, dtype: str, rule="sgd"):
         "LOG2_MOMENTUM": -0.152,
         "EPS": 1e-10,
         "HAS_COLUMNS": rule == "sgd",
-        "HAS_LR": dtype == "fp64",
+        "HAS_LR": dtype == "fp64" or rule == "polyak",
     }
     flags |= {"COMPUTE": sparse.tl.float64 if dtype == "fp64" else sparse.tl.float32, "PIECE": sparse.PIECE}
     block = sparse.FEW if name == "few" else config.get("BLOCK") or config["ENTRIES"] // width
@@ -266,6 +266,8 @@ COMPILED = {
     "step-sorted": lambda dtype: sparse_step("sorted", dtype),
     "step-sorted-norm": lambda dtype: sparse_step("sorted", dtype, "norm"),
     "step-sorted-momentum": lambda dtype: sparse_step("sorted", dtype, "momentum"),
+    "step-few-polyak": lambda dtype: sparse_step("few", dtype, "polyak"),
+    "step-sorted-polyak": lambda dtype: sparse_step("sorted", dtype, "polyak"),
     "step-sorted-adagrad": lambda dtype: sparse_step("sorted", dtype, "adagrad"),
     "path-values": path_values,
     "path-values-convolutions": lambda dtype: path_values(dtype, convolutions=True),
