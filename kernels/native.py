@@ -92,6 +92,7 @@ class Form:
 LEVELS = ("x86-64", "x86-64-v2", "x86-64-v3", "x86-64-v4")  # of the x86-64 ABI: each has what the one before has
 _form = Form()
 
+
 def why_no_compiler() -> str:
     """Why no C++ kernel can be compiled here; "" where a compiler answers. Cheap after the first call."""
     found = _compiler_now()

@@ -300,9 +300,7 @@ SPEC = register(
         },
         tuned={"cpp": (cpu.STEP,), "triton": (portable.STEP, portable.KEYS)},
         # of the others the learning rate, or eps, has a scale
-        scalings=lambda kwargs: (
-            (Scaling((1, 0, 1), 1),) if kwargs.get("rule", "sgd") in ("sgd", "momentum") else ()
-        ),
+        scalings=lambda kwargs: (Scaling((1, 0, 1), 1),) if kwargs.get("rule", "sgd") in ("sgd", "momentum") else (),
         overlapping={f"{name}-{rule}": partial(_overlapping, rule, name) for name in _OWN for rule in RULES},
         in_place={"sgd": _ours("sgd"), "adagrad": _ours("adagrad")},
         raw_ops=raw_ops,

@@ -185,7 +185,9 @@ def test_a_forked_process_leaves_its_parents_private_folder_alone():
         "assert native.cache_folder().is_dir(), 'the child has removed it'\n"
     )
     environment = os.environ | {"TROPIGRAD_CACHE_DIR": os.devnull}
-    run = subprocess.run([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
     parents, childs = run.stdout.split()
     assert parents != childs
     assert not Path(parents).exists()
