@@ -22,10 +22,12 @@ from .tuned import (
     mode,
     observed,
     on_reload,
+    on_scope,
     override,
     recorded,
     reload,
     source_hash,
+    unremembered,
 )
 
 __all__ = [
@@ -61,6 +63,7 @@ __all__ = [
     "mode",
     "observed",
     "on_reload",
+    "on_scope",
     "override",
     "predict",
     "recorded",
@@ -71,5 +74,6 @@ __all__ = [
     "store",
     "synchronise",
     "tune",
+    "unremembered",
     "warm_up",
 ]

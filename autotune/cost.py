@@ -53,7 +53,7 @@ class Prediction:
 
     seconds: float
     limiter: str
-    figures: str = "nominal figures"  # that the limiter goes by, or "figures measured here"
+    figures: str = "nominal figures"  # that the limiter goes by, or "figures measured here", by what and when
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class Ceilings:
     maxima: float | None = (
         None  # a second in float32, of a GPU: an instruction of the ALU pipe each, so they tell the clock
     )
+    origin: str = field(default="", compare=False)  # what measured them, and when
 
 
 NOMINAL = Ceilings()
@@ -115,11 +116,13 @@ def predict(
         total += seconds
     limiter = max(times, key=lambda name: times[name])
     measured = ceilings.bandwidth if limiter == "memory bandwidth" else ceilings.maxima
-    return Prediction(max(total, times["memory bandwidth"]), limiter, _figures(measured))
+    return Prediction(max(total, times["memory bandwidth"]), limiter, _figures(measured, ceilings))
 
 
-def _figures(measured: float | None) -> str:
-    return "figures measured here" if measured else "nominal figures"
+def _figures(measured: float | None, ceilings: Ceilings) -> str:
+    if not measured:
+        return "nominal figures"
+    return "figures measured here" + (f" ({ceilings.origin})" if ceilings.origin else "")
 
 
 def roofline(work: Work, environment: Fingerprint, device: torch.device, ceilings: Ceilings = NOMINAL) -> Prediction:
@@ -138,7 +141,7 @@ def roofline(work: Work, environment: Fingerprint, device: torch.device, ceiling
     }
     limiter = max(bounds, key=lambda name: bounds[name][0])
     seconds, measured = bounds[limiter]
-    return Prediction(seconds, limiter, _figures(measured))
+    return Prediction(seconds, limiter, _figures(measured, ceilings))
 
 
 def _busiest(launch: Launch) -> tuple[float, str]:

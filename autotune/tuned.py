@@ -191,9 +191,30 @@ _remembered: dict[tuple[Hashable, ...], Choice] = {}
 def _within(**changes) -> Iterator[None]:
     token = SCOPE.set(replace(SCOPE.get() or _Scope(), **changes))
     try:
-        yield
+        with unremembered():
+            yield
     finally:
         SCOPE.reset(token)
+
+
+@contextmanager
+def unremembered() -> Iterator[None]:
+    """Tells those of `on_scope` that inside the block, in its thread, a call may be served otherwise than before."""
+    for tell in _scope_listeners:
+        tell(1)
+    try:
+        yield
+    finally:
+        for tell in _scope_listeners:
+            tell(-1)
+
+
+def on_scope(tell: Callable[[int], object]) -> None:
+    """Has tell(1) called where a block of `unremembered` opens, and tell(-1) where it ends."""
+    _scope_listeners.append(tell)
+
+
+_scope_listeners: list[Callable[[int], object]] = []
 
 
 def mode(name: str):

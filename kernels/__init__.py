@@ -1,5 +1,6 @@
 """The ops: `from tropigrad.kernels import tropical_matmul`."""
 
+from . import dispatch
 from .largest_path import largest_path
 from .path_norm import path_norm
 from .path_norm import spec as _path_norm_spec  # noqa: F401  registers the op
@@ -29,3 +30,5 @@ __all__ = [
     "tropical_matvec",
     "tropical_winners_grad",
 ]
+
+dispatch.load(compiles=False)  # where it lies in the cache: a program that is traced from its first call on has it too

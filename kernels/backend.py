@@ -50,13 +50,15 @@ def forcing(name: str, *, everywhere: bool = False) -> Iterator[None]:
     if everywhere:
         before, forced_everywhere = forced_everywhere, name
         try:
-            yield
+            with autotune.unremembered():
+                yield
         finally:
             forced_everywhere = before
         return
     token = FORCED.set(name)
     try:
-        yield
+        with autotune.unremembered():
+            yield
     finally:
         FORCED.reset(token)
 

@@ -8,7 +8,7 @@ from the largest s_L[j], are its route.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from .contenders import called, compiled
 from .path_values import path_values_ref
 from .path_values.definition import matrices
-from .path_values.network import Layer, Size, network, nodes_into, under_autocast
+from .path_values.network import Layer, Size, as_list, network, nodes_into, under_autocast
 from .spec import Contender, Misuse, Sample, Scaling, Shape, Spec, Workload, register
 from .tracing import traceable
 from .tropical_conv2d import tropical_conv2d
@@ -36,7 +36,7 @@ class LargestPath(NamedTuple):
 
 @traceable
 def largest_path(
-    weights: Sequence[Tensor], *, input_size: Size | None = None, stride: Size = 1, padding: Size = 0
+    weights: Iterable[Tensor], *, input_size: Size | None = None, stride: Size = 1, padding: Size = 0
 ) -> LargestPath:
     """The path p whose value v(p) = Π_l W_l[p_{l+1}, p_l] is largest in magnitude: its value, signed, and its nodes.
 
@@ -56,7 +56,7 @@ def largest_path(
         TypeError: weights are of an unsupported type or dtype.
         ValueError: devices, ranks or sizes do not fit, or a layer has no nodes, and so the network no path.
     """
-    weights = under_autocast(weights)
+    weights = under_autocast(as_list("largest_path", weights))
     layers = network("largest_path", weights, input_size, stride, padding)
     for index, w in enumerate(weights):
         if w.numel() == 0:
@@ -136,7 +136,9 @@ def inputs(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int) ->
     """Three layers N → M → N → M of standard normal weights."""
     generator = torch.Generator().manual_seed(seed)
     sizes = (shape["M"], shape["N"]), (shape["N"], shape["M"]), (shape["M"], shape["N"])
-    return tuple(torch.randn(size, generator=generator, dtype=torch.float64).to(device, dtype) for size in sizes)
+    return tuple(
+        torch.randn(size, generator=generator, dtype=torch.float64, device="cpu").to(device, dtype) for size in sizes
+    )
 
 
 def _plain(*weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,20 +179,21 @@ def samples(device: torch.device) -> list[Sample]:
     def normal(*shapes: tuple[int, ...]) -> list[Tensor]:
         return [torch.randn(shape, generator=generator) for shape in shapes]
 
-    shapes = (7, 5), (9, 7), (4, 9)
-    add("one-layer", *normal((3, 5)))
-    add("ties", *(torch.randint(-2, 3, shape, generator=generator).float() for shape in shapes))
-    add("all-tied", *(torch.ones(shape) for shape in shapes))
-    add("zero", *(torch.zeros(shape) for shape in shapes))
-    add("one-path", torch.eye(4)[:, 2:3], torch.eye(4), torch.eye(4)[2:3])
-    add("overflow", *(1e30 * w for w in normal(*shapes)))
-    add("underflow", *(1e-30 * w for w in normal(*shapes)))
-    first, *rest = normal(*shapes)
-    first[3, 2] = float("nan")
-    add("nan", first, *rest)
-    add("pointwise", *normal((4, 3, 1, 1), (2, 4, 1, 1)), input_size=(2, 3))
-    add("flattened", *normal((4, 2, 3, 2), (5, 4, 2, 2), (6, 100)), input_size=5, padding=[1, 0])
-    add("strided", *normal((4, 2, 3, 3), (3, 4, 2, 2)), input_size=(9, 8), stride=[(2, 1), 2], padding=[(1, 2), 0])
+    with torch.device("cpu"):
+        shapes = (7, 5), (9, 7), (4, 9)
+        add("one-layer", *normal((3, 5)))
+        add("ties", *(torch.randint(-2, 3, shape, generator=generator).float() for shape in shapes))
+        add("all-tied", *(torch.ones(shape) for shape in shapes))
+        add("zero", *(torch.zeros(shape) for shape in shapes))
+        add("one-path", torch.eye(4)[:, 2:3], torch.eye(4), torch.eye(4)[2:3])
+        add("overflow", *(1e30 * w for w in normal(*shapes)))
+        add("underflow", *(1e-30 * w for w in normal(*shapes)))
+        first, *rest = normal(*shapes)
+        first[3, 2] = float("nan")
+        add("nan", first, *rest)
+        add("pointwise", *normal((4, 3, 1, 1), (2, 4, 1, 1)), input_size=(2, 3))
+        add("flattened", *normal((4, 2, 3, 2), (5, 4, 2, 2), (6, 100)), input_size=5, padding=[1, 0])
+        add("strided", *normal((4, 2, 3, 3), (3, 4, 2, 2)), input_size=(9, 8), stride=[(2, 1), 2], padding=[(1, 2), 0])
     return found
 
 

@@ -17,24 +17,18 @@ import contextlib
 import ctypes
 import functools
 import hashlib
-import importlib.machinery
-import importlib.util
 import os
 import platform
 import shlex
 import shutil
 import signal
 import subprocess
-import sys
-import sysconfig
 import tempfile
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -60,11 +54,10 @@ ELEMENTS = {  # the C++ names; each dtype is a library of its own, compiled when
 }
 
 
-# an extension module holds no loops, but needs the ABI of this very torch and this very Python
+# an extension of torch holds no loops, but needs the ABI of this very torch
 _TORCH = Path(torch.__file__).parent
-EXTENSION_FLAGS = ("-O2", "-std=c++20", "-shared", "-fPIC", f"-I{_TORCH / 'include'}", f"-L{_TORCH / 'lib'}")
-EXTENSION_FLAGS += (f"-I{sysconfig.get_path('include')}", "-ltorch_python", "-ltorch_cpu", "-lc10")
-EXTENSION_FLAGS += (f'-DBUILT_FOR="torch {torch.__version__}, Python {sys.version}"',)
+EXTENSION_FLAGS = ("-O1", "-std=c++20", "-shared", "-fPIC", f"-I{_TORCH / 'include'}", f"-L{_TORCH / 'lib'}")
+EXTENSION_FLAGS += ("-ltorch_cpu", "-lc10", f'-DBUILT_FOR="torch {torch.__version__}"')
 
 
 @dataclass(frozen=True)
@@ -99,6 +92,12 @@ def why_no_compiler() -> str:
     return found if isinstance(found, str) else ""
 
 
+def compiler() -> Compiler | None:
+    """The compiler of the C++ kernels; None where there is none. Cheap after the first call."""
+    found = _compiler_now()
+    return None if isinstance(found, str) else found
+
+
 def library(source: Path, *defines: str) -> ctypes.CDLL | None:
     """`source` compiled and loaded, from the cache if it is there; None, after one RuntimeWarning, where that fails.
 
@@ -117,38 +116,26 @@ def library_of(source: Path, dtype: torch.dtype) -> ctypes.CDLL | None:
     adding = ("ADD_BY_FMA",) if dtype.is_floating_point and has_two_sums(source) and adds_by_fma() else ()
     found = library(source, f"ELEMENT={ELEMENTS[dtype]}", *adding)
     if found is not None:
-        _loaded.add((source, dtype))
+        _libraries.add((source, dtype))
     return found
 
 
-def extension(source: Path, *, compiles: bool) -> ModuleType | None:
-    """`source` as an extension module, from the cache or compiled; None, without a word, where that fails.
+def extension(source: Path, *, compiles: bool) -> ctypes.CDLL | None:
+    """`source`, which includes torch's headers, from the cache or compiled; None, without a word, where that fails.
 
-    It saves microseconds and changes no result, so nobody need hear of its absence.
+    It saves microseconds and changes no result, so nobody need hear of its absence. Any compiler's is as good as
+    another's, so the cache is asked without looking for one.
     """
-    compiler = _compiler_now()
-    if isinstance(compiler, str):
-        return None
-    found = _made(source, EXTENSION_FLAGS, compiler, _load_extension, compiles)
+    found = _extension(source, compiles)
     return None if isinstance(found, str) else found
 
 
-def has_python_headers() -> bool:
-    """Whether `extension` finds what Python's development package brings."""
-    return Path(sysconfig.get_path("include"), "Python.h").exists()
-
-
-def in_background(work: Callable[[], object]) -> None:
-    """Runs work beside the program, whose end stops what it compiles and leaves nothing half-written behind."""
-
-    def stop() -> None:
-        for compiling in tuple(_compiling):
-            _end(compiling)
-        thread.join(5)
-
-    thread = threading.Thread(target=work, name="tropigrad compiles", daemon=True)
-    atexit.register(stop)
-    thread.start()
+@functools.cache
+def _extension(source: Path, compiles: bool) -> ctypes.CDLL | str:
+    if not compiles and not (autotune.cache_dir() / "native").is_dir():
+        return "nothing is compiled yet"
+    compiler = _compiler_now() if compiles else "it is not compiled yet"
+    return _loaded(_target(source, EXTENSION_FLAGS, ""), source, EXTENSION_FLAGS, compiler)
 
 
 def required(op: str, source: Path, dtype: torch.dtype) -> ctypes.CDLL:
@@ -208,7 +195,7 @@ def building(form: Form) -> Iterator[None]:
 def _forget_libraries() -> None:
     for forget in _of_one_form:
         forget()
-    _loaded.clear()
+    _libraries.clear()
     autotune.reload()  # remembered calls hold functions of libraries
 
 
@@ -235,15 +222,15 @@ def form() -> str:
 
 def is_loaded(source: Path, dtype: torch.dtype) -> bool:
     """Whether `library_of` has given one before: then nobody need look for a compiler, which costs 5 µs."""
-    return (source, dtype) in _loaded
+    return (source, dtype) in _libraries
 
 
 def loaded() -> frozenset[tuple[Path, torch.dtype]]:
     """The sources and dtypes that `library_of` has given libraries of, in the form of now."""
-    return frozenset(_loaded)
+    return frozenset(_libraries)
 
 
-_loaded: set[tuple[Path, torch.dtype]] = set()  # in the form of now
+_libraries: set[tuple[Path, torch.dtype]] = set()  # in the form of now
 
 
 # Of a C++ kernel's space; 0: all of torch's, where there is work for them. Any number gives the same bits.
@@ -262,7 +249,7 @@ def integers(*values: int):
 
 def shape_only(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """What torch.empty_like takes half a microsecond less than torch.empty for: a tensor that holds no memory."""
-    like = torch.empty(shape, dtype=dtype)
+    like = torch.empty(shape, dtype=dtype, device="cpu")
     like.untyped_storage().resize_(0)
     return like
 
@@ -276,30 +263,30 @@ def warn_of_slower_path(reason: str) -> None:
 def _library(source: Path, defines: tuple[str, ...], form: Form | None = None) -> ctypes.CDLL | str:
     compiler = _compiler_now()
     flags = (*FLAGS, f"-march={(form or _form).processor}", *(f"-D{define}" for define in defines))
-    return compiler if isinstance(compiler, str) else _made(source, flags, compiler, ctypes.CDLL, True)
+    return compiler if isinstance(compiler, str) else _made(source, flags, compiler)
 
 
 @functools.cache
-def _made(source: Path, flags: tuple[str, ...], compiler: Compiler, load: Callable[[str], Any], compiles: bool) -> Any:
-    """What was loaded, or why nothing was."""
-    target = cache_folder() / f"{source.parent.name}-{source.stem}-{_key(source, flags, compiler)}.so"
+def _made(source: Path, flags: tuple[str, ...], compiler: Compiler) -> ctypes.CDLL | str:
+    return _loaded(_target(source, flags, f"{compiler!r}{_processor()}"), source, flags, compiler)
+
+
+def _target(source: Path, flags: tuple[str, ...], environment: str) -> Path:
+    return cache_folder() / f"{source.parent.name}-{source.stem}-{_key(source, flags, environment)}.so"
+
+
+def _loaded(target: Path, source: Path, flags: tuple[str, ...], compiler: Compiler | str) -> ctypes.CDLL | str:
+    """What lies at `target` or is compiled now, or why nothing is: `compiler` may be a reason."""
     try:
-        return load(_intact(target))
-    except (OSError, ValueError, ImportError) as error:
-        if not compiles:
-            return str(error)
-    try:  # not there yet, or damaged
+        return ctypes.CDLL(_intact(target))
+    except (OSError, ValueError):  # not there yet, or damaged
+        if isinstance(compiler, str):
+            return compiler
+    try:
         _build(compiler, flags, source, target)
-        return load(_intact(target))
-    except (OSError, ValueError, ImportError, subprocess.SubprocessError) as error:
+        return ctypes.CDLL(_intact(target))
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
         return f"{source.name} did not compile: {error}"
-
-
-def _load_extension(path: str) -> ModuleType:
-    loader = importlib.machinery.ExtensionFileLoader(Path(path).name.split("-")[1], path)
-    module = importlib.util.module_from_spec(importlib.machinery.ModuleSpec(loader.name, loader, origin=path))
-    loader.exec_module(module)
-    return module
 
 
 def _compiler_now() -> Compiler | str:
@@ -342,14 +329,8 @@ def openmp_team() -> int | None:
         return None
 
 
-def _key(source: Path, flags: tuple[str, ...], compiler: Compiler) -> str:
-    parts = (
-        source.read_bytes(),
-        _SHARED.read_bytes(),
-        repr(flags).encode(),
-        repr(compiler).encode(),
-        _processor().encode(),
-    )
+def _key(source: Path, flags: tuple[str, ...], environment: str) -> str:
+    parts = (source.read_bytes(), _SHARED.read_bytes(), repr(flags).encode(), environment.encode())
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:32]
 
 
@@ -410,12 +391,8 @@ def _intact(target: Path) -> str:
     return str(target)
 
 
-_compiling: set[subprocess.Popen] = set()
-
-
 def _after_fork() -> None:
-    """In the new process: neither the compilations nor the private folder of the old one are its own."""
-    _compiling.clear()
+    """In the new process: the private folder of the old one is not its own."""
     _private_folder.cache_clear()
 
 
@@ -445,14 +422,11 @@ def _build(compiler: Compiler, flags: tuple[str, ...], source: Path, target: Pat
         streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
         environment = os.environ | {"TMPDIR": folder}  # what a killed compiler leaves lies there too
         with subprocess.Popen(command, start_new_session=True, env=environment, **streams) as process:
-            _compiling.add(process)
             try:
                 said = process.communicate(timeout=_LONGEST_BUILD)[1]
             except BaseException:
                 _end(process)
                 raise
-            finally:
-                _compiling.discard(process)
         if process.returncode != 0:
             lines = [line for line in said.splitlines() if line.strip()]
             silent = [f"{compiler.command[0]} ended with status {process.returncode}"]

@@ -1,4 +1,4 @@
-"""Public functions that torch.fx's tracers record whole, as torch.nn.functional's are: their checks are control flow."""
+"""Public functions that torch.fx's tracers record whole, as they do torch's own: their checks are control flow."""
 
 from __future__ import annotations
 

@@ -11,12 +11,12 @@ from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from . import eager
 from .contenders import Function, Prepare, called, compiled, trained
 from .spec import Contender, Misuse, Sample, Shape, Spec, Workload, register
 from .tropical_matmul import SEMIRINGS, cpu, tropical_matmul, tropical_matmul_ref
-from .tropical_matmul.arguments import check_batches, check_factors, check_options, under_autocast
+from .tropical_matmul.arguments import as_temperature, check_batches, check_factors, check_options, under_autocast
 from .tropical_matmul.definition import FLOATS, INTEGERS
 from .tropical_matmul.spec import inputs as matmul_inputs
 from .tropical_matmul.spec import scalings
@@ -71,7 +71,7 @@ def tropical_matvec(
         a: [..., M, K] float64, float32, float16, bfloat16, int32, int16 or int8, any strides.
         x: [..., K], the dtype and device of a; its batch dimensions broadcast with a's.
         semiring: "max_plus", "min_plus", "max_times" or "log", as in `tropical_matmul`.
-        temperature: T > 0 of the log semiring, in the units of a and x; the others ignore it.
+        temperature: T > 0 of the log semiring, as in `tropical_matmul`, in the units of a and x; the others ignore it.
         return_indices: also return the winners k*(m), the smallest k at ties.
         nan: "propagate": the first NaN candidate wins, as in torch.max. "ignore": NaN candidates are skipped.
         out_dtype: a wider dtype to compute and return in, of the same kind; by default that of a, and int32 for int8.
@@ -81,15 +81,16 @@ def tropical_matvec(
         candidate. Differentiable any number of times in reverse mode; forward mode raises NotImplementedError.
 
     Raises:
-        TypeError: a or x is no strided tensor of a supported dtype, their dtypes differ, or out_dtype is not wider.
-        ValueError: devices, ranks, sizes or batch shapes do not fit, an option is not one of those above, the
-            temperature is not positive and finite, or winners are asked of the log semiring, which has none.
+        TypeError: a or x is no strided tensor of a supported dtype, their dtypes differ, out_dtype is not wider, or the
+            temperature is no number, or requires a gradient.
+        ValueError: devices, ranks, sizes or batch shapes do not fit, K is beyond 2³¹, an option is not one of those
+            above, the temperature is not positive and finite, or winners are asked of the log semiring, which has none.
     """
-    options = "tropical_matvec", semiring, temperature, return_indices, nan, out_dtype
-    known = eager.recall(options, (a, x))
-    if known:
-        return known(a, x)
-    given = a, x
+    if not (isinstance(a, Tensor) and isinstance(x, Tensor)) and has_torch_function_variadic(a, x):  # torch.fx traces
+        options = {"semiring": semiring, "temperature": temperature, "return_indices": return_indices}
+        return handle_torch_function(tropical_matvec, (a, x), a, x, **options, nan=nan, out_dtype=out_dtype)
+    if type(temperature) is not float:
+        temperature = as_temperature("tropical_matvec", temperature)
     a, x = under_autocast(a, x, semiring)
     check_factors("tropical_matvec", a, x, "x", 1, "[..., K]")
     if a.shape[-1] != x.shape[-1]:
@@ -100,18 +101,12 @@ def tropical_matvec(
     check_batches("tropical_matvec", a.shape[:-2], x.shape[:-1], "x")
     check_options("tropical_matvec", a.dtype, semiring, temperature, return_indices, nan, out_dtype)
     shape = *torch.broadcast_shapes(a.shape[:-2], x.shape[:-1]), a.shape[-2]
-
-    def product(a: Tensor, x: Tensor) -> Tensor | TropicalMatvec:
-        left, right = (x if x.dim() > 1 else x.unsqueeze(0), a.mT) if a.dim() == 2 else (a, x.unsqueeze(-1))
-        if return_indices:
-            found = tropical_matmul(left, right, semiring=semiring, return_indices=True, nan=nan, out_dtype=out_dtype)
-            return TropicalMatvec(*(y.reshape(shape) for y in found))
-        y = tropical_matmul(left, right, semiring=semiring, temperature=temperature, nan=nan, out_dtype=out_dtype)
-        return y.reshape(shape)
-
-    if known is None and given[0].dtype == given[1].dtype:  # of two, autocast may have made one
-        eager.remember(product, options, given)
-    return product(a, x)
+    left, right = (x if x.dim() > 1 else x.unsqueeze(0), a.mT) if a.dim() == 2 else (a, x.unsqueeze(-1))
+    if return_indices:
+        found = tropical_matmul(left, right, semiring=semiring, return_indices=True, nan=nan, out_dtype=out_dtype)
+        return TropicalMatvec(*(y.reshape(shape) for y in found))
+    y = tropical_matmul(left, right, semiring=semiring, temperature=temperature, nan=nan, out_dtype=out_dtype)
+    return y.reshape(shape)
 
 
 # ------------------------------------------------------------------------------------------------ the op as data

@@ -57,9 +57,13 @@ def tropical_winners_grad(
         to_a, to_b = values * b[(*batch, k, n)], values * a[(*batch, m, k)]
     sizes = *grad.shape[:-2], grad.shape[-2], inner_size, grad.shape[-1]
     return TropicalWinnersGrad(
-        torch.sparse_coo_tensor(torch.stack((*batch, m, k)), to_a, sizes[:-1], check_invariants=False),
-        torch.sparse_coo_tensor(torch.stack((*batch, k, n)), to_b, (*sizes[:-3], *sizes[-2:]), check_invariants=False),
+        _sparse(torch.stack((*batch, m, k)), to_a, sizes[:-1]),
+        _sparse(torch.stack((*batch, k, n)), to_b, (*sizes[:-3], *sizes[-2:])),
     )
+
+
+def _sparse(at: Tensor, values: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    return torch.sparse_coo_tensor(at, values, sizes, device=values.device, check_invariants=False)
 
 
 def _check(grad: Tensor, indices: Tensor, inner_size: int, a: Tensor | None, b: Tensor | None) -> None:

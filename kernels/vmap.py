@@ -16,11 +16,14 @@ def _joined(x: Tensor, dim: int | None, size: int) -> Tensor:
     return (x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1)
 
 
+def inner_batch(x: Tensor, dim: int | None) -> int:
+    """B of a tensor [B, ...] mapped over `dim`, before it joins: where that dimension is 0, nothing after tells."""
+    return x.shape[1 if dim == 0 else 0]
+
+
 def leave_batch(
-    results: Sequence[Tensor], produced: Sequence[bool], size: int
+    results: Sequence[Tensor], produced: Sequence[bool], size: int, inner: int
 ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
-    """Results [size · B, ...] -> [size, B, ...] and their mapped dimensions; those not produced stay as they are."""
-    outs = tuple(
-        x.unflatten(0, (size, x.shape[0] // size)) if made else x for x, made in zip(results, produced, strict=True)
-    )
+    """Results [size · inner, ...] -> [size, inner, ...] and their mapped dimensions; those not produced stay."""
+    outs = tuple(x.unflatten(0, (size, inner)) if made else x for x, made in zip(results, produced, strict=True))
     return outs, tuple(0 if made else None for made in produced)

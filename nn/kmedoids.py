@@ -13,6 +13,7 @@ holding the best medoids so far, and the set that serves all points best is kept
 
 from __future__ import annotations
 
+import operator
 import time
 from dataclasses import dataclass
 
@@ -105,30 +106,35 @@ def kmedoids(
     """k medoids of the rows of x under the ∞-norm.
 
     Args:
-        x: [n, d], floating point, finite, n ≥ k. Distances are found on its device, exchanges are priced on the CPU.
+        x: [n, d], floating point, finite, n ≥ k, d ≥ 1. Distances are found on its device, exchanges are priced on the
+            CPU.
         k: the number of medoids.
-        max_samples: the largest n whose n² distances are held at once: 32 MiB in float64 at the default.
-        samples: how many samples of max(max_samples, 2 k) points are tried beyond that.
+        max_samples: the largest n whose n² distances are held at once, ≥ 1: 32 MiB in float64 at the default.
+        samples: how many samples of max(max_samples, 2 k) points are tried beyond that, ≥ 1.
         generator: draws the samples (a CPU generator; None is torch's global one). Below max_samples nothing is random.
 
     Raises:
-        ValueError: x has the wrong rank or is not finite, or k is not in [1, n].
+        TypeError: x is no floating point tensor; k, max_samples or samples is no integer.
+        ValueError: x has the wrong rank or no features, is not finite, or spans more than its dtype holds; k is not in
+            [1, n], or max_samples or samples is less than 1.
     """
     started = time.perf_counter()
-    if x.dim() != 2 or not 1 <= k <= len(x):
-        raise ValueError(f"kmedoids: k is {k} and x has shape {tuple(x.shape)}; expected x [n, d] and 1 ≤ k ≤ n")
-    if not x.isfinite().all():
-        raise ValueError("kmedoids: x holds NaN or infinite values; expected finite features")
+    k, max_samples, samples = (
+        _count(name, value) for name, value in (("k", k), ("max_samples", max_samples), ("samples", samples))
+    )
+    _check_points(x, k)
     x = x.detach()
     size = max(max_samples, 2 * k)
     runs = 1 if len(x) <= size else samples
-    best_loss, best = float("inf"), torch.empty(0, dtype=torch.int64)
+    cpu = torch.device("cpu")
+    best_loss, best = float("inf"), torch.empty(0, dtype=torch.int64, device=cpu)
     swaps, passes = 0, 0.0
     for _ in range(runs):
         if runs == 1:
-            rows = torch.arange(len(x))
+            rows = torch.arange(len(x), device=cpu)
         else:
-            rows = torch.cat([best, torch.randperm(len(x), generator=generator)[: size - len(best)]]).unique()
+            drawn = torch.randperm(len(x), generator=generator, device=cpu)
+            rows = torch.cat([best, drawn[: size - len(best)]]).unique()
         sample = x[rows.to(x.device)]
         distances = chebyshev_distances(sample, sample).double().cpu().numpy()
         local, run_swaps, run_passes = _swap(distances, _build(distances, k))
@@ -138,3 +144,31 @@ def kmedoids(
         if loss < best_loss:
             best_loss, best = loss, medoids
     return KMedoids(best.to(x.device), best_loss, swaps, passes, runs, time.perf_counter() - started)
+
+
+def _count(name: str, value: int) -> int:
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = None
+    if count is None or isinstance(value, bool):
+        raise TypeError(f"kmedoids: {name} is {value!r}; expected an integer")
+    if count < 1 and name != "k":
+        raise ValueError(f"kmedoids: {name} is {value}; expected at least 1")
+    return count
+
+
+def _check_points(x: Tensor, k: int) -> None:
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        what = x.dtype if isinstance(x, Tensor) else f"a {type(x).__name__}"
+        raise TypeError(f"kmedoids: x is {what}; expected a floating point torch.Tensor")
+    if x.dim() != 2 or not 1 <= k <= len(x):
+        raise ValueError(f"kmedoids: k is {k} and x has shape {tuple(x.shape)}; expected x [n, d] and 1 ≤ k ≤ n")
+    if x.shape[1] == 0:
+        raise ValueError(f"kmedoids: x has shape {tuple(x.shape)}; expected [n, d] with d ≥ 1")
+    if x.is_meta:
+        raise ValueError("kmedoids: x is on meta, which holds no values; expected points on a device")
+    if not x.isfinite().all():
+        raise ValueError("kmedoids: x holds NaN or infinite values; expected finite features")
+    if not (x.amax(dim=0) - x.amin(dim=0)).isfinite().all():
+        raise ValueError(f"kmedoids: x spans more than {x.dtype} holds, and distances would be infinite; rescale x")

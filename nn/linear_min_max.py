@@ -8,6 +8,7 @@ Neural Networks", arXiv 2603.04133.
 
 from __future__ import annotations
 
+import numbers
 from dataclasses import dataclass
 
 import torch
@@ -63,7 +64,7 @@ class LinearMinMax(nn.Module):
         x [..., d], in the dtype of the parameters → f [..., K].
 
     Raises:
-        ValueError: a size below 1; the last dimension of x is not d.
+        TypeError: a size that is no integer.  ValueError: a size below 1; the last dimension of x is not d.
     """
 
     def __init__(
@@ -78,6 +79,8 @@ class LinearMinMax(nn.Module):
     ) -> None:
         super().__init__()
         for name, size in (("in_features", in_features), ("hidden", hidden), ("classes", classes)):
+            if isinstance(size, bool) or not isinstance(size, numbers.Integral):
+                raise TypeError(f"LinearMinMax: {name} is {size!r}; expected an integer, at least 1")
             if size < 1:
                 raise ValueError(f"LinearMinMax: {name} is {size}; expected at least 1")
         self.in_features = in_features
@@ -151,9 +154,10 @@ class LinearMinMax(nn.Module):
         Returns:
             The medoids, and what finding them cost.
         Raises:
-            TypeError: dtypes; what is no tensor.
-            ValueError: sizes that do not fit; non-finite features; labels out of range, a class without samples, fewer
-                than two classes; fewer hidden units than classes, or more than samples.
+            TypeError: dtypes; what is no tensor, and no number.
+            ValueError: sizes or devices that do not fit; non-finite features; labels out of range, a class without
+                samples, fewer than two classes; fewer hidden units than classes, or more than samples; weights beyond
+                the dtype, of which none is written.
         """
         classes = self._check_samples(x, y, scale, margin)
         counts = torch.bincount(classes, minlength=self.classes)
@@ -164,10 +168,17 @@ class LinearMinMax(nn.Module):
             results.append(result)
             medoids.append(rows[result.indices])
         chosen = torch.cat(medoids)
-        m = scale * x[chosen]
+        z, m = scale * x, scale * x[chosen]
+        w1 = torch.cat([-m, m], dim=1)
+        u = tropical_matmul(torch.cat([z, -z], dim=1), w1.T, semiring="min_plus")
+        big = 2 * (u.abs().max() + margin)
+        if not (big.isfinite() and w1.isfinite().all()):
+            raise ValueError(
+                f"LinearMinMax.init_kmedoids: scale {scale:g} times x spans [{z.min():.3g}, {z.max():.3g}], and the "
+                f"weights would be more than {x.dtype} holds; expected a smaller scale or margin, or rescaled x"
+            )
         self._set_scale(scale)
-        self.W1.copy_(torch.cat([-m, m], dim=1))
-        big = 2 * (self.min_units(self.linear(x)).abs().max() + margin)
+        self.W1.copy_(w1)
         is_own = classes[chosen] == torch.arange(self.classes, device=x.device).unsqueeze(1)
         self.W2.copy_(torch.where(is_own, torch.zeros_like(big), -big))
         return KMedoidsInit(chosen, classes[chosen], tuple(results))
@@ -182,11 +193,18 @@ class LinearMinMax(nn.Module):
             raise ValueError(f"{where}: x has shape {tuple(x.shape)}; expected [N, {self.in_features}] with N ≥ 1")
         if x.dtype != self.A.dtype:
             raise TypeError(f"{where}: x is {x.dtype}; expected {self.A.dtype}, the dtype of the parameters")
+        if x.is_meta or x.device != self.A.device or y.is_meta:
+            raise ValueError(
+                f"{where}: x is on {x.device}, y on {y.device} and the parameters on {self.A.device}; expected x and "
+                "the parameters on one device, and values, which meta holds none of"
+            )
         if y.shape != x.shape[:1]:
             raise ValueError(f"{where}: y has shape {tuple(y.shape)}; expected [{len(x)}], one label for each row of x")
         if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
             raise TypeError(f"{where}: y is {y.dtype}; expected integer class labels")
         for name, value in (("scale", scale), ("margin", margin)):
+            if isinstance(value, bool) or not isinstance(value, numbers.Real):
+                raise TypeError(f"{where}: {name} is {value!r}; expected a number")
             if not 0 < value < float("inf"):
                 raise ValueError(f"{where}: {name} is {value}; expected a positive, finite number")
         if not x.isfinite().all():
@@ -195,7 +213,7 @@ class LinearMinMax(nn.Module):
             raise ValueError(f"{where}: the network has a single class; a classifier needs at least two")
         if y.min() < 0 or y.max() >= self.classes:
             raise ValueError(f"{where}: y spans [{y.min()}, {y.max()}]; expected labels in [0, {self.classes - 1}]")
-        labels = y.long()
+        labels = y.to(x.device, torch.int64)
         empty = (torch.bincount(labels, minlength=self.classes) == 0).nonzero().flatten().tolist()
         if empty:
             raise ValueError(f"{where}: no sample of class {', '.join(map(str, empty))}; every class needs a medoid")

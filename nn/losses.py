@@ -40,12 +40,12 @@ class WorstSampleLoss(nn.Module):
 
         Args:
             scores: [N, K], floating point, N ≥ 1, K ≥ 2.
-            targets: [N], integers in [0, K); a label outside is torch's own error, on the CPU IndexError of the
-                cross-entropy and RuntimeError of the hinge.
+            targets: [N], integers in [0, K). No label is left out, torch's ignore_index of −100 neither.
         Returns:
             Scalar, the dtype and device of scores.
         Raises:
-            TypeError: targets are not integers.  ValueError: sizes that do not fit.
+            TypeError: targets are not integers.  ValueError: sizes that do not fit.  IndexError: a label outside
+                [0, K), on the CPU; a GPU's own assertion, and in compiled code torch's own error.
         """
         if scores.dim() != 2 or scores.shape[0] == 0 or scores.shape[1] < 2:
             raise ValueError(
@@ -58,15 +58,25 @@ class WorstSampleLoss(nn.Module):
             )
         if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
             raise TypeError(f"WorstSampleLoss: targets are {targets.dtype}; expected integer class labels")
-        targets = targets.long()
-        if self.kind == "cross_entropy":
-            losses = functional.cross_entropy(scores, targets, reduction="none")
-        else:
-            labels = targets.unsqueeze(1)
-            rivals = (scores + self.margin).scatter(1, labels, float("-inf"))
-            # max over a named dimension, here and below: without one, torch spreads the gradient over ties
-            losses = (rivals.max(dim=1).values - scores.gather(1, labels).squeeze(1)).relu()
+        labels = targets.long().unsqueeze(1)
+        try:
+            losses = self._losses(scores, labels)
+        except (RuntimeError, IndexError) as error:  # looked for only now: what is right costs no glance at the labels
+            low, high = (int(bound) for bound in targets.aminmax())
+            if low >= 0 and high < scores.shape[1]:
+                raise
+            raise IndexError(
+                f"WorstSampleLoss: targets span [{low}, {high}]; expected labels in [0, {scores.shape[1] - 1}]"
+            ) from error
         return losses.max(dim=0).values
+
+    def _losses(self, scores: Tensor, labels: Tensor) -> Tensor:
+        if self.kind == "cross_entropy":
+            # by gather, which has no label that means "leave out"
+            return -functional.log_softmax(scores, dim=1).gather(1, labels).squeeze(1)
+        rivals = (scores + self.margin).scatter(1, labels, float("-inf"))
+        # max over a named dimension, here and above: without one, torch spreads the gradient over ties
+        return (rivals.max(dim=1).values - scores.gather(1, labels).squeeze(1)).relu()
 
     def extra_repr(self) -> str:
         return f"margin={self.margin:g}, kind={self.kind!r}"

@@ -6,8 +6,11 @@ of dense backprop bit for bit. Mathematics, steps and sources: kernels/worst_sam
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
+import numbers
+import operator
 import os
 import time
 from collections.abc import Callable
@@ -75,12 +78,18 @@ class WorstSampleSubgradient:
         F = max_n ℓ_n,    ℓ_n = max(0, max_{k≠y} (Δ + f_nk) − f_ny)  or the cross-entropy,    W ← W − γ g
 
     F is not convex in the weights: limit points are stationary at best, and the best iterate is kept. The model stays
-    an ordinary torch module. Weights that others change between steps are taken up, by a dense evaluation.
+    an ordinary torch module. Weights that others change between steps, by whatever way, are noticed by their values and
+    taken up, by a dense evaluation; with `group`, all ranks must change them alike.
+
+    No weight that is not finite is ever written: the step that would do so is not taken, and said (see `step`).
+    `copy.deepcopy` copies the model along, as it does for torch's optimizers; with pickle, put both into one object.
+    The copy goes through the same iterates, bit for bit.
 
     Args:
         model: anything with tensors A [p, d], W1 [q, p] and W2 [K, q], contiguous, float32 or float64 (elsewhere than
             on the CPU any floating dtype), on one device; `tropigrad.nn.LinearMinMax` is one.
-        x: [N, d], the dtype and device of the weights, finite.  y: [N], integer labels in [0, K).
+        x: [N, d], the dtype and device of the weights, finite; not copied where it is contiguous and stands alone, so
+            it must stay as it is.  y: [N], integer labels in [0, K).
         step: "polyak", γ = (F − L) / ‖g‖² with a level L that starts at `target` and is raised where it proves out of
             reach; "sqrt", γ = c / (‖g‖ √(t+1)); "power", γ = c / (‖g‖ (t+1)^0.6).
         memory: "winners" keeps the winner of every min and max; "trees", the paper's form, a tournament tree over the
@@ -90,7 +99,8 @@ class WorstSampleSubgradient:
             Elsewhere every iteration is a dense evaluation by fused products ("dense").
         group: of torch.distributed. Each rank gives its own samples, x, y and validation, and the same model; every
             rank calls every method. The iterates are those of one process with all samples in the order of the ranks,
-            bit for bit; samples are numbered so. An iteration is one exchange of the ranks' worst samples.
+            bit for bit; samples are numbered so. An iteration is one exchange of the ranks' worst samples, and a
+            call of `step` one more.
         loss: "hinge" or "cross_entropy".  margin: Δ > 0, in the units of the scores.
         target: ≥ 0; a run ends when F is no larger.
         length: c, the length of the first step of "sqrt" and "power"; by default that of Polyak's.
@@ -98,8 +108,8 @@ class WorstSampleSubgradient:
         validation: (x, y) of samples with no part in F: the iterate that classifies most of them rightly is kept too.
 
     Raises:
-        TypeError, ValueError: what does not fit, and what was expected.  MemoryError: a memory larger than the
-        machine's.
+        TypeError, ValueError: what does not fit, and what was expected; activations of the start beyond the dtype.
+        MemoryError: a memory larger than the machine's.
 
     Source: Enaieh & Fercoq, "Exploiting Subgradient Sparsity in Max-Plus Neural Networks", arXiv 2603.04133.
     """
@@ -127,23 +137,24 @@ class WorstSampleSubgradient:
         _check_choice("step", step, STEPS)
         _check_choice("loss", loss, LOSSES)
         _check_choice("memory", memory, ("auto", *MEMORIES))
-        _check_number("margin", margin, positive=True)
-        _check_number("target", target, positive=False)
-        if length is not None:
-            _check_number("length", length, positive=True)
         self.model = model
         weights = _check_weights(model)
-        train_A = weights.a.requires_grad if train_A is None else train_A
+        margin = _check_number("margin", margin, weights.w2.dtype, positive=True)
+        target = _check_number("target", target, torch.float64, positive=False)
+        length = 0.0 if length is None else _check_number("length", length, torch.float64, positive=True)
+        train_A = weights.a.requires_grad if train_A is None else bool(train_A)
         weights = Weights(*(w.detach() for w in weights))
         labels = _check_samples("x", "y", x, y, weights)
         samples = Samples(x.detach().contiguous(), labels, len(x))
+        if train_A:
+            _check_squares(samples.x)
         if validation is not None:
             if not isinstance(validation, tuple) or len(validation) != 2:
                 raise TypeError(f"{_WHERE}: validation is a {type(validation).__name__}; expected a pair (x, y)")
             validation_labels = _check_samples("validation[0]", "validation[1]", *validation, weights)
             samples.x = torch.cat([samples.x, validation[0].detach()])
             samples.y = torch.cat([labels, validation_labels])
-        settings = Settings(loss, margin, step, target, length or 0.0, train_A)
+        settings = Settings(loss, margin, step, target, length, train_A)
         watched = None if validation is None else len(validation[0])
         share = _Share(settings, _digest(weights), len(x), watched, labels.unique().tolist())
         shares = [share] if group is None else _gathered(share, group)
@@ -161,11 +172,18 @@ class WorstSampleSubgradient:
             beginning(settings),
             torch.zeros(sum(of_rank.samples for of_rank in shares), dtype=torch.int64, device=x.device),
         )
+        self._asked = memory
         self.memory, self.why = _choose(self._state, memory, is_shared=group is not None)
         self._loop = self._begun()
-        self._versions = self._version()
         self._slice = 1  # iterations between two looks at the clock
-        self._loop.run(0, torch.empty(0, dtype=torch.float64))  # F at the start
+        self._loop.run(0, _trace(0))  # F at the start
+        self._known = _copied(weights)  # what the caches are of
+        overflows = not math.isfinite(self.loss) or not self._loop.z.isfinite().all()
+        if self._on_any_rank(overflows):
+            raise ValueError(
+                f"{_WHERE}: A x, W1 and W2 of the start add up to more than {weights.a.dtype} holds (F is "
+                f"{self.loss}); expected finite activations: rescale x or the weights"
+            )
 
     # -------------------------------------------------------------------------------------------- iterations
 
@@ -173,33 +191,44 @@ class WorstSampleSubgradient:
         """At most n iterations; fewer where the run ends (see `status`). Ctrl-C leaves whole iterations.
 
         Args:
-            n: ≥ 1.
+            n: an integer, ≥ 1.
             progress: called with (iterations done, n, F) a few times a second.
         Returns:
             F after each iteration done, [≤ n] float64.
         Raises:
-            FloatingPointError: F is no longer finite. `load_best()` goes back.
+            FloatingPointError: F is no longer finite, or the next step would leave a weight that is not; nothing of
+                that step is written. `load_best()` goes back.
+            TypeError: n is no integer.  ValueError: n is less than 1; the weights have moved to other memory, or the
+                ranks of `group` have changed them differently.
         """
-        if n < 1:
-            raise ValueError(f"{_WHERE}.step: n is {n}; expected at least 1")
-        if self._version() != self._versions:
+        n = _count(n)
+        if self._has_changed():
             self._take_up()
-        trace = torch.empty(n, dtype=torch.float64)
+        trace = _trace(n)
         done = 0
         while done < n and self._state.progress.status == GOING:
             asked = min(self._slice, n - done)
             start = time.perf_counter()
+            is_whole = isinstance(self._loop, Sparse)  # others may be interrupted between a weight and its caches
             try:
                 with torch.no_grad():
                     done += self._loop.run(asked, trace[done : done + asked])
+                is_whole = True
             finally:
-                self._versions = self._version(written=self.memory != "dense")
+                if is_whole:
+                    self._note_weights()
             seconds = time.perf_counter() - start
             if asked == self._slice:
                 self._slice = max(1, min(2 * asked, round(asked * _SLICE_SECONDS / seconds)))
             if progress:
                 progress(done, n, self.loss)
         if self._state.progress.status == DIVERGED:
+            if math.isfinite(self.loss):
+                raise FloatingPointError(
+                    f"{_WHERE}: after {self.iteration} iterations the next step would leave weights that are not "
+                    f"finite in {self._state.weights.w2.dtype}, and was not taken; load_best() returns, and a smaller "
+                    "length goes less far"
+                )
             raise FloatingPointError(
                 f"{_WHERE}: F is {self.loss} after {self.iteration} iterations; load_best() returns"
             )
@@ -319,13 +348,45 @@ class WorstSampleSubgradient:
         del self._loop  # before another takes as much memory
         self._loop = self._begun()
 
+    def _parts(self) -> dict[str, Any]:
+        """All but the caches, which hold addresses; what a shallow copy must not share is copied."""
+        parts = {name: value for name, value in vars(self).items() if name not in ("_loop", "_state")}
+        return parts | {"_known": _copied(self._known), "samples": self._state.samples, "run": self.state_dict()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self._group is not None:
+            raise TypeError(
+                f"{_WHERE}: a process group cannot be pickled; expected state_dict(), and load_state_dict() of one "
+                "that every rank makes with group="
+            )
+        return self._parts()
+
+    def __setstate__(self, parts: dict[str, Any]) -> None:
+        samples, run = parts.pop("samples"), parts.pop("run")
+        vars(self).update(parts)
+        progress = beginning(settings := Settings(**run["settings"]))
+        for name, value in run["progress"].items():
+            setattr(progress, name, value)
+        weights = Weights(*(w.detach() for w in _check_weights(self.model)))
+        best, best_right = (run[of] and Weights(*run[of].values()) for of in ("best", "best_validation"))
+        self._state = State(settings, samples, weights, best, best_right, progress, run["times_worst"])
+        # the machine that unpickles may have no compiler
+        self.memory, self.why = _choose(self._state, self._asked, is_shared=self._group is not None)
+        self._loop = self._begun()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> WorstSampleSubgradient:
+        memo[id(self._group)] = self._group  # the ranks stay the same
+        twin = memo[id(self)] = object.__new__(type(self))
+        twin.__setstate__(copy.deepcopy(self._parts(), memo))
+        return twin
+
     # -------------------------------------------------------------------------------------------- the model's weights
 
     def _write(self, weights: dict[str, Tensor]) -> None:
         with torch.no_grad():
             for target, name in zip(self._state.weights, ("A", "W1", "W2"), strict=True):
                 target.copy_(weights[name])
-        self._versions = self._version()
+        self._note_weights()
 
     def _begun(self) -> Dense | Sparse:
         if self.memory in MEMORIES:
@@ -334,27 +395,48 @@ class WorstSampleSubgradient:
             own = (Dense if self.memory == "dense" else Cached)(self._state, activate)
         return own if self._group is None else Sharded(self._state, own, self._group, self._first)
 
-    def _version(self, written: bool = False) -> tuple[tuple[int, int], ...]:
-        """By which a change of the weights by others is known. C++ writes past torch, which must be told."""
-        weights = (self.model.A, self.model.W1, self.model.W2)
-        if written:
-            torch.autograd.graph.increment_version(weights)
-        return tuple((w._version, w.data_ptr()) for w in weights)
+    def _note_weights(self) -> None:
+        """The weights are as the caches know them, and autograd must see that they have changed."""
+        torch.autograd.graph.increment_version((self.model.A, self.model.W1, self.model.W2))
+        for known, w in zip(self._known, self._state.weights, strict=True):
+            known.copy_(w)
+
+    def _has_changed(self) -> bool:
+        """Whether others have changed the weights: told by values, as .data and NumPy count no versions."""
+        pairs = zip(_check_model(self.model), self._state.weights, self._known, strict=True)
+        return self._on_any_rank(
+            any(w.data_ptr() != bound.data_ptr() or not torch.equal(w, known) for w, bound, known in pairs)
+        )
+
+    def _on_any_rank(self, flag: bool) -> bool:
+        return flag if self._group is None else any(_of_ranks(flag, self._group))
 
     def _take_up(self) -> None:
         """The weights as others left them. F and what was kept follow from the next observation."""
-        now = _check_weights(self.model)
-        bound = self._state.weights
-        if any(w.data_ptr() != b.data_ptr() for w, b in zip(now, bound, strict=True)):
-            raise ValueError(
-                f"{_WHERE}: the model's weights have moved to other memory (model.to, an assigned parameter); "
-                "make a new WorstSampleSubgradient, and load_state_dict to go on"
-            )
+        error: Exception | None = None
+        try:
+            now = _check_weights(self.model)
+            if any(w.data_ptr() != bound.data_ptr() for w, bound in zip(now, self._state.weights, strict=True)):
+                raise ValueError(
+                    f"{_WHERE}: the model's weights have moved to other memory (model.to, an assigned parameter); "
+                    "make a new WorstSampleSubgradient, and load_state_dict to go on"
+                )
+        except (TypeError, ValueError) as found:
+            error = found
+        if self._group is not None:  # no rank may go on without the others
+            seen = _of_ranks(str(error) if error else _digest(self._state.weights), self._group)
+            if not error and len({*seen}) > 1:
+                error = ValueError(
+                    f"{_WHERE}: the ranks have changed the weights differently, or some of them not; expected the same "
+                    "change on all ranks"
+                )
+        if error:
+            raise error
         del self._loop  # before another takes as much memory
         self._loop = self._begun()
         self._state.progress.loss, self._state.progress.status = math.inf, GOING  # not observed yet
-        self._loop.run(0, torch.empty(0, dtype=torch.float64))
-        self._versions = self._version()
+        self._loop.run(0, _trace(0))
+        self._note_weights()
 
 
 # ------------------------------------------------------------------------------------------------ choices and checks
@@ -378,10 +460,15 @@ def _digest(weights: Weights) -> str:
     return sha.hexdigest()
 
 
+def _of_ranks(given: Any, group: dist.ProcessGroup) -> list[Any]:
+    found = [given] * group.size()
+    dist.all_gather_object(found, given, group=group)
+    return found
+
+
 def _gathered(share: _Share, group: dist.ProcessGroup) -> list[_Share]:
     """The shares of all ranks, or on every rank an error that names what differs between them."""
-    shares = [share] * group.size()
-    dist.all_gather_object(shares, share, group=group)
+    shares = _of_ranks(share, group)
     for rank, other in enumerate(shares):
         pairs = {
             "the weights": (other.weights, shares[0].weights),
@@ -438,20 +525,56 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{_WHERE}: {name} is {value!r}; expected one of {', '.join(map(repr, choices))}")
 
 
-def _check_number(name: str, value: float, positive: bool) -> None:
-    if not (0 < value < math.inf if positive else 0 <= value < math.inf):
+def _check_number(name: str, value: float, dtype: torch.dtype, positive: bool) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{_WHERE}: {name} is {value!r}; expected a number")
+    rounded = torch.tensor(float(value), dtype=torch.float64, device="cpu").to(dtype).item()
+    if not (0 < rounded < math.inf if positive else 0 <= rounded < math.inf):
         sign = "positive" if positive else "not negative"
-        raise ValueError(f"{_WHERE}: {name} is {value}; expected a finite number, {sign}")
+        of = "" if dtype == torch.float64 else f" in {dtype}"
+        raise ValueError(f"{_WHERE}: {name} is {value}; expected a finite number, {sign}{of}")
+    return float(value)
 
 
-def _check_weights(model: LinearMinMaxLike) -> Weights:
+def _count(n: int) -> int:
+    try:
+        count = operator.index(n)
+    except TypeError:
+        count = None
+    if count is None or isinstance(n, bool):
+        raise TypeError(f"{_WHERE}.step: n is {n!r}; expected an integer, at least 1")
+    if count < 1:
+        raise ValueError(f"{_WHERE}.step: n is {n}; expected at least 1")
+    return count
+
+
+def _trace(n: int) -> Tensor:
+    return torch.empty(n, dtype=torch.float64, device="cpu")
+
+
+def _check_squares(x: Tensor) -> None:
+    """‖g‖² holds that of a sample where A is trained."""
+    most = math.sqrt(torch.finfo(torch.float64).max / (4 * x.shape[1]))
+    low, high = (bound.item() for bound in x.aminmax())
+    if max(-low, high) > most:
+        raise ValueError(
+            f"{_WHERE}: x spans [{low:.3g}, {high:.3g}]; expected no more than {most:.3g} where A is trained, for the "
+            "squares of a sample to add up: rescale x"
+        )
+
+
+def _check_model(model: LinearMinMaxLike) -> Weights:
     missing = [name for name in ("A", "W1", "W2") if not isinstance(getattr(model, name, None), Tensor)]
     if missing:
         raise TypeError(
             f"{_WHERE}: {type(model).__name__} has no tensor {', '.join(missing)}; expected A [p, d], W1 [q, p] and "
             "W2 [K, q], as in tropigrad.nn.LinearMinMax"
         )
-    a, w1, w2 = weights = Weights(model.A, model.W1, model.W2)
+    return Weights(model.A, model.W1, model.W2)
+
+
+def _check_weights(model: LinearMinMaxLike) -> Weights:
+    a, w1, w2 = weights = _check_model(model)
     shapes = ", ".join(f"{name} {tuple(w.shape)}" for name, w in zip(("A", "W1", "W2"), weights, strict=True))
     fits = a.dim() == w1.dim() == w2.dim() == 2 and w1.shape[1] == a.shape[0] and w2.shape[1] == w1.shape[0]
     if not fits or min(*a.shape, *w1.shape) < 1 or len(w2) < 2:
@@ -459,6 +582,8 @@ def _check_weights(model: LinearMinMaxLike) -> Weights:
     if not a.dtype == w1.dtype == w2.dtype or not a.device == w1.device == w2.device or not a.is_floating_point():
         kinds = ", ".join(f"{w.dtype} on {w.device}" for w in weights)
         raise TypeError(f"{_WHERE}: the weights are {kinds}; expected one floating dtype and one device")
+    if a.is_meta:
+        raise ValueError(f"{_WHERE}: the weights are on meta, which holds no values; expected them on a device")
     for name, w in zip(("A", "W1", "W2"), weights, strict=True):
         if not w.is_contiguous():
             raise ValueError(f"{_WHERE}: {name} has strides {w.stride()}; expected it contiguous: .contiguous()")
@@ -492,4 +617,4 @@ def _check_samples(x_name: str, y_name: str, x: Tensor, y: Tensor, weights: Weig
         raise ValueError(
             f"{_WHERE}: {x_name} holds NaN or infinite values, first in row {row}; expected finite features"
         )
-    return y.to(x.device, torch.int32)
+    return y.to(x.device, torch.int32, copy=True)

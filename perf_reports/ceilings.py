@@ -152,7 +152,7 @@ def _mix(native: ctypes.CDLL, mix: int, threads: int, rounds: int) -> Ceiling:
 def _cache(native: ctypes.CDLL, threads: int, rounds: int) -> Ceiling:
     l2 = _cache_size(2)
     n = l2 // 2 // 3 // 4
-    arrays = [[torch.ones(n) for _ in range(3)] for _ in range(threads)]
+    arrays = [[torch.ones(n, device="cpu") for _ in range(3)] for _ in range(threads)]
 
     def triad(thread: int, passes: int) -> float:
         return native.tropigrad_triad(*(a.data_ptr() for a in arrays[thread]), n, passes)
@@ -165,7 +165,7 @@ def _cache(native: ctypes.CDLL, threads: int, rounds: int) -> Ceiling:
 
 def _memory(native: ctypes.CDLL, threads: int, rounds: int) -> Ceiling:
     n, how = _triad_size()
-    arrays = [torch.ones(n) for _ in range(3)]
+    arrays = [torch.ones(n, device="cpu") for _ in range(3)]
     cuts = [n * i // threads for i in range(threads + 1)]
 
     def triad(thread: int) -> float:
@@ -181,7 +181,7 @@ def _memory(native: ctypes.CDLL, threads: int, rounds: int) -> Ceiling:
 
 def _memory_by_torch(threads: int, rounds: int) -> Ceiling:
     n, how = _triad_size()
-    out, x, y = (torch.ones(n) for _ in range(3))
+    out, x, y = (torch.ones(n, device="cpu") for _ in range(3))
     rates = []
     for _ in range(rounds):
         start = perf_counter()
@@ -191,7 +191,7 @@ def _memory_by_torch(threads: int, rounds: int) -> Ceiling:
 
 
 def _matmul(threads: int, rounds: int, n: int = 1024) -> Ceiling:
-    a, b, c = (torch.ones(n, n) for _ in range(3))
+    a, b, c = (torch.ones(n, n, device="cpu") for _ in range(3))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

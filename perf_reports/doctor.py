@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import tempfile
 import warnings
@@ -11,20 +12,19 @@ from typing import Any
 
 import torch
 
-from ..kernels import backend, eager, native, qualification
+from ..kernels import backend, dispatch, native, qualification
 from ..kernels.spec import REGISTRY
 from . import results
 
-_PROBE = 'extern "C" int tropigrad_probe() { return 42; }\n'
+_PROBE = '#include "{}"\nextern "C" int tropigrad_vector_bits() {{ return 8 * VECTOR_BYTES; }}\n'
 
 
 def examine() -> dict[str, Any]:
     """Facts for machines; "problems" lists what should work here and does not."""
-    problems: list[str] = []
-    try:
-        backend.forced()
-    except ValueError as error:
-        problems.append(str(error))
+    problems = results.wrong_variables()
+    data = os.environ.get("TROPIGRAD_DATA")
+    if data and not Path(data).is_dir():
+        problems.append(f"TROPIGRAD_DATA is {data!r}, which is no folder; expected one of MNIST-format files, or unset")
     devices = [torch.device("cpu"), *(torch.device("cuda", i) for i in range(torch.cuda.device_count()))]
     backends = {str(device): _backends(device) for device in devices}
     found = {
@@ -33,7 +33,7 @@ def examine() -> dict[str, Any]:
         "interpreted": backend.interpreted(),
         "backends": backends,
         "compiler": _compiler(problems),
-        "small_calls": eager.who_answers(),
+        "operators": dispatch.who_registers(),
         "cache": _cache(problems),
         "environment": results.environment(),
         "problems": problems,
@@ -65,11 +65,12 @@ def _compiler(problems: list[str]) -> dict[str, Any]:
     ):
         warnings.simplefilter("always")
         source = Path(folder, "probe.cpp")
-        source.write_text(_PROBE, encoding="utf-8")
+        source.write_text(_PROBE.format(Path(native.__file__).with_suffix(".hpp").resolve()), encoding="utf-8")
         before = os.environ.get("TROPIGRAD_CACHE_DIR")
         os.environ["TROPIGRAD_CACHE_DIR"] = folder  # an empty cache: this is to compile, now
         try:
             library = native.library(source)
+            form = _form(library) if library else {}
         finally:
             if before is None:
                 del os.environ["TROPIGRAD_CACHE_DIR"]
@@ -79,7 +80,12 @@ def _compiler(problems: list[str]) -> dict[str, Any]:
         why = str(said[-1].message) if said else "the compiler gave no library"
         problems.append(why)
         return {"works": False, "why": why}
-    return {"works": library.tropigrad_probe() == 42, "why": ""}
+    return {"works": True, "why": "", **form}
+
+
+def _form(probe: ctypes.CDLL) -> dict[str, Any]:
+    """Which form of the C++ kernels this processor gets."""
+    return {"vector_bits": probe.tropigrad_vector_bits(), "sums": "fma" if native.adds_by_fma() else "addition"}
 
 
 def _cache(problems: list[str]) -> dict[str, Any]:
@@ -105,7 +111,9 @@ def lines(found: Mapping[str, Any], verbose: bool = False) -> list[str]:
         said += [f"{f'{name} on {device}':<14} {'on' if not why else 'off: ' + why}" for name, why in backends.items()]
     said.append(f"{'interpreter':<14}{'on' if found['interpreted'] else 'off'} (TRITON_INTERPRET)")
     said.append(f"{'compiling':<14}{'works' if compiler['works'] else compiler['why']}")
-    said.append(f"{'small calls':<14}{found['small_calls']}")
+    if compiler["works"]:
+        said.append(f"{'C++ kernels':<14}vectors of {compiler['vector_bits']} bits, sums by {compiler['sums']}")
+    said.append(f"{'operators':<14}registered from {found['operators']}")
     said.append(f"{'cache':<14}{cache['folder']}: {cache['files']} files, {cache['bytes'] / 1e6:.1f} MB")
     said += [f"{name}={value}" for name, value in found["environment"].items()]
     return said + [f"problem: {problem}" for problem in found["problems"]]

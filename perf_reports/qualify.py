@@ -52,7 +52,7 @@ POISONED = 3  # exit status of a process whose device context is spoilt
 
 
 class BadRequest(ValueError):
-    """An unknown op, or a folder that holds another run; the message says what to do."""
+    """An unknown op, a variable that means nothing, or a folder that holds another run; the message says what to do."""
 
 
 @dataclass
@@ -95,12 +95,15 @@ def run(
         progress: called with (stage, done, total, what is being done); the stages are those of PHASES.
 
     Raises:
-        BadRequest: an unknown op; or `out` holds a run and resume is False, or none and it is True.
+        BadRequest: an unknown op; a variable that means nothing; or `out` holds a run and resume is False, or none and
+            it is True.
         OSError: `out` cannot be written.
     """
     unknown = sorted({*ops} - {*REGISTRY})
     if unknown:
         raise BadRequest(f"nothing is named {', '.join(unknown)}; expected some of: {', '.join(REGISTRY)}")
+    if wrong := results.wrong_variables():
+        raise BadRequest("; ".join(wrong))
     if (out / RESULTS).exists() != resume:
         what = "holds a run already; --resume goes on with it" if not resume else "holds no run to resume"
         raise BadRequest(f"{out} {what}; or give another folder: --out DIR")
@@ -305,7 +308,7 @@ def _ceilings(device: torch.device, earlier, left: float, outcome: Outcome, prog
     for record in measure:
         yield record
         found.append(record)
-    tuning.keep_ceilings(found, device)
+    tuning.keep_ceilings(found, device, "tropigrad qualify")
 
 
 def _tuning(specs, device: torch.device, left: float, outcome: Outcome, progress) -> Iterator[dict[str, Any]]:

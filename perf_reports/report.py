@@ -11,9 +11,10 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from ..kernels import backend
+import torch
+
 from ..kernels.spec import REGISTRY
-from . import benchmark, ceilings, data, page, results, speedups, startup
+from . import benchmark, ceilings, data, page, results, speedups, startup, tuning
 from .studies import gsgd, maxplus
 
 Progress = Callable[[str, int, int, str], None]  # (stage, done, total, what is being done)
@@ -75,17 +76,15 @@ def run(
         progress: called with (stage, done, total, what is being done); the stages are ceilings, startup, training and
             kernels.
     Raises:
-        BadRequest: `only` holds a name that means nothing, or TROPIGRAD_BACKEND does.
+        BadRequest: `only` holds a name that means nothing, or TROPIGRAD_BACKEND or TROPIGRAD_AUTOTUNE does.
         DataError: the data are missing or corrupt. Nothing has been written then.
         OSError: `out` cannot be written.
     """
     unknown = [name for name in only if name not in names()]
     if unknown:
         raise BadRequest(f"nothing is named {', '.join(map(repr, unknown))}; expected some of: {', '.join(names())}")
-    try:
-        backend.forced()
-    except ValueError as error:
-        raise BadRequest(str(error)) from None
+    if wrong := results.wrong_variables():
+        raise BadRequest("; ".join(wrong))
     data_dir = data.find_data_dir(data_dir)
     studies = [name for name in STUDIES if not only or name in only]
     cells = benchmark.cells(list(REGISTRY.values()), only=only, quick=quick)
@@ -131,7 +130,11 @@ def _measured(
         return lambda done, total, what: progress(stage, done, total, what)
 
     if cells:
-        yield from ceilings.measure(quick=quick, progress=on("ceilings"))
+        roofs = []
+        for record in ceilings.measure(quick=quick, progress=on("ceilings")):
+            yield record
+            roofs.append(record)
+        tuning.keep_ceilings(roofs, torch.device("cpu"), "tropigrad report")
         yield from startup.measure(quick=quick, progress=on("startup"))
     for name in studies:
         yield from STUDIES[name](data_dir=data_dir, quick=quick, seed=seed, progress=on("training"))

@@ -23,7 +23,6 @@ import math
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 import uuid
@@ -37,6 +36,8 @@ from typing import Any
 import torch
 
 from .. import __version__
+from ..autotune.tuned import MODES
+from ..kernels import backend, native
 
 SCHEMA_VERSION = 1
 
@@ -142,7 +143,8 @@ def versions() -> dict[str, str | None]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = None
-    found["compiler"] = _first_line([os.environ.get("CXX") or _first_on_path("c++", "g++", "clang++"), "--version"])
+    compiler = native.compiler()
+    found["compiler"] = compiler and next((line.strip() for line in compiler.version.splitlines()), None)
     return found
 
 
@@ -151,6 +153,19 @@ def environment() -> dict[str, str]:
     return {
         name: value for name, value in sorted(os.environ.items()) if name.startswith(("TROPIGRAD_", "TRITON_INTERPRET"))
     }
+
+
+def wrong_variables() -> list[str]:
+    """What is wrong with those whose values are names."""
+    found = []
+    try:
+        backend.forced()
+    except ValueError as error:
+        found.append(str(error))
+    mode = os.environ.get("TROPIGRAD_AUTOTUNE") or "replay"
+    if mode not in MODES:
+        found.append(f"TROPIGRAD_AUTOTUNE is {mode!r}; expected one of {', '.join(MODES)}")
+    return found
 
 
 def head(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,15 +191,11 @@ def git_revision() -> str | None:
     return revision + ("+" if _first_line(["git", "-C", str(here), "status", "--porcelain"]) else "")
 
 
-def _first_on_path(*names: str) -> str | None:
-    return next((path for path in map(shutil.which, names) if path), None)
-
-
-def _first_line(command: list[str | None]) -> str | None:
-    if command[0] is None:
-        return None
+def _first_line(command: list[str]) -> str | None:
     try:
-        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(
+            command, capture_output=True, text=True, encoding="utf-8", errors="replace", timeout=10, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.splitlines()[0].strip() if done.stdout.strip() else None
@@ -192,7 +203,7 @@ def _first_line(command: list[str | None]) -> str | None:
 
 def _cpuinfo() -> dict[str, str]:
     try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return {}
     pairs = (line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)

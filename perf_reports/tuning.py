@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -101,22 +103,40 @@ def as_json(found: Sequence[autotune.Finding], table: Path | None) -> dict[str, 
 
 
 def explain(op: str, shapes: Mapping[str, Mapping[str, int]], dtype: torch.dtype) -> autotune.Explanation:
-    """As autotune's, by the ceilings that `tropigrad qualify` measured in this environment, where it did."""
+    """As autotune's, by the ceilings that a report or `qualify` measured in this environment, where one did."""
     return autotune.explain(op, shapes, dtype=dtype, ceilings=ceilings(default_device(), dtype))
 
 
-def keep_ceilings(records: Iterable[Mapping[str, Any]], device: torch.device) -> None:
-    """Notes a device's measured ceilings in the user's cache, under its environment, for `explain`."""
+def keep_ceilings(records: Iterable[Mapping[str, Any]], device: torch.device, by: str) -> None:
+    """Notes a device's measured ceilings in the user's cache, under its environment, for `explain`.
+
+    by: the command that measured them, for people.
+    """
     kept = [{x: r[x] for x in ("name", "threads", "value")} for r in records if r["kind"] == "ceiling"]
-    autotune.store().note(autotune.fingerprint(device), "ceilings", kept)
+    if kept:
+        origin = f"{by}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+        autotune.store().note(autotune.fingerprint(device), "ceilings", {"origin": origin, "records": kept})
+
+
+def _kept_ceilings(environment: autotune.Fingerprint) -> tuple[list[dict[str, Any]], str]:
+    """The records, and what measured them and when; none where nothing was kept that can be understood."""
+    try:
+        found = autotune.store().noted(environment, "ceilings")
+        records = [
+            {"kind": "ceiling", "name": str(r["name"]), "threads": int(r["threads"]), "value": float(r["value"])}
+            for r in found["records"]
+        ]
+        return [r for r in records if 0 < r["value"] < math.inf], str(found["origin"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return [], ""
 
 
 def ceilings(device: torch.device, dtype: torch.dtype) -> autotune.Ceilings:
     """Those that were kept, as they bound calls in a dtype: a CPU's steps were measured in float32 alone."""
     environment = autotune.fingerprint(device)
-    kept = autotune.store().noted(environment, "ceilings") or []
+    kept, origin = _kept_ceilings(environment)
     everybody = environment.units if device.type == "cpu" else 0
-    records = [{"kind": "ceiling", **r} for r in kept if r["threads"] == everybody]
+    records = [r for r in kept if r["threads"] == everybody]
     of = {mix: mix for mix in WAYS} if dtype == torch.float32 else {}
     if device.type == "cuda" and (dtype == torch.float16 or not dtype.is_floating_point):
         of = {"add_max": "add_max_half" if dtype == torch.float16 else "add_max_int"}
@@ -129,6 +149,7 @@ def ceilings(device: torch.device, dtype: torch.dtype) -> autotune.Ceilings:
         bandwidth and bandwidth * GIGA,
         launch and launch / 1e6,
         maxima and maxima * GIGA,
+        origin,
     )
 
 

@@ -168,6 +168,41 @@ def test_doctor_names_a_backend_that_means_nothing_and_one_that_is_off(tropigrad
     assert "forces a backend that is off: Gluon kernels take NVIDIA GPUs" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "match"),
+    [
+        ("TROPIGRAD_AUTOTUNE", "abacus", "TROPIGRAD_AUTOTUNE is 'abacus'; expected one of off, replay, tune"),
+        ("TROPIGRAD_DATA", "/no/such/folder", "TROPIGRAD_DATA is '/no/such/folder', which is no folder"),
+    ],
+    ids=["autotune", "data"],
+)
+def test_doctor_names_a_variable_that_means_nothing(tropigrad, monkeypatch, name, value, match):
+    monkeypatch.setenv(name, value)
+    done = tropigrad("doctor")
+    assert done.exit_code == 1
+    assert f"problem: {match}" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["report", "qualify"])
+def test_what_measures_refuses_a_mode_that_means_nothing(tropigrad, monkeypatch, tmp_path, command):
+    monkeypatch.setenv("TROPIGRAD_AUTOTUNE", "abacus")
+    done = tropigrad(command, "--out", str(tmp_path / "out"))
+    assert done.exit_code == 2
+    assert "TROPIGRAD_AUTOTUNE is 'abacus'; expected one of off, replay, tune" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_doctor_tells_the_processor_and_the_form_of_the_kernels(tropigrad):
+    found = json.loads(tropigrad("doctor", "--json").stdout)
+    text = tropigrad("doctor").stdout
+    assert found["machine"]["cpu"] in text
+    if not found["compiler"]["works"]:
+        pytest.skip(found["compiler"]["why"])
+    assert found["compiler"]["sums"] == ("fma" if native.adds_by_fma() else "addition")
+    assert found["compiler"]["vector_bits"] in (128, 256, 512)
+    assert f"vectors of {found['compiler']['vector_bits']} bits, sums by {found['compiler']['sums']}" in text
+
+
 def test_doctor_leaves_no_probe_in_the_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("TROPIGRAD_CACHE_DIR", str(tmp_path))
     doctor.examine()

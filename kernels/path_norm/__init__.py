@@ -1,12 +1,14 @@
 """Path norms: Σ_p |v(p)|^q over all paths of a bias-free network; definition.py has the mathematics.
 
-Of Linear layers on a CPU, C++ takes the pass forth and the one back. Whatever else looks at a call, a compiler, a
-transform, forward mode or a second derivative, gets the definition, which is torch's own operations.
+Of Linear layers on a CPU, C++ takes the pass forth and the one back, unless some node's part of the sum is beyond what
+one power of two a layer keeps in range. That, and whatever else looks at a call, a compiler, a transform, forward mode
+or a second derivative, gets the definition, which is torch's own operations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import numbers
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from .. import backend
 from ..eager import is_unobserved
-from ..path_values.network import Layer, Size, network, under_autocast
+from ..path_values.network import Layer, Size, as_list, network, under_autocast
 from ..tracing import traceable
 from . import cpu, definition
 from .definition import path_norm_ref
@@ -26,11 +28,10 @@ class _PathNorm(torch.autograd.Function):
     """The C++ kernel and its gradient; who differentiates that, or maps over it, gets the definition's."""
 
     @staticmethod
-    def forward(ctx, layers, p, log, *weights):
-        value, passes = cpu.forward(weights, p, log)
+    def forward(ctx, value, passes, layers, p, log, *weights):
         ctx.save_for_backward(passes, *weights)
         ctx.options = layers, p, log
-        return value
+        return value.clone()
 
     @staticmethod
     def backward(ctx, slope):
@@ -38,18 +39,20 @@ class _PathNorm(torch.autograd.Function):
         layers, p, log = ctx.options
         again = torch.is_grad_enabled()
         if not again and is_unobserved(slope):
-            return None, None, None, *cpu.backward(slope, weights, passes, p, log)
+            found = cpu.backward(slope, weights, passes, p, log)
+            if found is not None:
+                return *[None] * 5, *found
         with torch.enable_grad():
             places = [w.view_as(w) for w in weights]  # one weight may stand in several
             wanted = [w for w in places if w.requires_grad]
             value = _in_torch(places, layers, p, log)
             found = iter(torch.autograd.grad(value, wanted, slope, create_graph=again))
-        return None, None, None, *(next(found) if w.requires_grad else None for w in places)
+        return *[None] * 5, *(next(found) if w.requires_grad else None for w in places)
 
 
 @traceable
 def path_norm(
-    weights: Sequence[Tensor],
+    weights: Iterable[Tensor],
     p: int = 2,
     *,
     log: bool = False,
@@ -68,18 +71,19 @@ def path_norm(
         log: return the logarithm, which stays finite where the sum overflows or underflows.
 
     Returns:
-        A scalar in the weights' dtype, 16-bit ones summed in float32. It overflows only where the sum itself does, or
-        the squares of one node's weights (beyond 1.8e19 in float32). Differentiable any number of times, in forward
-        mode too; the derivative of |w| at 0 is 0. Under autocast it computes, and returns, float32 or wider.
+        A scalar in the weights' dtype, 16-bit ones summed in float32. It overflows, or underflows, only where the sum
+        itself does, however the nodes are scaled. Differentiable any number of times, in forward mode too; the
+        derivative of |w| at 0 is 0. Under autocast it computes, and returns, float32 or wider.
 
     Raises:
         TypeError: weights are of an unsupported type or dtype.
         ValueError: devices, ranks or sizes do not fit, or p is neither 1 nor 2.
     """
-    weights = under_autocast(weights, sums=True)
+    weights = under_autocast(as_list("path_norm", weights), sums=True)
     layers = network("path_norm", weights, input_size, stride, padding)
-    if p not in (1, 2):
+    if isinstance(p, bool) or not isinstance(p, numbers.Real) or p not in (1, 2):
         raise ValueError(f"path_norm: p is {p!r}; expected 1 or 2")
+    p = int(p)
     dtype = weights[0].dtype
     if dtype in (torch.float16, torch.bfloat16):
         return _norm([w.float() for w in weights], layers, p, log).to(dtype)
@@ -90,9 +94,11 @@ def _norm(weights: Sequence[Tensor], layers: Sequence[Layer], p: int, log: bool)
     device = weights[0].device
     served = device.type == "cpu" and cpu.takes(weights) and is_unobserved(*weights)
     if served and backend.choose("path_norm", device, ("torch", "cpp"), weights[0].dtype, cpu.SOURCE) == "cpp":
-        if torch.is_grad_enabled() and any(w.requires_grad for w in weights):
-            return _PathNorm.apply(layers, p, log, *weights)
-        return cpu.forward(weights, p, log)[0]
+        found = cpu.forward(weights, p, log)
+        if found is not None and torch.is_grad_enabled() and any(w.requires_grad for w in weights):
+            return _PathNorm.apply(*found, layers, p, log, *weights)
+        if found is not None:
+            return found[0]
     return _in_torch(weights, layers, p, log)
 
 

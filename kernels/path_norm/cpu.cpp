@@ -3,6 +3,9 @@
 //
 // Forth, a row of weights is a dot product. Back, a task takes some columns of all rows, so that what flows back into
 // its nodes is added up in the order of the rows, with the same bits on any number of threads.
+//
+// A layer's nodes share one power of two. Where that leaves a node's sum so small that its terms may have lost bits to
+// underflow, or lets one overflow, neither function answers: definition.py gives each node a power of its own.
 
 #include "../native.hpp"
 
@@ -16,6 +19,12 @@ using Vector = typename Simd<Element>::Vector;
 constexpr int WIDTH = Simd<Element>::WIDTH;
 constexpr int64_t ROWS = 4;                    // that share x
 constexpr int MOST = std::numeric_limits<Element>::max_exponent - 2;  // 2^±MOST are normal numbers
+
+// What has lost nothing to underflow: a sum of up to 2^20 numbers, each with the error of a subnormal one.
+const Element LEAST =
+    std::ldexp(Element(1), std::numeric_limits<Element>::min_exponent + std::numeric_limits<Element>::digits + 8);
+
+bool in_range(Element x) { return std::abs(x) >= LEAST && std::abs(x) <= 1 / LEAST; }
 
 // |w|^p and its derivative, of scalars and of vectors.
 template <int P>
@@ -92,8 +101,16 @@ void dot(const Element* w, const Element* x, int64_t inputs, Element* y) {
     for (int row = 0; row < N; ++row) y[row] = sums[row].total() + rest[row];
 }
 
+// Whether Σ_i |w[i · stride]|^P x[i] is 0 because every term is.
+bool is_zero(const Element* w, int64_t stride, const Element* x, int64_t count) {
+    for (int64_t i = 0; i < count; ++i)
+        if (x[i] != 0 && w[i * stride] != 0) return false;
+    return true;
+}
+
+// Whether the sums are in range, or right zeros.
 template <int P>
-void forth(const Chain& chain, const Element* const* weights, Element* passes, Element* scales) {
+bool forth(const Chain& chain, const Element* const* weights, Element* passes, Element* scales) {
     Element* x = passes;
     std::fill_n(x, chain.inputs(0), Element(1));
     for (int64_t l = 0; l < chain.count; ++l) {
@@ -105,13 +122,28 @@ void forth(const Chain& chain, const Element* const* weights, Element* passes, E
             for (; j < last; ++j) dot<P, 1>(weights[l] + j * I, x, I, y + j);
         });
         Element largest = 0;
-        for (int64_t j = 0; j < O; ++j) largest = y[j] > largest ? y[j] : largest;
+        for (int64_t j = 0; j < O; ++j) {
+            if (!in_range(y[j]) && !(y[j] == 0 && is_zero(weights[l] + j * I, 1, x, I))) return false;
+            largest = y[j] > largest ? y[j] : largest;
+        }
         int exponent = 0;
-        if (std::isfinite(largest)) std::frexp(largest, &exponent);
+        std::frexp(largest, &exponent);
         scales[l] = std::ldexp(Element(1), -std::max(-MOST, std::min(MOST, exponent)));
-        for (int64_t j = 0; j < O; ++j) y[j] *= scales[l];
+        for (int64_t j = 0; j < O; ++j) {
+            y[j] *= scales[l];
+            if (y[j] != 0 && y[j] < LEAST) return false;
+        }
         x = y;
     }
+    return true;
+}
+
+// Of the elements that are not 0.
+Element smallest(const Element* x, int64_t count) {
+    Element found = 1 / LEAST;
+    for (int64_t i = 0; i < count; ++i)
+        if (x[i] != 0) found = std::min(found, std::abs(x[i]));
+    return found;
 }
 
 // Columns [first, last) of a layer: dw, and dx where there is one; dy is what flows back into its outputs.
@@ -129,9 +161,9 @@ void columns(const Element* w, const Element* x, const Element* dy, int64_t inpu
     }
 }
 
-// slope: what flows back into each output of the last layer. room: twice the widest layer.
+// slope: what flows back into each output of the last layer. room: twice the widest layer. Returns as `forth` does.
 template <int P>
-void back(const Chain& chain, Element slope, const Element* const* weights, const Element* passes,
+bool back(const Chain& chain, Element slope, const Element* const* weights, const Element* passes,
           const Element* scales, Element* const* gradients, Element* room, int64_t widest) {
     Element *dy = room, *dx = room + widest;
     const Element* x = chain.last_of(passes);
@@ -139,12 +171,19 @@ void back(const Chain& chain, Element slope, const Element* const* weights, cons
     for (int64_t l = chain.count - 1; l >= 0; --l) {
         const int64_t I = chain.inputs(l), O = chain.outputs(l);
         x -= I;
-        for (int64_t j = 0; j < O; ++j) dy[j] *= scales[l];
+        for (int64_t j = 0; j < O; ++j) {
+            dy[j] *= scales[l];
+            if (dy[j] != 0 && !in_range(dy[j])) return false;
+        }
+        if (smallest(dy, O) * smallest(x, I) < LEAST) return false;
         chain.share(I, chain.team.columns, O * I, [&](int64_t first, int64_t last) {
             columns<P>(weights[l], x, dy, I, O, first, last, gradients[l], l ? dx : nullptr);
         });
+        for (int64_t i = 0; l && i < I; ++i)
+            if (!in_range(dx[i]) && !(dx[i] == 0 && is_zero(weights[l] + i, I, dy, O))) return false;
         std::swap(dx, dy);
     }
+    return true;
 }
 
 }  // namespace
@@ -152,6 +191,7 @@ void back(const Chain& chain, Element slope, const Element* const* weights, cons
 // ------------------------------------------------------------------------------------------------ C interface
 // widths [count + 1], from the input on. passes: x of each layer's input, the last layer's output, and the power of two
 // that each layer's output was multiplied by: as many elements as all widths together, and count more.
+// INDEX_OUT_OF_RANGE means that something is not in range, and that what was written is nothing.
 
 extern "C" {
 
@@ -162,7 +202,7 @@ int path_norm_forward(int64_t count, const int64_t* widths, const Element* const
     return guarded([&] {
         const Chain chain{count, widths, *team};
         Element* const scales = chain.scales_in(passes);
-        p == 1 ? forth<1>(chain, weights, passes, scales) : forth<2>(chain, weights, passes, scales);
+        if (!(p == 1 ? forth<1> : forth<2>)(chain, weights, passes, scales)) return false;
         const double sum = chain.sum(passes);
         const int exponent = chain.exponent(passes);
         *result = Element(log ? std::log(sum) + exponent * std::log(2.0) : std::ldexp(sum, exponent));
@@ -180,10 +220,9 @@ int path_norm_backward(int64_t count, const int64_t* widths, const Element* cons
         std::vector<Element> room(2 * widest);
         const double into = *slope;
         const Element start = Element(log ? into / chain.sum(passes) : std::ldexp(into, chain.exponent(passes)));
+        if (into != 0 && !in_range(start)) return false;
         const Element* const scales = chain.scales_in(passes);
-        p == 1 ? back<1>(chain, start, weights, passes, scales, gradients, room.data(), widest)
-               : back<2>(chain, start, weights, passes, scales, gradients, room.data(), widest);
-        return true;
+        return (p == 1 ? back<1> : back<2>)(chain, start, weights, passes, scales, gradients, room.data(), widest);
     });
 }
 

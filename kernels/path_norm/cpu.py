@@ -48,8 +48,11 @@ def _functions(dtype: torch.dtype):
     return found.path_norm_forward, found.path_norm_backward
 
 
-def forward(weights: Sequence[Tensor], p: int, log: bool) -> tuple[Tensor, Tensor]:
-    """The norm of weights that `takes` allows, float32 or float64, and the passes, which `backward` takes."""
+def forward(weights: Sequence[Tensor], p: int, log: bool) -> tuple[Tensor, Tensor] | None:
+    """The norm of weights that `takes` allows, float32 or float64, and the passes, which `backward` takes.
+
+    None where one power of two a layer does not keep every node's part of the sum in range, or something is not finite.
+    """
     widths = [weights[0].shape[1], *(w.shape[0] for w in weights)]
     passes = weights[0].new_empty(sum(widths) + len(weights))
     value = weights[0].new_empty(())
@@ -57,20 +60,18 @@ def forward(weights: Sequence[Tensor], p: int, log: bool) -> tuple[Tensor, Tenso
     status = _functions(value.dtype)[0](
         *_chain(widths, weights, p, log), passes.data_ptr(), value.data_ptr(), _team(config)
     )
-    _check(status)
-    return value, passes
+    return (value, passes) if _is_in_range(status) else None
 
 
-def backward(slope: Tensor, weights: Sequence[Tensor], passes: Tensor, p: int, log: bool) -> list[Tensor]:
-    """The gradient of each weight, from that of the norm; the same bits on any number of threads."""
+def backward(slope: Tensor, weights: Sequence[Tensor], passes: Tensor, p: int, log: bool) -> list[Tensor] | None:
+    """The gradient of each weight, from that of the norm; the same bits on any number of threads. None as above."""
     widths = [weights[0].shape[1], *(w.shape[0] for w in weights)]
     gradients = [torch.empty_like(w) for w in weights]
     config = BACKWARD.config(_problem(widths, slope), slope.device)
     status = _functions(slope.dtype)[1](
         *_chain(widths, weights, p, log), passes.data_ptr(), slope.data_ptr(), _addresses(gradients), _team(config)
     )
-    _check(status)
-    return gradients
+    return gradients if _is_in_range(status) else None
 
 
 def _chain(widths: Sequence[int], weights: Sequence[Tensor], p: int, log: bool):
@@ -91,6 +92,7 @@ def _addresses(tensors: Sequence[Tensor]):
     return (ctypes.c_void_p * len(tensors))(*[x.data_ptr() for x in tensors])
 
 
-def _check(status: int) -> None:
+def _is_in_range(status: int) -> bool:
     if status == 1:
         raise MemoryError("path_norm: no memory for what flows back into one layer")
+    return status == 0

@@ -3,8 +3,10 @@
     Σ_p |v(p)|^q = 1ᵀ |W_L|^q ⋯ |W_2|^q |W_1|^q 1
 
 Positive rescaling of a node, which no path value sees, leaves it unchanged. A sum over so many products leaves the
-range of floats soon: after each layer the pass is divided by a power of two, which rounds nothing, and which is a
-constant to the gradient, as the product with it at the end is.
+range of floats soon, and so may one node's part of it, or the square of one weight. So each node (of a convolution,
+each channel) has an exponent of its own, and each weight is multiplied by a power of two, which rounds nothing, before
+it is taken to its power: the largest term of every node's sum is then near 1. These powers are constants to the
+gradient, as the product with the last of them is.
 """
 
 from __future__ import annotations
@@ -23,33 +25,80 @@ from ..path_values.network import Layer, Size, network, nodes_into
 def norm(weights: Sequence[Tensor], layers: Sequence[Layer], p: int, log: bool) -> Tensor:
     """The sum, or its logarithm, of float32 or float64 weights; made of operations that torch differentiates."""
     total, exponent = _pass_of_ones(weights, layers, p)
-    return total.log() + exponent * math.log(2) if log else _times_power_of_two(total, exponent)
+    return total.log() + exponent.to(total.dtype) * math.log(2) if log else _times_power_of_two(total, exponent)
 
 
 def _pass_of_ones(weights: Sequence[Tensor], layers: Sequence[Layer], p: int) -> tuple[Tensor, Tensor]:
     """The sum as (total, exponent), total · 2^exponent."""
-    x = torch.ones(nodes_into(layers[0]), dtype=weights[0].dtype, device=weights[0].device)
-    exponent = torch.zeros((), dtype=torch.int32, device=x.device)
+    first = layers[0]
+    x = torch.ones((first.C, first.H * first.W), dtype=weights[0].dtype, device=weights[0].device)
+    exponent = torch.zeros(first.C, dtype=torch.int32, device=x.device)
     for w, layer in zip(weights, layers, strict=True):
-        powers = w.abs() if p == 1 else w.square()
+        if w.dim() == 2 and x.shape[1] != 1:  # an image is flattened
+            exponent = exponent.unsqueeze(1).expand(x.shape).reshape(x.numel())
+        x, exponent = _normalised(x.reshape(layer.C, layer.H * layer.W), exponent, p)
+        z, exponent = _balanced(w, exponent, p)
+        powers = z.abs() if p == 1 else z.square()
         if w.dim() == 4:
             image = x.view(1, layer.C, layer.H, layer.W)
-            x = conv2d(image, powers, stride=(layer.SH, layer.SW), padding=(layer.PH, layer.PW)).flatten()
+            x = conv2d(image, powers, stride=(layer.SH, layer.SW), padding=(layer.PH, layer.PW)).flatten(2)[0]
         else:
             x = powers @ x
-        if x.numel():
-            # of 0 it is 0; of infinity and NaN it may be any, which leaves them what they are
-            scale = torch.frexp(x.detach().amax()).exponent.clamp(-_MOST[x.dtype], _MOST[x.dtype])
-            x, exponent = _scaled(x, -scale), exponent + scale
-    return x.sum(), exponent
+    x, exponent = _normalised(x, exponent, p)
+    # of one dimension: functorch mixes no scalars with what has dimensions where the mapped one is 0
+    largest = exponent.amax(0, keepdim=True) if x.numel() else exponent.new_zeros(1)
+    return _scaled(x, (exponent - largest).unsqueeze(1)).sum(), largest.squeeze(0)
 
 
 _MOST = {torch.float32: 126, torch.float64: 1022}  # 2^±most are normal numbers
+_NONE = 1 << 30  # above every exponent
+
+
+def _normalised(x: Tensor, exponent: Tensor, p: int) -> tuple[Tensor, Tensor]:
+    """Channels x [C, positions] times powers 2^(−n p) that bring the largest element of each to [1/4, 1]; those of
+    zeros alone have the lowest exponent that others have, so that no weight looks large beside them.
+    """
+    if x.numel() == 0:
+        return x, exponent
+    largest = x.detach().amax(1)
+    shift = _exponent(largest)
+    shift = shift + shift % p
+    is_zero = largest == 0
+    lowest = (exponent + shift).masked_fill(is_zero, _NONE).amin(0, keepdim=True)
+    shift = torch.where(is_zero & (lowest < _NONE), lowest - exponent, shift)
+    return _scaled(x, -shift.unsqueeze(1)), exponent + shift
+
+
+def _balanced(w: Tensor, exponent: Tensor, p: int) -> tuple[Tensor, Tensor]:
+    """Weights times powers of two for which the largest |w|^p x of each output is near 1, and the outputs' exponents.
+
+    What a channel brings is taken in two halves, and each row brought back to 1 after either: the product with the
+    whole may be beyond the dtype where the end is not.
+    """
+    if w.numel() == 0:
+        return w, exponent.new_zeros(w.shape[0])
+    terms = tuple(range(1, w.dim()))
+    rows, columns = (w.shape[0], *[1] * len(terms)), w.shape[1:2] + (1,) * (len(terms) - 1)
+    shift = torch.div(exponent, p, rounding_mode="floor")  # exactly
+    target = torch.div(shift.amax(0, keepdim=True) + shift.amin(0, keepdim=True), 2, rounding_mode="floor")
+    shift = shift - target
+    half = torch.div(shift, 2, rounding_mode="floor")
+    for step in (half, shift - half):
+        w = _scaled(w, step.view(columns))
+        largest = _exponent(w.detach().abs().amax(terms))
+        w, target = _scaled(w, -largest.view(rows)), target + largest
+    return w, p * target
+
+
+def _exponent(x: Tensor) -> Tensor:
+    """n of |x| in [2^(n − 1), 2^n), as far as 2^−n is a normal number; 0 of 0, any of what is not finite."""
+    most = _MOST[x.dtype]
+    return torch.frexp(x).exponent.clamp(-most, most)
 
 
 def _scaled(x: Tensor, exponent: Tensor) -> Tensor:
     """x · 2^exponent. Not torch.ldexp, whose derivative in forward mode is 0 where the exponent is a wrapped tensor."""
-    return x * torch.exp2(exponent.to(x.dtype))
+    return x * torch.exp2(exponent.clamp(max=_MOST[x.dtype]).to(x.dtype))
 
 
 def _times_power_of_two(x: Tensor, exponent: Tensor) -> Tensor:

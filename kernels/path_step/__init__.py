@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import combinations
+from numbers import Real
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from .. import backend, eager
+from .. import backend, eager, memory
 from . import cpu, portable
 from .definition import FLOATS, Layer, Options, Shape, Skeleton, path_step_ref, prefixes, skeleton, suffixes
 
@@ -58,6 +62,15 @@ def _(parameters, grads, momenta, run_momentum, events, shapes, biased, lr, *opt
     return None
 
 
+def _no_vmap(info, in_dims, *args) -> NoReturn:
+    raise NotImplementedError(
+        "path_step: vmap does not apply, as it works in place; expected a call for each of the networks"
+    )
+
+
+torch.library.register_vmap("tropigrad::path_step", _no_vmap)
+
+
 def _chosen(weight: Tensor) -> str:
     return backend.choose("path_step", weight.device, ("torch", "cpp", "triton"), weight.dtype, cpu.SOURCE)
 
@@ -66,13 +79,16 @@ def _step(
     layers: Sequence[Layer], shapes: tuple[Shape, ...], run_momentum: Tensor | None, events: Tensor, options: Options
 ) -> None:
     weight = layers[0].weight
+    operands = cpu.operands(layers, run_momentum, events)
+    if not _are_apart(shapes, operands, cpu.takes(layers, run_momentum)):
+        layers = _apart(layers, run_momentum, events)
     bones = skeleton(shapes, weight.device)
     if run_momentum is not None and run_momentum.shape != (bones.runs,):
         raise ValueError(
             f"path_step: run_momentum has shape {tuple(run_momentum.shape)}; expected ({bones.runs},), one for each run"
         )
-    if isinstance(options.lr, Tensor) and options.lr.is_cpu:
-        options = options._replace(lr=options.lr.item())
+    if not isinstance(options.lr, Tensor) or options.lr.is_cpu:
+        options = options._replace(lr=_checked_rate(options.lr))
     chosen = _chosen(weight)
     if chosen == "cpp" and cpu.takes(layers, run_momentum):
         cpu.path_step(layers, bones, run_momentum, events, options)
@@ -83,6 +99,65 @@ def _step(
         path_step_ref(layers, bones, run_momentum, events, options)
     if not weight.is_inference():  # such tensors have no version
         torch.autograd.graph.increment_version([x for layer in layers for x in layer[:3:2] if x is not None])
+
+
+def _checked_rate(lr: float | Tensor) -> float:
+    lr = float(lr)
+    if not math.isfinite(lr):
+        raise ValueError(f"path_step: lr is {lr}; expected a finite number; nothing was written")
+    return lr
+
+
+_IS_GRADIENT = tuple(name.endswith("grad") for name in Layer._fields)
+_MOST_KEPT = 1 << 12
+_kept_apart: set[tuple[object, ...]] = set()  # shapes, dtype and addresses of operands that are apart
+
+
+def _are_apart(shapes: tuple[Shape, ...], tensors: Sequence[Any], plain: bool) -> bool:
+    """Whether nothing that is written lies in another of the operands; plain: as cpu.takes says of them."""
+    key: tuple[object, ...] = ()
+    if plain:
+        key = (shapes, tensors[0].dtype, *[x if x is None else x.data_ptr() for x in tensors])
+        if key in _kept_apart:
+            return True
+    reads = _IS_GRADIENT * len(shapes) + (False, False)
+    spans = sorted((*memory.span(x), reads) for x, reads in zip(tensors, reads, strict=True) if x is not None)
+    end_written = end = 0
+    for begin, behind, reads in spans:
+        if begin < (end_written if reads else end):
+            return False
+        end, end_written = max(end, behind), end_written if reads else max(end_written, behind)
+    if key:
+        if len(_kept_apart) >= _MOST_KEPT:
+            _kept_apart.clear()
+        _kept_apart.add(key)
+    return True
+
+
+def _apart(layers: Sequence[Layer], run_momentum: Tensor | None, events: Tensor) -> Sequence[Layer]:
+    """The layers, with copies of gradients that lie in something that is written.
+
+    Raises:
+        ValueError: two tensors that are written have memory in common.
+    """
+    written = {
+        f"layers[{number}].{name}": x
+        for number, layer in enumerate(layers)
+        for name, x, reads in zip(Layer._fields, layer, _IS_GRADIENT, strict=True)
+        if x is not None and not reads
+    }
+    written |= {"events": events} if run_momentum is None else {"run_momentum": run_momentum, "events": events}
+    for (name, x), (other, y) in combinations(written.items(), 2):
+        if memory.overlap(x, y):
+            raise ValueError(
+                f"path_step: {name} and {other} share memory; expected tensors with places of their own, as each is "
+                "written; nothing was written"
+            )
+
+    def free(x: Tensor | None) -> Tensor | None:
+        return x if x is None else memory.apart(x, *written.values())
+
+    return [layer._replace(grad=free(layer.grad), bias_grad=free(layer.bias_grad)) for layer in layers]
 
 
 # ------------------------------------------------------------------------------------------------ public
@@ -101,7 +176,8 @@ def path_step(
 
     Args:
         layers: two or more, from the input on, all float32 or all float64, on one device. Weights are contiguous;
-            gradients are shaped as what they are of, in any strides; a bias [G · O] has a gradient too. Where
+            gradients are shaped as what they are of, in any strides, and may be views of what is written: the step
+            is that on copies of them. A bias [G · O] has a gradient too. Where
             options.momentum is not 0 every parameter has a momentum, shaped as it is, 0 before the first step.
         shapes: how the elements of each layer's weight lie as edges [G, O, I, T]; G · I nodes in are the G · O nodes
             out of the layer before.
@@ -112,7 +188,8 @@ def path_step(
 
     Raises:
         TypeError: something is no strided tensor, or of another dtype.
-        ValueError: sizes, devices or strides do not fit, or a bias or a momentum is missing. Nothing has been written.
+        ValueError: sizes, devices or strides do not fit, a bias or a momentum is missing, tensors that are written
+            share memory, as tied weights do, or lr is not finite. Nothing has been written.
     """
     _check(layers, shapes, run_momentum, events, options)
     with torch.no_grad():
@@ -126,9 +203,9 @@ def take_step(
     shapes = tuple(shapes)
     tensors, label = cpu.operands(layers, run_momentum, events), ("path_step", shapes)
     known = eager.recall(label, tensors)
-    if known:
+    if known and _are_apart(shapes, tensors, True):  # by their addresses, which the label of a call does not have
         try:
-            known(*tensors, *map(float, options))
+            known(*tensors, _checked_rate(options.lr), *map(float, options[1:]))
             return
         except eager.NotPlain:
             known = False
@@ -140,11 +217,13 @@ def take_step(
         return
     members = [member for layer in layers for member in (layer[:2] + layer[4:5], layer[2:4] + layer[5:])]
     parameters, grads, momenta = ([x for x in found if x is not None] for found in zip(*members, strict=True))
+    grads = [x.resolve_neg() for x in grads]  # torch's own way to do so fails where run_momentum is None
     lr, *others = options
     torch.ops.tropigrad.path_step(
         parameters, grads, momenta, run_momentum, events,
         [size for shape in shapes for size in shape], [layer.bias is not None for layer in layers],
-        lr if isinstance(lr, Tensor) else torch.tensor(lr, dtype=torch.float64), *others,
+        lr if isinstance(lr, Tensor) else torch.tensor(float(lr), dtype=torch.float64, device="cpu"),
+        *map(float, others),
     )  # fmt: skip
 
 
@@ -154,10 +233,11 @@ def _check(layers: Sequence[Layer], shapes: Sequence[Shape], run_momentum, event
             f"path_step: {len(layers)} layers and {len(shapes)} shapes came; expected two or more, a shape for each"
         )
     first = layers[0].weight
-    if not isinstance(first, Tensor) or first.dtype not in FLOATS:
-        what = first.dtype if isinstance(first, Tensor) else f"a {type(first).__name__}"
-        raise TypeError(f"path_step: layers[0].weight is {what}; expected a tensor of float64 or float32")
+    memory.check_dense("path_step", "layers[0].weight", first)
+    if first.dtype not in FLOATS:
+        raise TypeError(f"path_step: layers[0].weight is {first.dtype}; expected a tensor of float64 or float32")
     dtype, device = first.dtype, first.device
+    _check_options(options)
     moving = options.momentum != 0
     nodes = shapes[0].sources
     for number, (layer, shape) in enumerate(zip(layers, shapes, strict=True)):
@@ -181,6 +261,18 @@ def _check(layers: Sequence[Layer], shapes: Sequence[Shape], run_momentum, event
     _check_tensor("events", events, torch.int64, device, (2,))
 
 
+def _check_options(options: Options) -> None:
+    lr = options.lr
+    if isinstance(lr, Tensor):
+        if lr.dim() or not lr.is_floating_point():
+            raise ValueError(f"path_step: lr is {lr.dtype} of shape {tuple(lr.shape)}; expected one float, shape ()")
+        if lr.requires_grad:
+            raise ValueError("path_step: lr requires a gradient, which no step has; expected lr.detach()")
+    for name, x in zip(Options._fields, options, strict=True):
+        if not isinstance(x, (int, float, Real)) and not (name == "lr" and isinstance(x, Tensor)):
+            raise TypeError(f"path_step: {name} is a {type(x).__name__}; expected a number")
+
+
 def _check_momentum(name: str, x: Tensor | None, moving: bool, dtype, device, shape=None) -> None:
     if (x is not None) != moving:
         expected = "a torch.Tensor, as options.momentum is not 0" if moving else "None, as options.momentum is 0"
@@ -190,10 +282,9 @@ def _check_momentum(name: str, x: Tensor | None, moving: bool, dtype, device, sh
 
 
 def _check_tensor(name: str, x, dtype: torch.dtype, device: torch.device, shape=None, in_one_piece=True) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"path_step: {name} is a {type(x).__name__}; expected a torch.Tensor")
-    if x.dtype != dtype or x.layout != torch.strided:
-        raise TypeError(f"path_step: {name} is {x.dtype}, {x.layout}; expected {dtype}, torch.strided")
+    memory.check_dense("path_step", name, x)
+    if x.dtype != dtype:
+        raise TypeError(f"path_step: {name} is {x.dtype}; expected {dtype}")
     if x.device != device:
         raise ValueError(f"path_step: {name} is on {x.device}; expected {device}, where the first weight is")
     if shape is not None and x.shape != shape:

@@ -7,7 +7,8 @@ need no care. The weights of all layers lie in a row in memory, and one launch t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,10 +16,11 @@ from torch import Tensor
 from .. import backend
 from ..eager import route
 from ..tracing import traceable
-from ..vmap import join_batch, leave_batch
+from ..tropical_matmul.arguments import check_dense
+from ..vmap import inner_batch, join_batch, leave_batch
 from . import cpu, definition, portable
 from .definition import path_values_ref
-from .network import Size, network, pack, under_autocast, unpack
+from .network import Size, as_list, network, pack, under_autocast, unpack
 
 __all__ = ["path_values", "path_values_ref"]
 
@@ -86,19 +88,19 @@ def _(dv, flat, paths, layers):
 
 @torch.library.register_vmap("tropigrad::path_values")  # pyright: ignore[reportOptionalCall]
 def _(info, dims, flat, paths, layers):
+    inner = inner_batch(flat, dims[0])
     flat, paths = join_batch((flat, paths), dims[:2], info.batch_size)
-    (values,), (dim,) = leave_batch(
-        [torch.ops.tropigrad.path_values(flat, paths, layers)], (True,), info.batch_size
-    )  # fmt: skip
+    result = torch.ops.tropigrad.path_values(flat, paths, layers)
+    (values,), (dim,) = leave_batch([result], (True,), info.batch_size, inner)
     return values, dim
 
 
 @torch.library.register_vmap("tropigrad::path_values_backward")  # pyright: ignore[reportOptionalCall]
 def _(info, dims, dv, flat, paths, layers):
+    inner = inner_batch(flat, dims[1])
     dv, flat, paths = join_batch((dv, flat, paths), dims[:3], info.batch_size)
-    (dflat,), (dim,) = leave_batch(
-        [torch.ops.tropigrad.path_values_backward(dv, flat, paths, layers)], (True,), info.batch_size
-    )  # fmt: skip
+    result = torch.ops.tropigrad.path_values_backward(dv, flat, paths, layers)
+    (dflat,), (dim,) = leave_batch([result], (True,), info.batch_size, inner)
     return dflat, dim
 
 
@@ -152,7 +154,7 @@ class _PathValues(torch.autograd.Function):
 
 @traceable
 def path_values(
-    weights: Sequence[Tensor],
+    weights: Iterable[Tensor],
     paths: Tensor,
     *,
     input_size: Size | None = None,
@@ -165,7 +167,8 @@ def path_values(
 
     Args:
         weights: of L bias-free layers from the input to the output, of Linear (out, in) or of Conv2d (out, in, kh, kw),
-            convolutions first; float64, float32, float16 or bfloat16, one dtype and device, any strides.
+            convolutions first; float64, float32, float16 or bfloat16, one dtype and device, any strides. A list, or any
+            iterable, such as an nn.ParameterList.
         paths: [P, L + 1] int64, int32 or int16, any leading dimensions: p_0 is a node of the input, p_l of layer l's
             output. A node of a convolution is channel · (height · width) + row · width + column, as flattening numbers
             it, so a Linear layer may follow. Where a convolution has no edge between two nodes its weight counts as 0.
@@ -185,14 +188,14 @@ def path_values(
         IndexError: a node outside its layer, on the CPU; on a GPU the path's value is NaN and it has no gradient,
             or, inside torch.autograd.detect_anomaly(), IndexError.
     """
-    weights = under_autocast(weights)
+    weights = under_autocast(as_list("path_values", weights))
     layers = network("path_values", weights, input_size, stride, padding)
     _check_paths(paths, len(layers), weights[0].device)
     dtype = weights[0].dtype
-    flat = torch.cat([w.reshape(-1) for w in weights]).unsqueeze(0)
+    flat = torch.cat([w.reshape(w.numel()) for w in weights]).unsqueeze(0)
     if dtype in (torch.float16, torch.bfloat16):
         flat = flat.float()
-    rows = paths.reshape(1, -1, paths.shape[-1])
+    rows = paths.reshape(1, math.prod(paths.shape[:-1]), paths.shape[-1])
     sizes = pack(layers)
     if torch.jit.is_tracing():  # which has tensors for sizes, and takes no list of them
         sizes = [int(size) for size in sizes]
@@ -201,8 +204,7 @@ def path_values(
 
 
 def _check_paths(paths: Tensor, count: int, device: torch.device) -> None:
-    if not isinstance(paths, Tensor):
-        raise TypeError(f"path_values: paths is a {type(paths).__name__}; expected a torch.Tensor")
+    check_dense("path_values", "paths", paths)
     if paths.dtype not in INDICES:
         raise TypeError(f"path_values: paths is {paths.dtype}; expected int64, int32 or int16")
     if paths.dim() < 1 or paths.shape[-1] != count + 1:

@@ -77,7 +77,7 @@ def backward(dv: Tensor, flat: Tensor, paths: Tensor, layers: Sequence[Layer]) -
     """
     B, P, _ = paths.shape
     flat = _in_rows(flat)
-    dflat = torch.zeros(flat.shape, dtype=flat.dtype)
+    dflat = flat.new_zeros(flat.shape)
     config = BACKWARD.config(problem_of(flat, paths, layers), flat.device)
     status = _functions(flat.dtype)[1](
         native.integers(B, P, len(layers), config["BLOCK"]),

@@ -149,7 +149,8 @@ def _added(flat: Tensor, places: Sequence[Tensor], terms: Sequence[Tensor]) -> T
     """Terms added up at their places, −1 nowhere; in one dimension, which torch has a deterministic form of."""
     B, n = flat.shape
     rows = torch.arange(B, device=flat.device).view(-1, 1) * n
-    sums = torch.zeros_like(flat).flatten()
+    sums = torch.zeros_like(flat).reshape(B * n)
     for edge, term in zip(places, terms, strict=True):
-        sums = sums.scatter_add(0, (rows + edge.clamp(min=0)).flatten(), term.masked_fill(edge < 0, 0).flatten())
+        term = term.masked_fill(edge < 0, 0).reshape(edge.numel())
+        sums = sums.scatter_add(0, (rows + edge.clamp(min=0)).flatten(), term)
     return sums.view(B, n)

@@ -6,13 +6,14 @@ a convolution, the feature of a Linear layer. Flattening an image for a Linear l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import backend
+from ..tropical_matmul.arguments import check_dense, is_integer
 from ..tropical_matmul.definition import FLOATS
 
 Size = int | Sequence[int]
@@ -64,11 +65,24 @@ def unpack(sizes: Sequence[int]) -> list[Layer]:
     return [Layer(*sizes[start : start + width]) for start in range(0, len(sizes), width)]
 
 
+def as_list(op: str, weights: Iterable[Tensor]) -> list[Tensor]:
+    """The weights of any iterable of them, such as an nn.ParameterList or a generator, which gives them once.
+
+    Raises:
+        TypeError: weights is no iterable, or one tensor, or a mapping.
+    """
+    if not isinstance(weights, list | tuple) and (
+        isinstance(weights, Tensor | Mapping | str) or not isinstance(weights, Iterable)
+    ):
+        raise TypeError(f"{op}: weights is a {type(weights).__name__}; expected a list of weights, one a layer")
+    return list(weights)
+
+
 def network(op: str, weights: Sequence[Tensor], input_size: Size | None, stride: Size, padding: Size) -> list[Layer]:
     """The layers of these weights, checked; the message of an error names the weight.
 
     Raises:
-        TypeError: weights is no sequence of strided float tensors of one dtype.
+        TypeError: weights are no strided float tensors of one dtype.
         ValueError: there are none, their devices, ranks or sizes do not fit, or input_size, stride or padding does not.
     """
     _check_tensors(op, weights)
@@ -114,15 +128,10 @@ def network(op: str, weights: Sequence[Tensor], input_size: Size | None, stride:
 
 
 def _check_tensors(op: str, weights: Sequence[Tensor]) -> None:
-    if not isinstance(weights, list | tuple):
-        raise TypeError(f"{op}: weights is a {type(weights).__name__}; expected a list of weights, one a layer")
     if not weights:
         raise ValueError(f"{op}: weights is empty; expected one weight or more, from the input to the output")
     for index, w in enumerate(weights):
-        if not isinstance(w, Tensor):
-            raise TypeError(f"{op}: weights[{index}] is a {type(w).__name__}; expected a torch.Tensor")
-        if w.layout != torch.strided:
-            raise TypeError(f"{op}: weights[{index}] has layout {w.layout}; expected torch.strided: .to_dense()")
+        check_dense(op, f"weights[{index}]", w)
         if w.dtype not in FLOATS:
             raise TypeError(f"{op}: weights[{index}] is {w.dtype}; expected float64, float32, float16 or bfloat16")
         if w.dim() not in (2, 4):
@@ -141,29 +150,30 @@ def _check_tensors(op: str, weights: Sequence[Tensor]) -> None:
 
 def _pairs(op: str, name: str, value: Size, count: int, least: int):
     """(height, width) of each convolution, from one integer for all, or one entry, an integer or a pair, for each."""
-    if not isinstance(value, int) and len(value) != count:
+    if not isinstance(value, list | tuple):
+        return iter([_pair(op, name, value, least)] * count)
+    if len(value) != count:
         raise ValueError(
             f"{op}: {name} has {len(value)} entries; expected an integer, or one entry for each of the {count} "
             "convolutions"
         )
-    entries = [value] * count if isinstance(value, int) else value
-    return iter([_pair(op, name, entry, least) for entry in entries])
+    return iter([_pair(op, name, entry, least) for entry in value])
 
 
 def _pair(op: str, name: str, value: Size | None, least: int) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value or ())
-    if len(pair) != 2 or any(not isinstance(n, int) or n < least for n in pair):
+    pair: Any = value if isinstance(value, list | tuple) else (value, value)
+    if len(pair) != 2 or not all(is_integer(n) and n >= least for n in pair):
         raise ValueError(
             f"{op}: {name} is {value}; expected integers, at least {least}: (height, width), or one for both"
         )
-    return pair[0], pair[1]
+    return int(pair[0]), int(pair[1])
 
 
 def under_autocast(weights: Sequence[Tensor], sums: bool = False) -> Sequence[Tensor]:
     """The weights as autocast wants them: nothing is cast down, weights of several dtypes meet in the widest, and where
     there are sums of more than two terms, in float32 at least.
     """
-    if not isinstance(weights, list | tuple) or not all(isinstance(w, Tensor) and w.dtype in FLOATS for w in weights):
+    if not all(isinstance(w, Tensor) and w.dtype in FLOATS for w in weights):
         return weights
     device = weights[0].device.type if weights else ""
     if device not in backend.DEVICES or not torch.is_autocast_enabled(device):

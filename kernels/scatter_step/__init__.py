@@ -6,18 +6,22 @@ list. Duplicates are summed before the rule, which is not linear in g for all ru
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from itertools import combinations
+from numbers import Real
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from .. import backend, eager
+from .. import backend, eager, memory
 from . import cpu, portable
 from .definition import (
     FLOATS,
     RULES,
     STATE,
+    STATE_OVERLAPS,
     compute_dtype,
     fresh_state,
     moved,
@@ -31,6 +35,7 @@ __all__ = ["RULES", "scatter_step", "scatter_step_ref"]
 # ------------------------------------------------------------------------------------------------ operator
 
 _OFFERED = ("cpp", "triton", "torch")
+_NUMBERS = (float, int)
 
 torch.library.define(
     "tropigrad::scatter_step",
@@ -54,11 +59,16 @@ def _step(
     number: Tensor | None,
     deterministic: bool | None,
 ) -> None:
-    """param [R] or [R, D], with columns [R, C] or [R, C, D], any strides; rows and columns [nnz]; values [nnz(, D)].
+    """param [R, ...], with columns [R, C, ...], any strides; rows and columns [nnz]; values [nnz, ...].
 
     moment: velocity or sum, shaped as param; touched [R] or [R, C] and number []: of momentum. All written in place.
     """
+    if param.dim() > (2 if columns is None else 3):
+        _step_in_one(param, rows, columns, values, lr, rule, momentum, eps, moment, touched, number, deterministic)
+        return
     chosen = backend.choose("scatter_step", param.device, _OFFERED, param.dtype, cpu.SOURCE)
+    if not isinstance(lr, Tensor) or lr.is_cpu:
+        lr = _checked_rate(float(lr))
     if rows.shape[0] == 0:
         if number is not None:
             number.add_(1)
@@ -67,8 +77,13 @@ def _step(
     columns = None if columns is None else columns.contiguous()
     if chosen == "cpp" and param.numel() and values.numel():
         step = cpu.prepare(param, rows, columns, values, rule, momentum, eps)
-        step(param, rows, columns, values, float(lr), moment, touched, number)
+        step(param, rows, columns, values, lr, moment, touched, number)
     else:
+        written = [x for x in (param, moment, touched, number) if x is not None]
+        _check_apart(*written)
+        rows, values = memory.apart(rows, *written), memory.apart(values, *written)
+        columns = None if columns is None else memory.apart(columns, *written)
+        lr = memory.apart(lr, *written) if isinstance(lr, Tensor) else lr
         if deterministic is None:
             deterministic = torch.are_deterministic_algorithms_enabled()
         with torch.no_grad():
@@ -84,12 +99,45 @@ def _step(
             torch.autograd.graph.increment_version(param)
 
 
+def _step_in_one(param, rows, columns, values, lr, rule, momentum, eps, moment, *others) -> None:
+    """Trailing dimensions as one; where no single stride serves them, in a copy of param that is copied back."""
+    first = 1 if columns is None else 2
+    trailing = range(first, param.dim() - 1)
+    is_copied = any(param.stride(i) != param.stride(i + 1) * param.shape[i + 1] for i in trailing)
+    with torch.no_grad():
+        whole = param.flatten(first)
+        if is_copied:
+            _check_apart(param, *(x for x in (moment, *others[:2]) if x is not None))
+        moment = None if moment is None else moment.flatten(first)
+        _step(whole, rows, columns, values.flatten(1), lr, rule, momentum, eps, moment, *others)
+        if is_copied:
+            param.copy_(whole.view(param.shape))
+            if not param.is_inference():
+                torch.autograd.graph.increment_version(param)
+
+
 torch.library.impl("tropigrad::scatter_step", backend.DEVICES, _step)
 
 
 @torch.library.register_fake("tropigrad::scatter_step")
 def _(param, rows, columns, values, lr, rule, momentum, eps, moment, touched, number, deterministic):
     return None
+
+
+def _no_vmap(info, in_dims, *args) -> NoReturn:
+    raise NotImplementedError(
+        "scatter_step: vmap does not apply, as it works in place; expected one step of a longer list, in which the "
+        "number of each map is an index more"
+    )
+
+
+torch.library.register_vmap("tropigrad::scatter_step", _no_vmap)
+
+
+def _check_apart(param: Tensor, *state: Tensor) -> None:
+    """What is written has places of its own."""
+    if any(memory.overlap(x, y) for x, y in combinations((param, *state), 2)):
+        raise ValueError(STATE_OVERLAPS)
 
 
 def _as_rows(x: Tensor, columns: Tensor | None) -> Tensor:
@@ -130,7 +178,7 @@ def _step_by_torch(
         number.add_(1)
         since = (number - touched[at]).unsqueeze(-1)
         touched[at] = number
-    lr = polyak_step(lr, g) if rule == "polyak" else lr
+    g = polyak_step(lr, g) if rule == "polyak" else g
     w, new_moment = moved(
         param[at].to(dtype), g, None if moment is None else moment[at], since,
         lr=lr, rule=rule, momentum=momentum, eps=eps,
@@ -215,10 +263,20 @@ def scatter_step(
         IndexError: an index outside [−1, size), with nothing written: on the CPU, and on a GPU inside
             torch.autograd.detect_anomaly(), as it costs a synchronisation; elsewhere on a GPU the entry is skipped.
     """
-    at = (indices,) if isinstance(indices, Tensor) else tuple(indices)
+    at: tuple[Any, ...] = tuple(indices) if isinstance(indices, (list, tuple)) else (indices,)
+    if state is not None and not isinstance(state, dict):
+        raise TypeError(
+            f"scatter_step: state is a {type(state).__name__}; expected a dict, what the last call returned"
+        )
     options = "scatter_step", rule, momentum, eps
-    tensors = param, values, *at, *((state or {}).get(name) for name in STATE.get(rule, ()))
-    known = type(lr) in (float, int) and eager.recall(options, tensors)
+    tensors = (
+        param,
+        values,
+        *at,
+        *((state or {}).get(name) for name in (STATE.get(rule, ()) if type(rule) is str else ())),
+    )
+    plain = type(lr) in _NUMBERS and type(momentum) in _NUMBERS and type(eps) in _NUMBERS and type(rule) is str
+    known = plain and math.isfinite(lr) and eager.recall(options, tensors)
     if known:
         try:
             known(float(lr), *tensors)
@@ -238,23 +296,19 @@ def scatter_step(
     if columns is not None and columns.dtype != rows.dtype:
         rows, columns = rows.long(), columns.long()
     moments = tuple(state[name] for name in kept)
-    moment, touched, number = (*moments, None, None, None)[:3]
-    if eager.is_unobserved(param, values, *at) and param.dim() <= len(at) + 1:
-        if known is None:
+    others: Any = rule, float(momentum), float(eps), *(*moments, None, None, None)[:3], deterministic
+    if eager.is_unobserved(param, values, *at):
+        if known is None and param.dim() <= len(at) + 1:
             _remember(options, (param, values, *at, *moments), len(at))
-        _step(param, rows, columns, values, lr, rule, momentum, eps, moment, touched, number, deterministic)
+        _step(param, rows, columns, values, lr, *others)
         return state
     with torch.no_grad():
-        param, values = param.detach(), values.detach()
-        whole, trailing = param, range(len(at), param.dim() - 1)
-        if trailing:  # as one; where no single stride serves them, in a copy that is copied back
-            whole, values = param.flatten(len(at)), values.flatten(1)
-            moment = None if moment is None else moment.flatten(len(at))
-        rate = lr if isinstance(lr, Tensor) else torch.tensor(lr, dtype=torch.float64)
-        step = torch.ops.tropigrad.scatter_step
-        step(whole, rows, columns, values, rate, rule, momentum, eps, moment, touched, number, deterministic)
-        if any(param.stride(i) != param.stride(i + 1) * param.shape[i + 1] for i in trailing):
-            param.copy_(whole.view(param.shape))
+        param = param.detach()
+        whole, values = param.resolve_neg(), values.detach().resolve_neg()
+        rate = lr if isinstance(lr, Tensor) else torch.tensor(float(lr), dtype=torch.float64, device="cpu")
+        torch.ops.tropigrad.scatter_step(whole, rows, columns, values, rate, *others)
+        if memory.is_negation(param):
+            param.copy_(whole)
     return state
 
 
@@ -263,13 +317,7 @@ def _check_tensors(param: Tensor, at: tuple[Tensor, ...], values: Tensor) -> Non
         raise ValueError(f"scatter_step: {len(at)} index tensors came; expected one, or a pair (rows, columns)")
     names = ("indices",) if len(at) == 1 else ("rows", "columns")
     for name, x in zip(("param", "values", *names), (param, values, *at), strict=True):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"scatter_step: {name} is a {type(x).__name__}; expected a torch.Tensor")
-        if x.layout != torch.strided:
-            raise TypeError(
-                f"scatter_step: {name} has layout {x.layout}; expected torch.strided: "
-                "of a sparse gradient give .indices() and .values()"
-            )
+        memory.check_dense("scatter_step", name, x, "of a sparse gradient give .indices() and .values()")
         if x.device != param.device:
             raise ValueError(f"scatter_step: param is on {param.device} and {name} on {x.device}; expected one device")
     if param.dtype not in FLOATS:
@@ -290,7 +338,7 @@ def _check_tensors(param: Tensor, at: tuple[Tensor, ...], values: Tensor) -> Non
     expected = (at[0].shape[0], *param.shape[len(at) :])
     if values.shape != expected:
         raise ValueError(f"scatter_step: values have shape {tuple(values.shape)}; expected {expected}, to follow param")
-    if 0 in param.stride() and any(n > 1 and step == 0 for n, step in zip(param.shape, param.stride(), strict=True)):
+    if memory.repeats(param):
         raise ValueError("scatter_step: param's elements share memory; expected one place for each: param.contiguous()")
 
 
@@ -302,12 +350,23 @@ def _check_options(param: Tensor, lr: float | Tensor, rule: str, momentum: float
             raise ValueError(f"scatter_step: lr is {lr.dtype} of shape {tuple(lr.shape)}; expected one float, shape ()")
         if lr.device != param.device and lr.device.type != "cpu":
             raise ValueError(f"scatter_step: lr is on {lr.device}; expected param's {param.device}, or the CPU")
-    elif not isinstance(lr, (int, float)):
+        if lr.requires_grad:
+            raise ValueError("scatter_step: lr requires a gradient, which no step has; expected lr.detach()")
+    elif not isinstance(lr, (int, float, Real)):
         raise TypeError(f"scatter_step: lr is a {type(lr).__name__}; expected a number or a tensor of shape ()")
+    for name, x in (("momentum", momentum), ("eps", eps)):
+        if not isinstance(x, (int, float, Real)):
+            raise TypeError(f"scatter_step: {name} is a {type(x).__name__}; expected a number")
     if not 0 <= momentum < 1:
         raise ValueError(f"scatter_step: momentum is {momentum}; expected a number in [0, 1)")
-    if not eps >= 0:
-        raise ValueError(f"scatter_step: eps is {eps}; expected at least 0")
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"scatter_step: eps is {eps}; expected at least 0, and finite")
+
+
+def _checked_rate(lr: float) -> float:
+    if not math.isfinite(lr):
+        raise ValueError(f"scatter_step: lr is {lr}; expected a finite number; nothing was written")
+    return lr
 
 
 def _check_state(param: Tensor, rule: str, state: dict[str, Tensor], coordinates: int) -> None:
@@ -315,6 +374,7 @@ def _check_state(param: Tensor, rule: str, state: dict[str, Tensor], coordinates
         x = state.get(name)
         if x is None:
             raise ValueError(f"scatter_step: state has {', '.join(state)}; expected {name} too, as rule {rule!r} keeps")
+        memory.check_dense("scatter_step", f"state's {name}", x)
         if x.shape != shape or x.dtype != dtype or x.device != param.device or not x.is_contiguous():
             raise ValueError(
                 f"scatter_step: state's {name} is {x.dtype} {tuple(x.shape)} on {x.device}; expected "

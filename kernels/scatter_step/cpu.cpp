@@ -5,7 +5,8 @@
 //   table   = open addressing inside a bucket: which entry of the bucket holds the sum of a key
 //
 // Values are added in the order of the list whatever the number of threads, which share out buckets: always the same
-// bits. All indices are looked at before anything is written.
+// bits. All indices are looked at before anything is written, and operands may lie in one another: the step is that on
+// copies of what it reads.
 
 #include "../native.hpp"
 
@@ -35,6 +36,33 @@ struct Problem {
     int32_t step;                          // the number of this one
     int threads;
 };
+
+struct Span {  // of bytes
+    const char *begin, *end;
+
+    bool meets(const Span& other) const { return begin < other.end && other.begin < end; }
+};
+
+template <class T>
+Span span(const T* first, int64_t count) {
+    const auto* const begin = reinterpret_cast<const char*>(first);
+    return {begin, begin + (first ? count * int64_t(sizeof(T)) : 0)};
+}
+
+// From the first element of W to behind the last.
+Span span_of_param(const Problem& p) {
+    return span(p.param, (p.rows - 1) * p.of_row + (p.columns - 1) * p.of_column + (p.width - 1) * p.of_inner + 1);
+}
+
+// Whether an element of W, which may have gaps, lies in these bytes.
+bool param_lies_in(const Problem& p, const Span& bytes) {
+    if (!span_of_param(p).meets(bytes)) return false;
+    for (int64_t r = 0; r < p.rows; ++r)
+        for (int64_t c = 0; c < p.columns; ++c)
+            for (int64_t j = 0; j < p.width; ++j)
+                if (span(p.param + r * p.of_row + c * p.of_column + j * p.of_inner, 1).meets(bytes)) return true;
+    return false;
+}
 
 template <class Task>
 void for_each_task(int threads, int64_t tasks, const Task& task) {
@@ -72,9 +100,9 @@ inline Element* at(const Problem& p, int64_t key) {
     return p.param + key / p.columns * p.of_row + key % p.columns * p.of_column;
 }
 
-// The rule on the row of W at `key`; G is Element or Compute.
+// The rule on the row of W at `key`; G is Element or Compute. norm: ‖g‖, of Polyak's alone.
 template <class G>
-void move(const Problem& p, int64_t key, const G* g, Compute lr) {
+void move(const Problem& p, int64_t key, const G* g, Compute lr, Compute norm) {
     Element* const w = at(p, key);
     Compute* const moment = p.moment + key * p.width;
     const auto step = [&](int64_t j, Compute delta) {
@@ -96,8 +124,13 @@ void move(const Problem& p, int64_t key, const G* g, Compute lr) {
         for (int64_t j = 0; j < p.width; ++j) {
             const Compute x = widen<Compute>(g[j]);
             moment[j] += x * x;
-            step(j, lr * x / (std::sqrt(moment[j]) + Compute(p.eps)));
+            if (x == 0) continue;  // without eps it would be 0 / 0
+            // √q ≥ |g|, but where g² is too small to be told from 0
+            step(j, lr * (x / (std::max(std::sqrt(moment[j]), std::abs(x)) + Compute(p.eps))));
         }
+        break;
+    case POLYAK:
+        for (int64_t j = 0; j < p.width; ++j) step(j, lr * (widen<Compute>(g[j]) / norm));
         break;
     default:
         for (int64_t j = 0; j < p.width; ++j) step(j, lr * widen<Compute>(g[j]));
@@ -160,7 +193,7 @@ public:
                 s.sum.resize(p.width);
             }
         }
-        Compute lr = Compute(p.lr);
+        double lr = p.lr, norm = 1;
         if (p.rule == POLYAK) {
             std::vector<double> squares(buckets, 0.0);
             for_each_task(p.threads, buckets, [&](int thread, int64_t b) {
@@ -172,14 +205,15 @@ public:
                     }
                 });
             });
-            double norm = 0;
+            norm = 0;
             for (const double x : squares) norm += x;
             if (norm == 0) return true;
-            lr = Compute(p.lr / norm);
+            norm = std::sqrt(norm);
+            lr /= norm;  // once more by the norm is g: lr / ‖g‖² can be infinite where the step is not
         }
         for_each_task(p.threads, buckets, [&](int thread, int64_t b) {
             if (p.rule != POLYAK) reduce(b, scratch[thread]);
-            visit(b, scratch[thread], [&](int64_t key, const auto* g) { move(p, key, g, lr); });
+            visit(b, scratch[thread], [&](int64_t key, const auto* g) { move(p, key, g, Compute(lr), Compute(norm)); });
         });
         return true;
     }
@@ -334,6 +368,8 @@ bool step(const Problem& p) {
     return p.width == 1 ? Step<Index, true>(p).run() : Step<Index, false>(p).run();
 }
 
+constexpr int STATE_OVERLAPS = 3;  // a status beside those of native.hpp
+
 }  // namespace
 
 extern "C" void scatter_set_team(Parallel parallel) { torch_team = parallel; }
@@ -344,18 +380,32 @@ struct Call {
     double momentum, eps;
 };
 
-// number: how many steps there were, counted up here.
+// number: how many steps there were, counted up here. What is written must not overlap; what is read may overlap it.
 extern "C" int scatter_step(const Call* call, void* param, const void* row_index, const void* column_index,
                             const void* values, const double* lr, void* moment, int32_t* touched,
                             int32_t* number) noexcept {
+    bool overlaps = false;
     const int status = guarded([&] {
         const Call& c = *call;
-        const Problem p{c.count, c.rows, c.columns, c.width, row_index, column_index,
+        Problem p{c.count, c.rows, c.columns, c.width, row_index, column_index,
                         static_cast<const Element*>(values), static_cast<Element*>(param), c.of_row, c.of_column,
                         c.of_inner, c.entries_a_bucket, Rule(c.rule), *lr, c.momentum, c.eps,
                         static_cast<Compute*>(moment), touched, number ? *number + 1 : 0, int(c.threads)};
+        const int64_t keys = c.rows * c.columns;
+        const Span state[] = {span(p.moment, keys * c.width), span(touched, keys), span(number, 1)};
+        for (const Span& x : state) overlaps = overlaps || param_lies_in(p, x);
+        overlaps = overlaps || state[0].meets(state[1]) || state[0].meets(state[2]) || state[1].meets(state[2]);
+        if (overlaps) return false;
+        std::vector<Element> own;
+        const Span values_span = span(p.values, c.count * c.width);
+        bool is_written = values_span.meets(span_of_param(p));
+        for (const Span& x : state) is_written = is_written || values_span.meets(x);
+        if (is_written && c.width > 1) {  // single values, like indices, are all read before anything is written
+            own.assign(p.values, p.values + c.count * c.width);
+            p.values = own.data();
+        }
         return c.has_wide_indices ? step<int64_t>(p) : step<int32_t>(p);
     });
-    if (number && status == 0) ++*number;
-    return status;
+    if (number && status == DONE) ++*number;
+    return overlaps ? STATE_OVERLAPS : status;
 }

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...autotune import Space, Tuned
 from .. import eager, native
-from .definition import RULES
+from .definition import RULES, STATE_OVERLAPS
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
 
@@ -53,7 +53,8 @@ def prepare(
 
     Returns:
         A function of param, rows, columns, values, lr (a number), moment, touched, number; None for what is not there.
-        It raises IndexError where an index is out of range, nothing written, and eager.NotPlain: see eager.prepared.
+        It raises IndexError where an index is out of range, ValueError where the state lies in param or in itself,
+        both with nothing written, and eager.NotPlain: see eager.prepared.
     """
     sizes, strides = param.shape, param.stride()
     R, (C, of_row, of_column) = sizes[0], (1, strides[0], strides[0])
@@ -71,6 +72,8 @@ def prepare(
     def check(status: int) -> None:
         if status == 1:
             raise MemoryError(f"scatter_step: no memory for a copy of {nnz} entries")
+        if status == 3:
+            raise ValueError(STATE_OVERLAPS)
         what, columns_too = ("rows", f" and columns in [-1, {C})") if has_columns else ("indices", "")
         raise IndexError(
             f"scatter_step: an index is out of range; expected {what} in [-1, {R}){columns_too}, -1 to skip; "

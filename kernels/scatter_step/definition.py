@@ -9,6 +9,10 @@ from torch import Tensor
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 RULES = ("sgd", "momentum", "adagrad", "polyak")
+STATE_OVERLAPS = (
+    "scatter_step: state shares memory with param or within itself; expected places of its own, as this call's first "
+    "step made it; nothing was written"
+)
 STATE = {"sgd": (), "momentum": ("velocity", "touched", "step"), "adagrad": ("sum",), "polyak": ()}  # what a rule keeps
 
 
@@ -50,7 +54,7 @@ def moved(
 ) -> tuple[Tensor, Tensor | None]:
     """w and its moment (velocity or sum) after the gradient g, all in the compute dtype.
 
-    since: how many steps ago each was last touched, broadcast over w; momentum alone asks. lr: of polyak, γ itself.
+    since: how many steps ago each was last touched, broadcast over w; momentum alone asks. Of polyak, g is the step.
     """
     if isinstance(lr, Tensor):
         lr = lr.to(w)
@@ -62,15 +66,16 @@ def moved(
     if rule == "adagrad":
         assert moment is not None
         moment = moment + g * g
-        return w - lr * g / (moment.sqrt() + eps), moment
-    return w - lr * g, None
+        root = torch.maximum(moment.sqrt(), g.abs())  # √q ≥ |g|, but where g² is too small to be told from 0
+        return torch.where(g == 0, w, w - lr * (g / (root + eps))), moment  # without eps 0 / 0 where g is 0
+    return w - (g if rule == "polyak" else lr * g), None
 
 
 def polyak_step(gap: float | Tensor, g: Tensor) -> Tensor:
-    """γ = (F − F*) / ‖g‖², in float64; 0 where g is 0."""
-    norm = g.double().square().sum()
+    """γ g, γ = (F − F*) / ‖g‖², the norm in float64; 0 where that is 0. γ can be infinite where the step is not."""
+    norm = g.double().square().sum().sqrt()
     gap = gap.to(norm) if isinstance(gap, Tensor) else torch.full_like(norm, gap)
-    return torch.where(norm == 0, 0.0, gap / norm)
+    return torch.where(norm == 0, 0.0, (gap / norm).to(g) * (g / norm.to(g)))
 
 
 def scatter_step_ref(
@@ -92,7 +97,7 @@ def scatter_step_ref(
     at = tuple(index[kept].long() for index in at)
     dtype = compute_dtype(param.dtype)
     g = torch.zeros_like(param, dtype=dtype).index_put_(at, values[kept].to(dtype), accumulate=True)
-    lr = polyak_step(lr, g) if rule == "polyak" else lr
+    g = polyak_step(lr, g) if rule == "polyak" else g
     was_touched = torch.zeros(param.shape[: len(at)], dtype=torch.bool, device=param.device)
     was_touched[at] = True
     wide = was_touched.view(*was_touched.shape, *[1] * (param.dim() - len(at)))

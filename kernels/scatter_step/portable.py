@@ -68,10 +68,10 @@ def _place(row_ptr, column_ptr, i, mask, stride_r, stride_c, HAS_COLUMNS: tl.con
 
 @triton.jit
 def _apply(
-    key, at, d, mask, g, lr, moment_ptr, touched, number, D,
+    key, at, d, mask, g, lr, norm, moment_ptr, touched, number, D,
     RULE: tl.constexpr, LOG2_MOMENTUM: tl.constexpr, EPS: tl.constexpr,
 ):  # fmt: skip
-    """The rule on elements d, which lie at `at`, of the rows of W at `key`."""
+    """The rule on elements d, which lie at `at`, of the rows of W at `key`. norm: ‖g‖, of Polyak's alone."""
     w = tl.load(at, mask=mask, other=0).to(g.dtype)
     if RULE == "momentum":
         moment = tl.load(moment_ptr + key * D + d, mask=mask, other=0)
@@ -82,7 +82,10 @@ def _apply(
     elif RULE == "adagrad":
         moment = tl.load(moment_ptr + key * D + d, mask=mask, other=0) + g * g
         tl.store(moment_ptr + key * D + d, moment, mask=mask)
-        w -= lr * g / (tl.sqrt(moment) + EPS)
+        root = tl.maximum(tl.sqrt(moment), tl.abs(g))  # √q ≥ |g|, but where g² is too small to be told from 0
+        w = tl.where(g == 0, w, w - lr * (g / (root + EPS)))  # without EPS 0 / 0 where g is 0
+    elif RULE == "polyak":
+        w -= lr * (g / norm)
     else:
         w -= lr * g
     tl.store(at, w.to(at.dtype.element_ty), mask=mask)
@@ -94,11 +97,17 @@ def _rate(lr_ptr, lr, dtype: tl.constexpr, HAS_LR: tl.constexpr):
 
 
 @triton.jit
+def _norm(lr_ptr, dtype: tl.constexpr, RULE: tl.constexpr):
+    """‖g‖, which Polyak's rate is followed by."""
+    return tl.load(lr_ptr + 1).to(dtype) if RULE == "polyak" else 0.0
+
+
+@triton.jit
 def _few_kernel(
     param_ptr,  # [R, C, D]
     row_ptr, column_ptr,  # [nnz]
     values_ptr,  # [nnz, D], contiguous
-    lr_ptr,  # [], or lr
+    lr_ptr,  # [], or lr; of Polyak's [lr / ‖g‖, ‖g‖]
     lr,
     moment_ptr,  # [R, C, D], contiguous
     touched_ptr,  # [R, C] int32, contiguous
@@ -130,9 +139,9 @@ def _few_kernel(
         if RULE == "norm":
             norm += tl.sum(g.to(tl.float64) * g.to(tl.float64), 0)
         else:
-            rate = _rate(lr_ptr, lr, COMPUTE, HAS_LR)
+            rate, norm_g = _rate(lr_ptr, lr, COMPUTE, HAS_LR), _norm(lr_ptr, COMPUTE, RULE)
             _apply(
-                key, param_ptr + place + d * stride_d, d, mask, g, rate, moment_ptr, touched, number, D,
+                key, param_ptr + place + d * stride_d, d, mask, g, rate, norm_g, moment_ptr, touched, number, D,
                 RULE, LOG2_MOMENTUM, EPS,
             )  # fmt: skip
     if RULE == "norm":
@@ -237,10 +246,10 @@ def _sorted_kernel(
             touched, number = tl.zeros([BLOCK, 1], tl.int32), 0
             if RULE == "momentum":
                 touched, number = tl.load(touched_ptr + key, mask=leads, other=0)[:, None], tl.load(number_ptr)
-            rate = _rate(lr_ptr, lr, COMPUTE, HAS_LR)
+            rate, norm_g = _rate(lr_ptr, lr, COMPUTE, HAS_LR), _norm(lr_ptr, COMPUTE, RULE)
             _apply(
                 key.to(tl.int64)[:, None], param_ptr + place + d * stride_d, d, leads[:, None] & (d < D), g, rate,
-                moment_ptr, touched, number, D, RULE, LOG2_MOMENTUM, EPS,
+                norm_g, moment_ptr, touched, number, D, RULE, LOG2_MOMENTUM, EPS,
             )  # fmt: skip
     if RULE == "norm":
         tl.store(norm_ptr + tl.program_id(0), norm)
@@ -326,8 +335,9 @@ def step(
         programs = nnz if nnz <= FEW else triton.cdiv(nnz, fixed["BLOCK"])
         norms = torch.empty(programs, dtype=torch.float64, device=param.device)
         launch("norm", 0.0, norms, fixed)
-        norm = norms.sum()
-        launch("sgd", torch.where(norm == 0, 0.0, lr / norm), norms, chosen)
+        norm = norms.sum().sqrt()
+        rate, norm = torch.where(norm == 0, 0.0, lr / norm), torch.where(norm == 0, 1.0, norm)
+        launch("polyak", torch.stack((rate, norm)), norms, chosen)
     else:
         launch(rule, lr, param, chosen)
 

@@ -6,12 +6,13 @@ A short computational tree (Nesterov, 2012). Leaves are the n values; each node 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
-from .. import backend
+from .. import backend, memory
 from ..eager import is_unobserved
 from . import cpu, portable
 from .definition import DTYPES, first_of, node_count
@@ -63,12 +64,25 @@ def _update(leaves: Tensor, values: Tensor, indices: Tensor, positions: Tensor, 
                 f"Tournament: positions reach from {lowest} to {highest}, out of range; expected [-1, {n}), -1 to "
                 "skip; nothing was written"
             )
-    update = portable.update if chosen == "triton" else _update_by_torch
+    update = _update_by_torch  # which reads all before it writes
+    if chosen == "triton":
+        update = portable.update
+        positions, new = (memory.apart(x, leaves, values, indices) for x in (positions, new))
     update(leaves, values, indices, positions, new, largest)
 
 
 torch.library.impl("tropigrad::tournament_build", backend.DEVICES, _build)
 torch.library.impl("tropigrad::tournament_update", backend.DEVICES, _update)
+
+
+def _no_vmap(info, in_dims, *args) -> NoReturn:
+    raise NotImplementedError(
+        "Tournament: vmap does not apply, as it works in place; expected trees [..., n], which are a batch of their own"
+    )
+
+
+torch.library.register_vmap("tropigrad::tournament_build", _no_vmap)
+torch.library.register_vmap("tropigrad::tournament_update", _no_vmap)
 
 
 @torch.library.register_fake("tropigrad::tournament_build")
@@ -129,7 +143,8 @@ class Tournament:
             raise ValueError(f"Tournament: values has shape {tuple(values.shape)}; expected [..., n], n at least 1")
         self.largest = bool(largest)
         self._batch = values.shape[:-1]
-        self._leaves = values.detach().clone(memory_format=torch.contiguous_format).view(-1, values.shape[-1])
+        leaves = values.detach().resolve_neg().clone(memory_format=torch.contiguous_format)
+        self._leaves = leaves.view(self._batch.numel(), values.shape[-1])
         nodes = self._leaves.shape[0], node_count(values.shape[-1])
         self._values = self._leaves.new_empty(nodes)
         self._indices = torch.empty(nodes, dtype=torch.int64, device=values.device)
@@ -153,7 +168,7 @@ class Tournament:
     @property
     def values(self) -> Tensor:
         """The values as they are now, [..., n]: to be read; changed by `update` alone."""
-        return self._leaves.view(*self._batch, -1)
+        return self._leaves.view(*self._batch, self._leaves.shape[-1])
 
     @property
     def winner(self) -> Winner:
@@ -167,6 +182,8 @@ class Tournament:
             positions: int64 or int32 [t], the same in every tree, or [..., t]; −1 changes nothing. A position that
                 comes twice for one tree takes the last of its values on the CPU, and any one of them on a GPU.
             values: [t] or [..., t], in the dtype and on the device of the tree's.
+
+        Both may be views of `values` or `winner`: all is read before any of it is written.
 
         Raises:
             TypeError: a dtype or a type is none of the above.
@@ -186,9 +203,9 @@ class Tournament:
     def _check(self, positions: Tensor, values: Tensor) -> None:
         leaves = self._leaves
         _check_values("values", values)
-        if not isinstance(positions, Tensor) or positions.dtype not in (torch.int64, torch.int32):
-            what = positions.dtype if isinstance(positions, Tensor) else f"a {type(positions).__name__}"
-            raise TypeError(f"Tournament: positions is {what}; expected a tensor of int64 or int32")
+        memory.check_dense("Tournament", "positions", positions)
+        if positions.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"Tournament: positions is {positions.dtype}; expected a tensor of int64 or int32")
         if values.dtype != leaves.dtype:
             raise TypeError(f"Tournament: values is {values.dtype}; expected the tree's {leaves.dtype}")
         for name, x in (("positions", positions), ("values", values)):
@@ -214,11 +231,15 @@ class Tournament:
         Raises:
             ValueError: no "values", or of another shape or dtype; nothing is changed.
         """
-        values = state.get("values")
-        if values is None or values.shape != self.values.shape or values.dtype != self._leaves.dtype:
-            came = f"keys {list(state)}" if values is None else f"{values.dtype} {tuple(values.shape)}"
+        values = state.get("values") if isinstance(state, Mapping) else None
+        if values is None:
+            came = f"keys {list(state)}" if isinstance(state, Mapping) else f"no dict, but a {type(state).__name__}"
+            raise ValueError(f"Tournament: the state has {came}; expected 'values', as state_dict() gives it")
+        _check_values("the state's values", values)
+        if values.shape != self.values.shape or values.dtype != self._leaves.dtype:
             raise ValueError(
-                f"Tournament: the state has {came}; expected 'values', {self._leaves.dtype} {tuple(self.values.shape)}"
+                f"Tournament: the state has {values.dtype} {tuple(values.shape)}; expected 'values', "
+                f"{self._leaves.dtype} {tuple(self.values.shape)}"
             )
         self._leaves.copy_(values.reshape(self._leaves.shape))
         self._build()
@@ -229,10 +250,7 @@ class Tournament:
 
 
 def _check_values(name: str, values: Any) -> None:
-    if not isinstance(values, Tensor):
-        raise TypeError(f"Tournament: {name} is a {type(values).__name__}; expected a torch.Tensor")
-    if values.layout != torch.strided:
-        raise TypeError(f"Tournament: {name} has layout {values.layout}; expected torch.strided: {name}.to_dense()")
+    memory.check_dense("Tournament", name, values)
     if values.dtype not in DTYPES:
         listed = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
         raise TypeError(f"Tournament: {name} is {values.dtype}; expected one of {listed}")

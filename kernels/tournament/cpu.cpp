@@ -106,6 +106,21 @@ struct Trees {
     Tree operator[](int64_t t) const { return {leaves + t * n, values + t * nodes, indices + t * nodes, n}; }
 };
 
+// x, or a copy of it in `own` where these trees lie in its bytes: what is written must not change what is still read.
+const void* apart(const Trees& trees, const void* x, int64_t bytes, std::vector<char>& own) {
+    const auto* const begin = static_cast<const char*>(x);
+    const auto meets = [&](const void* written, int64_t size) {
+        const auto* const first = static_cast<const char*>(written);
+        return begin < first + size && first < begin + bytes;
+    };
+    const int64_t nodes = trees.count * trees.nodes, item = sizeof(Element);
+    if (!meets(trees.leaves, trees.count * trees.n * item) && !meets(trees.values, nodes * item) &&
+        !meets(trees.indices, nodes * int64_t(sizeof(int64_t))))
+        return x;
+    own.assign(begin, begin + bytes);
+    return own.data();
+}
+
 // positions and values: touched a tree; the step from one tree to the next is 0 where all share them.
 template <bool LARGEST, class Index>
 bool update(const Trees& trees, int64_t touched, const Index* positions, int64_t of_position, const Element* values,
@@ -142,13 +157,19 @@ extern "C" void tournament_build(const int64_t* sizes, void* leaves, void* value
 }
 
 // sizes: as above, then touched, and the steps of positions and of new values from tree to tree. cheaper: from how many
-// touched leaves on a tree is built anew.
+// touched leaves on a tree is built anew. positions and fresh may lie in what is written.
 extern "C" int tournament_update(const int64_t* sizes, void* leaves, void* values, int64_t* indices,
                                  const void* positions, int wide, const void* fresh, int largest, int64_t cheaper,
                                  int threads) noexcept {
     return guarded([&] {
         const Trees trees{sizes[0], sizes[1], sizes[2], sizes[3], static_cast<Element*>(leaves),
                           static_cast<Element*>(values), indices};
+        std::vector<char> own[2];
+        const auto size = [&](int64_t step, std::size_t item) {
+            return sizes[4] * (step ? trees.count : 1) * int64_t(item);
+        };
+        positions = apart(trees, positions, size(sizes[5], wide ? sizeof(int64_t) : sizeof(int32_t)), own[0]);
+        fresh = apart(trees, fresh, size(sizes[6], sizeof(Element)), own[1]);
         const auto updated = [&](auto* at) {
             using Index = std::remove_cv_t<std::remove_pointer_t<decltype(at)>>;
             const auto* const x = static_cast<const Element*>(fresh);

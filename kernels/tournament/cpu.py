@@ -73,5 +73,7 @@ def update(leaves: Tensor, values: Tensor, indices: Tensor, positions: Tensor, n
         max(2, n // config["LEAVES"]),
         native.threads(config["threads"], B * touched * 32, _SMALL),
     )
+    if status == 1:
+        raise MemoryError("Tournament: no memory for a copy of the positions or values, which lie in the tree")
     if status == 2:
         raise IndexError(f"Tournament: a position is out of range; expected [-1, {n}), -1 to skip; nothing was written")

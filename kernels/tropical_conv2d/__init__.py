@@ -15,10 +15,17 @@ from torch import Tensor
 
 from .. import backend
 from ..eager import route
-from ..tropical_matmul.arguments import check_nan, check_tensors, check_winners, under_autocast
-from ..tropical_matmul.definition import candidates, semiring_zero, value_dtype, winner_dtype
 from ..tracing import traceable
-from ..vmap import join_batch, leave_batch
+from ..tropical_matmul.arguments import (
+    check_candidates,
+    check_nan,
+    check_tensors,
+    check_winners,
+    is_integer,
+    under_autocast,
+)
+from ..tropical_matmul.definition import candidates, semiring_zero, value_dtype, winner_dtype
+from ..vmap import inner_batch, join_batch, leave_batch
 from . import cpu, portable
 from .definition import SEMIRINGS, Window, tropical_conv2d_ref
 
@@ -70,7 +77,7 @@ torch.library.impl("tropigrad::tropical_conv2d", backend.DEVICES, _forward)
 @torch.library.register_fake("tropigrad::tropical_conv2d")
 def _(x, weight, stride, padding, dilation, groups, semiring, with_winners, ignore_nan):
     shape = _shape(x, weight, Window(stride, padding, dilation))
-    winners = x.new_empty(shape if with_winners else (0,), dtype=winner_dtype(weight[0].numel()))
+    winners = x.new_empty(shape if with_winners else (0,), dtype=winner_dtype(weight.shape[1:].numel()))
     return x.new_empty(shape, dtype=value_dtype(x.dtype)), winners
 
 
@@ -171,9 +178,12 @@ def _side_by_side(x: Tensor, dim: int | None, size: int) -> Tensor:
 def _(info, dims, x, weight, stride, padding, dilation, groups, *options):
     size, with_winners = info.batch_size, options[1]
     op = torch.ops.tropigrad.tropical_conv2d
+    if size == 0 and dims[1] is not None:  # of no weights any will do
+        weight, dims = weight.new_zeros(weight.movedim(dims[1], 0).shape[1:]), (dims[0], None)
     if dims[1] is None:  # one weight for all: more images
-        (x,) = join_batch((x,), dims[:1], size)
-        return leave_batch(op(x, weight, stride, padding, dilation, groups, *options), (True, with_winners), size)
+        inner, (x,) = inner_batch(x, dims[0]), join_batch((x,), dims[:1], size)
+        results = op(x, weight, stride, padding, dilation, groups, *options)
+        return leave_batch(results, (True, with_winners), size, inner)
     x, weight = _side_by_side(x, dims[0], size), weight.movedim(dims[1], 0).flatten(0, 1)
     values, winners = op(x, weight, stride, padding, dilation, groups * size, *options)
     if not with_winners:
@@ -183,7 +193,10 @@ def _(info, dims, x, weight, stride, padding, dilation, groups, *options):
 
 @torch.library.register_vmap("tropigrad::tropical_conv2d_scatter")  # pyright: ignore[reportOptionalCall]
 def _(info, dims, dy, winners, x_shape, weight_shape, stride, padding, dilation, groups, needs_x, needs_weight):
-    size = info.batch_size
+    size, mapped = info.batch_size, ((1 if needs_x else None), (0 if needs_weight else None))
+    if size == 0:
+        shapes = (x_shape[0], 0, *x_shape[1:]) if needs_x else (0,), (0, *weight_shape) if needs_weight else (0,)
+        return tuple(dy.new_empty(shape) for shape in shapes), mapped
     dy, winners = (_side_by_side(y, dim, size) for y, dim in zip((dy, winners), dims[:2], strict=True))
     dx, dweight = torch.ops.tropigrad.tropical_conv2d_scatter(
         dy,
@@ -197,7 +210,6 @@ def _(info, dims, dy, winners, x_shape, weight_shape, stride, padding, dilation,
         needs_x,
         needs_weight,
     )
-    mapped = (1 if needs_x else None), (0 if needs_weight else None)
     gradients = zip((dx, dweight), mapped, (x_shape[1], weight_shape[0]), strict=True)
     return tuple(y if dim is None else y.unflatten(dim, (size, n)) for y, dim, n in gradients), mapped
 
@@ -231,10 +243,12 @@ class _Scatter(torch.autograd.Function):
         if winners.numel() and ctx.needs_x | ctx.needs_weight:
             in_x, in_filter, won = _routes(winners, *ctx.geometry)
             if ctx.needs_x:
-                routed = routed + ddx.flatten(1).gather(1, in_x.flatten(1)).view_as(winners)
+                pixels = ddx.reshape(len(winners), ddx.shape[1:].numel())
+                routed = routed + pixels.gather(1, in_x.flatten(1)).view(winners.shape)
             if ctx.needs_weight:
-                filters = ddweight.flatten(1).expand(winners.shape[0], -1, -1)
-                routed = routed + filters.gather(2, in_filter.flatten(2)).view_as(winners)
+                taps = ddweight.reshape(1, len(ddweight), ddweight.shape[1:].numel())
+                filters = taps.expand(len(winners), *taps.shape[1:])
+                routed = routed + filters.gather(2, in_filter.flatten(2)).view(winners.shape)
             routed = routed.where(won, 0)
         return (routed, *[None] * 7)
 
@@ -356,12 +370,13 @@ def tropical_conv2d(
     Raises:
         TypeError: x or weight is no strided tensor of a supported dtype, or their dtypes differ.
         ValueError: devices, ranks, channels or groups do not fit, the padding is as wide as the window, the window is
-            larger than the padded image, or an option is not one of those above.
+            larger than the padded image or has more than 2³¹ taps, or an option is not one of those above.
     """
     x, weight = under_autocast(x, weight, semiring)
     window = _checked(x, weight, stride, padding, dilation, groups, semiring, nan)
     images = x if x.dim() == 4 else x.unsqueeze(0)
     with_winners = return_indices or (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
+    groups = int(groups)
     with_winners = with_winners or torch.jit.is_tracing()  # its check traces again, without gradients
     convolve = route(_TropicalConv2d, _forward_through, images, weight)
     y, winners = convolve(images, weight, window, groups, semiring, with_winners, nan == "ignore")
@@ -384,7 +399,7 @@ def _checked(x, weight, stride, padding, dilation, groups, semiring, nan) -> Win
         raise ValueError(f"{op}: semiring is {semiring!r}; expected 'max_plus' or 'min_plus'")
     check_nan(op, nan)
     C, filters = x.shape[-3], weight.shape[0]
-    if not isinstance(groups, int) or groups < 1 or C % groups or filters % groups:
+    if not is_integer(groups) or groups < 1 or C % groups or filters % groups:
         raise ValueError(
             f"{op}: groups is {groups!r}; expected a divisor of x's {C} channels and of weight's {filters} filters"
         )
@@ -393,6 +408,7 @@ def _checked(x, weight, stride, padding, dilation, groups, semiring, nan) -> Win
             f"{op}: weight has shape {tuple(weight.shape)}; expected [O, {C // groups}, kh, kw], "
             f"for x's {C} channels in {groups} group{'s' * (groups > 1)}"
         )
+    check_candidates(op, "weight", weight.shape[1:].numel(), tuple(weight.shape))
     window = Window(
         _pair(op, "stride", stride, 1), _pair(op, "padding", padding, 0), _pair(op, "dilation", dilation, 1)
     )
@@ -411,9 +427,7 @@ def _checked(x, weight, stride, padding, dilation, groups, semiring, nan) -> Win
 
 
 def _pair(op: str, name: str, value: _Pair, least: int) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else value
-    if not (
-        isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(n, int) and n >= least for n in pair)
-    ):
+    pair = value if isinstance(value, tuple | list) else (value, value)
+    if len(pair) != 2 or not all(is_integer(n) and n >= least for n in pair):
         raise ValueError(f"{op}: {name} is {value!r}; expected an int or a pair of ints, at least {least}")
-    return pair[0], pair[1]
+    return int(pair[0]), int(pair[1])

@@ -62,8 +62,8 @@ def forward(
     unasked. No size is 0."""
     (B, _, H, W), (O, channels, kh, kw) = x.shape, weight.shape
     shape, K = (B, O, window.outputs(0, H, kh), window.outputs(1, W, kw)), channels * kh * kw
-    values = torch.empty(shape, dtype=value_dtype(x.dtype))
-    won = torch.empty(shape if winners else (0,), dtype=winner_dtype(K))
+    values = x.new_empty(shape, dtype=value_dtype(x.dtype))
+    won = x.new_empty(shape if winners else (0,), dtype=winner_dtype(K))
     problem = {"outputs": shape[2] * shape[3], "K": K, "filters": O // groups, "dtype": str(x.dtype)}
     config = FORWARD.config({**problem, "winners": winners}, x.device)
     status = _functions(x.dtype)[0](
@@ -106,8 +106,8 @@ def scatter(
     Raises:
         IndexError: a winner outside [−1, K), or one that names a tap in the padding.
     """
-    dx = torch.empty(x_shape if needs_x else (0,), dtype=dy.dtype)
-    dweight = torch.empty(weight_shape if needs_weight else (0,), dtype=dy.dtype)
+    dx = dy.new_empty(x_shape if needs_x else (0,))
+    dweight = dy.new_empty(weight_shape if needs_weight else (0,))
     winners = winners.contiguous()
     problem = {"outputs": dy.shape[2] * dy.shape[3], "images": dy.shape[0] * dy.shape[1], "dtype": str(dy.dtype)}
     config = SCATTER.config(problem, dy.device)

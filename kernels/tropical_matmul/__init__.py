@@ -6,54 +6,63 @@ Ties: smallest k. NaN: the first one wins, as in torch.max.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from .. import backend, eager
-from ..vmap import join_batch, leave_batch
+from .. import backend
+from ..dispatch import Gradient, Plan, operator
+from ..vmap import inner_batch, join_batch, leave_batch
 from . import cpu, gluon, portable, scatter
-from .arguments import check_batches, check_factors, check_options, check_winners, under_autocast
+from .arguments import as_temperature, check_batches, check_factors, check_options, check_winners, under_autocast
 from .definition import SEMIRINGS, semiring_zero, tropical_matmul_ref, value_dtype, winner_dtype
 from .log import log_matmul
 
 __all__ = ["SEMIRINGS", "TropicalMatmul", "tropical_matmul", "tropical_matmul_ref"]
 
-# ------------------------------------------------------------------------------------------------ operators
+# ------------------------------------------------------------------------------------------------ the product
 
 _SCATTERS = ("cpp", "triton", "torch")
 _FORWARDS = ("cpp", "gluon", "triton", "torch")
 
-# Plain Library operators: a fraction of a custom_op's dispatch time, and as opaque to Inductor.
-torch.library.define(
-    "tropigrad::tropical_matmul",
-    "(Tensor a, Tensor b, str semiring, bool with_winners, bool ignore_nan) -> (Tensor values, Tensor winners)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-torch.library.define(
-    "tropigrad::tropical_winners_scatter",
-    "(Tensor dc, Tensor winners, Tensor? a, Tensor? b, SymInt K, str semiring, bool needs_a, bool needs_b)"
-    " -> (Tensor da, Tensor db)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
+
+def _as_products(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """a [..., M, K] and b [..., K, N] of the same batch, or b [K, N] for all of it -> [B, M, K], [B, K, N]."""
+    if b.dim() > 2:
+        return a.flatten(0, -3), b.flatten(0, -3)
+    return (a.flatten(0, -2) if a.dim() > 2 else a).unsqueeze(0), b.unsqueeze(0)  # a's batch is more rows
 
 
 def _forward(a: Tensor, b: Tensor, semiring: str, with_winners: bool, ignore_nan: bool) -> tuple[Tensor, Tensor]:
-    """a [B, M, K], b [B, K, N] -> values and winners [B, M, N] (see definition.py for dtypes); winners [0] unasked."""
-    (B, M, K), N = a.shape, b.shape[-1]
-    if B * M * N * K == 0:  # nothing to launch: no output, or K = 0, where every output is the semiring's zero
+    """a [..., M, K], b [..., K, N] or [K, N] -> values and winners [..., M, N] (definition.py has their dtypes).
+
+    Winners that were not asked for are [0].
+    """
+    shape, K = (*a.shape[:-1], b.shape[-1]), a.shape[-1]
+    if a.numel() * b.numel() == 0:  # nothing to launch: no output, or K = 0, where every output is the semiring's zero
         dtype = value_dtype(a.dtype)
-        values = a.new_full((B, M, N), semiring_zero(semiring, dtype), dtype=dtype)
-        return values, torch.full((B, M, N) if with_winners else (0,), -1, dtype=winner_dtype(K), device=a.device)
+        values = a.new_full(shape, semiring_zero(semiring, dtype), dtype=dtype)
+        return values, torch.full(shape if with_winners else (0,), -1, dtype=winner_dtype(K), device=a.device)
     forward = {
         "cpp": cpu.forward,
         "gluon": gluon.forward,
         "triton": portable.forward,
         "torch": _forward_in_chunks,
     }
-    return forward[_forward_of(a)](a, b, semiring, with_winners, ignore_nan)
+    values, winners = forward[_forward_of(a)](*_as_products(a, b), semiring, with_winners, ignore_nan)
+    return values.view(shape), winners.view(shape) if with_winners else winners
+
+
+def _plan(a: Tensor, b: Tensor, semiring: str, with_winners: bool, ignore_nan: bool) -> Plan:
+    if a.numel() * b.numel() == 0 or _forward_of(a) != "cpp":
+        return []
+    products = _as_products(a, b)
+    if any(x.data_ptr() != y.data_ptr() for x, y in zip((a, b), products, strict=True)):
+        return []  # a copy had to be made
+    return cpu.forward_plan(*products, semiring, with_winners, ignore_nan, (*a.shape[:-1], b.shape[-1]))
 
 
 def _forward_of(a: Tensor) -> str:
@@ -61,14 +70,50 @@ def _forward_of(a: Tensor) -> str:
     return backend.choose("tropical_matmul", a.device, offered, a.dtype, cpu.SOURCE)
 
 
-torch.library.impl("tropigrad::tropical_matmul", backend.DEVICES, _forward)
-
-
-@torch.library.register_fake("tropigrad::tropical_matmul")
-def _(a, b, semiring, with_winners, ignore_nan):
-    shape = (a.shape[0], a.shape[1], b.shape[2])
-    winners = a.new_empty(shape if with_winners else (0,), dtype=winner_dtype(a.shape[2]))
+def _fake(a, b, semiring, with_winners, ignore_nan):
+    shape = (*a.shape[:-1], b.shape[-1])
+    winners = a.new_empty(shape if with_winners else (0,), dtype=winner_dtype(a.shape[-1]))
     return a.new_empty(shape, dtype=value_dtype(a.dtype)), winners
+
+
+def _mapped(info, dims, a, b, semiring, with_winners, ignore_nan):
+    size = info.batch_size
+    a = a.expand(size, *a.shape) if dims[0] is None else a.movedim(dims[0], 0)
+    if dims[1] is not None:
+        b = b.movedim(dims[1], 0)
+        if b.dim() < a.dim():  # one right factor for the whole batch of each
+            b = b.reshape(size, *[1] * (a.dim() - b.dim()), *b.shape[1:])
+    if b.dim() > 2:
+        b = b.expand(*a.shape[:-2], *b.shape[-2:])
+    return _MATMUL.dispatched(a, b, semiring, with_winners, ignore_nan), (0, 0 if with_winners else None)
+
+
+def _gradient(
+    grads: Sequence[Tensor | None],
+    saved: Sequence[Tensor],
+    sizes: Sequence[int],
+    needs: Sequence[bool],
+    semiring: str,
+    with_winners: bool,
+    ignore_nan: bool,
+) -> list[Tensor]:
+    """dC -> dA and dB, as far as they are needed: each output's gradient goes to its winner."""
+    (dc,), (*factors, winners) = grads, saved
+    rank = winners.dim()
+    a_shape, b_shape = sizes[:rank], sizes[rank:]
+    if dc is None:
+        return [winners.new_zeros(shape) for shape, needed in zip((a_shape, b_shape), needs, strict=True) if needed]
+    K = a_shape[-1]
+    a, b = _as_products(*factors) if factors else (None, None)
+    shape = (1, -1, b_shape[-1]) if len(b_shape) == 2 else (-1, *winners.shape[-2:])
+    if dc.numel() == 0:
+        shape = (0, 0, 0)
+    found = _SCATTER(dc.reshape(shape), winners.reshape(shape), a, b, K, semiring, *needs)
+    wanted = zip(found, (a_shape, b_shape), needs, strict=True)
+    return [gradient.reshape(shape) for gradient, shape, needed in wanted if needed]
+
+
+# ------------------------------------------------------------------------------------------------ its gradient
 
 
 def _scatter(
@@ -82,7 +127,7 @@ def _scatter(
     B, M, N = dc.shape
     if dc.numel() * K == 0:
         return dc.new_zeros((B, M, K) if needs_a else (0,)), dc.new_zeros((B, K, N) if needs_b else (0,))
-    chosen = backend.choose("tropical_winners_scatter", dc.device, _SCATTERS, dc.dtype, cpu.SOURCE)
+    chosen = _scatter_of(dc)
     if chosen == "triton" and torch.are_deterministic_algorithms_enabled():
         chosen = "triton" if dc.dtype in scatter.DETERMINISTIC_DTYPES else "torch"  # whose scatter_add then sorts
     if chosen != "cpp":
@@ -91,13 +136,48 @@ def _scatter(
     return add[chosen](dc, winners, a, b, K, semiring, needs_a, needs_b)
 
 
-torch.library.impl("tropigrad::tropical_winners_scatter", backend.DEVICES, _scatter)
+def _scatter_plan(dc, winners, a, b, K, semiring, needs_a, needs_b) -> Plan:
+    if dc.numel() * K == 0 or not (needs_a or needs_b) or not winners.is_contiguous() or _scatter_of(dc) != "cpp":
+        return []
+    return cpu.scatter_plan(dc, winners, a, b, K, semiring, needs_a, needs_b)
 
 
-@torch.library.register_fake("tropigrad::tropical_winners_scatter")
-def _(dc, winners, a, b, K, semiring, needs_a, needs_b):
+def _scatter_of(dc: Tensor) -> str:
+    return backend.choose("tropical_winners_scatter", dc.device, _SCATTERS, dc.dtype, cpu.SOURCE)
+
+
+def _scatter_fake(dc, winners, a, b, K, semiring, needs_a, needs_b):
     B, M, N = dc.shape
     return dc.new_empty((B, M, K) if needs_a else (0,)), dc.new_empty((B, K, N) if needs_b else (0,))
+
+
+def _scatter_mapped(info, dims, dc, winners, a, b, K, semiring, needs_a, needs_b):
+    inner = inner_batch(dc, dims[0])
+    tensors = join_batch((dc, winners, a, b), dims[:4], info.batch_size)
+    results = _SCATTER.dispatched(*tensors, K, semiring, needs_a, needs_b)
+    return leave_batch(results, (needs_a, needs_b), info.batch_size, inner)
+
+
+def _scatter_gradient(grads, saved, sizes, needs, K, semiring, needs_a, needs_b) -> list[Tensor]:
+    """(ddA, ddB) -> what flows to dC, and for max_times to A and B: gathers, in torch, differentiable again."""
+    (dda, ddb), (dc, winners, a, b) = grads, saved
+    nothing = torch.zeros_like(dc)
+    via_a = via_b = nothing
+    k = winners.clamp(min=0).long()
+    if K and needs_a and dda is not None:
+        via_a = dda.gather(-1, k).masked_fill(winners < 0, 0)
+    if K and needs_b and ddb is not None:
+        via_b = ddb.gather(-2, k).masked_fill(winners < 0, 0)
+    if a is None:  # ⊗ is +: its derivatives are 1
+        return [via_a + via_b] if needs[0] else []
+    found = []
+    if needs[0]:
+        found.append(via_a * b.gather(-2, k) + via_b * a.gather(-1, k) if K else nothing)
+    if needs[2]:
+        found.append(torch.zeros_like(a).scatter_add(-1, k, dc * via_b) if K else torch.zeros_like(a))
+    if needs[3]:
+        found.append(torch.zeros_like(b).scatter_add(-2, k, dc * via_a) if K else torch.zeros_like(b))
+    return found
 
 
 def _forward_in_chunks(a, b, semiring, with_winners, ignore_nan):
@@ -137,157 +217,27 @@ def _scatter_by_torch(dc, winners, a, b, K, semiring, needs_a, needs_b):
     return da.to(dtype), db.to(dtype)
 
 
-@torch.library.register_vmap("tropigrad::tropical_matmul")  # pyright: ignore[reportOptionalCall]
-def _(info, dims, a, b, semiring, with_winners, ignore_nan):
-    a, b = join_batch((a, b), dims[:2], info.batch_size)
-    results = torch.ops.tropigrad.tropical_matmul(a, b, semiring, with_winners, ignore_nan)
-    return leave_batch(results, (True, with_winners), info.batch_size)
+# ------------------------------------------------------------------------------------------------ operators
 
-
-@torch.library.register_vmap("tropigrad::tropical_winners_scatter")  # pyright: ignore[reportOptionalCall]
-def _(info, dims, dc, winners, a, b, K, semiring, needs_a, needs_b):
-    tensors = join_batch((dc, winners, a, b), dims[:4], info.batch_size)
-    results = torch.ops.tropigrad.tropical_winners_scatter(*tensors, K, semiring, needs_a, needs_b)
-    return leave_batch(results, (needs_a, needs_b), info.batch_size)
-
-
-# ------------------------------------------------------------------------------------------------ autograd
-
-
-class _WinnersScatter(torch.autograd.Function):
-    """dC -> (dA, dB), linear in dC; its own backward gathers, in torch, and so can be differentiated again.
-
-    No jvp on purpose, here and below: forward-mode AD raises NotImplementedError instead of a silent zero.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(dc, winners, a, b, K, semiring, needs_a, needs_b):
-        return torch.ops.tropigrad.tropical_winners_scatter(dc, winners, a, b, K, semiring, needs_a, needs_b)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        dc, winners, a, b, ctx.K, _, ctx.needs_a, ctx.needs_b = inputs
-        ctx.save_for_backward(dc, winners, a, b)
-
-    @staticmethod
-    def backward(ctx, dda, ddb):
-        dc, winners, a, b = ctx.saved_tensors
-        if ctx.K == 0:
-            return (torch.zeros_like(dc), *[None] * 7)
-        k = winners.clamp(min=0).long()
-        nothing = torch.zeros_like(dc)
-        via_a = dda.gather(-1, k).masked_fill(winners < 0, 0) if ctx.needs_a else nothing
-        via_b = ddb.gather(-2, k).masked_fill(winners < 0, 0) if ctx.needs_b else nothing
-        if a is None:  # ⊗ is +: its derivatives are 1
-            return (via_a + via_b, *[None] * 7)
-        ddc = via_a * b.gather(-2, k) + via_b * a.gather(-1, k)
-        to_a = torch.zeros_like(a).scatter_add(-1, k, dc * via_b)
-        to_b = torch.zeros_like(b).scatter_add(-2, k, dc * via_a)
-        return (ddc, None, to_a, to_b, *[None] * 4)
-
-
-class _TropicalMatmul(torch.autograd.Function):
-    """(a, b) -> (C, winners), linear in neither; its backward is `_WinnersScatter`."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(a, b, semiring, with_winners, ignore_nan):
-        return torch.ops.tropigrad.tropical_matmul(a, b, semiring, with_winners, ignore_nan)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        a, b, ctx.semiring, ctx.with_winners, ctx.ignore_nan = inputs
-        winners = output[1]
-        ctx.mark_non_differentiable(winners)
-        ctx.K = a.shape[-1]
-        # the sum's gradient needs the winners alone; a · b needs the factors too
-        keeps_factors = ctx.semiring == "max_times" or not ctx.with_winners
-        ctx.save_for_backward(*((a, b) if keeps_factors else (None, None)), winners)
-
-    @staticmethod
-    def backward(ctx, dc, _):
-        a, b, winners = ctx.saved_tensors
-        if not ctx.with_winners:  # inside a transform such as vmap an input does not show that it requires a gradient
-            winners = torch.ops.tropigrad.tropical_matmul(a, b, ctx.semiring, True, ctx.ignore_nan)[1]
-        if ctx.semiring != "max_times":
-            a = b = None
-        needs_a, needs_b = ctx.needs_input_grad[:2]
-        add = eager.route(_WinnersScatter, _scatter, dc, winners)
-        da, db = add(dc, winners, a, b, ctx.K, ctx.semiring, needs_a, needs_b)
-        return da if needs_a else None, db if needs_b else None, None, None, None
-
-
-# ------------------------------------------------------------------------------------------------ calls seen before
-
-
-class _Again(torch.autograd.Function):
-    """`_TropicalMatmul` where nobody looks, of a call made before: (a, b) in shapes of their own -> C."""
-
-    @staticmethod
-    def forward(ctx, a, b, run, layout):
-        values, winners = run(a, b)
-        ctx.layout = layout
-        if layout[0] == "max_times":
-            ctx.save_for_backward(winners, a, b)
-        else:
-            ctx.save_for_backward(winners)
-        return values
-
-    @staticmethod
-    def backward(ctx, dc):
-        semiring, (B, M, K, N), a_shape, b_shape = ctx.layout
-        winners, *factors = ctx.saved_tensors
-        a, b = (factors[0].reshape(B, M, K), factors[1].reshape(B, K, N)) if factors else (None, None)
-        needs_a, needs_b = ctx.needs_input_grad[:2]
-        dc, winners = dc.reshape(B, M, N), winners.view(B, M, N)
-        add = eager.route(_WinnersScatter, _scatter, dc, winners)
-        da, db = add(dc, winners, a, b, K, semiring, needs_a, needs_b)
-        return da.reshape(a_shape) if needs_a else None, db.reshape(b_shape) if needs_b else None, None, None
-
-
-def _remember(
-    options: tuple[Hashable, ...],
-    given: tuple[Tensor, Tensor],
-    factors: tuple[Tensor, Tensor],
-    shape: tuple[int, ...],
-    semiring: str,
-    with_winners: bool,
-    ignore_nan: bool,
-    return_indices: bool,
-) -> None:
-    """Has the next call like this go straight to the C++ kernel, if that serves it and the factors are mere views.
-
-    given: a and b as the caller has them. factors: the same as [B, M, K] and [B, K, N]. shape: of the result.
-    """
-    a, b = factors
-    views = all(x.data_ptr() == y.data_ptr() and x.numel() == y.numel() for x, y in zip(given, factors, strict=True))
-    trains = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
-    if (
-        not (views and given[0].dtype == a.dtype)
-        or a.numel() * b.numel() == 0
-        or (trains and return_indices)
-        or _forward_of(a) != "cpp"
-    ):
-        return
-    run, finds_winners = cpu.prepare(a, b, semiring, with_winners, ignore_nan, shape)
-    layout = semiring, (*a.shape, b.shape[2]), *(x.shape for x in given)
-
-    def training(a, b):
-        return _Again.apply(a, b, run, layout)
-
-    def values_and_indices(a, b):
-        values, winners = run(a, b)
-        return TropicalMatmul(values, winners.long())
-
-    def values_alone(a, b):
-        return run(a, b)[0]
-
-    call = training if trains else values_and_indices if return_indices else values_alone if finds_winners else run
-    eager.remember(call, options, given)
-
+_SCATTER = operator(
+    "tropical_winners_scatter(Tensor dc, Tensor winners, Tensor? a, Tensor? b, SymInt K, str semiring, bool needs_a, "
+    "bool needs_b) -> (Tensor da, Tensor db)",
+    _scatter,
+    fake=_scatter_fake,
+    vmap=_scatter_mapped,
+    plan=_scatter_plan,
+    gradient=Gradient(_scatter_gradient, inputs=(0, 1, 2, 3)),
+)
+# the gradient of a sum needs the winners alone; that of a product its factors too
+_MATMUL = operator(
+    "tropical_matmul(Tensor a, Tensor b, str semiring, bool with_winners, bool ignore_nan) "
+    "-> (Tensor values, Tensor winners)",
+    _forward,
+    fake=_fake,
+    vmap=_mapped,
+    plan=_plan,
+    gradient=Gradient(_gradient, conditional=(0, 1), asked=2, answer="max_times", outputs=(1,), flag=3),
+)
 
 # ------------------------------------------------------------------------------------------------ public
 
@@ -350,7 +300,8 @@ def tropical_matmul(
         a: [..., M, K] float64, float32, float16, bfloat16, int32, int16 or int8, any strides.
         b: [..., K, N], the dtype and device of a; batch dimensions broadcast.
         semiring: one of the four above.
-        temperature: T > 0 of the log semiring, in the units of a and b; the others ignore it.
+        temperature: T > 0 of the log semiring, in the units of a and b; the others ignore it. A number, or a tensor of
+            no dimensions, whose value is read: it has no gradient here.
         return_indices: also return the winners k*(m, n).
         nan: "propagate": the first NaN candidate wins, as in torch.max; ∞ − ∞ and 0 · ∞ are NaN. "ignore": NaN
             candidates are skipped; where all are, the value is that of no candidate.
@@ -362,17 +313,16 @@ def tropical_matmul(
         autocast nothing is cast down; factors of two float dtypes meet in the wider, and log computes in float32.
 
     Raises:
-        TypeError: a or b is no strided tensor of a supported dtype, their dtypes differ, or out_dtype is not wider.
-        ValueError: devices, ranks, sizes or batch shapes do not fit, an option is not one of those above, the
-            temperature is not positive and finite, or winners are asked of the log semiring, which has none.
+        TypeError: a or b is no strided tensor of a supported dtype, their dtypes differ, out_dtype is not wider, or the
+            temperature is no number, or requires a gradient.
+        ValueError: devices, ranks, sizes or batch shapes do not fit, K is beyond 2³¹, an option is not one of those
+            above, the temperature is not positive and finite, or winners are asked of the log semiring, which has none.
     """
-    options = "tropical_matmul", semiring, temperature, return_indices, nan, out_dtype
-    known = eager.recall(options, (a, b))
-    if known:
-        try:
-            return known(a, b)
-        except eager.NotPlain:
-            known = False
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)) and has_torch_function_variadic(a, b):  # torch.fx traces
+        options = {"semiring": semiring, "temperature": temperature, "return_indices": return_indices}
+        return handle_torch_function(tropical_matmul, (a, b), a, b, **options, nan=nan, out_dtype=out_dtype)
+    if type(temperature) is not float:
+        temperature = as_temperature("tropical_matmul", temperature)
     a, b = under_autocast(a, b, semiring)
     check_factors("tropical_matmul", a, b, "b", 2, "[..., K, N]")
     if a.shape[-1] != b.shape[-2]:
@@ -380,25 +330,16 @@ def tropical_matmul(
             f"tropical_matmul: b has shape {tuple(b.shape)}; "
             f"expected [..., {a.shape[-1]}, N], to follow a's {tuple(a.shape)}"
         )
-    check_batches("tropical_matmul", a.shape[:-2], b.shape[:-2], "b")
     check_options("tropical_matmul", a.dtype, semiring, temperature, return_indices, nan, out_dtype)
-    given = a, b
     if out_dtype is not None and out_dtype != value_dtype(a.dtype):
         a, b = a.to(out_dtype), b.to(out_dtype)
-    M, N = a.shape[-2], b.shape[-1]
-    if b.dim() == 2:  # one right factor for all: a's batch is more rows of one product
-        batch = a.shape[:-2]
-        a, b = a.flatten(0, -2).unsqueeze(0), b.unsqueeze(0)
-    else:
+    if b.dim() > 2 and a.shape[:-2] != b.shape[:-2]:
+        check_batches("tropical_matmul", a.shape[:-2], b.shape[:-2], "b")
         batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-        a, b = (x.expand(*batch, *x.shape[-2:]).flatten(0, -3) for x in (a, b))
+        a, b = (x.expand(*batch, *x.shape[-2:]) for x in (a, b))
     ignore_nan = nan == "ignore"
     if semiring == "log":
-        return log_matmul(a, b, temperature, ignore_nan).reshape(*batch, M, N)
-    with_winners = return_indices or (torch.is_grad_enabled() and (a.requires_grad or b.requires_grad))
-    if known is None:
-        _remember(options, given, (a, b), (*batch, M, N), semiring, with_winners, ignore_nan, return_indices)
-    product = eager.route(_TropicalMatmul, _forward, a, b)
-    values, winners = product(a, b, semiring, with_winners, ignore_nan)
-    values = values.reshape(*batch, M, N)
-    return TropicalMatmul(values, winners.reshape(*batch, M, N).long()) if return_indices else values
+        values = log_matmul(*_as_products(a, b), temperature, ignore_nan)
+        return values.reshape(*a.shape[:-1], b.shape[-1])
+    values, winners = _MATMUL(a, b, semiring, return_indices, ignore_nan)
+    return TropicalMatmul(values, winners.long()) if return_indices else values

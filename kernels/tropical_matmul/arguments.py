@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import numbers
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from .. import backend
-from .definition import FLOATS, INTEGERS, SEMIRINGS, value_dtype
+from .definition import FLOATS, INTEGERS, MOST_CANDIDATES, SEMIRINGS, value_dtype
 
 
 def under_autocast(a: Tensor, b: Tensor, semiring: str) -> tuple[Tensor, Tensor]:
@@ -26,14 +31,26 @@ def under_autocast(a: Tensor, b: Tensor, semiring: str) -> tuple[Tensor, Tensor]
     return a.to(dtype), b.to(dtype)
 
 
+def check_dense(op: str, name: str, x: Tensor) -> None:
+    """It is a tensor with a shape and elements of its own, in strides."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{op}: {name} is a {type(x).__name__}; expected a torch.Tensor")
+    if isinstance(x, UninitializedParameter | UninitializedBuffer):
+        raise TypeError(
+            f"{op}: {name} is an {type(x).__name__}; expected an initialised tensor: call its module once, which "
+            "takes the shape from the first input"
+        )
+    if x.is_nested:
+        raise TypeError(f"{op}: {name} is a nested tensor; expected one shape for all: torch.nested.to_padded_tensor")
+    if x.layout != torch.strided:
+        raise TypeError(f"{op}: {name} has layout {x.layout}; expected torch.strided: {name}.to_dense()")
+
+
 def check_tensors(op: str, **tensors: Tensor) -> None:
     """Both are strided tensors of one supported dtype, on one device."""
     supported = (*FLOATS, *INTEGERS)
     for name, x in tensors.items():
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{op}: {name} is a {type(x).__name__}; expected a torch.Tensor")
-        if x.layout != torch.strided:
-            raise TypeError(f"{op}: {name} has layout {x.layout}; expected torch.strided: {name}.to_dense()")
+        check_dense(op, name, x)
         if x.dtype not in supported:
             raise TypeError(f"{op}: {name} is {x.dtype}; expected one of {_listed(supported)}")
     (a_name, a), (b_name, b) = tensors.items()
@@ -52,6 +69,16 @@ def check_factors(op: str, a: Tensor, b: Tensor, b_name: str, b_rank: int, b_sha
     for name, x, rank, shape in (("a", a, 2, "[..., M, K]"), (b_name, b, b_rank, b_shape)):
         if x.dim() < rank:
             raise ValueError(f"{op}: {name} has shape {tuple(x.shape)}; expected {shape}")
+    check_candidates(op, "a", a.shape[-1], tuple(a.shape))
+
+
+def check_candidates(op: str, name: str, K: int, shape: tuple[int, ...]) -> None:
+    """One winner's number fits."""
+    if K > MOST_CANDIDATES:
+        raise ValueError(
+            f"{op}: {name} has shape {shape}, so {K} candidates for each output; expected at most 2³¹: take them in "
+            "parts, and the best of the parts' results"
+        )
 
 
 def check_nan(op: str, nan: str) -> None:
@@ -64,6 +91,39 @@ def check_batches(op: str, a_batch: torch.Size, b_batch: torch.Size, b_name: str
     for x, y in zip(reversed(a_batch), reversed(b_batch), strict=False):
         if x != y and x != 1 and y != 1:
             raise ValueError(f"{op}: {b_name}'s batch {tuple(b_batch)} does not broadcast with a's {tuple(a_batch)}")
+
+
+def is_integer(n: Any) -> bool:
+    """Python's or NumPy's; a bool is none."""
+    return isinstance(n, numbers.Integral) and not isinstance(n, bool)
+
+
+def as_temperature(op: str, temperature: float | Tensor) -> float:
+    """The temperature as Python's number; a tensor's is read, unless it would lose a gradient."""
+    if isinstance(temperature, Tensor):
+        return _read(op, temperature)
+    if not isinstance(temperature, numbers.Real | torch.SymFloat) or isinstance(temperature, bool):
+        raise TypeError(f"{op}: temperature is {temperature!r}; expected a number")
+    return temperature if isinstance(temperature, int | float | torch.SymFloat) else float(temperature)
+
+
+def _read(op: str, temperature: Tensor) -> float:
+    remedy = "expected a number: the temperature has no gradient here; pass temperature.item()"
+    if temperature.dim() or temperature.is_complex() or temperature.dtype == torch.bool:
+        raise TypeError(
+            f"{op}: temperature is a tensor of shape {tuple(temperature.shape)} and {temperature.dtype}; expected a "
+            "number, one for all rows, or a tensor of no dimensions"
+        )
+    if temperature.requires_grad and torch.is_grad_enabled():
+        raise TypeError(f"{op}: temperature requires a gradient; {remedy}")
+    if forward_ad.unpack_dual(temperature).tangent is not None:
+        raise TypeError(f"{op}: temperature carries a tangent; {remedy}")
+    try:
+        return temperature.item()
+    except RuntimeError as error:  # of vmap, of tensors without data
+        raise TypeError(
+            f"{op}: temperature is a tensor without a value, of meta or of a transform; {remedy}"
+        ) from error
 
 
 def check_options(
@@ -81,6 +141,8 @@ def check_options(
     if not 0 < temperature < float("inf"):
         raise ValueError(f"{op}: temperature is {temperature}; expected a positive finite number")
     if semiring == "log":
+        if dtype in FLOATS and temperature > torch.finfo(torch.promote_types(out_dtype or dtype, torch.float32)).max:
+            raise ValueError(f"{op}: temperature is {temperature}; expected one that float32 holds, or a in float64")
         if return_indices:
             raise ValueError(f"{op}: return_indices is True; the log semiring has no winners: expected False")
         if dtype not in FLOATS:

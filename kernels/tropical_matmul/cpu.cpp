@@ -911,28 +911,35 @@ struct Call {
     int64_t KC, MC, NC, tasks, threads;
 };
 
-// winners: null where not wanted.
-extern "C" int tropical_forward(const Call* call, const void* a, const void* b, void* c, void* winners) {
+// addresses: a, b, C, winners, these null where not wanted.
+extern "C" int tropical_forward(const Call* call, void* const* addresses) {
     const Strides of_c{call->M * call->N, call->N, 1};
-    const Problem problem{call->batch, call->M, call->K, call->N, a, b, call->a, call->b, c, winners, call->narrow != 0,
-                          of_c, call->times != 0, call->negate != 0, call->ignore_nan != 0, call->KC, call->MC, call->NC,
-                          std::max<int64_t>(call->tasks, 1), static_cast<int>(call->threads)};
+    const Problem problem{call->batch, call->M, call->K, call->N, addresses[0], addresses[1], call->a, call->b,
+                          addresses[2], addresses[3], call->narrow != 0, of_c, call->times != 0, call->negate != 0,
+                          call->ignore_nan != 0, call->KC, call->MC, call->NC, std::max<int64_t>(call->tasks, 1),
+                          static_cast<int>(call->threads)};
     return guarded([&] {
         run(problem);
         return true;
     });
 }
 
-// sizes: batch, M, K, N.  narrow: winners are int16, else int32.
-// strides: three each of dc, a, b, in elements.  a and b: null for sums.  da, db: null where not wanted.
-extern "C" int tropical_scatter(const int64_t* sizes, const void* dc, const void* winners, int narrow,
-                                const void* a, const void* b, const int64_t* strides, void* da, void* db, int threads) {
-    const Strides of_dc{strides[0], strides[1], strides[2]}, of_a{strides[3], strides[4], strides[5]};
-    const Strides of_b{strides[6], strides[7], strides[8]};
-    const Scatter scatter{sizes[0], sizes[1], sizes[2], sizes[3], dc, of_dc, winners, a, b, of_a, of_b,
-                          da, db, threads};
+// The same for the backward.
+struct ScatterCall {
+    int64_t batch, M, K, N;
+    Strides dc, a, b;         // in elements
+    int64_t times, narrow;    // narrow: winners are int16, else int32
+    int64_t threads;
+};
+
+// addresses: dc, winners, a, b (which products alone need), dA, dB, these null where not wanted.
+extern "C" int tropical_scatter(const ScatterCall* call, void* const* addresses) {
+    const bool times = call->times != 0;
+    const Scatter scatter{call->batch, call->M, call->K, call->N, addresses[0], call->dc, addresses[1],
+                          times ? addresses[2] : nullptr, times ? addresses[3] : nullptr, call->a, call->b,
+                          addresses[4], addresses[5], static_cast<int>(call->threads)};
     return guarded([&] {
-        return narrow ? Backward<int16_t>(scatter).run() : Backward<int32_t>(scatter).run();
+        return call->narrow ? Backward<int16_t>(scatter).run() : Backward<int32_t>(scatter).run();
     });
 }
 

@@ -1,18 +1,16 @@
-"""The C++ kernel of the tropical product (cpu.cpp), called through ctypes on torch tensors."""
+"""The C++ kernel of the tropical product (cpu.cpp), called on torch tensors."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...autotune import Space, Tuned
-from .. import eager, native
-from .definition import semiring_zero, value_dtype, winner_dtype
+from .. import dispatch, native
+from .definition import value_dtype, winner_dtype
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
 
@@ -44,46 +42,34 @@ _SMALL_FORWARD, _SMALL_SCATTER = 1 << 21, 1 << 15  # (m, n, k) steps, winners: l
 @native.cached
 def _functions(dtype: torch.dtype):
     found = native.required("tropical_matmul", SOURCE, dtype)
-    pointer, integer, sizes = ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(ctypes.c_int64)
     forward, scatter = found.tropical_forward, found.tropical_scatter
-    forward.argtypes = [pointer] * 5
-    scatter.argtypes = [sizes, pointer, pointer, integer, pointer, pointer, sizes, pointer, pointer, integer]
-    found.tropical_set_team.argtypes = [pointer]
+    found.tropical_set_team.argtypes = [ctypes.c_void_p]
     found.tropical_set_team(native.openmp_team())
     return forward, scatter
-
-
-def _pointer(x: Tensor | None) -> int | None:
-    return None if x is None or x.numel() == 0 else x.data_ptr()
 
 
 def forward(a: Tensor, b: Tensor, semiring: str, winners: bool, ignore_nan: bool) -> tuple[Tensor, Tensor]:
     """a [B, M, K], b [B, K, N], any strides -> values [B, M, N] and winners [B, M, N], or [0] where not wanted.
 
     semiring: "max_plus", "min_plus" or "max_times". Winners: the lowest k, −1 where there is no candidate, in
-    winner_dtype(K).
+    winner_dtype(K). No size is 0.
     """
-    (B, M, K), N = a.shape, b.shape[-1]
-    if B * M * N * K == 0:
-        values = torch.full((B, M, N), semiring_zero(semiring, value_dtype(a.dtype)), dtype=value_dtype(a.dtype))
-        return values, torch.full((B, M, N) if winners else (0,), -1, dtype=winner_dtype(K))
-    run, finds_winners = prepare(a, b, semiring, winners, ignore_nan, (B, M, N))
-    values, won = run(a, b) if finds_winners else (run(a, b), None)
-    return values, won if winners and won is not None else torch.empty(0, dtype=winner_dtype(K))
+    shape = *a.shape[:2], b.shape[-1]
+    # the zero of max_times is not its lowest value, so outputs with nothing to choose from must be known
+    kept = winners or (semiring == "max_times" and ignore_nan)
+    status, (values, won) = dispatch.run(forward_plan(a, b, semiring, kept, ignore_nan, shape), a, b)
+    _check(status)
+    return values, won if winners else won.new_empty(0)
 
 
-def prepare(
+def forward_plan(
     a: Tensor, b: Tensor, semiring: str, winners: bool, ignore_nan: bool, shape: tuple[int, ...]
-) -> tuple[Callable[[Tensor, Tensor], Any], bool]:
-    """The forward for tensors that lie in memory as these do, in this shape; no size is 0. See eager.prepared.
-
-    Returns:
-        A function that gives values alone, or (values, winners), and whether it gives these: some values need them.
-    """
+) -> dispatch.Plan:
+    """The plan of `forward`, of outputs in this shape; none where values need winners that are not wanted."""
     (B, M, K), N = a.shape, b.shape[-1]
     times = semiring == "max_times"
-    # the zero of max_times is not its lowest value, so outputs with nothing to choose from must be known
-    kept = winners or (times and ignore_nan)
+    if times and ignore_nan and not winners:
+        return []
     problem = {"M": M, "N": N, "K": K, "dtype": str(a.dtype), "winners": winners}
     if (N <= _FEW and a.stride(2) == 1) or (M <= _FEW and b.stride(1) == 1):
         vectors = {"M": max(M, N), "K": K, "B": min(M, N), "dtype": str(a.dtype), "winners": winners}
@@ -99,9 +85,8 @@ def prepare(
         *(blocks["KC"], blocks["MC"], blocks["NC"]),
         *(config.get("TASKS", 0), native.threads(config["threads"], B * M * N * K, _SMALL_FORWARD)),
     )
-    values = native.shape_only(shape, value_dtype(a.dtype))
-    won = native.shape_only(shape, winner_dtype(K)) if kept else None
-    return eager.prepared(_functions(a.dtype)[0], call, (values, won), _check), kept
+    outputs = (value_dtype(a.dtype), shape), (winner_dtype(K), shape if winners else (0,))
+    return dispatch.plan(_functions(a.dtype)[0], outputs, call)
 
 
 def scatter(
@@ -116,32 +101,35 @@ def scatter(
         IndexError: a winner outside [−1, K).
         TypeError: winners of another dtype.
     """
-    B, M, N = dc.shape
-    da = torch.empty((B, M, K) if needs_a else (0,), dtype=dc.dtype)
-    db = torch.empty((B, K, N) if needs_b else (0,), dtype=dc.dtype)
-    if dc.numel() == 0 or K == 0 or not (needs_a or needs_b):
-        return da.zero_(), db.zero_()
     if winners.dtype not in (torch.int16, torch.int32):
         raise TypeError(f"tropical_winners_scatter: winners are {winners.dtype}; expected the forward's int16 or int32")
     winners = winners.contiguous()
-    if semiring != "max_times":
-        a = b = None
-    unused = (0, 0, 0)
-    config = SCATTER.config({"M": M, "N": N, "K": K, "dtype": str(dc.dtype)}, dc.device)
-    status = _functions(dc.dtype)[1](
-        native.integers(B, M, K, N),
-        dc.data_ptr(),
-        winners.data_ptr(),
-        winners.dtype == torch.int16,
-        _pointer(a),
-        _pointer(b),
-        native.integers(*dc.stride(), *(unused if a is None else a.stride()), *(unused if b is None else b.stride())),
-        _pointer(da),
-        _pointer(db),
-        native.threads(config["threads"], B * M * N, _SMALL_SCATTER),
-    )
+    plan = scatter_plan(dc, winners, a, b, K, semiring, needs_a, needs_b)
+    status, (da, db) = dispatch.run(plan, dc, winners, a, b)
     _check(status, K)
     return da, db
+
+
+def scatter_plan(
+    dc: Tensor, winners: Tensor, a: Tensor | None, b: Tensor | None, K: int, semiring: str, needs_a: bool, needs_b: bool
+) -> dispatch.Plan:
+    """The plan of `scatter`, for winners in one piece; none for those of another dtype."""
+    if winners.dtype not in (torch.int16, torch.int32):
+        return []
+    B, M, N = dc.shape
+    times = semiring == "max_times"
+    unused = (0, 0, 0)
+    config = SCATTER.config({"M": M, "N": N, "K": K, "dtype": str(dc.dtype)}, dc.device)
+    call = native.integers(
+        *(B, M, K, N),
+        *dc.stride(),
+        *(unused if a is None else a.stride()),
+        *(unused if b is None else b.stride()),
+        *(times, winners.dtype == torch.int16),
+        native.threads(config["threads"], B * M * N, _SMALL_SCATTER),
+    )
+    outputs = (dc.dtype, (B, M, K) if needs_a else (0,)), (dc.dtype, (B, K, N) if needs_b else (0,))
+    return dispatch.plan(_functions(dc.dtype)[1], outputs, call)
 
 
 def _check(status: int, K: int = 0) -> None:

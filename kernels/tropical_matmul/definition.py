@@ -21,6 +21,7 @@ SELECTIVE = ("max_plus", "min_plus", "max_times")  # ⊕ selects one candidate: 
 SEMIRINGS = (*SELECTIVE, "log")
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 INTEGERS = (torch.int32, torch.int16, torch.int8)
+MOST_CANDIDATES = 1 << 31  # of one output: winners are numbered by 32 bits, signed
 
 
 def value_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -29,7 +30,13 @@ def value_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def winner_dtype(K: int) -> torch.dtype:
-    """What winners are kept in between forward and backward: two bytes where they suffice."""
+    """What winners are kept in between forward and backward: two bytes where they suffice.
+
+    Raises:
+        ValueError: K is beyond MOST_CANDIDATES.
+    """
+    if K > MOST_CANDIDATES:
+        raise ValueError(f"winners: there are {K} candidates for each; expected at most 2³¹, which four bytes number")
     return torch.int16 if K <= 1 << 15 else torch.int32
 
 
@@ -41,6 +48,13 @@ def semiring_zero(semiring: str, dtype: torch.dtype) -> float | int:
         return float("inf") if semiring == "min_plus" else float("-inf")
     bounds = torch.iinfo(dtype)
     return bounds.max if semiring == "min_plus" else bounds.min
+
+
+def scale_of_differences(temperature: float) -> float:
+    """What x, y and T are to be multiplied by before (x − y) / T: a power of two, for which x − y does not overflow but
+    where the quotient does.
+    """
+    return 0.25 if temperature > 1 else 1.0
 
 
 def candidates(a: Tensor, b: Tensor, semiring: str) -> Tensor:
@@ -64,13 +78,18 @@ def tropical_matmul_ref(
     zero = semiring_zero(semiring, value_dtype(a.dtype))
     x = candidates(a.unsqueeze(-1), b.unsqueeze(-3), semiring)  # [..., M, K, N]
     skipped = x.isnan() & (nan == "ignore")
-    if semiring == "log":
-        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        soft = torch.logsumexp(wide.masked_fill(skipped, zero) / temperature, -2) * temperature
-        return soft.to(x.dtype), torch.empty(0, dtype=torch.int64, device=x.device)
     if x.shape[-2] == 0:
         values = x.new_full((*x.shape[:-2], x.shape[-1]), zero)
-        return values, torch.full_like(values, -1, dtype=torch.int64)
+        winners = torch.full_like(values, -1, dtype=torch.int64)
+        return values, winners.new_empty(0) if semiring == "log" else winners
+    if semiring == "log":
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        wide, scale = wide.masked_fill(skipped, zero), scale_of_differences(temperature)
+        top = wide.detach().amax(-2, keepdim=True)
+        top = top.where(top.isfinite(), 0) * scale  # x / T may be beyond the dtype; x − top is not, where it counts
+        held = max(temperature, torch.finfo(wide.dtype).tiny) * scale
+        soft = torch.logsumexp((wide * scale - top) / held, -2) * held
+        return ((soft + top.squeeze(-2)) / scale).to(x.dtype), torch.empty(0, dtype=torch.int64, device=x.device)
     select = torch.min if semiring == "min_plus" else torch.max  # both return the first of equals, and the first NaN
     if nan == "propagate" or not x.is_floating_point():
         values, winners = select(x, -2)

@@ -2,6 +2,10 @@
 
 Backward spreads dC[m, n] over all k by its softmax weight w[m, k, n] = exp((A[m, k] + B[k, n] − C[m, n]) / T):
 dA[m, k] = Σ_n dC[m, n] w[m, k, n], dB[k, n] = Σ_m dC[m, n] w[m, k, n]: O(MNK) work, O(MN + MK + KN) memory.
+
+C is rounded, and exp((x − C) / T) is then off by a factor that grows with C's last bit over T. So backward reads two
+parts of C instead: the largest candidate, top, which is exact, and share = 1 / Σ exp((x − top) / T), the weight of a
+candidate that equals top. Then w = share · exp((x − top) / T), and Σ_k w = 1 but for its own rounding.
 """
 
 from __future__ import annotations
@@ -15,9 +19,9 @@ from torch import Tensor
 from ...autotune import Space, Tuned
 from .. import backend
 from ..triton_or_stub import tl, triton
-from ..vmap import join_batch, leave_batch
+from ..vmap import inner_batch, join_batch, leave_batch
 from .candidates import combine
-from .definition import tropical_matmul_ref
+from .definition import scale_of_differences
 
 _OFFERED = ("triton", "torch")
 
@@ -42,11 +46,12 @@ def _log_matmul_fwd_kernel(
     a_ptr,  # [B, M, K]
     b_ptr,  # [B, K, N]
     c_ptr,  # [B, M, N], contiguous
-    t_ptr,  # [1] the temperature, in the accumulator's dtype: a scalar argument would be fp32
+    top_ptr, share_ptr,  # the same, if KEEPS
+    t_ptr,  # [2] T and 1, scaled, in the accumulator's dtype: a scalar argument would be fp32
     M, N, K,
     stride_ab, stride_am, stride_ak,
     stride_bb, stride_bk, stride_bn,
-    IGNORE_NAN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    KEEPS: tl.constexpr, IGNORE_NAN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
     tiles_m, tiles_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
@@ -59,7 +64,7 @@ def _log_matmul_fwd_kernel(
 
     dtype: tl.constexpr = a_ptr.dtype.element_ty
     accumulator: tl.constexpr = t_ptr.dtype.element_ty
-    temperature = tl.load(t_ptr)
+    temperature, scale = tl.load(t_ptr), tl.load(t_ptr + 1)
     top = tl.full([BLOCK_M, BLOCK_N], float("-inf"), accumulator)
     total = tl.zeros([BLOCK_M, BLOCK_N], accumulator)  # Σ exp((x − top) / T), rescaled as the top rises
     for _ in range(K):
@@ -70,25 +75,29 @@ def _log_matmul_fwd_kernel(
             x = tl.where(x != x, float("-inf"), x)
         rise = x > top
         # x == top covers ∓∞ − ∓∞, which would be NaN; a NaN x stays one and spoils the total, as it must
-        step = tl.where(x == top, 1.0, tl.exp((tl.where(rise, top, x) - tl.where(rise, x, top)) / temperature))
-        step = tl.where(x == float("-inf"), 0.0, step)
+        difference = tl.where(rise, top, x) * scale - tl.where(rise, x, top) * scale
+        step = tl.where(x == top, 1.0, tl.exp(difference / temperature))
         total = tl.where(rise, total * step + 1.0, total + step)
         top = tl.where(rise, x, top)
         a_ptrs += stride_ak
         b_ptrs += stride_bk
-    c = tl.where(total == 0.0, float("-inf"), top + temperature * tl.log(tl.where(total == 0.0, 1.0, total)))
-    offs = (batch * M + offs_m[:, None]) * N + offs_n[None, :]
-    tl.store(c_ptr + offs, c.to(dtype), mask=mask_m[:, None] & mask_n[None, :])
+    offs, mask = (batch * M + offs_m[:, None]) * N + offs_n[None, :], mask_m[:, None] & mask_n[None, :]
+    tl.store(c_ptr + offs, ((top * scale + temperature * tl.log(total)) / scale).to(dtype), mask=mask)
+    if KEEPS:
+        # where every candidate is −∞ there is nothing to route
+        share = tl.where((top == float("-inf")) & (total == total), 0.0, 1.0 / total)
+        tl.store(top_ptr + offs, top.to(dtype), mask=mask)
+        tl.store(share_ptr + offs, share, mask=mask)
 
 
 @triton.jit
 def _log_matmul_bwd_kernel(
     dc_ptr,  # [B, M, N]
-    c_ptr,  # [B, M, N], contiguous or transposed
+    top_ptr, share_ptr,  # [B, M, N], both contiguous or transposed
     a_ptr,  # [B, M, K]
     b_ptr,  # [B, K, N]
     da_ptr,  # [B, M, K], contiguous
-    t_ptr,  # [1] the temperature
+    t_ptr,  # [2] as of the forward
     M, N, K,
     stride_gb, stride_gm, stride_gn,
     stride_cb, stride_cm, stride_cn,
@@ -105,26 +114,26 @@ def _log_matmul_bwd_kernel(
     mask = mask_m[:, None] & mask_k[None, :]
     a_ptrs = a_ptr + batch * stride_ab + offs_m[:, None] * stride_am + offs_k[None, :] * stride_ak
     dc_ptrs = dc_ptr + batch * stride_gb + offs_m * stride_gm
-    c_ptrs = c_ptr + batch * stride_cb + offs_m * stride_cm
+    offs_c = batch * stride_cb + offs_m * stride_cm
     b_ptrs = b_ptr + batch * stride_bb + offs_k * stride_bk
 
     dtype: tl.constexpr = a_ptr.dtype.element_ty
     accumulator: tl.constexpr = t_ptr.dtype.element_ty
-    temperature = tl.load(t_ptr)
+    temperature, scale = tl.load(t_ptr), tl.load(t_ptr + 1)
     a = tl.load(a_ptrs, mask=mask, other=0)
     da = tl.zeros([BLOCK_M, BLOCK_K], accumulator)
     for _ in range(N):
         b = tl.load(b_ptrs, mask=mask_k, other=0)
-        c = tl.load(c_ptrs, mask=mask_m, other=0).to(accumulator)[:, None]
+        top = tl.load(top_ptr + offs_c, mask=mask_m, other=0).to(accumulator)[:, None]
+        share = tl.load(share_ptr + offs_c, mask=mask_m, other=0)[:, None]
         dc = tl.load(dc_ptrs, mask=mask_m, other=0).to(accumulator)[:, None]
         x = combine(a, b[None, :], dtype, False)
         if IGNORE_NAN:
             x = tl.where(x != x, float("-inf"), x)
-        # where every candidate is −∞ there is nothing to route
-        weight = tl.where(c == float("-inf"), 0.0, tl.exp((x - c) / temperature))
+        weight = share * tl.where(x == top, 1.0, tl.exp((x * scale - top * scale) / temperature))
         da += dc * weight
         b_ptrs += stride_bn
-        c_ptrs += stride_cn
+        offs_c += stride_cn
         dc_ptrs += stride_gn
     tl.store(da_ptr + (batch * M + offs_m[:, None]) * K + offs_k[None, :], da.to(dtype), mask=mask)
 
@@ -133,40 +142,49 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _forward_by_triton(a: Tensor, b: Tensor, temperature: float, ignore_nan: bool) -> Tensor:
+def _held(temperature: float, dtype: torch.dtype) -> float:
+    """T, or the accumulator's smallest normal number, below which differences of its numbers do not tell it apart."""
+    return max(temperature, torch.finfo(_accumulator(dtype)).tiny)
+
+
+def _scaled(temperature: float, like: Tensor) -> Tensor:
+    """What the kernels take the temperature from."""
+    scale = scale_of_differences(temperature)
+    scaled = torch.full((2,), scale, dtype=_accumulator(like.dtype), device=like.device)
+    scaled[:1].fill_(_held(temperature, like.dtype) * scale)  # no copy from the host: a CUDA graph can hold none
+    return scaled
+
+
+def _parts_of(a: Tensor, b: Tensor, keeps: bool) -> tuple[Tensor, Tensor]:
+    """Room for top and share [B, M, N], or [0] where nobody keeps them."""
+    shape = (a.shape[0], a.shape[1], b.shape[2]) if keeps else (0,)
+    return a.new_empty(shape), a.new_empty(shape, dtype=_accumulator(a.dtype))
+
+
+def _forward_by_triton(a: Tensor, b: Tensor, temperature: float, ignore_nan: bool, keeps: bool):
     (B, M, K), N = a.shape, b.shape[-1]
-    c = a.new_empty(B, M, N)
-    t = torch.full((1,), temperature, dtype=_accumulator(a.dtype), device=a.device)
+    c, (top, share) = a.new_empty(B, M, N), _parts_of(a, b, keeps)
     config = FORWARD.config({"M": M, "N": N, "K": K, "dtype": str(a.dtype)}, a.device)
     grid = (B * triton.cdiv(M, config["BLOCK_M"]) * triton.cdiv(N, config["BLOCK_N"]),)
-    _log_matmul_fwd_kernel[grid](a, b, c, t, M, N, K, *a.stride(), *b.stride(), IGNORE_NAN=ignore_nan, **config)
-    return c
+    _log_matmul_fwd_kernel[grid](
+        a, b, c, top, share, _scaled(temperature, a), M, N, K, *a.stride(), *b.stride(),
+        KEEPS=keeps, IGNORE_NAN=ignore_nan, **config,
+    )  # fmt: skip
+    return c, top, share
 
 
-def _backward_by_triton(dc: Tensor, c: Tensor, a: Tensor, b: Tensor, temperature: float, ignore_nan: bool) -> Tensor:
-    """dA alone; dB is the dA of the transposed problem Cᵀ = Bᵀ Aᵀ."""
+def _backward_by_triton(
+    dc: Tensor, top: Tensor, share: Tensor, a: Tensor, b: Tensor, temperature: float, ignore_nan: bool
+) -> Tensor:
+    """dA alone; dB is the dA of the transposed problem Cᵀ = Bᵀ Aᵀ. top and share have the same strides."""
     (B, M, K), N = a.shape, b.shape[-1]
     da = a.new_empty(B, M, K)
-    t = torch.full((1,), temperature, dtype=_accumulator(a.dtype), device=a.device)
     config = BACKWARD.config({"M": M, "N": N, "K": K, "dtype": str(a.dtype)}, a.device)
     grid = (B * triton.cdiv(M, config["BLOCK_M"]) * triton.cdiv(K, config["BLOCK_K"]),)
     _log_matmul_bwd_kernel[grid](
-        dc,
-        c,
-        a,
-        b,
-        da,
-        t,
-        M,
-        N,
-        K,
-        *dc.stride(),
-        *c.stride(),
-        *a.stride(),
-        *b.stride(),
-        IGNORE_NAN=ignore_nan,
-        **config,
-    )
+        dc, top, share, a, b, da, _scaled(temperature, a), M, N, K,
+        *dc.stride(), *top.stride(), *a.stride(), *b.stride(), IGNORE_NAN=ignore_nan, **config,
+    )  # fmt: skip
     return da
 
 
@@ -180,20 +198,45 @@ def _chunks(a: Tensor, b: Tensor) -> Iterator[slice]:
     return (slice(m, m + rows) for m in range(0, M, rows))
 
 
-def _weights(c: Tensor, a: Tensor, b: Tensor, temperature: float, ignore_nan: bool) -> Tensor:
-    """w[m, k, n] of some rows, in the accumulator's dtype; 0 where C is −∞."""
+def _candidates(a: Tensor, b: Tensor, ignore_nan: bool) -> Tensor:
+    """[B, rows, K, N] of some rows, rounded to the dtype, in the accumulator's."""
     x = (a.unsqueeze(-1) + b.unsqueeze(-3)).to(_accumulator(a.dtype))
-    if ignore_nan:
-        x = x.masked_fill(x.isnan(), float("-inf"))
-    c = c.to(x.dtype).unsqueeze(-2)
-    return ((x - c) / temperature).masked_fill(c == float("-inf"), float("-inf")).exp()
+    return x.masked_fill(x.isnan(), float("-inf")) if ignore_nan else x
 
 
-def _backward_by_torch(dc, c, a, b, temperature, ignore_nan, needs_a, needs_b):
+def _over_temperature(x: Tensor, top: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:
+    """(x − top) / T; NaN where both are the same infinity."""
+    scale = scale_of_differences(temperature)
+    return (x * scale - top * scale if scale != 1 else x - top) / (_held(temperature, dtype) * scale)
+
+
+def _exponentials(x: Tensor, top: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:
+    """exp((x − top) / T), 1 where x is top, infinite ones too."""
+    return _over_temperature(x, top, temperature, dtype).exp_().masked_fill_(x == top, 1)
+
+
+def _forward_by_torch(a: Tensor, b: Tensor, temperature: float, ignore_nan: bool, keeps: bool):
+    c, (top, share) = a.new_empty(a.shape[0], a.shape[1], b.shape[2]), _parts_of(a, b, keeps)
+    scale = scale_of_differences(temperature)
+    held = _held(temperature, a.dtype) * scale
+    for rows in _chunks(a, b):
+        x = _candidates(a[:, rows], b, ignore_nan)
+        highest = x.amax(-2)
+        total = _exponentials(x, highest.unsqueeze(-2), temperature, a.dtype).sum(-2)
+        c[:, rows] = (highest * scale + held * total.log()) / scale
+        if keeps:
+            top[:, rows] = highest
+            share[:, rows] = total.reciprocal().masked_fill_(highest == float("-inf"), 0)  # there is nothing to route
+    return c, top, share
+
+
+def _backward_by_torch(dc, top, share, a, b, temperature, ignore_nan, needs_a, needs_b):
     da = a.new_empty(a.shape if needs_a else (0,))
     db = torch.zeros(b.shape if needs_b else (0,), dtype=_accumulator(b.dtype), device=b.device)
     for rows in _chunks(a, b):
-        dx = _weights(c[:, rows], a[:, rows], b, temperature, ignore_nan).mul_(dc[:, rows].unsqueeze(-2))
+        x = _candidates(a[:, rows], b, ignore_nan)
+        w = _exponentials(x, top[:, rows].to(x.dtype).unsqueeze(-2), temperature, a.dtype)
+        dx = w.mul_((dc[:, rows] * share[:, rows]).unsqueeze(-2))
         if needs_a:
             da[:, rows] = dx.sum(-1).to(a.dtype)
         if needs_b:
@@ -201,137 +244,158 @@ def _backward_by_torch(dc, c, a, b, temperature, ignore_nan, needs_a, needs_b):
     return da, db.to(b.dtype)
 
 
+def _weights(a: Tensor, b: Tensor, temperature: float, ignore_nan: bool) -> Tensor:
+    """w[m, k, n] of some rows, in the accumulator's dtype, made of operations that torch differentiates."""
+    x = _candidates(a, b, ignore_nan)
+    top = x.detach().amax(-2, keepdim=True)
+    infinite = top.isinf()
+    e = _over_temperature(x, top, temperature, a.dtype).masked_fill(infinite, 0).exp()
+    e = e.masked_fill(infinite & (x != top), 0)
+    return e * e.sum(-2, keepdim=True).reciprocal().masked_fill(top == float("-inf"), 0)
+
+
 # ------------------------------------------------------------------------------------------------ operators
 
 torch.library.define(
     "tropigrad::log_matmul",
-    "(Tensor a, Tensor b, float temperature, bool ignore_nan) -> Tensor",
+    "(Tensor a, Tensor b, float temperature, bool ignore_nan, bool keeps) -> (Tensor c, Tensor top, Tensor share)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 torch.library.define(
     "tropigrad::log_matmul_backward",
-    "(Tensor dc, Tensor c, Tensor a, Tensor b, float temperature, bool ignore_nan, bool needs_a, bool needs_b)"
-    " -> (Tensor da, Tensor db)",
+    "(Tensor dc, Tensor top, Tensor share, Tensor a, Tensor b, float temperature, bool ignore_nan, bool needs_a,"
+    " bool needs_b) -> (Tensor da, Tensor db)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
 
 @torch.library.impl("tropigrad::log_matmul", backend.DEVICES)
-def _forward(a: Tensor, b: Tensor, temperature: float, ignore_nan: bool) -> Tensor:
-    """a [B, M, K], b [B, K, N] -> C [B, M, N]."""
+def _forward(a: Tensor, b: Tensor, temperature: float, ignore_nan: bool, keeps: bool):
+    """a [B, M, K], b [B, K, N] -> C, and for the backward top and share, [B, M, N] each; these [0] where not kept."""
     (B, M, K), N = a.shape, b.shape[-1]
     if B * M * N * K == 0:
-        return a.new_full((B, M, N), float("-inf"))
+        top, share = _parts_of(a, b, keeps)
+        return a.new_full((B, M, N), float("-inf")), top.fill_(float("-inf")), share.zero_()
     if backend.choose("tropical_matmul(semiring='log')", a.device, _OFFERED) == "triton":
-        return _forward_by_triton(a, b, temperature, ignore_nan)
-    c = a.new_empty(B, M, N)
-    nan = "ignore" if ignore_nan else "propagate"
-    for rows in _chunks(a, b):
-        c[:, rows], _ = tropical_matmul_ref(a[:, rows], b, semiring="log", temperature=temperature, nan=nan)
-    return c
+        return _forward_by_triton(a, b, temperature, ignore_nan, keeps)
+    return _forward_by_torch(a, b, temperature, ignore_nan, keeps)
 
 
 @torch.library.register_fake("tropigrad::log_matmul")
-def _(a, b, temperature, ignore_nan):
-    return a.new_empty(a.shape[0], a.shape[1], b.shape[2])
+def _(a, b, temperature, ignore_nan, keeps):
+    return a.new_empty(a.shape[0], a.shape[1], b.shape[2]), *_parts_of(a, b, keeps)
 
 
 @torch.library.impl("tropigrad::log_matmul_backward", backend.DEVICES)
-def _backward(dc, c, a, b, temperature, ignore_nan, needs_a, needs_b):
-    """dc, c [B, M, N] -> da [B, M, K], db [B, K, N], or [0] where not needed."""
-    if c.numel() * a.shape[-1] == 0:
+def _backward(dc, top, share, a, b, temperature, ignore_nan, needs_a, needs_b):
+    """dc, top, share [B, M, N] -> da [B, M, K], db [B, K, N], or [0] where not needed."""
+    if dc.numel() * a.shape[-1] == 0:
         return a.new_zeros(a.shape if needs_a else (0,)), b.new_zeros(b.shape if needs_b else (0,))
     if backend.choose("tropical_matmul(semiring='log')", a.device, _OFFERED) == "torch":
-        return _backward_by_torch(dc, c, a, b, temperature, ignore_nan, needs_a, needs_b)
-    da, db = a.new_empty(0), b.new_empty(0)
+        return _backward_by_torch(dc, top, share, a, b, temperature, ignore_nan, needs_a, needs_b)
+    da, db, top, share = a.new_empty(0), b.new_empty(0), top.contiguous(), share.contiguous()
     if needs_a:
-        da = _backward_by_triton(dc, c, a, b, temperature, ignore_nan)
+        da = _backward_by_triton(dc, top, share, a, b, temperature, ignore_nan)
     if needs_b:
-        db = _backward_by_triton(dc.mT, c.mT, b.mT, a.mT, temperature, ignore_nan).mT.contiguous()
+        db = _backward_by_triton(dc.mT, top.mT, share.mT, b.mT, a.mT, temperature, ignore_nan).mT.contiguous()
     return da, db
 
 
 @torch.library.register_fake("tropigrad::log_matmul_backward")
-def _(dc, c, a, b, temperature, ignore_nan, needs_a, needs_b):
+def _(dc, top, share, a, b, temperature, ignore_nan, needs_a, needs_b):
     return a.new_empty(a.shape if needs_a else (0,)), b.new_empty(b.shape if needs_b else (0,))
 
 
 @torch.library.register_vmap("tropigrad::log_matmul")  # pyright: ignore[reportOptionalCall]
-def _(info, dims, a, b, temperature, ignore_nan):
+def _(info, dims, a, b, temperature, ignore_nan, keeps):
+    inner = inner_batch(a, dims[0])
     a, b = join_batch((a, b), dims[:2], info.batch_size)
-    c = torch.ops.tropigrad.log_matmul(a, b, temperature, ignore_nan)
-    (c,), (dim,) = leave_batch((c,), (True,), info.batch_size)
-    return c, dim
+    results = torch.ops.tropigrad.log_matmul(a, b, temperature, ignore_nan, keeps)
+    return leave_batch(results, (True, keeps, keeps), info.batch_size, inner)
 
 
 @torch.library.register_vmap("tropigrad::log_matmul_backward")  # pyright: ignore[reportOptionalCall]
-def _(info, dims, dc, c, a, b, temperature, ignore_nan, needs_a, needs_b):
-    tensors = join_batch((dc, c, a, b), dims[:4], info.batch_size)
+def _(info, dims, dc, top, share, a, b, temperature, ignore_nan, needs_a, needs_b):
+    inner = inner_batch(dc, dims[0])
+    tensors = join_batch((dc, top, share, a, b), dims[:5], info.batch_size)
     results = torch.ops.tropigrad.log_matmul_backward(*tensors, temperature, ignore_nan, needs_a, needs_b)
-    return leave_batch(results, (needs_a, needs_b), info.batch_size)
+    return leave_batch(results, (needs_a, needs_b), info.batch_size, inner)
 
 
 # ------------------------------------------------------------------------------------------------ autograd
 
 
 class _LogBackward(torch.autograd.Function):
-    """(dC, C, A, B) -> (dA, dB); its own backward is plain torch, in chunks, and so can be differentiated again."""
+    """(dC, A, B) -> (dA, dB), by C's parts; its own backward is plain torch, in chunks, of A and B alone, and so can be
+    differentiated again.
+    """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(dc, c, a, b, temperature, ignore_nan, needs_a, needs_b):
-        return torch.ops.tropigrad.log_matmul_backward(dc, c, a, b, temperature, ignore_nan, needs_a, needs_b)
+    def forward(dc, top, share, a, b, temperature, ignore_nan, needs_a, needs_b):
+        return torch.ops.tropigrad.log_matmul_backward(dc, top, share, a, b, temperature, ignore_nan, needs_a, needs_b)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *tensors, ctx.temperature, ctx.ignore_nan, ctx.needs_a, ctx.needs_b = inputs
-        ctx.save_for_backward(*tensors)
+        dc, _, _, a, b, ctx.temperature, ctx.ignore_nan, ctx.needs_a, ctx.needs_b = inputs
+        ctx.save_for_backward(dc, a, b)
 
     @staticmethod
     def backward(ctx, dda, ddb):
-        dc, c, a, b = ctx.saved_tensors
-        if c.numel() * a.shape[-1] == 0:
-            return (torch.zeros_like(dc), torch.zeros_like(c), torch.zeros_like(a), torch.zeros_like(b), *[None] * 4)
-        to_dc, to_a, to_b = [], [], torch.zeros_like(b)
+        dc, a, b = ctx.saved_tensors
+        if dc.numel() * a.shape[-1] == 0:
+            return (torch.zeros_like(dc), None, None, torch.zeros_like(a), torch.zeros_like(b), *[None] * 4)
+        wide = _accumulator(a.dtype)
+        to_dc, to_a, to_b = [], [], torch.zeros_like(b, dtype=wide)
         for rows in _chunks(a, b):
-            w = _weights(c[:, rows], a[:, rows], b, ctx.temperature, ctx.ignore_nan)  # [B, rows, K, N]
+            w = _weights(_rows(a, rows), b, ctx.temperature, ctx.ignore_nan)  # [B, rows, K, N]
             slope = torch.zeros_like(w)
             if ctx.needs_a:
-                slope = slope + dda[:, rows].unsqueeze(-1)
+                slope = slope + _rows(dda, rows).unsqueeze(-1)
             if ctx.needs_b:
                 slope = slope + ddb.unsqueeze(-3)
-            to_dc.append((w * slope).sum(-2).to(dc.dtype))
-            dx = w * slope * (dc[:, rows] / ctx.temperature).unsqueeze(-2)
-            to_a.append(dx.sum(-1).to(a.dtype))
-            to_b = to_b + dx.sum(-3).to(b.dtype)
-        to_dc = torch.cat(to_dc, 1)
-        to_c = -to_dc * dc / ctx.temperature
-        return (to_dc, to_c, torch.cat(to_a, 1), to_b, *[None] * 4)
+            mean = (w * slope).sum(-2)
+            # ∂w_k/∂x_j = w_k (δ_kj − w_j) / T
+            dx = w * (slope - mean.unsqueeze(-2)) * (_rows(dc, rows).to(wide) / ctx.temperature).unsqueeze(-2)
+            to_dc.append(mean)
+            to_a.append(dx.sum(-1))
+            to_b = to_b + dx.sum(-3)
+        to_dc, to_a = (torch.cat(x, 1) if len(x) > 1 else x[0] for x in (to_dc, to_a))
+        return (to_dc.to(dc.dtype), None, None, to_a.to(a.dtype), to_b.to(b.dtype), *[None] * 4)
+
+
+def _rows(x: Tensor, rows: slice) -> Tensor:
+    """Not a slice where it would be all of x: torch.autograd's vectorized Hessians know no such view."""
+    return x if rows.start == 0 and rows.stop >= x.shape[1] else x[:, rows]
 
 
 class _LogMatmul(torch.autograd.Function):
-    """No jvp on purpose: forward-mode AD raises NotImplementedError instead of a silent zero."""
+    """(A, B) -> (C, top, share). No jvp on purpose: forward-mode AD raises NotImplementedError, no silent zero."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(a, b, temperature, ignore_nan):
-        return torch.ops.tropigrad.log_matmul(a, b, temperature, ignore_nan)
+    def forward(a, b, temperature, ignore_nan, keeps):
+        return torch.ops.tropigrad.log_matmul(a, b, temperature, ignore_nan, keeps)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        a, b, ctx.temperature, ctx.ignore_nan = inputs
-        ctx.save_for_backward(a, b, output)
+        a, b, ctx.temperature, ctx.ignore_nan, ctx.keeps = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(a, b, *output[1:])
 
     @staticmethod
-    def backward(ctx, dc):
-        a, b, c = ctx.saved_tensors
+    def backward(ctx, dc, *_):
+        a, b, top, share = ctx.saved_tensors
+        if not ctx.keeps:  # inside a transform such as vmap an input does not show that it requires a gradient
+            _, top, share = torch.ops.tropigrad.log_matmul(a, b, ctx.temperature, ctx.ignore_nan, True)
         needs_a, needs_b = ctx.needs_input_grad[:2]
-        da, db = _LogBackward.apply(dc, c, a, b, ctx.temperature, ctx.ignore_nan, needs_a, needs_b)
-        return da if needs_a else None, db if needs_b else None, None, None
+        da, db = _LogBackward.apply(dc, top, share, a, b, ctx.temperature, ctx.ignore_nan, needs_a, needs_b)
+        return da if needs_a else None, db if needs_b else None, None, None, None
 
 
 def log_matmul(a: Tensor, b: Tensor, temperature: float, ignore_nan: bool) -> Tensor:
     """a [B, M, K], b [B, K, N] -> C [B, M, N], differentiable in a and b any number of times."""
-    return _LogMatmul.apply(a, b, temperature, ignore_nan)
+    keeps = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
+    return _LogMatmul.apply(a, b, temperature, ignore_nan, keeps)[0]

@@ -335,8 +335,9 @@ def raw_ops(device: torch.device) -> list[tuple[object, tuple[object, ...]]]:
         (ops.tropical_matmul.default, (a.half(), b.half(), "min_plus", False, True)),
         (ops.tropical_winners_scatter.default, (values, winners, None, None, 4, "max_plus", True, True)),
         (ops.tropical_winners_scatter.default, (values, winners, a, b, 4, "max_times", False, True)),
-        (ops.log_matmul.default, (a, b, 0.5, False)),
-        (ops.log_matmul_backward.default, (values, values, a, b, 0.5, False, True, True)),
+        (ops.log_matmul.default, (a, b, 0.5, False, True)),
+        (ops.log_matmul.default, (a.half(), b.half(), 2.0, True, False)),
+        (ops.log_matmul_backward.default, (values, values, values.sigmoid(), a, b, 0.5, False, True, True)),
     ]
 
 

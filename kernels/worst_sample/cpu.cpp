@@ -761,9 +761,18 @@ struct Loop {
             for (int64_t n = begin(block); n < end(block); ++n) right[block] += s.is_right[n];
         }
     }
+    // A leaf that is NaN, of a row of A that overflows, beats none here, but is the minimum: ℓ is NaN as well.
+    bool spoil(const Moves& moves, int64_t block) {
+        bool any = false;
+        for (int64_t i : moves.rows)
+            for (int64_t n = begin(block); block < training_blocks && n < end(block); ++n)
+                if (std::isnan(s.z[n * s.columns + i])) s.losses[n] = std::numeric_limits<T>::quiet_NaN(), any = true;
+        return any;
+    }
     void apply(const Moves& moves) {
         const auto visit = [&](int64_t block) {
-            if (memory.move(moves, begin(block), end(block))) summarise(block);
+            const bool moved = memory.move(moves, begin(block), end(block));
+            if (spoil(moves, block) || moved) summarise(block);
         };
         const int threads = s.N * moves.work(s.p, s.q) > s.small ? int(std::min(s.threads, blocks)) : 1;
         std::atomic<int64_t> next{0};
@@ -802,7 +811,8 @@ struct Loop {
         else if (now.loss <= s.target) now.status = MET;
         else if (now.idle >= s.idle_limit) now.status = ROUNDED;
     }
-    void advance() {
+    // Whether there is a next iterate: none where a weight of it would not be finite, and then nothing is written.
+    bool advance() {
         Progress& now = *s.progress;
         const int64_t n = now.worst;
         const Index* const I = static_cast<Index*>(s.unit_winner);
@@ -836,6 +846,20 @@ struct Loop {
         if (gamma < 0) {
             moves = best.restore();
         } else {
+            const auto stays_finite = [](T weight, double step) { return std::isfinite(T(weight + T(step))); };
+            bool finite = true;
+            for (const auto& [leaf, c] : g2)
+                finite &= stays_finite(s.weights.w2[leaf.first * s.q + leaf.second], -(gamma * c));
+            for (const auto& [leaf, c] : g1)
+                finite &= stays_finite(s.weights.w1[leaf.first * s.p + leaf.second], -(gamma * c));
+            if (s.trains_a)
+                for (const auto& [i, c] : ga)
+                    for (int64_t l = 0; l < s.d; ++l)
+                        finite &= stays_finite(s.weights.a[i * s.d + l], double(T(x[l] * T(-(gamma * c)))));
+            if (!finite) {
+                now.status = DIVERGED;
+                return false;
+            }
             const auto add = [](T& weight, double step) {
                 const T before = weight;
                 weight += T(step);
@@ -858,13 +882,13 @@ struct Loop {
         }
         ++now.iteration;
         apply(moves);
+        return true;
     }
     int64_t run(int64_t iterations, double* trace) {
         for (int64_t block = 0; block < blocks; ++block) summarise(block);
         if (std::isinf(s.progress->loss)) observe();
         int64_t done = 0;
-        for (; done < iterations && s.progress->status == GOING; ++done) {
-            advance();
+        for (; done < iterations && s.progress->status == GOING && advance(); ++done) {
             observe();
             trace[done] = s.progress->loss;
         }

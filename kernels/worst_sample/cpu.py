@@ -113,16 +113,19 @@ class Sparse:
         (p, d), q, K, N = weights.a.shape, len(weights.w1), len(weights.w2), len(samples.x)
         dtype, index, trees = weights.a.dtype, _index(p, q), memory == "trees"
 
+        def new(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=weights.a.device)
+
         def empty(*shape: int, wanted: bool = True, dtype: torch.dtype = dtype) -> Tensor | None:
-            return torch.empty(shape, dtype=dtype) if wanted else None
+            return new(*shape, dtype=dtype) if wanted else None
 
         # A = λ[I; −I], as the networks start: half of z tells the other
         columns = p if settings.train_a or not _is_mirrored(weights.a) else p // 2
         self.state = state
-        self._z = torch.empty(N, columns, dtype=dtype)
-        self._u, self._f = torch.empty(N, q, dtype=dtype), torch.empty(K, N, dtype=dtype)
-        self._losses = torch.empty(N, dtype=dtype)
-        self._i, self._j = torch.empty(q, N, dtype=index), torch.empty(K, N, dtype=index)
+        self._z = new(N, columns)
+        self._u, self._f = new(N, q), new(K, N)
+        self._losses = new(N)
+        self._i, self._j = new(q, N, dtype=index), new(K, N, dtype=index)
         self._buffers = {  # the structure holds addresses alone
             "x": samples.x,
             "xt": samples.x.T.contiguous() if settings.train_a else None,
@@ -190,10 +193,15 @@ class Sparse:
 
     def follow(self, moves: Moves) -> None:
         """The weights have moved by another's hand: the caches follow."""
-        lists = [torch.tensor(of, dtype=torch.int64) for of in moves]
+        lists = [torch.tensor(of, dtype=torch.int64, device="cpu") for of in moves]
         arguments = [value for of in lists for value in (of.data_ptr(), len(of))]
         self._ask()
         _check(self._functions.worst_sample_follow(self._problem, self._wide, *arguments))
+
+    @property
+    def z(self) -> Tensor:
+        """A x, [N, p], or its first half where that tells the other."""
+        return self._z
 
     @property
     def seen(self) -> Observation:

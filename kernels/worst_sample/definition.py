@@ -12,6 +12,8 @@ at n = n*: at most four entries with the hinge and A fixed. Duplicates add up, a
 of the features, each product and sum rounded, and a step is rounded before it is added: so every path to the same
 weights gives the same activations, bit for bit.
 
+A step that would leave a weight that is not finite is not taken: nothing is written, and the run has diverged.
+
 Steps: "polyak", γ = (F − L) / ‖g‖², with a level L that starts at the target and is raised by path-based level control
 where the iterates travel without getting there; "sqrt", γ = c / (‖g‖ √(t+1)); "power", γ = c / (‖g‖ (t+1)^0.6), for
 which Σγ = ∞ and Σγ² < ∞. F is piecewise linear with the hinge and not convex: limit points are stationary at best.
@@ -282,8 +284,7 @@ class Dense:
         if math.isinf(progress.loss):
             self._observe()
         done = 0
-        while done < iterations and progress.status == GOING:
-            self._advance()
+        while done < iterations and progress.status == GOING and self._advance():
             self._observe()
             trace[done] = progress.loss
             done += 1
@@ -314,7 +315,8 @@ class Dense:
         elif progress.idle >= IDLE:
             progress.status = ROUNDED
 
-    def _advance(self) -> None:
+    def _advance(self) -> bool:
+        """To the next iterate, or nowhere, with the status DIVERGED, where a weight of it would not be finite."""
         state, settings, progress = self.state, self.state.settings, self.state.progress
         weights, x = state.weights, self.seen.x
         g2: list[tuple[int, int, float]] = []
@@ -334,15 +336,22 @@ class Dense:
             _copy(weights, state.best)
         else:
             moves = Moves(list(g1), [(k, j) for k, j, _ in g2], [] if x is None else list(ga))
-            for k, j, c in g2:
-                weights.w2[k, j] += -(gamma * c)
-            for (j, i), c in g1.items():
-                weights.w1[j, i] += -(gamma * c)
+            steps = [(weights.w2[k, j], -(gamma * c)) for k, j, c in g2]
+            steps += [(weights.w1[j, i], -(gamma * c)) for (j, i), c in g1.items()]
+            moved = [(weight, weight + step) for weight, step in steps]
             if x is not None:
-                for i, c in ga.items():
-                    weights.a[i] += x * x.new_tensor(-(gamma * c))
+                rows = [
+                    (weights.a[i], torch.tensor(-(gamma * c), dtype=torch.float64, device="cpu")) for i, c in ga.items()
+                ]
+                moved += [(row, row + x * step.to(x)) for row, step in rows]
+            if not torch.cat([after.flatten() for _, after in moved]).isfinite().all():
+                progress.status = DIVERGED
+                return False
+            for weight, after in moved:
+                weight.copy_(after)
         progress.iteration += 1
         self.follow(moves)
+        return True
 
 
 def _copy(target: Weights, source: Weights) -> None:

@@ -283,13 +283,13 @@ class Cached(Dense):
         if self._noted + count > len(run.journal):
             self._note()
         words = torch.frombuffer(self.state.progress, dtype=torch.int64)
-        own = torch.tensor([0, count, 0, self._noted, *self._copied])
+        own = torch.tensor([0, count, 0, self._noted, *self._copied], device="cpu")
         self._words.copy_(torch.cat([words, own]))
         if settings.step != "polyak":
             first = self.state.progress.iteration + 1
             root = math.sqrt if settings.step == "sqrt" else lambda t: math.pow(t, 0.6)
             roots = [root(t) for t in range(first, first + count)]  # the definition's bits, which no GPU promises
-            run.roots[:count] = torch.tensor(roots, dtype=torch.float64)
+            run.roots[:count] = torch.tensor(roots, dtype=torch.float64, device="cpu")
         try:
             self._iterate(count)
             self._words.cpu()  # waits for the device; Ctrl-C is heard here, and the iterations are done all the same

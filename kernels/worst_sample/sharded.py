@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 
 import torch.distributed as dist
+from torch import Tensor
 
 from .cpu import Sparse
 from .definition import Dense, Moves, Observation, State
@@ -26,6 +27,10 @@ class Sharded(Dense):
     def __init__(self, state: State, own: Dense | Sparse, group: dist.ProcessGroup, first: int) -> None:
         self.state, self._own, self._group, self._first = state, own, group, first
         self._exchange()
+
+    @property
+    def z(self) -> Tensor:
+        return self._own.z
 
     def follow(self, moves: Moves) -> None:
         self._own.follow(moves)

@@ -4,6 +4,8 @@ F and n* come from the blocks' largest losses; then the coefficients c_k of n*, 
 in float64 and in the definition's order. Whatever depends on the run lies on the device, as definition.Progress, and
 `counters` tell what the host asked for: nothing here waits for it. A launch in a run that does not go changes nothing.
 
+A step that would leave a weight that is not finite writes nothing and ends the run, as the definition's.
+
 The kept weights follow by a journal of the moved entries, each of which is copied once.
 """
 
@@ -180,13 +182,21 @@ def _step(run, HINGE: tl.constexpr, POLYAK: tl.constexpr, CLASSES: tl.constexpr)
         c_leaf = _of(tl.where(is_first, of_leaf, 0.0), place, places)
         squares += c_leaf * c_leaf
     gamma, status = _length(run, squares, POLYAK)
-    tl.store(run.counters + 2, (status != _RETURN).to(tl.int64))
-    if status != _RETURN:
-        leaf = j.to(tl.int64) * run.p + i
-        readout = k.to(tl.int64) * run.q + j
-        change, of_leaf = -(gamma * c), -(gamma * of_leaf)
-        tl.store(run.w2 + readout, tl.load(run.w2 + readout, inside) + change.to(dtype), inside)
-        tl.store(run.w1 + leaf, tl.load(run.w1 + leaf, is_first) + of_leaf.to(dtype), is_first)
+    leaf = j.to(tl.int64) * run.p + i
+    readout = k.to(tl.int64) * run.q + j
+    change, of_leaf = -(gamma * c), -(gamma * of_leaf)
+    moved_readout = tl.load(run.w2 + readout, inside, other=0.0) + tl.where(inside, change, 0.0).to(dtype)
+    moved_leaf = tl.load(run.w1 + leaf, is_first, other=0.0) + tl.where(is_first, of_leaf, 0.0).to(dtype)
+    is_finite = (tl.abs(moved_readout) < INFINITY) & (tl.abs(moved_leaf) < INFINITY)
+    if (status != _RETURN) & (tl.min(is_finite.to(tl.int32), axis=0) == 0):
+        status = status * 0 + _DIVERGED
+        tl.debug_barrier()  # all threads have read what one of them now writes
+        tl.store(run.integers + 1, status)
+    tl.store(run.counters + 2, ((status != _RETURN) & (status != _DIVERGED)).to(tl.int64))
+    if (status != _RETURN) & (status != _DIVERGED):
+        tl.debug_barrier()
+        tl.store(run.w2 + readout, moved_readout, inside)
+        tl.store(run.w1 + leaf, moved_leaf, is_first)
         tl.store(run.route_k + places, k, inside)
         tl.store(run.route_j + places, j, inside)
         tl.store(run.route_i + places, i, inside)

@@ -27,19 +27,21 @@ def begin(shape: Mapping[str, int], dtype: torch.dtype) -> State:
     """Standard normal samples and weights, the same each time; A = [I; −I], as networks start."""
     N, d, p, q, K = (shape[letter] for letter in "NdpqK")
     generator = torch.Generator().manual_seed(0)
-    x, w1, w2 = (torch.randn(size, generator=generator, dtype=torch.float64) for size in ((N, d), (q, p), (K, q)))
-    y = torch.randint(0, K, (N,), generator=generator, dtype=torch.int32)
+    x, w1, w2 = (
+        torch.randn(size, generator=generator, dtype=torch.float64, device="cpu") for size in ((N, d), (q, p), (K, q))
+    )
+    y = torch.randint(0, K, (N,), generator=generator, dtype=torch.int32, device="cpu")
     x[-1], y[-1] = x[0], (y[0] + 1) % K
-    half = torch.eye(p // 2, d, dtype=torch.float64)
+    half = torch.eye(p // 2, d, dtype=torch.float64, device="cpu")
     a = torch.cat([half, -half, x.new_zeros(p % 2, d)])
     weights, best = (Weights(*(w.to(dtype, copy=True) for w in (a, w1, w2))) for _ in range(2))
     settings = Settings(step="sqrt", length=1.0)
-    times = torch.zeros(N, dtype=torch.int64)
+    times = torch.zeros(N, dtype=torch.int64, device="cpu")
     return State(settings, Samples(x.to(dtype), y, N), weights, best, None, beginning(settings), times)
 
 
 def _steps(loop) -> Callable[[], tuple[Tensor, ...]]:
-    trace = torch.empty(ITERATIONS, dtype=torch.float64)
+    trace = torch.empty(ITERATIONS, dtype=torch.float64, device="cpu")
 
     def call() -> tuple[Tensor, ...]:
         loop.run(ITERATIONS, trace)

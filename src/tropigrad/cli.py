@@ -116,7 +116,7 @@ def report(
 
 @app.command()
 def doctor(as_json: Json = False, verbose: Verbose = False) -> None:
-    """Versions, devices, backends and why one is off, compiler, cache."""
+    """Versions, devices, backends and why one is off, compiler, form of the kernels, cache."""
     from .perf_reports import doctor as examination
 
     found = examination.examine()

@@ -77,16 +77,17 @@ def from_fixed_point(dtype: str):
 
 def log_forward(dtype: str):
     wide = "fp64" if dtype == "fp64" else "fp32"
-    signature = {"a_ptr": f"*{dtype}", "b_ptr": f"*{dtype}", "c_ptr": f"*{dtype}", "t_ptr": f"*{wide}"}
-    signature |= dict.fromkeys(["M", "N", "K", *STRIDES], "i32")
+    signature = {f"{name}_ptr": f"*{dtype}" for name in ("a", "b", "c", "top")}
+    signature |= {"share_ptr": f"*{wide}", "t_ptr": f"*{wide}"} | dict.fromkeys(["M", "N", "K", *STRIDES], "i32")
     config = dict(log.FORWARD.default(PROBLEM))
     warps = config.pop("num_warps")
-    return log._log_matmul_fwd_kernel, signature, {"IGNORE_NAN": False} | config, warps
+    return log._log_matmul_fwd_kernel, signature, {"KEEPS": True, "IGNORE_NAN": False} | config, warps
 
 
 def log_backward(dtype: str):
     wide = "fp64" if dtype == "fp64" else "fp32"
-    signature = {f"{name}_ptr": f"*{dtype}" for name in ("dc", "c", "a", "b", "da")} | {"t_ptr": f"*{wide}"}
+    signature = {"dc_ptr": f"*{dtype}", "top_ptr": f"*{dtype}", "share_ptr": f"*{wide}"}
+    signature |= {f"{name}_ptr": f"*{dtype}" for name in ("a", "b", "da")} | {"t_ptr": f"*{wide}"}
     gradients = [f"stride_{x}" for x in ("gb", "gm", "gn", "cb", "cm", "cn")]
     signature |= dict.fromkeys(["M", "N", "K", *gradients, *STRIDES], "i32")
     config = dict(log.BACKWARD.default(PROBLEM))

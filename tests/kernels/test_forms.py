@@ -1,4 +1,4 @@
-"""The iterations of the sparse subgradient method in every form of C++; conformance's `forms` has the registered ops."""
+"""The sparse subgradient method's iterations in every form of C++; conformance's `forms` has the registered ops."""
 
 import pytest
 import torch

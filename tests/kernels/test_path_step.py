@@ -1,7 +1,12 @@
 """The kernels of the step on path values against its definition; what the step is, tests/optim/test_gsgd.py shows."""
 
+from contextlib import nullcontext
+from fractions import Fraction
+
+import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tropigrad.kernels import backend
@@ -16,6 +21,7 @@ from tropigrad.kernels.path_step import (
     skeleton,
     take_step,
 )
+from tropigrad.optim import GSGD, BasisPaths
 
 CHAINS = {
     "equal": (Shape(1, 6, 5, 1), Shape(1, 6, 6, 1), Shape(1, 3, 6, 1)),
@@ -234,3 +240,184 @@ def test_the_learning_rate_may_be_a_tensor():
     step(*ours, SETTINGS["momentum"]._replace(lr=torch.tensor(0.05, dtype=torch.float64)))
     step(*wanted, SETTINGS["momentum"])
     assert all(torch.equal(x, y) for x, y in zip(changed(ours), changed(wanted), strict=True))
+
+
+# ------------------------------------------------------------------------------------------------ operands in operands
+
+
+def linked(name, how):
+    """A chain with momentum, two of whose gradients are views of what is written; the same with copies of them."""
+    chains = [chain(name, SETTINGS["momentum"], torch.float32) for _ in range(2)]
+    for layers, *_ in chains:
+        first, *others = layers
+        second = others[0]
+        if how == "weight":
+            first = first._replace(grad=first.weight.detach())
+        elif how == "momentum":
+            first = first._replace(grad=first.momentum, bias_grad=first.bias_momentum)
+        else:
+            both = torch.cat([second.weight.flatten(), first.grad.flatten()])
+            n = second.weight.numel()
+            second = second._replace(weight=both[:n].view_as(second.weight))
+            begin = min(3, n)
+            first = first._replace(grad=both[begin : begin + first.grad.numel()].view_as(first.grad))
+        layers[:] = [first, second, *others[1:]]
+    for at, layer in enumerate(chains[1][0]):
+        chains[1][0][at] = layer._replace(grad=layer.grad.clone(), bias_grad=layer.bias_grad.clone())
+    return chains
+
+
+@pytest.mark.parametrize("how", ["weight", "momentum", "another-weight"])
+@pytest.mark.parametrize("backend_name", ["cpp", "torch", "triton"])
+def test_gradients_that_are_views_of_what_is_written_count_as_copies(backend_name, how):
+    if reason := backend.why_off(backend_name, torch.device("cpu")):
+        pytest.skip(reason)
+    ours, wanted = linked("hourglasses", how)
+    with backend.forcing(backend_name):
+        for call in (ours, wanted):
+            step(*call, SETTINGS["momentum"])
+    for layer, other in zip(ours[0], wanted[0], strict=True):
+        for at in (0, 2, 4, 5):  # what is written
+            assert torch.equal(layer[at], other[at])
+    assert torch.equal(ours[2], wanted[2])
+
+
+def test_a_remembered_call_looks_where_its_operands_lie():
+    """Of the same layout, one call has a gradient apart and the next one in a weight; both are as if copied."""
+    options = SETTINGS["plain"]
+    for turn in range(3):
+        ours, wanted = (chain("equal", options, torch.float32) for _ in range(2))
+        if turn != 1:
+            ours[0][1] = ours[0][1]._replace(grad=ours[0][1].weight.detach())
+            wanted[0][1] = wanted[0][1]._replace(grad=wanted[0][1].weight.clone())
+        step(*ours, options)
+        step(*wanted, options)
+        for layer, other in zip(ours[0], wanted[0], strict=True):
+            assert torch.equal(layer.weight, other.weight)
+    tied = chain("equal", options, torch.float32)
+    tied[0][2] = tied[0][2]._replace(weight=tied[0][1].weight.flatten()[: tied[0][2].weight.numel()].view(1, 3, 6, 1))
+    before = [x.clone() for x in changed(tied)]
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"layers\[1\].weight and layers\[2\].weight share memory.*nothing was"):
+            step(*tied, options)
+    assert all(torch.equal(x, y) for x, y in zip(changed(tied), before, strict=True))
+
+
+@pytest.mark.parametrize("backend_name", ["cpp", "torch"])
+@pytest.mark.parametrize("pair", ["bias-weight", "momentum-weight", "momenta", "run_momentum"])
+def test_what_is_written_has_places_of_its_own(backend_name, pair):
+    layers, bones, run_momentum, events = chain("equal", SETTINGS["momentum"], torch.float32)
+    first, second, third = layers
+    if pair == "bias-weight":
+        first, match = first._replace(bias=second.weight.view(-1)[:6]), r"layers\[0\].bias and layers\[1\].weight"
+    elif pair == "momentum-weight":
+        first, match = first._replace(momentum=first.weight), r"layers\[0\].weight and layers\[0\].momentum"
+    elif pair == "momenta":
+        second = second._replace(bias_momentum=first.bias_momentum)
+        match = r"layers\[0\].bias_momentum and layers\[1\].bias_momentum"
+    else:
+        run_momentum, match = second.bias[: bones.runs], r"layers\[1\].bias and run_momentum"
+    with backend.forcing(backend_name), pytest.raises(ValueError, match=f"path_step: {match} share memory"):
+        step([first, second, third], bones, run_momentum, events, SETTINGS["momentum"])
+
+
+# ------------------------------------------------------------------------------------------------ odd company
+
+
+@pytest.mark.parametrize("how", ["context", "default"])
+def test_another_default_device_changes_nothing(how):
+    ours, wanted = (chain("convolutions", SETTINGS["momentum"], torch.float32) for _ in range(2))
+    step(*wanted, SETTINGS["momentum"])
+    if how == "default":
+        torch.set_default_device("meta")
+    try:
+        with torch.device("meta") if how == "context" else nullcontext():
+            step(*ours, SETTINGS["momentum"])
+    finally:
+        torch.set_default_device(None)
+    assert all(torch.equal(x, y) for x, y in zip(changed(ours), changed(wanted), strict=True))
+
+
+def test_gsgd_steps_under_another_default_device():
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    optimizer = GSGD(BasisPaths(model), 0.01, momentum=0.9)
+    model(torch.randn(5, 4)).square().sum().backward()
+    before = model[0].weight.detach().clone()
+    with torch.device("meta"):
+        optimizer.step()
+    assert not torch.equal(model[0].weight, before)
+
+
+def test_gsgd_names_weights_that_share_memory_and_moves_none():
+    """Two Parameters on one tensor: BasisPaths tells parameters apart by what they are, not by where they lie."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    model[2].weight = nn.Parameter(model[0].weight.data)
+    optimizer = GSGD(BasisPaths(model), 0.01)
+    model(torch.randn(5, 4)).square().sum().backward()
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(ValueError, match=r"layers\[0\].weight and layers\[1\].weight share memory"):
+        optimizer.step()
+    assert all(torch.equal(p, x) for p, x in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("wide", [False, True], ids=["number", "tensor"])
+@pytest.mark.parametrize("lr", [float("nan"), float("inf")])
+def test_a_rate_that_is_not_finite_is_refused(lr, wide):
+    call = chain("equal", SETTINGS["momentum"], torch.float32)
+    step(*call, SETTINGS["momentum"])
+    before = [x.clone() for x in changed(call)]
+    options = SETTINGS["momentum"]._replace(lr=torch.tensor(lr) if wide else lr)
+    with pytest.raises(ValueError, match=r"path_step: lr is .*; expected a finite number; nothing was written"):
+        step(*call, options)
+    assert all(torch.equal(x, y) for x, y in zip(changed(call), before, strict=True))
+
+
+def test_numbers_of_any_kind_are_taken():
+    ours, wanted = (chain("equal", SETTINGS["momentum"], torch.float32) for _ in range(2))
+    given = Options(np.float32(0.5), Fraction(1, 2), np.float64(0.25), np.float32(0.5), np.float64(0.125))
+    step(*ours, given)
+    with Calls():
+        step(*ours, given)
+    for _ in range(2):
+        step(*wanted, Options(0.5, 0.5, 0.25, 0.5, 0.125))
+    assert all(torch.equal(x, y) for x, y in zip(changed(ours), changed(wanted), strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_what_is_not_taken_is_named():
+    layers, bones, run_momentum, events = chain("equal", SETTINGS["plain"], torch.float32)
+    first, *others = layers
+    rate = torch.tensor(0.1, requires_grad=True)
+    nested = torch.nested.nested_tensor([torch.ones(3), torch.ones(2)])
+    for changes, options, error, match in (
+        ({"weight": nn.parameter.UninitializedParameter()}, {}, TypeError, r"layers\[0\].weight is an Uninitialized"),
+        ({"grad": nested}, {}, TypeError, r"layers\[0\].grad is a nested tensor"),
+        ({}, {"lr": rate}, ValueError, r"lr requires a gradient.*lr.detach\(\)"),
+        ({}, {"lr": torch.ones(2)}, ValueError, r"lr is torch.float32 of shape \(2,\); expected one float"),
+        ({}, {"lr": "0.1"}, TypeError, "lr is a str; expected a number"),
+        ({}, {"weight_decay": None}, TypeError, "weight_decay is a NoneType; expected a number"),
+    ):
+        with pytest.raises(error, match=f"path_step: {match}"):
+            step([first._replace(**changes), *others], bones, run_momentum, events, Options(0.1)._replace(**options))
+
+
+def test_gradients_that_are_lazy_negations_have_their_own_sign():
+    ours, wanted = (chain("equal", SETTINGS["plain"], torch.float32) for _ in range(2))
+    z = torch.randn(ours[0][0].weight.shape, dtype=torch.complex64)
+    ours[0][0] = ours[0][0]._replace(grad=z.conj().imag)
+    wanted[0][0] = wanted[0][0]._replace(grad=-z.imag)
+    for call in (ours, wanted):
+        step(*call, SETTINGS["plain"])
+    assert torch.equal(ours[0][0].weight, wanted[0][0].weight)
+
+
+def test_vmap_is_refused_by_name():
+    layers, bones, run_momentum, events = chain("equal", SETTINGS["plain"], torch.float32)
+
+    def one(grad):
+        step([layers[0]._replace(grad=grad), *layers[1:]], bones, run_momentum, events, SETTINGS["plain"])
+        return grad
+
+    for maps in (0, 2):
+        with pytest.raises(NotImplementedError, match=r"path_step: vmap does not apply.*a call for each"):
+            torch.vmap(one)(torch.zeros(maps, *layers[0].grad.shape))

@@ -2,11 +2,15 @@
 
 import copy
 import io
+from contextlib import nullcontext
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.parameter import UninitializedParameter
 
 from tropigrad.autotune import override
 from tropigrad.kernels import backend, scatter_step
@@ -322,3 +326,284 @@ def test_without_a_compiler_the_numbers_are_the_same(set_backend):
             scatter_step(w, tuple(at), torch.randn(20), lr=0.1, rule="momentum", state=state)
         found.append(w)
     assert torch.equal(*found)
+
+
+# ------------------------------------------------------------------------------------------------ operands in operands
+
+
+RULE_STATE = {"momentum": "velocity", "adagrad": "sum"}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("calls", [1, 3], ids=["first", "remembered"])
+def test_values_that_are_rows_of_the_weights_count_as_a_copy(name, rule, calls):
+    rows = torch.tensor([1, 2, 3, 3])
+    w = torch.randn(5, 3)
+    expected, states = w.clone(), ({}, {})
+    for _ in range(calls):
+        scatter_step(w, rows, w[:-1], lr=0.5, rule=rule, state=states[0])
+        scatter_step(expected, rows, expected[:-1].clone(), lr=0.5, rule=rule, state=states[1])
+        assert torch.equal(w, expected)
+
+
+@pytest.mark.parametrize("rule", ["momentum", "adagrad"])
+def test_values_that_are_rows_of_the_state_count_as_a_copy(name, rule):
+    w, (other, moment) = torch.randn(5, 3), (torch.zeros(5, 3), RULE_STATE[rule])
+    states = [scatter_step(x, torch.arange(5), torch.ones(5, 3), lr=0.1, rule=rule) for x in (w, other)]
+    other.copy_(w)
+    scatter_step(w, torch.arange(1, 5), states[0][moment][:-1], lr=0.5, rule=rule, state=states[0])
+    scatter_step(other, torch.arange(1, 5), states[1][moment][:-1].clone(), lr=0.5, rule=rule, state=states[1])
+    assert torch.equal(w, other)
+    assert torch.equal(states[0][moment], states[1][moment])
+
+
+def test_indices_and_rate_that_lie_in_the_weights_count_as_copies(name):
+    """An int64 view of the weights' bytes; a rate that is one of the weights."""
+    w = torch.zeros(4, 2, dtype=torch.float64)
+    rows = w[2:].view(torch.int64).flatten()
+    rows.copy_(torch.tensor([3, 2, 0, 1]))
+    expected = w.clone()
+    scatter_step(expected, rows.clone(), torch.ones(4, 2).double(), lr=1.0)
+    scatter_step(w, rows, torch.ones(4, 2).double(), lr=1.0)
+    assert torch.equal(w, expected)
+    w = torch.full((3,), 0.5)
+    scatter_step(w, torch.tensor([0, 1, 2]), torch.ones(3), lr=w[1])
+    assert w.tolist() == [0, 0, 0]
+
+
+def test_memory_is_compared_and_not_its_owner(name):
+    """Two storages on one array."""
+    array = np.arange(12, dtype=np.float32).reshape(4, 3)
+    w, values = torch.from_numpy(array), torch.from_numpy(array[:-1])
+    expected = w.clone()
+    scatter_step(expected, torch.tensor([1, 2, 3]), values.clone(), lr=0.5)
+    scatter_step(w, torch.tensor([1, 2, 3]), values, lr=0.5)
+    assert torch.equal(w, expected)
+
+
+OVERLAPPING = {
+    "expanded": torch.zeros(1, 4).expand(3, 4),
+    "windows": torch.zeros(12).as_strided((3, 4), (1, 2)),
+    "unfolded": torch.zeros(9).unfold(0, 4, 1),
+    "trailing": torch.zeros(30).as_strided((3, 4, 2), (8, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("param", OVERLAPPING.values(), ids=OVERLAPPING)
+def test_weights_that_share_memory_are_refused(name, param):
+    with pytest.raises(ValueError, match="param's elements share memory"):
+        scatter_step(param, torch.tensor([0]), torch.ones(1, *param.shape[1:]), lr=0.1)
+    assert not param.any()
+
+
+def test_weights_with_gaps_are_none_that_share_memory(name):
+    """Strides that no order of the dimensions nests, and yet each element has its place: 0, 2, 4, 3, 5, 7."""
+    w = torch.zeros(8).as_strided((3, 2), (2, 3))
+    scatter_step(w, torch.tensor([2, 0]), torch.ones(2, 2), lr=1.0)
+    assert w.tolist() == [[-1, -1], [0, 0], [-1, -1]]
+
+
+@pytest.mark.parametrize("calls", [1, 3], ids=["first", "remembered"])
+@pytest.mark.parametrize("rule", ["momentum", "adagrad"])
+def test_a_state_that_shares_memory_with_the_weights_is_refused(name, rule, calls):
+    def step(w, state):
+        return scatter_step(w, torch.tensor([1]), torch.ones(1, 3), lr=0.1, rule=rule, state=state)
+
+    state = None
+    for _ in range(calls):
+        w = torch.ones(4, 3)
+        state = step(w, state)
+    memory = torch.ones(15)
+    w, state[RULE_STATE[rule]] = memory[:12].view(4, 3), memory[3:].view(4, 3)
+    before = {key: x.clone() for key, x in state.items()}
+    with pytest.raises(ValueError, match=r"state shares memory with param or within itself.*nothing was written"):
+        step(w, state)
+    assert torch.equal(memory, torch.ones(15))
+    assert all(torch.equal(state[key], before[key]) for key in state)
+
+
+def test_a_state_in_a_gap_of_the_weights_is_none_that_shares_memory(name):
+    """One buffer for all, as allocators of flat buffers make it."""
+    memory = torch.zeros(2, 20)
+    w, state = memory[:, :4], {"sum": memory[0, 8:16].view(2, 4)}
+    scatter_step(w, torch.tensor([0, 1]), torch.ones(2, 4), lr=1.0, rule="adagrad", state=state)
+    assert state["sum"].tolist() == [[1.0] * 4] * 2
+    close(w, torch.full((2, 4), -1.0))
+    trailing = torch.zeros(4, 2, 6, 5).permute(0, 3, 1, 2)[:, :, :, :4]
+    inside = {"sum": trailing.new_zeros(trailing.shape)}
+    scatter_step(trailing, torch.tensor([1]), torch.ones(1, 5, 2, 4), lr=1.0, rule="adagrad", state=inside)
+    close(trailing[1], torch.full((5, 2, 4), -1.0))
+    state = {"sum": trailing.as_strided(trailing.shape, inside["sum"].stride())}
+    with pytest.raises(ValueError, match="state shares memory"):
+        scatter_step(trailing, torch.tensor([1]), torch.ones(1, 5, 2, 4), lr=1.0, rule="adagrad", state=state)
+
+
+@pytest.mark.parametrize("where", ["inside", "outside"])
+@pytest.mark.parametrize("rule", RULES)
+def test_compiled_values_that_are_rows_of_the_weights_count_as_a_copy(rule, where):
+    torch._dynamo.reset()
+
+    def step(w, values):
+        rows = torch.tensor([1, 2, 3])
+        scatter_step(w, rows, w[:-1] if values is None else values, lr=0.5, rule=rule)
+        return w + 0
+
+    w = torch.randn(4, 3)
+    expected = w.clone()
+    scatter_step(expected, torch.tensor([1, 2, 3]), expected[:-1].clone(), lr=0.5, rule=rule)
+    values = None if where == "inside" else w[:-1]
+    close(torch.compile(step, backend="aot_eager", fullgraph=True)(w, values), expected)
+    close(w, expected)
+
+
+# ------------------------------------------------------------------------------------------------ odd company
+
+
+@pytest.mark.parametrize("given", [np.float32(0.5), np.float64(0.5), Fraction(1, 2), torch.tensor(0.5)], ids=repr)
+def test_numbers_of_any_kind_are_taken(name, given):
+    w, expected = torch.ones(3), torch.ones(3)
+    for _ in range(2):
+        scatter_step(w, torch.tensor([1]), torch.ones(1), lr=given, rule="momentum", momentum=np.float32(0.5))
+        scatter_step(expected, torch.tensor([1]), torch.ones(1), lr=0.5, rule="momentum", momentum=0.5)
+    scatter_step(w, torch.tensor([1]), torch.ones(1), lr=np.int64(1), rule="adagrad", eps=np.int64(0))
+    scatter_step(expected, torch.tensor([1]), torch.ones(1), lr=1, rule="adagrad", eps=0)
+    assert torch.equal(w, expected)
+
+
+@pytest.mark.parametrize("wide", [False, True], ids=["number", "tensor"])
+@pytest.mark.parametrize("lr", [float("nan"), float("inf"), -float("inf")])
+def test_a_rate_that_is_not_finite_is_refused(name, lr, wide):
+    w, indices, values = torch.ones(3), torch.tensor([1]), torch.ones(1)
+    state = scatter_step(w, indices, values, lr=0.5, rule="momentum")
+    before, was = w.clone(), copy.deepcopy(state)
+    with pytest.raises(ValueError, match=r"lr is .*; expected a finite number; nothing was written"):
+        scatter_step(w, indices, values, lr=torch.tensor(lr) if wide else lr, rule="momentum", state=state)
+    assert torch.equal(w, before)
+    assert all(torch.equal(state[key], was[key]) for key in was)
+
+
+MANNERS = {
+    "rate-with-gradient": (
+        {"lr": torch.tensor(0.1, requires_grad=True)},
+        ValueError,
+        r"lr requires a gradient.*detach",
+    ),
+    "rate-array": ({"lr": np.array([0.1])}, TypeError, "lr is a ndarray; expected a number"),
+    "momentum-text": ({"momentum": "0.9"}, TypeError, "momentum is a str; expected a number"),
+    "momentum-list": ({"momentum": [0.9]}, TypeError, "momentum is a list; expected a number"),
+    "eps-infinite": ({"eps": float("inf")}, ValueError, "eps is inf; expected at least 0, and finite"),
+    "rule-list": ({"rule": ["sgd"]}, ValueError, r"rule is \['sgd'\]; expected one of"),
+    "state-list": ({"state": [1]}, TypeError, "state is a list; expected a dict"),
+    "state-number": ({"rule": "adagrad", "state": {"sum": 1.0}}, TypeError, "state's sum is a float; expected a torch"),
+    "no-indices": ({"indices": None}, TypeError, "indices is a NoneType; expected a torch.Tensor"),
+    "uninitialised": ({"param": UninitializedParameter()}, TypeError, "param is an UninitializedParameter"),
+    "uninitialised-values": ({"values": UninitializedParameter()}, TypeError, "values is an UninitializedParameter"),
+}
+
+
+@pytest.mark.parametrize(("changed", "error", "match"), MANNERS.values(), ids=MANNERS)
+def test_what_is_not_taken_is_named(changed, error, match):
+    w = torch.ones(3)
+    given = {"param": w, "indices": torch.tensor([1]), "values": torch.ones(1), "lr": 0.1}
+    for _ in range(2):
+        with pytest.raises(error, match=f"scatter_step: {match}"):
+            scatter_step(**{**given, **changed})
+        scatter_step(torch.ones(3), *list(given.values())[1:3], lr=0.1)
+    assert torch.equal(w, torch.ones(3))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)
+def test_nested_tensors_are_named(layout):
+    nested = torch.nested.nested_tensor([torch.ones(3), torch.ones(2)], layout=layout)
+    with pytest.raises(TypeError, match="scatter_step: values is a nested tensor"):
+        scatter_step(torch.ones(4, 3), torch.tensor([0, 1]), nested, lr=0.1)
+
+
+def test_lazy_negations_have_their_own_sign(name):
+    z = torch.randn(3, 4, dtype=torch.complex64)
+    w, expected = z.conj().imag, -z.imag
+    assert w.is_neg()
+    for rule in RULES:
+        scatter_step(w, torch.tensor([2, 0]), w[:2], lr=0.5, rule=rule)
+        scatter_step(expected, torch.tensor([2, 0]), expected[:2].clone(), lr=0.5, rule=rule)
+    assert torch.equal(w, expected)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("how", ["context", "default"])
+def test_another_default_device_changes_nothing(name, rule, how):
+    w, expected, i, v = torch.ones(3, 2), torch.ones(3, 2), torch.tensor([1, 1]), torch.ones(2, 2)
+    scatter_step(expected, i, v, lr=0.5, rule=rule)
+    if how == "default":
+        torch.set_default_device("meta")
+    try:
+        with torch.device("meta") if how == "context" else nullcontext():
+            state = scatter_step(w, i, v, lr=0.5, rule=rule)
+    finally:
+        torch.set_default_device(None)
+    assert {x.device.type for x in state.values()} <= {"cpu"}
+    assert torch.equal(w, expected)
+
+
+def test_vmap_is_refused_by_name():
+    for maps in (0, 2):
+        with pytest.raises(NotImplementedError, match=r"scatter_step: vmap does not apply.*a longer list"):
+            torch.vmap(lambda w, v: (scatter_step(w, torch.tensor([0]), v, lr=0.1), w)[1])(
+                torch.zeros(maps, 4, 3), torch.zeros(maps, 1, 3)
+            )
+
+
+# ------------------------------------------------------------------------------------------------ any scale of numbers
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("power", [60, -60])
+@pytest.mark.parametrize("rule", RULES)
+def test_a_power_of_two_goes_through_the_step(name, rule, power, dtype):
+    """Of sgd and momentum in w and g; of Adagrad in g, without eps; of Polyak with w, lr by the square: bit for bit."""
+    scale = 2.0**power
+    of_w, of_lr = {"adagrad": (1.0, 1.0), "polyak": (scale, scale**2)}.get(rule, (scale, 1.0))
+    w, i = torch.randn(6, 3, dtype=dtype), torch.tensor([5, 0, 5, 2])
+    other, states = w * of_w, ({}, {})
+    for _ in range(3):
+        g = torch.randn(4, 3, dtype=dtype)
+        scatter_step(w, i, g, lr=0.25, rule=rule, momentum=0.5, eps=0.0, state=states[0])
+        scatter_step(other, i, g * scale, lr=0.25 * of_lr, rule=rule, momentum=0.5, eps=0.0, state=states[1])
+    assert torch.equal(other, w * of_w)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("rule", RULES)
+def test_finite_gradients_leave_finite_weights(name, rule, dtype):
+    """From the least subnormal to the largest number, with zeros among them, and no eps."""
+    info = torch.finfo(dtype)
+    sizes = [info.smallest_normal * info.eps, info.smallest_normal, info.eps, 1.0, 0.25 * info.max, 0.0]
+    g = torch.tensor([*sizes, *(-size for size in sizes)], dtype=dtype)
+    for indices, values in ((torch.arange(12), g), *((torch.tensor([k]), g[k : k + 1]) for k in range(12))):
+        w = torch.ones(12, dtype=dtype)
+        lr = {"polyak": float(values.abs().max())}.get(rule, 1.0)
+        scatter_step(w, indices, values, lr=lr, rule=rule, eps=0.0)
+        assert w.isfinite().all(), (values, w)
+
+
+def test_adagrad_takes_a_first_step_of_the_rate_however_small_the_gradient(name):
+    """√(g²) is 0 where g² is; the step is lr sign(g) all the same. Where g = 0 there is none."""
+    w = torch.zeros(3)
+    scatter_step(w, torch.tensor([0, 1, 2]), torch.tensor([1e-30, -1e-40, 0.0]), lr=0.5, rule="adagrad", eps=0.0)
+    assert w.tolist() == [-0.5, 0.5, 0.0]
+
+
+def test_polyak_reaches_far_where_gradients_are_small(name):
+    """γ = 1 / 1e-60 is no float32; γ g = 1e30 is."""
+    w = torch.zeros(2)
+    scatter_step(w, torch.tensor([0]), torch.tensor([1e-30]), lr=1.0, rule="polyak")
+    torch.testing.assert_close(w, torch.tensor([-1e30, 0.0]))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_zeros_keep_the_signs_of_weights(name, rule):
+    w = torch.tensor([0.0, -0.0, 1.0])
+    scatter_step(w, torch.tensor([0, 1, 2]), torch.zeros(3), lr=0.5, rule=rule, eps=0.0)
+    assert torch.equal(w, torch.tensor([0.0, 0.0, 1.0]))
+    assert w.signbit().tolist() == [False, True, False]

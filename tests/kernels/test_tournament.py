@@ -170,3 +170,143 @@ def test_it_compiles_into_one_graph_and_can_be_updated_there():
         best = step(positions, new)
         assert best == tournament.values.max()
         agrees(tournament, tournament.values.clone())
+
+
+# ------------------------------------------------------------------------------------------------ operands in the tree
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("touched", [2, 8, 39])
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3)], ids=str)
+def test_new_values_may_be_views_of_the_trees_own(name, touched, batch, set_backend):
+    """As if copied: neighbours that move up one place must not hand on the first of them."""
+    set_backend(name)
+    values = torch.randn(*batch, 40)
+    tournament = Tournament(values)
+    tournament.update(torch.arange(1, touched + 1), tournament.values[..., :touched])
+    values[..., 1 : touched + 1] = values[..., :touched].clone()
+    agrees(tournament, values)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_an_update_may_be_where_the_winner_is(name, set_backend):
+    """Positions and values that are views of the nodes, which the update changes."""
+    set_backend(name)
+    values = torch.randn(3, 1100)
+    tournament = Tournament(values)
+    index = tournament.winner.index.clone()
+    tournament.update(tournament.winner.index.unsqueeze(-1), torch.full((1,), -9.0))
+    values.scatter_(-1, index.unsqueeze(-1), -9.0)
+    agrees(tournament, values)
+    first = tournament.winner.value.clone()
+    tournament.update(torch.tensor([0]), tournament.winner.value.unsqueeze(-1))
+    values[:, 0] = first
+    agrees(tournament, values)
+    if name == "torch":
+        return  # it keeps the root alone
+    nodes = tournament._indices[:1, :2].flatten()  # of leaves, as the winner's is
+    before = nodes.clone()
+    single = Tournament(values[0])
+    single.update(before, torch.tensor([9.0, 8.0]))
+    tournament.update(nodes, torch.tensor([[9.0, 8.0]]).expand(3, 2))
+    assert torch.equal(tournament.values[0], single.values)
+
+
+def test_memory_is_compared_and_not_its_owner():
+    tournament = Tournament(torch.arange(8.0))
+    again = torch.from_numpy(tournament.values.numpy())
+    tournament.update(torch.arange(1, 8), again[:7])
+    agrees(tournament, torch.tensor([0.0, 0, 1, 2, 3, 4, 5, 6]))
+
+
+def test_compiled_an_update_may_be_of_the_trees_own_values():
+    tournament = Tournament(torch.arange(8.0))
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def step():
+        tournament.update(torch.arange(1, 8), tournament.values[:7])
+
+    step()
+    agrees(tournament, torch.tensor([0.0, 0, 1, 2, 3, 4, 5, 6]))
+
+
+# ------------------------------------------------------------------------------------------------ odd company
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0, 5), (0, 0, 5)], ids=str)
+def test_no_tree_is_none_to_wait_for(name, shape, set_backend):
+    set_backend(name)
+    values = torch.zeros(shape)
+    tournament = Tournament(values)
+    assert repr(tournament) == f"Tournament(shape={shape}, dtype=torch.float32, device=cpu, largest=True)"
+    tournament.update(torch.tensor([1, 4]), torch.ones(2))
+    tournament.update(torch.zeros(*shape[:-1], 2, dtype=torch.int64), torch.zeros(*shape[:-1], 2))
+    for one in (tournament, copy.deepcopy(tournament), pickle.loads(pickle.dumps(tournament))):
+        assert one.values.shape == shape
+        assert one.winner.value.shape == one.winner.index.shape == shape[:-1]
+    other = Tournament(values)
+    other.load_state_dict(tournament.state_dict())
+    assert other.values.shape == shape
+
+
+def test_a_saved_tournament_comes_back_whole():
+    tournament = Tournament(torch.randn(2, 100), largest=False)
+    file = io.BytesIO()
+    torch.save({"tournament": tournament, "winner": tournament.winner.value}, file)
+    file.seek(0)
+    found = torch.load(file, weights_only=False)
+    found["tournament"].update(torch.tensor([3]), torch.tensor([-50.0]))
+    assert found["tournament"].winner.index.tolist() == [3, 3]
+    assert tournament.winner.value.min() > -50
+
+
+def test_lazy_negations_have_their_own_sign():
+    z = torch.randn(3, 40, dtype=torch.complex64)
+    tournament = Tournament(z.conj().imag)
+    agrees(tournament, -z.imag)
+    other = Tournament(torch.zeros(3, 40))
+    other.update(torch.arange(40), z.conj().imag)
+    agrees(other, -z.imag)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_what_has_no_memory_of_its_own_is_named():
+    tournament = Tournament(torch.zeros(4))
+    nested = torch.nested.nested_tensor([torch.ones(3), torch.ones(2)])
+    lazy = torch.nn.parameter.UninitializedParameter()
+    position = torch.tensor([0])
+    for call, match in (
+        (lambda: Tournament(nested), "values is a nested tensor"),
+        (lambda: Tournament(lazy), "values is an UninitializedParameter"),
+        (lambda: tournament.update(position, nested), "values is a nested tensor"),
+        (lambda: tournament.update(lazy, torch.ones(1)), "positions is an UninitializedParameter"),
+        (lambda: tournament.update(position.to_sparse(), torch.ones(1)), "positions has layout torch.sparse_coo"),
+        (lambda: tournament.load_state_dict({"values": [0.0] * 4}), "the state's values is a list"),
+    ):
+        with pytest.raises(TypeError, match=f"Tournament: {match}"):
+            call()
+    with pytest.raises(ValueError, match="Tournament: the state has no dict, but a list"):
+        tournament.load_state_dict([1])
+    agrees(tournament, torch.zeros(4))
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_another_default_device_changes_nothing(name, set_backend):
+    set_backend(name)
+    values, positions, new = torch.randn(2, 70), torch.tensor([5, 69]), torch.randn(2) + 9
+    with torch.device("meta"):
+        tournament = Tournament(values)
+        tournament.update(positions, new)
+        other = copy.deepcopy(tournament)
+        other.load_state_dict(tournament.state_dict())
+    values[:, positions] = new
+    agrees(tournament, values)
+    agrees(other, values)
+
+
+def test_vmap_is_refused_by_name():
+    tournament = Tournament(torch.zeros(4))
+    for maps in (0, 2):
+        with pytest.raises(NotImplementedError, match=r"Tournament: vmap does not apply.*a batch of their own"):
+            torch.vmap(lambda x: (tournament.update(torch.tensor([1]), x), x)[1])(torch.ones(maps, 1))

@@ -238,16 +238,13 @@ def test_nan_rules_by_hand():
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_empty_sizes(dtype):
+def test_empty_sizes_need_no_kernel(dtype):
+    product = torch.ops.tropigrad.tropical_matmul
     for B, M, K, N in [(0, 2, 3, 4), (2, 0, 3, 4), (2, 3, 4, 0)]:
-        values, winners = cpu.forward(
-            torch.ones(B, M, K).to(dtype), torch.ones(B, K, N).to(dtype), "max_plus", True, False
-        )
+        values, winners = product(torch.ones(B, M, K).to(dtype), torch.ones(B, K, N).to(dtype), "max_plus", True, False)
         assert values.shape == winners.shape == (B, M, N)
     for semiring in SEMIRINGS:
-        values, winners = cpu.forward(
-            torch.ones(1, 2, 0).to(dtype), torch.ones(1, 0, 3).to(dtype), semiring, True, False
-        )
+        values, winners = product(torch.ones(1, 2, 0).to(dtype), torch.ones(1, 0, 3).to(dtype), semiring, True, False)
         assert (values == semiring_zero(semiring, value_dtype(dtype))).all()
         assert (winners == -1).all()
         assert values.shape == (1, 2, 3)

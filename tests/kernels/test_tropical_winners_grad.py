@@ -86,3 +86,17 @@ def test_misuse_is_named(change, error, match):
     arguments = {"grad": torch.ones(2, 3), "indices": torch.zeros(2, 3, dtype=torch.int64), "inner_size": 4} | change
     with pytest.raises(error, match=match):
         tropical_winners_grad(**arguments)
+
+
+@pytest.mark.parametrize("semiring", ["max_plus", "max_times"])
+def test_another_default_device_changes_nothing(semiring):
+    a, b = torch.rand(4, 6), torch.rand(6, 5)
+    factors = {"a": a, "b": b} if semiring == "max_times" else {}
+    values, indices = tropical_matmul(a, b, semiring=semiring, return_indices=True)
+    grad = torch.randn(values.shape)
+    expected = tropical_winners_grad(grad, indices, 6, **factors)
+    with torch.device("meta"):
+        found = tropical_winners_grad(grad, indices, 6, **factors)
+    for one, other in zip(found, expected, strict=True):
+        assert one.device.type == "cpu"
+        assert torch.equal(one.to_dense(), other.to_dense())

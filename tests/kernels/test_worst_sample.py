@@ -131,6 +131,41 @@ def test_going_back_to_the_best_is_exact(memory):
 
 
 @needs_compiler
+@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="polyak"),
+        pytest.param({"train_a": True}, id="A trained"),
+        pytest.param({"loss": "cross_entropy", "train_a": True}, id="entropy, A trained"),
+        pytest.param({"step": "power", "length": 1e38, "train_a": True}, id="long steps"),
+    ],
+)
+def test_near_the_end_of_the_dtype_nothing_is_written_that_is_not_finite(memory, options):
+    """All end alike: within the dtype, held before a step beyond it, or with an F beyond it."""
+    ends = []
+    for seed in range(5):
+        runs = []
+        for make in (Dense, lambda state: Sparse(state, memory)):
+            state = run_of(seed, ties=False, **options)
+            half = 2.0**62 if options.get("train_a") else 1.0
+            state.samples.x.mul_(2.0**122 / half)
+            assert state.best_right is not None
+            for of in (state.weights, state.best, state.best_right):
+                of.a.mul_(half), of.w1.mul_(2.0**124), of.w2.mul_(2.0**124)
+            runs.append(make(state))
+        dense, sparse = runs
+        assert dense.z.isfinite().all()
+        torch.testing.assert_close(advance(sparse, 15), advance(dense, 15), rtol=0, atol=0, equal_nan=True)
+        assert sparse.state.progress.status == dense.state.progress.status
+        for ours, theirs in zip(sparse.state.weights, dense.state.weights, strict=True):
+            assert torch.equal(ours, theirs)
+            assert ours.isfinite().all()
+        ends.append(dense.state.progress.status)
+    assert (DIVERGED in ends) == ("length" in options)
+
+
+@needs_compiler
 def test_wide_indices():
     """More leaves than two bytes number."""
     dense, sparse = Dense(run_of(2, N=6, p=1 << 15, q=2)), Sparse(run_of(2, N=6, p=1 << 15, q=2), "winners")
@@ -342,6 +377,9 @@ def test_how_a_run_on_caches_ends(caches, form, status, options):
     assert dense.state.progress.as_dict() == cached.state.progress.as_dict()
     assert dense.state.progress.status == status
     assert len(advance(cached, 3)) == 0
+    for ours, theirs in zip(cached.state.weights, dense.state.weights, strict=True):
+        assert torch.equal(ours, theirs)
+        assert ours.isfinite().all()
 
 
 @needs_triton

@@ -84,8 +84,56 @@ def test_sampling_is_seeded_and_close():
         pytest.param(torch.zeros(3, 2), 0, "k is 0", id="no medoid"),
         pytest.param(torch.zeros(3), 1, r"expected x \[n, d\]", id="rank"),
         pytest.param(torch.tensor([[0.0], [float("inf")]]), 1, "finite features", id="infinite"),
+        pytest.param(torch.zeros(3, 0), 1, r"x has shape \(3, 0\); expected \[n, d\] with d ≥ 1", id="no features"),
+        pytest.param(torch.tensor([[3e38], [-3e38]]), 1, "x spans more than torch.float32 holds", id="too far apart"),
+        pytest.param(torch.zeros(3, 2, device="meta"), 1, "x is on meta", id="meta"),
     ],
 )
 def test_bad_input_is_named(x, k, match):
     with pytest.raises(ValueError, match=match):
         kmedoids(x, k)
+
+
+@pytest.mark.parametrize("name", ["max_samples", "samples"])
+@pytest.mark.parametrize("points", [10, 100])
+def test_a_sampling_of_nothing_is_refused(name, points):
+    with pytest.raises(ValueError, match=f"{name} is 0; expected at least 1"):
+        kmedoids(torch.randn(points, 2), 2, **({"max_samples": 20} | {name: 0}))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        pytest.param({"k": 2.5}, "k is 2.5; expected an integer", id="fraction"),
+        pytest.param({"k": True}, "k is True; expected an integer", id="truth"),
+        pytest.param({"samples": "5"}, "samples is '5'; expected an integer", id="text"),
+        pytest.param({"x": torch.zeros(9, 2).int()}, "x is torch.int32; expected a floating point", id="integers"),
+        pytest.param({"x": [[0.0]]}, "x is a list; expected a floating point torch.Tensor", id="list"),
+    ],
+)
+def test_what_is_of_another_type_is_named(options, match):
+    with pytest.raises(TypeError, match=match):
+        kmedoids(**{"x": torch.randn(9, 2), "k": 2, **options})
+
+
+@pytest.mark.parametrize("exponent", [60, -60, 120, -110])
+def test_rescaled_points_have_the_same_medoids(exponent):
+    x, scale = torch.randn(300, 3), 2.0**exponent
+    for options in ({}, {"max_samples": 60}):
+        one, other = (
+            kmedoids(points, 5, generator=torch.Generator().manual_seed(0), **options) for points in (x, scale * x)
+        )
+        assert torch.equal(one.indices, other.indices)
+        assert other.loss == scale * one.loss
+
+
+def test_another_default_device_changes_nothing():
+    x = torch.randn(300, 3)
+
+    def run():
+        return [kmedoids(x, 5, max_samples=n, generator=torch.Generator().manual_seed(0)).indices for n in (60, 1000)]
+
+    expected = run()
+    with torch.device("meta"):
+        found = run()
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))

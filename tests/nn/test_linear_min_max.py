@@ -206,6 +206,10 @@ def test_network_and_loss_compile_into_one_graph(backend):
         pytest.param({"hidden": 2}, ValueError, "2 hidden units for 3 classes", id="too few units"),
         pytest.param({"classes": 1, "y": torch.zeros(60).long()}, ValueError, "at least two", id="one class"),
         pytest.param({"scale": 0.0}, ValueError, "scale is 0.0", id="scale"),
+        pytest.param({"scale": "1"}, TypeError, "scale is '1'; expected a number", id="scale as text"),
+        pytest.param({"scale": 3e38}, ValueError, "weights would be more than torch.float32 holds", id="wide scale"),
+        pytest.param({"margin": 1e39}, ValueError, "weights would be more than torch.float32 holds", id="wide margin"),
+        pytest.param({"x": torch.rand(60, 5, device="meta")}, ValueError, "x is on meta", id="meta"),
         pytest.param({"margin": -1.0}, ValueError, "margin is -1.0", id="margin"),
     ],
 )
@@ -217,6 +221,33 @@ def test_a_bad_start_is_named_and_changes_nothing(change, error, match):
         model.init_kmedoids(**{"x": x, "y": y, "scale": 64.0, **change})
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+def test_a_network_elsewhere_than_its_samples_is_refused():
+    x, y = problem()
+    with torch.device("meta"):
+        model = LinearMinMax(5, 12, 3)
+    with pytest.raises(ValueError, match="x is on cpu, y on cpu and the parameters on meta"):
+        model.init_kmedoids(x, y)
+
+
+@pytest.mark.parametrize("exponent", [60, -60, 110, -100])
+def test_rescaled_samples_make_a_rescaled_start(exponent):
+    x, y = problem()
+    scale = 2.0**exponent
+    models = [LinearMinMax(5, 12, 3) for _ in range(2)]
+    for model, by in zip(models, (1.0, scale), strict=True):
+        model.init_kmedoids(by * x, y, 64.0, margin=by)
+    one, other = models
+    assert torch.equal(other.A, one.A)
+    assert torch.equal(other.W1, scale * one.W1)
+    assert torch.equal(other.W2, scale * one.W2)
+
+
+@pytest.mark.parametrize("sizes", [(2.0, 4, 2), (5, True, 2), (5, 4, "2")], ids=str)
+def test_sizes_that_are_no_integers_are_refused(sizes):
+    with pytest.raises(TypeError, match="expected an integer, at least 1"):
+        LinearMinMax(*sizes)
 
 
 @pytest.mark.parametrize("sizes", [(0, 4, 2), (5, 0, 2), (5, 4, 0)], ids=str)

@@ -1,11 +1,14 @@
 """WorstSampleSubgradient: what it reaches, what it keeps, exact resumption, and what bad input gets."""
 
+import copy
 import io
 import json
 import math
+import pickle
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -203,6 +206,82 @@ def test_a_resumed_run_goes_through_the_same_iterates(memory):
     assert resumed.worst == whole.worst
 
 
+def pickled(pair):
+    return pickle.loads(pickle.dumps(pair))
+
+
+def saved(pair):
+    stored = io.BytesIO()
+    torch.save(pair, stored)
+    stored.seek(0)
+    return torch.load(stored, weights_only=False)
+
+
+@pytest.mark.parametrize("twin_of", [copy.deepcopy, pickled, saved])
+@pytest.mark.parametrize(
+    "options",
+    [{"memory": "trees"}, {"memory": "winners"}, {"train_A": True, "loss": "cross_entropy"}, {"step": "power"}],
+    ids=["trees", "winners", "A trained", "power"],
+)
+def test_a_copy_goes_through_the_same_iterates(twin_of, options):
+    x, y = blobs()
+    model, whole = begun(contradictory=True, validation=(x[:9], y[:9]), **options)
+    whole.step(37)
+    twin, ours = twin_of((model, whole))
+    assert ours.model is twin
+    assert (ours.memory, ours.why, ours.loss) == (whole.memory, whole.why, whole.loss)
+    expected = whole.step(200)
+    assert torch.equal(ours.step(200), expected)
+    assert equal(model, twin)
+    assert ours.worst == whole.worst
+    for one, other in ((ours.best, whole.best), (ours.best_validation, whole.best_validation)):
+        assert one[:3] == other[:3]
+        assert all(torch.equal(value, other.weights[name]) for name, value in one.weights.items())
+
+
+def test_a_dense_run_is_copied_as_well(set_backend):
+    set_backend("torch")
+    _, whole = begun(contradictory=True)
+    whole.step(5)
+    twin = copy.deepcopy(whole)
+    assert twin.memory == "dense"
+    assert torch.equal(twin.step(20), whole.step(20))
+
+
+def test_a_copy_knows_what_others_changed_before():
+    model, whole = begun()
+    whole.step(5)
+    model.W2.data[0] += 7.0
+    twin = copy.deepcopy(whole)
+    assert torch.equal(twin.step(3), whole.step(3))
+
+
+def test_a_shallow_copy_notices_the_steps_of_the_other():
+    model, one = begun(contradictory=True)
+    other = copy.copy(one)
+    x, y = blobs(contradictory=True)
+    for optimizer in (one, other, one):
+        optimizer.step(7)
+        assert WorstSampleLoss(MARGIN)(model(x), y).item() == optimizer.loss
+    assert (one.iteration, other.iteration) == (14, 7)
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed")
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")  # one process, as is meant
+def test_a_distributed_checkpoint_holds_the_run(tmp_path):
+    from torch.distributed.checkpoint.state_dict_loader import load
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    model, whole = begun(contradictory=True)
+    whole.step(37)
+    save({"optimizer": whole}, checkpoint_id=tmp_path, no_dist=True)
+    expected = whole.step(100)
+    other, resumed = begun(contradictory=True)
+    load({"optimizer": resumed}, checkpoint_id=tmp_path, no_dist=True)
+    assert torch.equal(resumed.step(100), expected)
+    assert equal(model, other)
+
+
 def test_the_model_is_an_ordinary_module_afterwards():
     model, optimizer = begun()
     versions = model.W1._version
@@ -218,14 +297,43 @@ def test_the_model_is_an_ordinary_module_afterwards():
         torch.testing.assert_close(net(x), model(x), rtol=0, atol=0)
 
 
-def test_weights_that_others_change_are_taken_up():
-    model, optimizer = begun()
-    optimizer.step(10)
+def in_place(weight):
     with torch.no_grad():
-        model.W2[0] += 7.0
+        weight[0] += 7.0
+
+
+def by_data(weight):
+    weight.data[0] += 7.0
+
+
+def by_numpy(weight):
+    weight.detach().numpy()[0] += 7.0
+
+
+@pytest.mark.parametrize("memory", ["trees", "winners", "dense"])
+@pytest.mark.parametrize("name", ["A", "W1", "W2"])
+@pytest.mark.parametrize("change", [in_place, by_data, by_numpy])
+def test_weights_that_others_change_are_taken_up(set_backend, change, name, memory):
+    if memory == "dense":
+        set_backend("torch")
+    model, optimizer = begun(memory="auto" if memory == "dense" else memory)
+    optimizer.step(10)
+    change(getattr(model, name))
     optimizer.step(1)
     x, y = blobs()
     assert WorstSampleLoss(MARGIN)(model(x), y).item() == optimizer.loss
+
+
+def test_labels_that_others_change_later_are_not_ours():
+    x, y = blobs()
+    y = y.int()
+    model = LinearMinMax(4, 6, 3)
+    model.init_kmedoids(x, y, 64.0, margin=MARGIN)
+    optimizer = WorstSampleSubgradient(model, x, y, margin=MARGIN)
+    expected = y.clone()
+    y.zero_()
+    optimizer.step(3)
+    assert WorstSampleLoss(MARGIN)(model(x), expected).item() == optimizer.loss
 
 
 def test_weights_that_moved_away_are_refused():
@@ -238,7 +346,7 @@ def test_weights_that_moved_away_are_refused():
 # ------------------------------------------------------------------------------------------------ several processes
 
 RANK = """
-import json, sys
+import copy, json, pickle, sys
 from datetime import timedelta
 import torch, torch.distributed as dist
 from tropigrad.nn import LinearMinMax
@@ -262,8 +370,21 @@ for case in torch.load(f"{folder}/cases.pt"):
     kept = optimizer.best_validation if validation else optimizer.best
     result = [trace, model.state_dict(), kept, optimizer.worst, optimizer.raises]
     torch.save(result, f"{folder}/{case['name']}-{rank}.pt")
+twin = copy.deepcopy(optimizer)
+said["twins agree"] = torch.equal(twin.step(20), optimizer.step(20))
+model.W2.data[1] -= 50
+optimizer.step(5)
+said["going"] = optimizer.status == "going"
+try:
+    pickle.dumps(optimizer)
+except TypeError as error:
+    said["pickled"] = str(error)
 if rank:
     model.W1.data += 1
+try:
+    optimizer.step(1)
+except ValueError as error:
+    said["changed"] = str(error)
 try:
     WorstSampleSubgradient(model, x[own], y[own], group=dist.group.WORLD)
 except ValueError as error:
@@ -317,6 +438,10 @@ def test_two_processes_go_through_the_iterates_of_one(tmp_path):
             assert (theirs[3], theirs[4]) == (worst, raises)
     assert expected["winners"][4] > 0  # the iterates have gone back to the best
     for of_rank in said:
+        assert of_rank["twins agree"]
+        assert of_rank["going"]
+        assert "a process group cannot be pickled; expected state_dict()" in of_rank["pickled"]
+        assert "the ranks have changed the weights differently" in of_rank["changed"]
         assert "ranks 0 and 1 differ in the weights; expected the same model" in of_rank["other weights"]
 
 
@@ -360,6 +485,9 @@ def weights(**change):
         pytest.param({"step": "adam"}, ValueError, "step is 'adam'; expected one of 'polyak'", id="step"),
         pytest.param({"memory": "heap"}, ValueError, "memory is 'heap'", id="memory"),
         pytest.param({"loss": "mse"}, ValueError, "loss is 'mse'", id="loss"),
+        pytest.param({"margin": "wide"}, TypeError, "margin is 'wide'; expected a number", id="no number"),
+        pytest.param({"margin": 1e39}, ValueError, r"margin is 1e\+39; .*positive in torch.float32", id="wide margin"),
+        pytest.param({"margin": 1e-50}, ValueError, "margin is 1e-50; .*positive in torch.float32", id="no margin"),
         pytest.param({"margin": 0.0}, ValueError, "margin is 0.0; expected a finite number, positive", id="margin"),
         pytest.param(
             {"target": -1.0}, ValueError, "target is -1.0; expected a finite number, not negative", id="level"
@@ -370,6 +498,8 @@ def weights(**change):
         pytest.param({"model": weights(W2=torch.rand(3, 5))}, ValueError, r"W2 \(3, 5\)", id="sizes"),
         pytest.param({"model": weights(W1=torch.rand(8, 6).T)}, ValueError, "W1 has strides", id="strides"),
         pytest.param({"model": weights(A=torch.full((8, 4), math.nan))}, ValueError, "A holds NaN", id="NaN"),
+        pytest.param({"model": weights(A=torch.full((8, 4), 3e38))}, ValueError, "more than torch.float32", id="A x"),
+        pytest.param({"model": LinearMinMax(4, 6, 3, device="meta")}, ValueError, "weights are on meta", id="meta"),
         pytest.param({"model": weights(A=torch.rand(8, 4).double())}, TypeError, "one floating dtype", id="dtypes"),
         pytest.param(
             {"validation": (torch.rand(2, 4), torch.tensor([0, 5]))}, ValueError, r"validation\[1\]", id="val"
@@ -381,9 +511,30 @@ def test_what_does_not_fit_is_named(bad, error, match):
         change(**bad)
 
 
-def test_a_step_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="n is 0; expected at least 1"):
-        begun()[1].step(0)
+@pytest.mark.parametrize(
+    ("n", "error"),
+    [(0, ValueError), (2.5, TypeError), (True, TypeError), ("3", TypeError), (None, TypeError)],
+    ids=repr,
+)
+def test_a_step_of_no_number_is_refused(n, error):
+    _, optimizer = begun()
+    with pytest.raises(error, match=f"step: n is {n!r}; expected"):
+        optimizer.step(n)
+    assert optimizer.iteration == 0
+
+
+@pytest.mark.parametrize("integer", [np.int64, np.int32, torch.tensor], ids=["int64", "int32", "tensor"])
+def test_any_integer_is_a_number_of_steps(integer):
+    _, optimizer = begun()
+    assert len(optimizer.step(integer(3))) == 3
+
+
+def test_numbers_of_numpy_are_settings_that_are_saved_and_loaded():
+    _, optimizer = begun(target=np.float64(0.5))
+    stored = io.BytesIO()
+    torch.save(optimizer.state_dict(), stored)
+    stored.seek(0)
+    optimizer.load_state_dict(torch.load(stored, weights_only=True))
 
 
 @needs_compiler
@@ -403,14 +554,118 @@ def test_half_precision_is_refused_on_the_cpu():
         WorstSampleSubgradient(model, blobs()[0].bfloat16(), blobs()[1])
 
 
-def test_divergence_is_said_and_the_best_is_kept():
-    _, optimizer = begun(step="sqrt", length=1e39)
-    with pytest.raises(FloatingPointError, match="load_best"):
-        optimizer.step(50)
+@pytest.mark.parametrize("memory", ["trees", "winners", "dense"])
+@pytest.mark.parametrize("options", [{}, {"train_A": True}, {"loss": "cross_entropy"}], ids=["hinge", "A", "entropy"])
+@pytest.mark.parametrize("step", ["sqrt", "power"])
+def test_a_step_beyond_the_dtype_is_held_and_said(set_backend, memory, options, step):
+    if memory == "dense":
+        set_backend("torch")
+    memory = "auto" if memory == "dense" else memory
+    model, optimizer = begun(step=step, length=1e39, memory=memory, **options)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for _ in range(2):
+        with pytest.raises(FloatingPointError, match=r"not finite in torch\.float32, and was not taken; load_best"):
+            optimizer.step(50)
     assert optimizer.status == "diverged"
+    assert optimizer.iteration == 0
+    assert equal_weights(model, before)
     optimizer.load_best()
     assert optimizer.status == "going"
     assert math.isfinite(optimizer.loss)
+
+
+@pytest.mark.parametrize("train_A", [False, True], ids=["A fixed", "A trained"])
+@pytest.mark.parametrize("length", [1e30, 1e37, 1e38, 3e38], ids="{:g}".format)
+def test_no_length_makes_weights_that_are_not_finite(length, train_A):
+    model, optimizer = begun(step="sqrt", length=length, train_A=train_A, contradictory=True)
+    try:
+        optimizer.step(300)
+    except FloatingPointError:
+        assert optimizer.status == "diverged"
+    assert all(weight.isfinite().all() for weight in model.parameters())
+    optimizer.load_best()
+    assert math.isfinite(optimizer.loss)
+
+
+@pytest.mark.parametrize("memory", ["trees", "winners", "dense"])
+@pytest.mark.parametrize("step", ["polyak", "sqrt", "power"])
+@pytest.mark.parametrize(
+    ("dtype", "exponents"),
+    [(torch.float32, (60, -60, 110, -100)), (torch.float64, (60, -60, 1000, -1000))],
+    ids=["float32", "float64"],
+)
+def test_rescaled_data_give_rescaled_iterates(set_backend, dtype, exponents, step, memory):
+    """Exactly: z, u and f, the margin, F and γ all scale by the same power of two, with the hinge and A fixed."""
+    if memory == "dense":
+        set_backend("torch")
+    runs = []
+    for scale in (1.0, *(2.0**exponent for exponent in exponents)):
+        x, y = blobs(contradictory=True)
+        x, margin = x.to(dtype) * scale, MARGIN * scale
+        model = LinearMinMax(4, 10, 3, dtype=dtype)
+        model.init_kmedoids(x, y, 64.0, margin=margin)
+        options = {"memory": "auto" if memory == "dense" else memory, "step": step}
+        optimizer = WorstSampleSubgradient(model, x, y, margin=margin, **options)
+        trace = optimizer.step(8 if memory == "dense" else 150)
+        runs.append([scale, trace, model.W1.detach(), model.W2.detach(), optimizer.worst, optimizer.raises])
+    _, *expected = runs[0]
+    for scale, *found in runs[1:]:
+        assert all(torch.equal(one, scale * other) for one, other in zip(found[:3], expected[:3], strict=True))
+        assert found[3:] == expected[3:]
+
+
+@pytest.mark.parametrize("place", [1e155, -1e200], ids="{:g}".format)
+def test_samples_whose_squares_overflow_are_refused_where_A_is_trained(place):
+    x, y = blobs()
+    x = x.double()
+    x[3, 1] = place
+    model = LinearMinMax(4, 6, 3, dtype=torch.float64)
+    with pytest.raises(ValueError, match="where A is trained, for the squares of a sample to add up: rescale x"):
+        WorstSampleSubgradient(model, x, y, train_A=True)
+    WorstSampleSubgradient(model, x, y).step(3)
+
+
+@pytest.mark.parametrize(
+    "elsewhere", [lambda: torch.device("meta"), lambda: DefaultDevice("meta")], ids=["context", "default device"]
+)
+@pytest.mark.parametrize("memory", ["trees", "winners", "dense"])
+@pytest.mark.parametrize("options", [{}, {"train_A": True, "loss": "cross_entropy"}, {"step": "sqrt"}], ids=str)
+def test_another_default_device_changes_nothing(set_backend, elsewhere, memory, options):
+    if memory == "dense":
+        set_backend("torch")
+    x, y = blobs(contradictory=True)
+
+    def run():
+        model = LinearMinMax(4, 20, 3, device="cpu")
+        model.init_kmedoids(x, y, 64.0, margin=MARGIN)
+        optimizer = WorstSampleSubgradient(
+            model, x, y, margin=MARGIN, memory="auto" if memory == "dense" else memory, **options
+        )
+        traces = [optimizer.step(30)]
+        model.W2.data[0] += 7.0
+        traces.append(optimizer.step(3))
+        optimizer.load_state_dict(optimizer.state_dict())
+        traces.append(copy.deepcopy(optimizer).step(3))
+        optimizer.load_best()
+        return [*traces, *model.state_dict().values(), *optimizer.best.weights.values()]
+
+    expected = run()
+    with elsewhere():
+        found = run()
+    for one, other in zip(found, expected, strict=True):
+        assert one.device.type == "cpu"
+        assert torch.equal(one, other)
+
+
+class DefaultDevice:
+    def __init__(self, name):
+        self.name = name
+
+    def __enter__(self):
+        torch.set_default_device(self.name)
+
+    def __exit__(self, *exception):
+        torch.set_default_device(None)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tropigrad.kernels.spec import Contender
-from tropigrad.perf_reports import benchmark, ceilings, report, results, startup
+from tropigrad.perf_reports import benchmark, ceilings, report, results, startup, tuning
 from tropigrad.perf_reports.data import DataError
 from tropigrad.perf_reports.measure import Memory
 
@@ -44,11 +44,15 @@ def go(monkeypatch, tmp_path, tiny_spec):
         monkeypatch.setattr(report, "_KERNEL_BUDGET_S", {False: 0.2, True: 0.1})
         return report.run(tmp_path / "out", **{"quick": True, **options})
 
+    make.kept = kept = []
+
     def roofs(quick, progress):
         yield ceiling("add_max", 1, 50.0)
         yield ceiling("memory", 1, 20.0, "GB/s")
 
     monkeypatch.setattr(ceilings, "measure", roofs)
+    # what `explain` goes by on this machine is not to be made up
+    monkeypatch.setattr(tuning, "keep_ceilings", lambda records, device, by: kept.append((records, device, by)))
     monkeypatch.setattr(startup, "measure", lambda quick, progress: iter([startup._record("import", [0.1])]))
     # what collects garbage at each call takes the time of these tests; test_measure holds it
     monkeypatch.setattr(benchmark, "peak_memory", lambda call: (call(), Memory(2048, 1024, "made up")))
@@ -61,6 +65,19 @@ def go(monkeypatch, tmp_path, tiny_spec):
 
 def of_kind(outcome, kind):
     return [record for record in outcome.records if record["kind"] == kind]
+
+
+def test_the_roofs_are_kept_for_explain(go):
+    outcome = go()
+    ((records, device, by),) = go.kept
+    assert [(r["name"], r["value"]) for r in records] == [("add_max", 50.0), ("memory", 20.0)]
+    assert [r["value"] for r in of_kind(outcome, "ceiling")] == [50.0, 20.0]
+    assert (device, by) == (torch.device("cpu"), "tropigrad report")
+
+
+def test_a_report_that_measures_no_roof_keeps_none(go):
+    go(only=["maxplus"])
+    assert go.kept == []
 
 
 def test_a_report_leaves_a_page_plots_and_all_records(go, tmp_path):

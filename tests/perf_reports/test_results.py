@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from tropigrad.kernels import native
 from tropigrad.perf_reports import results
 from tropigrad.perf_reports.results import SCHEMA_VERSION, Results, last_run, read
 
@@ -88,6 +89,32 @@ def test_an_absent_compiler_is_absent(monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", "")
     assert results.versions()["compiler"] is None
+
+
+def wrapper(folder, name="ccache"):
+    """A program that runs the command it is given, as ccache does."""
+    program = folder / name
+    program.write_text('#!/bin/sh\nexec "$@"\n')
+    program.chmod(0o755)
+    return program
+
+
+def test_a_compiler_of_two_words_is_the_one_that_it_runs(monkeypatch, tmp_path):
+    monkeypatch.delenv("CXX", raising=False)
+    plain = native.compiler()
+    if plain is None:
+        pytest.skip(native.why_no_compiler())
+    monkeypatch.setenv("CXX", f"{wrapper(tmp_path)} {' '.join(plain.command)}")
+    assert results.versions()["compiler"] == plain.version.splitlines()[0].strip()
+
+
+@pytest.mark.parametrize("name", ["TROPIGRAD_BACKEND", "TROPIGRAD_AUTOTUNE"])
+def test_a_variable_that_means_nothing_is_named(monkeypatch, set_backend, name):
+    set_backend("auto")
+    assert results.wrong_variables() == []
+    set_backend("abacus") if name == "TROPIGRAD_BACKEND" else monkeypatch.setenv(name, "abacus")
+    (wrong,) = results.wrong_variables()
+    assert wrong.startswith(f"{name} is 'abacus'; expected one of ")
 
 
 def test_no_revision_outside_a_checkout(monkeypatch, tmp_path):

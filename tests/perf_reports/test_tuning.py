@@ -1,6 +1,7 @@
-"""The ceilings that `qualify` measured, as `explain` takes them up in the same environment, and in no other."""
+"""Ceilings that a report or `qualify` measured: `explain` takes them up in the same environment, and in no other."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -44,19 +45,47 @@ def test_what_qualify_measures_is_what_explain_goes_by(monkeypatch, tmp_path):
     (launched, *_) = tuning.explain("tropical_matmul", {"": {"M": 512, "K": 512, "N": 512}}, torch.float32).launched
     assert launched.prediction.seconds == pytest.approx(512**3 / 90e9)
     (*_, said) = launched.lines()
-    assert said.endswith("1.49e+03 µs at the least, by figures measured here)")
+    assert re.search(
+        r"1.49e\+03 µs at the least, by figures measured here \(tropigrad qualify, \d{4}-\d\d-\d\d \d\d:\d\d UTC\)\)$",
+        said,
+    )
     assert list(autotune.store().entries()) == []  # the figures are no config
 
 
 def test_another_environment_and_a_damaged_file_know_nothing(monkeypatch):
-    tuning.keep_ceilings(RECORDS, CPU)
+    tuning.keep_ceilings(RECORDS, CPU, "a report")
     here = autotune.fingerprint(CPU)
     (path,) = autotune.store().root.rglob("ceilings.json")
     path.write_text(path.read_text().replace("90.0", "95.0"))
     assert tuning.ceilings(CPU, torch.float32) == autotune.NOMINAL
-    tuning.keep_ceilings(RECORDS, CPU)
+    tuning.keep_ceilings(RECORDS, CPU, "a report")
     assert autotune.store().noted(here, "ceilings")
     assert autotune.store().noted(dataclasses.replace(here, torch="0.0"), "ceilings") is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [{"name": "add_max", "threads": EVERYBODY, "value": 90.0}],
+        "figures",
+        None,
+        {"records": 3, "origin": ""},
+        {"records": [{"name": "add_max"}], "origin": ""},
+        {"records": [{"name": "add_max", "threads": EVERYBODY, "value": "fast"}], "origin": ""},
+        {"records": [{"name": "add_max", "threads": EVERYBODY, "value": -1.0}], "origin": ""},
+        {"records": [{"name": "add_max", "threads": EVERYBODY, "value": float("inf")}], "origin": ""},
+    ],
+    ids=["of-before", "text", "nothing", "number", "no-value", "word", "negative", "infinite"],
+)
+def test_a_whole_file_that_means_nothing_is_no_error(content):
+    autotune.store().note(autotune.fingerprint(CPU), "ceilings", content)
+    assert tuning.ceilings(CPU, torch.float32) == autotune.NOMINAL
+
+
+def test_roofs_of_which_none_was_measured_leave_the_earlier_ones():
+    tuning.keep_ceilings(RECORDS, CPU, "a report")
+    tuning.keep_ceilings(RECORDS[-1:], CPU, "another")
+    assert tuning.ceilings(CPU, torch.float32).origin.startswith("a report, ")
 
 
 @pytest.mark.parametrize(
@@ -88,7 +117,7 @@ def test_a_gpus_16_bit_floats_and_integers_have_ceilings_of_their_own(monkeypatc
     gpu = torch.device("cuda")
     monkeypatch.setattr(autotune, "fingerprint", lambda device: autotune.Fingerprint("a GPU", "9.0", 132, "2", "3"))
     names = {"add_max": 7.0, "add_max_half": 14.0, "add_max_int": 9.0, "memory": 3000.0, "launch": 4.0}
-    tuning.keep_ceilings([measured(name, value, threads=0) for name, value in names.items()], gpu)
+    tuning.keep_ceilings([measured(name, value, threads=0) for name, value in names.items()], gpu, "a report")
     steps = {dtype: tuning.ceilings(gpu, dtype).steps for dtype in (torch.float32, torch.float16, torch.int32)}
     assert [found["add_max"] for found in steps.values()] == [7e9, 14e9, 9e9]
     assert tuning.ceilings(gpu, torch.float64) == Ceilings({}, 3e12, 4e-6, 7e9)

@@ -1,0 +1,82 @@
+"""Where tensors lie: what a kernel that writes in place must know of its operands besides their shapes and dtypes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+
+def check_dense(op: str, name: str, x: Any, remedy: str = "") -> None:
+    """
+    Raises:
+        TypeError: x is no tensor, or has no memory that its shape and strides describe; the message ends with remedy.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{op}: {name} is a {type(x).__name__}; expected a torch.Tensor")
+    if isinstance(x, (UninitializedBuffer, UninitializedParameter)):
+        raise TypeError(f"{op}: {name} is an {type(x).__name__}; expected a tensor with a shape: call its module once")
+    if x.is_nested:
+        raise TypeError(f"{op}: {name} is a nested tensor; expected one that is not: {name}.to_padded_tensor(0)")
+    if x.layout != torch.strided:
+        raise TypeError(f"{op}: {name} has layout {x.layout}; expected torch.strided: {remedy or f'{name}.to_dense()'}")
+
+
+def is_negation(x: Tensor) -> bool:
+    """Whether x is a lazy negation, as z.conj().imag: its memory holds −x. A compiler, which cannot ask, takes none."""
+    return not torch.compiler.is_compiling() and x.is_neg()
+
+
+def span(x: Tensor) -> tuple[int, int]:
+    """The addresses of the first byte of x and of the one behind its last."""
+    begin = x.data_ptr()
+    if x.is_contiguous():
+        return begin, begin + x.nbytes
+    last = sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))
+    return begin, begin + (last + 1) * x.element_size()
+
+
+def meet(x: Tensor, y: Tensor) -> bool:
+    """Whether the spans of two tensors have a byte in common: if not, the tensors have none either."""
+    (begin, end), (other_begin, other_end) = span(x), span(y)
+    return begin < other_end and other_begin < end
+
+
+def apart(x: Tensor, *written: Tensor | None) -> Tensor:
+    """x, or a copy of it where a write to one of the others could change it."""
+    return x.clone() if any(y is not None and meet(x, y) for y in written) else x
+
+
+def overlap(x: Tensor, y: Tensor) -> bool:
+    """Whether two tensors, one of them contiguous, have a byte in common."""
+    if not meet(x, y):
+        return False
+    x, y = (y, x) if x.is_contiguous() else (x, y)
+    begin, end = span(y)
+    places = x.data_ptr() + _offsets(x) * x.element_size()
+    return bool(((places > begin - x.element_size()) & (places < end)).any())
+
+
+def repeats(x: Tensor) -> bool:
+    """Whether two elements of x share a place, as those of an expanded tensor do."""
+    if x.is_contiguous():
+        return False
+    reach = 0
+    for step, size in sorted((step, size) for size, step in zip(x.shape, x.stride(), strict=True) if size > 1):
+        if step == 0:
+            return True
+        if step <= reach:  # they may
+            offsets = _offsets(x)
+            return len(offsets.unique()) < len(offsets)
+        reach += step * (size - 1)
+    return False
+
+
+def _offsets(x: Tensor) -> Tensor:
+    """How many elements lie between the first element of x and each."""
+    found = torch.zeros(1, dtype=torch.int64, device="cpu")
+    for size, step in zip(x.shape, x.stride(), strict=True):
+        found = (found.unsqueeze(1) + torch.arange(size, device="cpu") * step).flatten()
+    return found
