@@ -10,7 +10,8 @@ that returns what was written; the spec also says whether there are gradients, a
 | so they do with any config | config |
 | any stride, offsets beyond 2³¹ elements included; more than 2³¹ outputs on a GPU | strides, huge |
 | misuse is named | misuse |
-| gradients and double gradients are right; ties route to one winner | gradcheck, subgradient |
+| gradients and double gradients are right; ties route to one winner; of nothing they are 0 | gradcheck, subgradient, \
+empty |
 | a winner out of range is named or masked, never written; −1 is skipped | indices |
 | the same gradient bit for bit when torch.use_deterministic_algorithms asks, on any number of threads | deterministic |
 | torch.compile without a graph break or a recompile storm, export, opcheck, vmap | compile, export, opcheck, vmap |
@@ -324,6 +325,24 @@ def subgradient(spec: Spec, device: torch.device) -> Iterator[Case]:
                         spec, name, device, kwargs, spec.small_shapes[-1]
                     ),
                 )
+
+
+def empty(spec: Spec, device: torch.device) -> Iterator[Case]:
+    """Gradients of calls in which some size is 0: shaped as what they are of, and 0, since nothing has won."""
+    if not spec.is_differentiable:
+        return
+    for name in spec.backends:
+        for sample in spec.samples(device):
+            floats = [x for x in sample.args if x.is_floating_point()]
+            if all(x.numel() for x in sample.args) or not floats or not _offers(spec, name, sample.kwargs):
+                continue
+
+            def run(name=name, sample=sample, floats=floats):
+                with forced(name, device):
+                    _, *gradients = _results(spec, sample.args, sample.kwargs, _unlike)
+                assert_same(gradients, [torch.zeros_like(x) for x in floats], True, "gradient")
+
+            yield Case(spec.name, "empty", f"{name}-{sample.id}", run)
 
 
 def compile(spec: Spec, device: torch.device) -> Iterator[Case]:
@@ -668,7 +687,7 @@ def _check_form(spec: Spec, device: torch.device, form: native.Form, dtype: torc
 
 # ------------------------------------------------------------------------------------------------ again and again
 
-TURNS = 4  # of one layout: the first, the one that may follow a remembered path, and two more
+TURNS = 4  # of one layout: the first, the next, which may go by what that has found out, and two more
 
 
 def checkpointing(spec: Spec, device: torch.device) -> Iterator[Case]:
@@ -785,7 +804,7 @@ def profiler(spec: Spec, device: torch.device) -> Iterator[Case]:
                 events = profile.events()
                 assert events is not None
                 named.append(sorted(event.name for event in events))
-                _results(spec, args, kwargs)  # which nobody watches
+                _results(spec, args, kwargs)  # and one that nobody watches
             for turn, names in enumerate(named):
                 assert names == named[0], f"call {turn} is {names} to the profiler; the first was {named[0]}"
 
@@ -1040,9 +1059,9 @@ def _check_repetitions(spec: Spec, device: torch.device, kwargs, dtype: torch.dt
 
 
 TABLES = (
-    forward, config, strides, huge, misuse, gradcheck, subgradient, indices, deterministic, compile, export, opcheck,
-    vmap, jvp, autocast, threads, streams, capture, repetitions, forms, checkpointing, saved_tensors, graph, profiler,
-    jit_trace, fx_trace, default_device, ends, scaling, aliasing,
+    forward, config, strides, huge, misuse, gradcheck, subgradient, empty, indices, deterministic, compile, export,
+    opcheck, vmap, jvp, autocast, threads, streams, capture, repetitions, forms, checkpointing, saved_tensors, graph,
+    profiler, jit_trace, fx_trace, default_device, ends, scaling, aliasing,
 )  # fmt: skip
 
 

@@ -398,4 +398,5 @@ class _LogMatmul(torch.autograd.Function):
 def log_matmul(a: Tensor, b: Tensor, temperature: float, ignore_nan: bool) -> Tensor:
     """a [B, M, K], b [B, K, N] -> C [B, M, N], differentiable in a and b any number of times."""
     keeps = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
+    keeps = keeps or torch.jit.is_tracing()  # whose check traces again, without gradients
     return _LogMatmul.apply(a, b, temperature, ignore_nan, keeps)[0]
