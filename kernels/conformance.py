@@ -43,6 +43,7 @@ from typing import Any
 import torch
 import torch._dynamo.testing
 from torch import Tensor
+from torch.fx.proxy import GraphAppendingTracer
 from torch.utils.checkpoint import checkpoint
 
 from ..autotune import override, reload
@@ -824,9 +825,10 @@ def jit_trace(spec: Spec, device: torch.device) -> Iterator[Case]:
                 given = _leaves(args)[0] if trained else args
                 with warnings.catch_warnings():
                     # of checks of shapes, which a trace leaves out
-                    warnings.filterwarnings("ignore", "(Converting|Iterating)", torch.jit.TracerWarning)
+                    said = torch.jit.TracerWarning  # pyright: ignore[reportPrivateImportUsage]
+                    warnings.filterwarnings("ignore", "(Converting|Iterating)", said)
                     for _ in range(2):
-                        traced = torch.jit.trace(lambda *x: spec.op(*x, **kwargs), given)
+                        traced: Any = torch.jit.trace(lambda *x: spec.op(*x, **kwargs), given)
                 new = spec.inputs(spec.small_shapes[-1], torch.float32, device, 1)
                 assert_same(traced(*new).detach(), spec.op(*new, **kwargs), spec.is_exact(kwargs), "traced result")
 
@@ -840,12 +842,12 @@ def fx_trace(spec: Spec, device: torch.device) -> Iterator[Case]:
         def run(kwargs=kwargs):
             args = spec.inputs(spec.small_shapes[-1], torch.float32, device, 0)
             recorded = torch.fx.Graph()
-            tracer = torch.fx.proxy.GraphAppendingTracer(recorded)
+            tracer = GraphAppendingTracer(recorded)
             proxies = [torch.fx.Proxy(recorded.placeholder(f"x{index}"), tracer) for index in range(len(args))]
             recorded.output(spec.op(*proxies, **kwargs).node)
             traced = torch.fx.GraphModule(torch.nn.Module(), recorded)
             calls = [node.target for node in recorded.nodes if node.op.startswith("call")]
-            ours = [call for call in calls if getattr(call, "__module__", "").startswith(__package__)]
+            ours = [call for call in calls if getattr(call, "__module__", "").startswith("tropigrad.")]
             assert len(ours) == 1, f"the graph's calls are {calls}; expected one of ours"
             new = spec.inputs(spec.small_shapes[-1], torch.float32, device, 1)
             expected = _results(spec, new, kwargs, _unlike)
