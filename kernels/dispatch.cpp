@@ -15,6 +15,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/record_function.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <memory>
@@ -220,6 +221,7 @@ struct Gradient {
   c10::OperatorHandle backward;         // (Tensor?[] grads, Tensor?[] saved, SymInt[] sizes, bool[] needs, ...) -> Tensor[]
   std::vector<size_t> inputs, outputs;  // that are saved, by their places in the schema
   std::vector<size_t> conditional;      // inputs that are saved only where the string argument `asked` is `answer`
+  std::vector<size_t> detached;         // outputs that carry no gradient though their dtype could
   size_t asked;
   std::string answer;
   int64_t flag;                         // a bool argument that is true wherever a gradient is recorded, or -1
@@ -235,6 +237,8 @@ class Recorded final : public torch::autograd::Node {
   variable_list apply(variable_list&& grads) override {
     std::lock_guard<std::mutex> lock(mutex_);
     c10::List<std::optional<at::Tensor>> given, kept;
+    if (std::none_of(grads.begin(), grads.end(), [](const at::Tensor& x) { return x.defined(); }))
+      return variable_list(num_outputs());
     for (auto& x : grads) given.push_back(x.defined() ? std::optional<at::Tensor>(std::move(x)) : std::nullopt);
     TORCH_CHECK(!released_, torch::autograd::ERR_BACKWARD_TWICE);
     for (const auto& x : saved) {
@@ -309,9 +313,12 @@ class AutogradKernel final : public c10::OperatorKernel {
 
     const size_t made = op.schema().returns().size();
     const auto output = [&](size_t i) { return (*stack)[stack->size() - made + i].toTensor(); };
+    const auto carries = [&](size_t i) {
+      return torch::autograd::isDifferentiableType(output(i).scalar_type()) &&
+             std::find(rule.detached.begin(), rule.detached.end(), i) == rule.detached.end();
+    };
     for (size_t i = 0; i < made; ++i)
-      if (const at::Tensor x = output(i); torch::autograd::isDifferentiableType(x.scalar_type()))
-        torch::autograd::set_history(x, node);
+      if (carries(i)) torch::autograd::set_history(output(i), node);
     const auto save = [&](size_t i) {
       const auto& argument = arguments[i];
       node->saved.emplace_back(argument.isTensor() ? argument.toTensor() : at::Tensor(), false);
@@ -319,10 +326,7 @@ class AutogradKernel final : public c10::OperatorKernel {
     for (const size_t i : rule.inputs) save(i);
     if (!rule.conditional.empty() && arguments[rule.asked].toStringRef() == rule.answer)
       for (const size_t i : rule.conditional) save(i);
-    for (const size_t i : rule.outputs) {
-      const at::Tensor x = output(i);
-      node->saved.emplace_back(x, torch::autograd::isDifferentiableType(x.scalar_type()));
-    }
+    for (const size_t i : rule.outputs) node->saved.emplace_back(output(i), carries(i));
   }
 
  private:
@@ -365,11 +369,11 @@ extern "C" const char* tropigrad_register_cpu(const char* name) {
   });
 }
 
-// places: three lists of `Gradient`, each after its length: inputs, outputs, conditional.
+// places: four lists of `Gradient`, each after its length: inputs, outputs, conditional, detached.
 extern "C" const char* tropigrad_register_gradient(const char* name, const char* node, const int64_t* places,
                                                    int64_t asked, const char* answer, int64_t flag) {
   return complaint_of([&] {
-    std::vector<size_t> lists[3];
+    std::vector<size_t> lists[4];
     for (auto& list : lists) {
       const int64_t count = *places++;
       list.assign(places, places + count);
@@ -377,7 +381,7 @@ extern "C" const char* tropigrad_register_gradient(const char* name, const char*
     }
     auto gradient = std::make_shared<const Gradient>(
         Gradient{node, operator_named(std::string("tropigrad::") + name + "_gradient"), lists[0], lists[1], lists[2],
-                 static_cast<size_t>(asked), answer, flag});
+                 lists[3], static_cast<size_t>(asked), answer, flag});
     register_kernel(name, c10::DispatchKey::Autograd, std::make_unique<AutogradKernel>(std::move(gradient)));
   });
 }

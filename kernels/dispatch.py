@@ -89,13 +89,14 @@ class Gradient:
     """How an operator is differentiated in reverse mode.
 
     Attributes:
-        backward: takes the gradients of the outputs that are of a float dtype, what was saved, the sizes of all tensors
-            that came (one after the other), for each of them whether its gradient is needed, and the arguments that are
-            no tensors; None stands for a tensor that is not there. Returns the gradients that are needed, in order. It
-            is made of differentiable operators, and so can be differentiated again.
+        backward: takes the gradients of the outputs that carry one, of which at least one is there, what was saved, the
+            sizes of all tensors that came (one after the other), for each of them whether its gradient is needed, and
+            the arguments that are no tensors; None stands for a tensor that is not there. Returns the gradients that
+            are needed, in order. It is made of differentiable operators, and so can be differentiated again.
         inputs: the places, in the schema, of tensors that are saved.
         conditional: of tensors that are saved besides, where the string argument at `asked` is `answer`.
         outputs: the places of outputs that are saved. What is saved comes in this order.
+        detached: the places of outputs that carry no gradient though they are of a float dtype.
         flag: the place of a bool argument that is true wherever a gradient is recorded.
     """
 
@@ -105,6 +106,7 @@ class Gradient:
     asked: int = 0
     answer: str = ""
     outputs: tuple[int, ...] = ()
+    detached: tuple[int, ...] = ()
     flag: int = -1
 
 
@@ -141,7 +143,8 @@ class Operator:
             complaints.append(library.tropigrad_register_cpu(name))
         if self.gradient is not None:
             rule = self.gradient
-            places = [n for kept in (rule.inputs, rule.outputs, rule.conditional) for n in (len(kept), *kept)]
+            lists = rule.inputs, rule.outputs, rule.conditional, rule.detached
+            places = [n for kept in lists for n in (len(kept), *kept)]
             asked = rule.asked, rule.answer.encode(), rule.flag
             node = f"{_camel(self.name)}Backward".encode()
             complaints.append(library.tropigrad_register_gradient(name, node, native.integers(*places), *asked))
@@ -163,14 +166,15 @@ def _function(name: str, dispatched: Callable[..., Any], gradient: Gradient) -> 
     # bound to names of their own, for Dynamo takes no dataclass from a closure
     backward_of, flag, asked, answer = gradient.backward, gradient.flag, gradient.asked, gradient.answer
     inputs_kept, conditional, outputs_kept = gradient.inputs, gradient.conditional, gradient.outputs
+    detached = gradient.detached
 
     def forward(*args):
         return dispatched(*args) if flag < 0 else dispatched(*args[:flag], True, *args[flag + 1 :])
 
     def setup_context(ctx, inputs, output):
         outputs = output if isinstance(output, tuple) else (output,)
-        ctx.mark_non_differentiable(*(x for x in outputs if not x.is_floating_point()))
-        ctx.differentiable = [i for i, x in enumerate(outputs) if x.is_floating_point()]
+        ctx.differentiable = [i for i, x in enumerate(outputs) if x.is_floating_point() and i not in detached]
+        ctx.mark_non_differentiable(*(x for i, x in enumerate(outputs) if i not in ctx.differentiable))
         ctx.tensors = [i for i, x in enumerate(inputs) if isinstance(x, Tensor)]
         ctx.sizes = [size for i in ctx.tensors for size in inputs[i].shape]
         ctx.options = [x for x in inputs if not isinstance(x, Tensor) and x is not None]
@@ -181,6 +185,8 @@ def _function(name: str, dispatched: Callable[..., Any], gradient: Gradient) -> 
     def backward(ctx, *grads):
         needs = [ctx.needs_input_grad[i] for i in ctx.tensors]
         grads = [grads[i] for i in ctx.differentiable]
+        if all(x is None for x in grads):
+            return (None,) * len(ctx.needs_input_grad)
         found = iter(backward_of(grads, ctx.saved_tensors, ctx.sizes, needs, *ctx.options))
         return tuple(next(found) if needed else None for needed in ctx.needs_input_grad)
 
@@ -200,6 +206,7 @@ def operator(
     *,
     fake: Callable[..., Any],
     vmap: Callable[..., Any] | None = None,
+    decomposition: Callable[..., Any] | None = None,
     plan: Callable[..., Plan] | None = None,
     gradient: Gradient | None = None,
 ) -> Operator:
@@ -210,6 +217,7 @@ def operator(
         body: computes it, on any device, without autograd.
         fake: makes its outputs' shapes of its arguments.
         vmap: its batching rule, as torch.library.register_vmap takes it.
+        decomposition: what is called in its place under vmap, where it has no batching rule.
         plan: gives the CPU kernel's plan for such arguments, or []; body serves then, and says what is wrong where the
             kernel fails.
         gradient: how it is differentiated; an operator without one is not seen by autograd.
@@ -222,6 +230,8 @@ def operator(
     torch.library.register_fake(qualified, fake)
     if vmap is not None:
         torch.library.register_vmap(qualified, vmap)  # pyright: ignore[reportOptionalCall]
+    if decomposition is not None:
+        torch.library.impl(qualified, "FuncTorchBatchedDecomposition", decomposition)
     if plan is not None:
         torch.library.define(f"{qualified}_plan", f"({signature.split(' -> ')[0].replace('!', '')} -> int[]", tags=tags)
         torch.library.impl(f"{qualified}_plan", "CompositeExplicitAutograd", plan)

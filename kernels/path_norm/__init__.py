@@ -1,8 +1,8 @@
 """Path norms: Σ_p |v(p)|^q over all paths of a bias-free network; definition.py has the mathematics.
 
 Of Linear layers on a CPU, C++ takes the pass forth and the one back, unless some node's part of the sum is beyond what
-one power of two a layer keeps in range. That, and whatever else looks at a call, a compiler, a transform, forward mode
-or a second derivative, gets the definition, which is torch's own operations.
+one power of two a layer keeps in range. That, and a compiler, a transform, forward mode or a second derivative, gets
+the definition, which is torch's own operations.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 from .. import backend
-from ..eager import is_unobserved
+from ..dispatch import operator
 from ..path_values.network import Layer, Size, as_list, network, under_autocast
 from ..tracing import traceable
 from . import cpu, definition
@@ -23,31 +25,94 @@ from .definition import path_norm_ref
 
 __all__ = ["path_norm", "path_norm_ref"]
 
+# ------------------------------------------------------------------------------------------------ operators
+
+
+def _in_torch(weights: Sequence[Tensor], p: int, log: bool, layers: Sequence[Layer] | None = None) -> Tensor:
+    """layers: None where all are Linear."""
+    layers = network("path_norm", weights, None, 1, 0) if layers is None else layers
+    device = weights[0].device.type
+    # meta tensors know no autocast
+    with torch.autocast(device, enabled=False) if device in backend.DEVICES else nullcontext():
+        return definition.norm(weights, layers, p, log)
+
+
+def _by_cpp(weights: Sequence[Tensor]) -> bool:
+    device, dtype = weights[0].device, weights[0].dtype
+    return cpu.takes(weights) and backend.choose("path_norm", device, ("torch", "cpp"), dtype, cpu.SOURCE) == "cpp"
+
+
+def _forward(weights: Sequence[Tensor], p: int, log: bool) -> tuple[Tensor, Tensor]:
+    """Of Linear layers: the norm, and what the pass leaves to C++'s backward; NaN where that cannot serve."""
+    found = cpu.forward(weights, p, log) if _by_cpp(weights) else None
+    return _forward_in_torch(weights, p, log) if found is None else found
+
+
+def _forward_in_torch(weights: Sequence[Tensor], p: int, log: bool) -> tuple[Tensor, Tensor]:
+    return _in_torch(weights, p, log), weights[0].new_full((cpu.passes(weights),), float("nan"))
+
+
+def _backward(slope: Tensor, weights: Sequence[Tensor], passes: Tensor, p: int, log: bool) -> list[Tensor]:
+    """The gradient of each weight, from that of the norm."""
+    found = None if passes[0].isnan() else cpu.backward(slope, weights, passes, p, log)
+    return _backward_in_torch(slope, weights, passes, p, log) if found is None else found
+
+
+def _backward_in_torch(slope: Tensor, weights: Sequence[Tensor], passes: Tensor, p: int, log: bool) -> list[Tensor]:
+    """Made of operations that torch differentiates."""
+    slopes = torch.func.grad(lambda each: _in_torch(each, p, log))(tuple(weights))
+    return [slope * each for each in slopes]
+
+
+# neither is seen by autograd: `_PathNorm` is
+_NORM = operator(
+    "path_norm(Tensor[] weights, int p, bool log) -> (Tensor value, Tensor passes)",
+    _forward,
+    fake=lambda weights, p, log: (weights[0].new_empty(()), weights[0].new_empty(cpu.passes(weights))),
+    decomposition=_forward_in_torch,
+)
+_GRADIENT = operator(
+    "path_norm_backward(Tensor slope, Tensor[] weights, Tensor passes, int p, bool log) -> Tensor[]",
+    _backward,
+    fake=lambda slope, weights, passes, p, log: [torch.empty_like(w) for w in weights],
+    decomposition=_backward_in_torch,
+)
+
 
 class _PathNorm(torch.autograd.Function):
-    """The C++ kernel and its gradient; who differentiates that, or maps over it, gets the definition's."""
+    """The norm of Linear layers, and the passes; who differentiates its gradient gets that of the definition."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx, value, passes, layers, p, log, *weights):
-        ctx.save_for_backward(passes, *weights)
-        ctx.options = layers, p, log
-        return value.clone()
+    def forward(p, log, *weights):
+        return _NORM(weights, p, log)
 
     @staticmethod
-    def backward(ctx, slope):
+    def setup_context(ctx, inputs, output):
+        ctx.p, ctx.log, *weights = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1], *weights)
+        ctx.save_for_forward(*weights)
+
+    @staticmethod
+    def backward(ctx, slope, _):
         passes, *weights = ctx.saved_tensors
-        layers, p, log = ctx.options
-        again = torch.is_grad_enabled()
-        if not again and is_unobserved(slope):
-            found = cpu.backward(slope, weights, passes, p, log)
-            if found is not None:
-                return *[None] * 5, *found
-        with torch.enable_grad():
-            places = [w.view_as(w) for w in weights]  # one weight may stand in several
-            wanted = [w for w in places if w.requires_grad]
-            value = _in_torch(places, layers, p, log)
-            found = iter(torch.autograd.grad(value, wanted, slope, create_graph=again))
-        return *[None] * 5, *(next(found) if w.requires_grad else None for w in places)
+        gradient = _backward_in_torch if torch.is_grad_enabled() else _GRADIENT
+        found = gradient(slope, weights, passes, ctx.p, ctx.log)
+        needed = ctx.needs_input_grad[2:]
+        return None, None, *(gradient if needs else None for gradient, needs in zip(found, needed, strict=True))
+
+    @staticmethod
+    def jvp(ctx, _p, _log, *tangents):
+        """⟨∂N/∂W, dW⟩, under the transforms that call it: forward mode alone gets the definition."""
+        weights = ctx.saved_tensors
+        slopes = _backward_in_torch(weights[0].new_ones(()), weights, weights[0], ctx.p, ctx.log)
+        terms = [(g * t).sum() for g, t in zip(slopes, tangents, strict=True) if t is not None]
+        return torch.stack(terms).sum(), None
+
+
+# ------------------------------------------------------------------------------------------------ public
 
 
 @traceable
@@ -73,7 +138,8 @@ def path_norm(
     Returns:
         A scalar in the weights' dtype, 16-bit ones summed in float32. It overflows, or underflows, only where the sum
         itself does, however the nodes are scaled. Differentiable any number of times, in forward mode too; the
-        derivative of |w| at 0 is 0. Under autocast it computes, and returns, float32 or wider.
+        derivative of |w| at 0 is 0, and one below 2^−70 of another (float32) may come as 0. Under autocast it computes,
+        and returns, float32 or wider.
 
     Raises:
         TypeError: weights are of an unsupported type or dtype.
@@ -91,19 +157,16 @@ def path_norm(
 
 
 def _norm(weights: Sequence[Tensor], layers: Sequence[Layer], p: int, log: bool) -> Tensor:
-    device = weights[0].device
-    served = device.type == "cpu" and cpu.takes(weights) and is_unobserved(*weights)
-    if served and backend.choose("path_norm", device, ("torch", "cpp"), weights[0].dtype, cpu.SOURCE) == "cpp":
-        found = cpu.forward(weights, p, log)
-        if found is not None and torch.is_grad_enabled() and any(w.requires_grad for w in weights):
-            return _PathNorm.apply(*found, layers, p, log, *weights)
-        if found is not None:
-            return found[0]
-    return _in_torch(weights, layers, p, log)
+    if weights[0].device.type != "cpu" or is_compiling() or not cpu.takes(weights) or _has_tangent(weights):
+        return _in_torch(weights, p, log, layers)
+    if torch.is_grad_enabled() and any(w.requires_grad for w in weights):
+        return _PathNorm.apply(p, log, *weights)[0]
+    return _NORM(weights, p, log)[0]
 
 
-def _in_torch(weights: Sequence[Tensor], layers: Sequence[Layer], p: int, log: bool) -> Tensor:
-    device = weights[0].device.type
-    # meta tensors know no autocast
-    with torch.autocast(device, enabled=False) if device in backend.DEVICES else nullcontext():
-        return definition.norm(weights, layers, p, log)
+def _has_tangent(weights: Sequence[Tensor]) -> bool:
+    """Whether one carries a forward-mode tangent, or may: inside vmap nobody can tell."""
+    try:
+        return any(forward_ad.unpack_dual(w).tangent is not None for w in weights)
+    except RuntimeError:
+        return True

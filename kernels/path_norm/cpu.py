@@ -35,6 +35,11 @@ def takes(weights: Sequence[Tensor]) -> bool:
     return all(w.dim() == 2 and w.is_contiguous() for w in weights)
 
 
+def passes(weights: Sequence[Tensor]) -> int:
+    """How many numbers a forward pass leaves to the backward: the sums of each layer, and a power of two for each."""
+    return weights[0].shape[1] + sum(w.shape[0] for w in weights) + len(weights)
+
+
 @native.cached
 def _functions(dtype: torch.dtype):
     found = native.required("path_norm", SOURCE, dtype)
@@ -49,27 +54,27 @@ def _functions(dtype: torch.dtype):
 
 
 def forward(weights: Sequence[Tensor], p: int, log: bool) -> tuple[Tensor, Tensor] | None:
-    """The norm of weights that `takes` allows, float32 or float64, and the passes, which `backward` takes.
+    """The norm of weights that `takes` allows, float32 or float64, and what the pass leaves to `backward`.
 
     None where one power of two a layer does not keep every node's part of the sum in range, or something is not finite.
     """
     widths = [weights[0].shape[1], *(w.shape[0] for w in weights)]
-    passes = weights[0].new_empty(sum(widths) + len(weights))
+    left = weights[0].new_empty(passes(weights))
     value = weights[0].new_empty(())
     config = FORWARD.config(_problem(widths, value), value.device)
     status = _functions(value.dtype)[0](
-        *_chain(widths, weights, p, log), passes.data_ptr(), value.data_ptr(), _team(config)
+        *_chain(widths, weights, p, log), left.data_ptr(), value.data_ptr(), _team(config)
     )
-    return (value, passes) if _is_in_range(status) else None
+    return (value, left) if _is_in_range(status) else None
 
 
-def backward(slope: Tensor, weights: Sequence[Tensor], passes: Tensor, p: int, log: bool) -> list[Tensor] | None:
+def backward(slope: Tensor, weights: Sequence[Tensor], left: Tensor, p: int, log: bool) -> list[Tensor] | None:
     """The gradient of each weight, from that of the norm; the same bits on any number of threads. None as above."""
     widths = [weights[0].shape[1], *(w.shape[0] for w in weights)]
     gradients = [torch.empty_like(w) for w in weights]
     config = BACKWARD.config(_problem(widths, slope), slope.device)
     status = _functions(slope.dtype)[1](
-        *_chain(widths, weights, p, log), passes.data_ptr(), slope.data_ptr(), _addresses(gradients), _team(config)
+        *_chain(widths, weights, p, log), left.data_ptr(), slope.data_ptr(), _addresses(gradients), _team(config)
     )
     return gradients if _is_in_range(status) else None
 

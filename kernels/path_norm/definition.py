@@ -25,14 +25,15 @@ from ..path_values.network import Layer, Size, network, nodes_into
 def norm(weights: Sequence[Tensor], layers: Sequence[Layer], p: int, log: bool) -> Tensor:
     """The sum, or its logarithm, of float32 or float64 weights; made of operations that torch differentiates."""
     total, exponent = _pass_of_ones(weights, layers, p)
-    return total.log() + exponent.to(total.dtype) * math.log(2) if log else _times_power_of_two(total, exponent)
+    norm = total.log() + exponent * math.log(2) if log else _times_power_of_two(total, exponent)
+    return norm.squeeze(0)
 
 
 def _pass_of_ones(weights: Sequence[Tensor], layers: Sequence[Layer], p: int) -> tuple[Tensor, Tensor]:
-    """The sum as (total, exponent), total · 2^exponent."""
+    """The sum as (total [1], exponent [1]), total · 2^exponent: functorch fails on scalars of no sample."""
     first = layers[0]
     x = torch.ones((first.C, first.H * first.W), dtype=weights[0].dtype, device=weights[0].device)
-    exponent = torch.zeros(first.C, dtype=torch.int32, device=x.device)
+    exponent = torch.zeros(first.C, dtype=x.dtype, device=x.device)
     for w, layer in zip(weights, layers, strict=True):
         if w.dim() == 2 and x.shape[1] != 1:  # an image is flattened
             exponent = exponent.unsqueeze(1).expand(x.shape).reshape(x.numel())
@@ -45,9 +46,8 @@ def _pass_of_ones(weights: Sequence[Tensor], layers: Sequence[Layer], p: int) ->
         else:
             x = powers @ x
     x, exponent = _normalised(x, exponent, p)
-    # of one dimension: functorch mixes no scalars with what has dimensions where the mapped one is 0
     largest = exponent.amax(0, keepdim=True) if x.numel() else exponent.new_zeros(1)
-    return _scaled(x, (exponent - largest).unsqueeze(1)).sum(), largest.squeeze(0)
+    return _scaled(x, (exponent - largest).unsqueeze(1)).sum().unsqueeze(0), largest
 
 
 _MOST = {torch.float32: 126, torch.float64: 1022}  # 2^±most are normal numbers
@@ -70,35 +70,37 @@ def _normalised(x: Tensor, exponent: Tensor, p: int) -> tuple[Tensor, Tensor]:
 
 
 def _balanced(w: Tensor, exponent: Tensor, p: int) -> tuple[Tensor, Tensor]:
-    """Weights times powers of two for which the largest |w|^p x of each output is near 1, and the outputs' exponents.
+    """Weights times powers of two for which no |w|^p x leaves the dtype if it counts, and the outputs' exponents.
 
-    What a channel brings is taken in two halves, and each row brought back to 1 after either: the product with the
-    whole may be beyond the dtype where the end is not.
+    What a channel brings is taken in two halves, and each row brought back to 1 after the first: the product with the
+    whole may be beyond the dtype where the end is not. In the end a row keeps its own size, where that is moderate:
+    gradients of weights that hardly count then underflow no sooner than they must.
     """
     if w.numel() == 0:
         return w, exponent.new_zeros(w.shape[0])
-    terms = tuple(range(1, w.dim()))
+    terms, moderate = tuple(range(1, w.dim())), _MOST[w.dtype] // 4
     rows, columns = (w.shape[0], *[1] * len(terms)), w.shape[1:2] + (1,) * (len(terms) - 1)
     shift = torch.div(exponent, p, rounding_mode="floor")  # exactly
-    target = torch.div(shift.amax(0, keepdim=True) + shift.amin(0, keepdim=True), 2, rounding_mode="floor")
-    shift = shift - target
+    middle = torch.div(shift.amax(0, keepdim=True) + shift.amin(0, keepdim=True), 2, rounding_mode="floor")
+    shift = shift - middle
     half = torch.div(shift, 2, rounding_mode="floor")
-    for step in (half, shift - half):
-        w = _scaled(w, step.view(columns))
-        largest = _exponent(w.detach().abs().amax(terms))
-        w, target = _scaled(w, -largest.view(rows)), target + largest
-    return w, p * target
+    w = _scaled(w, half.view(columns))
+    first = _exponent(w.detach().abs().amax(terms))
+    w = _scaled(_scaled(w, -first.view(rows)), (shift - half).view(columns))
+    second = _exponent(w.detach().abs().amax(terms))
+    kept = (first + second).clamp(-moderate, moderate)
+    return _scaled(w, (kept - second).view(rows)), p * (middle + first + second - kept)
 
 
 def _exponent(x: Tensor) -> Tensor:
     """n of |x| in [2^(n − 1), 2^n), as far as 2^−n is a normal number; 0 of 0, any of what is not finite."""
     most = _MOST[x.dtype]
-    return torch.frexp(x).exponent.clamp(-most, most)
+    return torch.frexp(x).exponent.to(x.dtype).clamp(-most, most)
 
 
 def _scaled(x: Tensor, exponent: Tensor) -> Tensor:
     """x · 2^exponent. Not torch.ldexp, whose derivative in forward mode is 0 where the exponent is a wrapped tensor."""
-    return x * torch.exp2(exponent.clamp(max=_MOST[x.dtype]).to(x.dtype))
+    return x * torch.exp2(exponent.clamp(max=_MOST[x.dtype]))
 
 
 def _times_power_of_two(x: Tensor, exponent: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import backend
-from ..eager import route
+from ..dispatch import Gradient, operator
 from ..tracing import traceable
 from ..tropical_matmul.arguments import check_dense
 from ..vmap import inner_batch, join_batch, leave_batch
@@ -27,18 +27,7 @@ __all__ = ["path_values", "path_values_ref"]
 INDICES = (torch.int64, torch.int32, torch.int16)
 _BACKENDS = ("cpp", "triton", "torch")
 
-# ------------------------------------------------------------------------------------------------ operators
-
-torch.library.define(
-    "tropigrad::path_values",
-    "(Tensor flat, Tensor paths, SymInt[] layers) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-torch.library.define(
-    "tropigrad::path_values_backward",
-    "(Tensor dv, Tensor flat, Tensor paths, SymInt[] layers) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
+# ------------------------------------------------------------------------------------------------ values and gradients
 
 
 def _forward(flat: Tensor, paths: Tensor, layers: Sequence[int]) -> Tensor:
@@ -72,82 +61,45 @@ def _choose(op: str, flat: Tensor, paths: Tensor, layers: Sequence[int]) -> str:
     return chosen
 
 
-torch.library.impl("tropigrad::path_values", backend.DEVICES, _forward)
-torch.library.impl("tropigrad::path_values_backward", backend.DEVICES, _backward)
-
-
-@torch.library.register_fake("tropigrad::path_values")
-def _(flat, paths, layers):
-    return flat.new_empty(paths.shape[:-1])
-
-
-@torch.library.register_fake("tropigrad::path_values_backward")
-def _(dv, flat, paths, layers):
-    return flat.new_empty(flat.shape)
-
-
-@torch.library.register_vmap("tropigrad::path_values")  # pyright: ignore[reportOptionalCall]
-def _(info, dims, flat, paths, layers):
+def _mapped(info, dims, flat, paths, layers):
     inner = inner_batch(flat, dims[0])
     flat, paths = join_batch((flat, paths), dims[:2], info.batch_size)
-    result = torch.ops.tropigrad.path_values(flat, paths, layers)
-    (values,), (dim,) = leave_batch([result], (True,), info.batch_size, inner)
+    (values,), (dim,) = leave_batch([_VALUES.dispatched(flat, paths, layers)], (True,), info.batch_size, inner)
     return values, dim
 
 
-@torch.library.register_vmap("tropigrad::path_values_backward")  # pyright: ignore[reportOptionalCall]
-def _(info, dims, dv, flat, paths, layers):
+def _backward_mapped(info, dims, dv, flat, paths, layers):
     inner = inner_batch(flat, dims[1])
     dv, flat, paths = join_batch((dv, flat, paths), dims[:3], info.batch_size)
-    result = torch.ops.tropigrad.path_values_backward(dv, flat, paths, layers)
-    (dflat,), (dim,) = leave_batch([result], (True,), info.batch_size, inner)
+    (dflat,), (dim,) = leave_batch([_GRADIENT.dispatched(dv, flat, paths, layers)], (True,), info.batch_size, inner)
     return dflat, dim
 
 
-# ------------------------------------------------------------------------------------------------ autograd
+def _second_gradient(grads, saved, sizes, needs, layers) -> list[Tensor]:
+    """What flows to dv and flat: in torch, differentiable again."""
+    found = definition.second_gradient(*grads, *saved, unpack(layers))
+    return [gradient for gradient, needed in zip(found, needs, strict=False) if needed]
 
 
-class _PathValuesBackward(torch.autograd.Function):
-    """(dv, flat) -> dflat, linear in dv; its own backward is in torch, and so can be differentiated again.
+# ------------------------------------------------------------------------------------------------ operators
 
-    No jvp on purpose, here and below: forward-mode AD raises NotImplementedError instead of a silent zero.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(dv, flat, paths, layers):
-        return torch.ops.tropigrad.path_values_backward(dv, flat, paths, layers)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        dv, flat, paths, ctx.layers = inputs
-        ctx.save_for_backward(dv, flat, paths)
-
-    @staticmethod
-    def backward(ctx, g):
-        dv, flat, paths = ctx.saved_tensors
-        return (*definition.second_gradient(g, dv, flat, paths, unpack(ctx.layers)), None, None)
-
-
-class _PathValues(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(flat, paths, layers):
-        return torch.ops.tropigrad.path_values(flat, paths, layers)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        flat, paths, ctx.layers = inputs
-        ctx.save_for_backward(flat, paths)
-
-    @staticmethod
-    def backward(ctx, dv):
-        flat, paths = ctx.saved_tensors
-        gradient = route(_PathValuesBackward, _backward, dv, flat, paths)
-        return gradient(dv, flat, paths, ctx.layers), None, None
-
+_GRADIENT = operator(
+    "path_values_backward(Tensor dv, Tensor flat, Tensor paths, SymInt[] layers) -> Tensor",
+    _backward,
+    fake=lambda dv, flat, paths, layers: flat.new_empty(flat.shape),
+    vmap=_backward_mapped,
+    gradient=Gradient(_second_gradient, inputs=(0, 1, 2)),
+)
+_VALUES = operator(
+    "path_values(Tensor flat, Tensor paths, SymInt[] layers) -> Tensor",
+    _forward,
+    fake=lambda flat, paths, layers: flat.new_empty(paths.shape[:-1]),
+    vmap=_mapped,
+    gradient=Gradient(
+        lambda grads, saved, sizes, needs, layers: [_GRADIENT(*grads, *saved, layers)] if needs[0] else [],
+        inputs=(0, 1),
+    ),
+)
 
 # ------------------------------------------------------------------------------------------------ public
 
@@ -199,7 +151,7 @@ def path_values(
     sizes = pack(layers)
     if torch.jit.is_tracing():  # which has tensors for sizes, and takes no list of them
         sizes = [int(size) for size in sizes]
-    values = route(_PathValues, _forward, flat, rows)(flat, rows, sizes)
+    values = _VALUES(flat, rows, sizes)
     return values.reshape(paths.shape[:-1]).to(dtype)
 
 

@@ -15,7 +15,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from .. import backend, eager, memory
+from .. import backend, memory
+from ..dispatch import Plan, operator
 from . import cpu, portable
 from .definition import (
     FLOATS,
@@ -32,17 +33,9 @@ from .definition import (
 
 __all__ = ["RULES", "scatter_step", "scatter_step_ref"]
 
-# ------------------------------------------------------------------------------------------------ operator
-
 _OFFERED = ("cpp", "triton", "torch")
-_NUMBERS = (float, int)
 
-torch.library.define(
-    "tropigrad::scatter_step",
-    "(Tensor(a!) param, Tensor rows, Tensor? columns, Tensor values, Tensor lr, str rule, float momentum, float eps, "
-    "Tensor(b!)? moment, Tensor(c!)? touched, Tensor(d!)? number, bool? deterministic) -> ()",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
+# ------------------------------------------------------------------------------------------------ the step
 
 
 def _step(
@@ -50,7 +43,8 @@ def _step(
     rows: Tensor,
     columns: Tensor | None,
     values: Tensor,
-    lr: float | Tensor,
+    lr: float,
+    rate: Tensor | None,
     rule: str,
     momentum: float,
     eps: float,
@@ -61,14 +55,18 @@ def _step(
 ) -> None:
     """param [R, ...], with columns [R, C, ...], any strides; rows and columns [nnz]; values [nnz, ...].
 
-    moment: velocity or sum, shaped as param; touched [R] or [R, C] and number []: of momentum. All written in place.
+    rate: takes the place of lr, [], on the CPU or on param's device. moment: velocity or sum, shaped as param; touched
+    [R] or [R, C] and number []: of momentum. All written in place.
     """
     if param.dim() > (2 if columns is None else 3):
-        _step_in_one(param, rows, columns, values, lr, rule, momentum, eps, moment, touched, number, deterministic)
+        others = rule, momentum, eps, moment, touched, number, deterministic
+        _step_in_one(param, rows, columns, values, lr, rate, *others)
         return
-    chosen = backend.choose("scatter_step", param.device, _OFFERED, param.dtype, cpu.SOURCE)
-    if not isinstance(lr, Tensor) or lr.is_cpu:
-        lr = _checked_rate(float(lr))
+    chosen = _chosen(param)
+    if rate is not None:
+        lr = float(rate) if rate.is_cpu else rate
+    if not isinstance(lr, Tensor):
+        lr = _checked_rate(lr)
     if rows.shape[0] == 0:
         if number is not None:
             number.add_(1)
@@ -76,8 +74,7 @@ def _step(
     rows, values = rows.contiguous(), values.contiguous()
     columns = None if columns is None else columns.contiguous()
     if chosen == "cpp" and param.numel() and values.numel():
-        step = cpu.prepare(param, rows, columns, values, rule, momentum, eps)
-        step(param, rows, columns, values, lr, moment, touched, number)
+        cpu.step(param, rows, columns, values, lr, rule, momentum, eps, moment, touched, number)
     else:
         written = [x for x in (param, moment, touched, number) if x is not None]
         _check_apart(*written)
@@ -95,11 +92,28 @@ def _step(
             step(
                 param_rows, rows, columns, values, lr, rule, momentum, eps, moment_rows, touched, number, deterministic
             )
-        if not param.is_inference():  # such a tensor has no version
-            torch.autograd.graph.increment_version(param)
+    if not param.is_inference():  # such a tensor has no version
+        torch.autograd.graph.increment_version(param)
 
 
-def _step_in_one(param, rows, columns, values, lr, rule, momentum, eps, moment, *others) -> None:
+def _plan(param, rows, columns, values, lr, rate, rule, momentum, eps, moment, touched, number, deterministic) -> Plan:
+    lists = rows, values, *(() if columns is None else (columns,))
+    if (
+        param.dim() > (2 if columns is None else 3)
+        or param.numel() * values.numel() == 0
+        or not all(x.is_contiguous() for x in lists)
+        or (rate is not None and not (rate.is_cpu and rate.dtype == torch.float64))
+        or _chosen(param) != "cpp"
+    ):
+        return []
+    return cpu.plan(param, rows, columns, values, rule)
+
+
+def _chosen(param: Tensor) -> str:
+    return backend.choose("scatter_step", param.device, _OFFERED, param.dtype, cpu.SOURCE)
+
+
+def _step_in_one(param, rows, columns, values, lr, rate, rule, momentum, eps, moment, *others) -> None:
     """Trailing dimensions as one; where no single stride serves them, in a copy of param that is copied back."""
     first = 1 if columns is None else 2
     trailing = range(first, param.dim() - 1)
@@ -109,19 +123,11 @@ def _step_in_one(param, rows, columns, values, lr, rule, momentum, eps, moment, 
         if is_copied:
             _check_apart(param, *(x for x in (moment, *others[:2]) if x is not None))
         moment = None if moment is None else moment.flatten(first)
-        _step(whole, rows, columns, values.flatten(1), lr, rule, momentum, eps, moment, *others)
+        _step(whole, rows, columns, values.flatten(1), lr, rate, rule, momentum, eps, moment, *others)
         if is_copied:
             param.copy_(whole.view(param.shape))
             if not param.is_inference():
                 torch.autograd.graph.increment_version(param)
-
-
-torch.library.impl("tropigrad::scatter_step", backend.DEVICES, _step)
-
-
-@torch.library.register_fake("tropigrad::scatter_step")
-def _(param, rows, columns, values, lr, rule, momentum, eps, moment, touched, number, deterministic):
-    return None
 
 
 def _no_vmap(info, in_dims, *args) -> NoReturn:
@@ -129,9 +135,6 @@ def _no_vmap(info, in_dims, *args) -> NoReturn:
         "scatter_step: vmap does not apply, as it works in place; expected one step of a longer list, in which the "
         "number of each map is an index more"
     )
-
-
-torch.library.register_vmap("tropigrad::scatter_step", _no_vmap)
 
 
 def _check_apart(param: Tensor, *state: Tensor) -> None:
@@ -188,25 +191,17 @@ def _step_by_torch(
         moment[at] = new_moment
 
 
-def _remember(options: tuple[Any, ...], tensors: tuple[Tensor, ...], coordinates: int) -> None:
-    """Has the next call like this go straight to the C++ kernel, if that serves it and no list is to be copied."""
-    param, values, *at = tensors[: 2 + coordinates]
-    serves = backend.choose("scatter_step", param.device, _OFFERED, param.dtype, cpu.SOURCE) == "cpp"
-    plain = all(x.is_contiguous() and x.dtype == at[0].dtype for x in at) and values.is_contiguous()
-    if not serves or not plain or param.numel() == 0 or values.numel() == 0:
-        return
-    rows, columns = at if coordinates == 2 else (at[0], None)
-    step = cpu.prepare(param, rows, columns, values, *options[1:])
-    missing = [None] * (3 - (len(tensors) - 2 - coordinates))
+# ------------------------------------------------------------------------------------------------ operator
 
-    def by_rows(lr, param, values, rows, *moments):
-        step(param, rows, None, values, lr, *moments, *missing)
-
-    def by_pairs(lr, param, values, rows, columns, *moments):
-        step(param, rows, columns, values, lr, *moments, *missing)
-
-    eager.remember(by_rows if coordinates == 1 else by_pairs, options, tensors)
-
+_STEP = operator(
+    "scatter_step(Tensor(a!) param, Tensor rows, Tensor? columns, Tensor values, float lr, Tensor? rate, str rule, "
+    "float momentum, float eps, Tensor(b!)? moment, Tensor(c!)? touched, Tensor(d!)? number, bool? deterministic) "
+    "-> ()",
+    _step,
+    fake=lambda *args: None,
+    vmap=_no_vmap,
+    plan=_plan,
+)
 
 # ------------------------------------------------------------------------------------------------ public
 
@@ -268,21 +263,6 @@ def scatter_step(
         raise TypeError(
             f"scatter_step: state is a {type(state).__name__}; expected a dict, what the last call returned"
         )
-    options = "scatter_step", rule, momentum, eps
-    tensors = (
-        param,
-        values,
-        *at,
-        *((state or {}).get(name) for name in (STATE.get(rule, ()) if type(rule) is str else ())),
-    )
-    plain = type(lr) in _NUMBERS and type(momentum) in _NUMBERS and type(eps) in _NUMBERS and type(rule) is str
-    known = plain and math.isfinite(lr) and eager.recall(options, tensors)
-    if known:
-        try:
-            known(float(lr), *tensors)
-            return {} if state is None else state
-        except eager.NotPlain:
-            known = False
     _check_tensors(param, at, values)
     _check_options(param, lr, rule, momentum, eps)
     kept = STATE[rule]
@@ -295,19 +275,18 @@ def scatter_step(
     rows, columns = at if len(at) == 2 else (at[0], None)
     if columns is not None and columns.dtype != rows.dtype:
         rows, columns = rows.long(), columns.long()
-    moments = tuple(state[name] for name in kept)
-    others: Any = rule, float(momentum), float(eps), *(*moments, None, None, None)[:3], deterministic
-    if eager.is_unobserved(param, values, *at):
-        if known is None and param.dim() <= len(at) + 1:
-            _remember(options, (param, values, *at, *moments), len(at))
-        _step(param, rows, columns, values, lr, *others)
-        return state
-    with torch.no_grad():
-        param = param.detach()
-        whole, values = param.resolve_neg(), values.detach().resolve_neg()
-        rate = lr if isinstance(lr, Tensor) else torch.tensor(float(lr), dtype=torch.float64, device="cpu")
-        torch.ops.tropigrad.scatter_step(whole, rows, columns, values, rate, *others)
-        if memory.is_negation(param):
+    moments = (*(state[name] for name in kept), None, None, None)[:3]
+    rate = lr if isinstance(lr, Tensor) else None
+    if rate is None and torch.compiler.is_compiling():  # to which a number would be a constant
+        rate = torch.tensor(float(lr), dtype=torch.float64, device="cpu")
+    options = 0.0 if rate is not None else float(lr), rate, rule, float(momentum), float(eps)
+    with torch.no_grad():  # as torch.optim steps
+        param = param.detach() if param.requires_grad else param
+        # torch's own way with lazy negations knows no operator that may be given None
+        whole = param.resolve_neg() if memory.is_negation(param) else param
+        values = values.resolve_neg() if memory.is_negation(values) else values
+        _STEP(whole, rows, columns, values, *options, *moments, deterministic)
+        if whole is not param:
             param.copy_(whole)
     return state
 
@@ -354,6 +333,8 @@ def _check_options(param: Tensor, lr: float | Tensor, rule: str, momentum: float
             raise ValueError("scatter_step: lr requires a gradient, which no step has; expected lr.detach()")
     elif not isinstance(lr, (int, float, Real)):
         raise TypeError(f"scatter_step: lr is a {type(lr).__name__}; expected a number or a tensor of shape ()")
+    elif not torch.compiler.is_compiling():
+        _checked_rate(float(lr))
     for name, x in (("momentum", momentum), ("eps", eps)):
         if not isinstance(x, (int, float, Real)):
             raise TypeError(f"scatter_step: {name} is a {type(x).__name__}; expected a number")

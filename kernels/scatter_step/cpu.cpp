@@ -368,28 +368,34 @@ bool step(const Problem& p) {
     return p.width == 1 ? Step<Index, true>(p).run() : Step<Index, false>(p).run();
 }
 
-constexpr int STATE_OVERLAPS = 3;  // a status beside those of native.hpp
+constexpr int STATE_OVERLAPS = 3, RATE_IS_NOT_FINITE = 4;  // statuses beside those of native.hpp
 
 }  // namespace
 
 extern "C" void scatter_set_team(Parallel parallel) { torch_team = parallel; }
 
-// What a call is besides addresses and the rate; cpu.py has it too.
+// What cpu.py lays out once for calls of the same shapes and strides, as a row of integers.
 struct Call {
     int64_t count, rows, columns, width, of_row, of_column, of_inner, entries_a_bucket, has_wide_indices, rule, threads;
-    double momentum, eps;
 };
 
-// number: how many steps there were, counted up here. What is written must not overlap; what is read may overlap it.
-extern "C" int scatter_step(const Call* call, void* param, const void* row_index, const void* column_index,
-                            const void* values, const double* lr, void* moment, int32_t* touched,
-                            int32_t* number) noexcept {
+// addresses: param, row and column indices, values, lr, a rate that takes its place, momentum, eps, moment, touched, and
+// the number of steps there were, counted up here; null for what a call is without. What is written must not overlap;
+// what is read may overlap it.
+extern "C" int scatter_step(const Call* call, void* const* addresses) noexcept {
+    const auto number_at = [&](int i) { return *static_cast<const double*>(addresses[i]); };
+    const double lr = number_at(addresses[5] ? 5 : 4), momentum = number_at(6), eps = number_at(7);
+    void* const param = addresses[0];
+    const void *const row_index = addresses[1], *const column_index = addresses[2], *const values = addresses[3];
+    void* const moment = addresses[8];
+    auto *const touched = static_cast<int32_t*>(addresses[9]), *const number = static_cast<int32_t*>(addresses[10]);
+    if (!std::isfinite(lr)) return RATE_IS_NOT_FINITE;
     bool overlaps = false;
     const int status = guarded([&] {
         const Call& c = *call;
         Problem p{c.count, c.rows, c.columns, c.width, row_index, column_index,
                         static_cast<const Element*>(values), static_cast<Element*>(param), c.of_row, c.of_column,
-                        c.of_inner, c.entries_a_bucket, Rule(c.rule), *lr, c.momentum, c.eps,
+                        c.of_inner, c.entries_a_bucket, Rule(c.rule), lr, momentum, eps,
                         static_cast<Compute*>(moment), touched, number ? *number + 1 : 0, int(c.threads)};
         const int64_t keys = c.rows * c.columns;
         const Span state[] = {span(p.moment, keys * c.width), span(touched, keys), span(number, 1)};

@@ -1,17 +1,15 @@
-"""The C++ step (cpu.cpp), called through ctypes on torch tensors."""
+"""The C++ step (cpu.cpp), called on torch tensors."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...autotune import Space, Tuned
-from .. import eager, native
+from .. import dispatch, native
 from .definition import RULES, STATE_OVERLAPS
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
@@ -27,35 +25,52 @@ STEP = Tuned(
 _SMALL = 1 << 15  # elements that are done before a thread would start
 
 
-class _Call(ctypes.Structure):
-    """What cpu.cpp calls so."""
-
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in ("count", "rows", "columns", "width", "of_row", "of_column", "of_inner")),
-        *((name, ctypes.c_int64) for name in ("entries_a_bucket", "has_wide_indices", "rule", "threads")),
-        *((name, ctypes.c_double) for name in ("momentum", "eps")),
-    ]
-
-
 @native.cached
 def _function(dtype: torch.dtype):
     found = native.required("scatter_step", SOURCE, dtype)
-    found.scatter_step.argtypes = [ctypes.c_void_p] * 9
     found.scatter_set_team.argtypes = [ctypes.c_void_p]
     found.scatter_set_team(native.openmp_team())
     return found.scatter_step
 
 
-def prepare(
-    param: Tensor, rows: Tensor, columns: Tensor | None, values: Tensor, rule: str, momentum: float, eps: float
-) -> Callable[..., Any]:
-    """`_step` of the package for tensors that lie in memory as these do; rows, columns and values are contiguous.
+def step(
+    param: Tensor,
+    rows: Tensor,
+    columns: Tensor | None,
+    values: Tensor,
+    lr: float,
+    rule: str,
+    momentum: float,
+    eps: float,
+    moment: Tensor | None,
+    touched: Tensor | None,
+    number: Tensor | None,
+) -> None:
+    """`_step` of the package; rows, columns and values are contiguous, and no size is 0.
 
-    Returns:
-        A function of param, rows, columns, values, lr (a number), moment, touched, number; None for what is not there.
-        It raises IndexError where an index is out of range, ValueError where the state lies in param or in itself,
-        both with nothing written, and eager.NotPlain: see eager.prepared.
+    Raises:
+        IndexError: an index is out of range.
+        ValueError: the state lies in param or in itself.
+        MemoryError: there is no room for a copy of the entries. Nothing was written, in any of the three cases.
     """
+    tensors = param, rows, columns, values
+    others = float(lr), None, float(momentum), float(eps), moment, touched, number
+    status, _ = dispatch.run(plan(*tensors, rule), *tensors, *others)
+    if status == 1:
+        raise MemoryError(f"scatter_step: no memory for a copy of {len(rows)} entries")
+    if status == 3:
+        raise ValueError(STATE_OVERLAPS)
+    if status:
+        R = param.shape[0]
+        what, columns_too = ("indices", "") if columns is None else ("rows", f" and columns in [-1, {param.shape[1]})")
+        raise IndexError(
+            f"scatter_step: an index is out of range; expected {what} in [-1, {R}){columns_too}, -1 to skip; "
+            "nothing was written"
+        )
+
+
+def plan(param: Tensor, rows: Tensor, columns: Tensor | None, values: Tensor, rule: str) -> dispatch.Plan:
+    """The plan of `step` for tensors that lie in memory as these do."""
     sizes, strides = param.shape, param.stride()
     R, (C, of_row, of_column) = sizes[0], (1, strides[0], strides[0])
     if columns is not None:
@@ -67,18 +82,6 @@ def prepare(
     config = STEP.config(problem, param.device)
     bucket = (STEP.default(problem) if rule == "polyak" else config)["BUCKET"]
     threads = native.threads(config["threads"], nnz * D, _SMALL)
-    has_columns = columns is not None
-
-    def check(status: int) -> None:
-        if status == 1:
-            raise MemoryError(f"scatter_step: no memory for a copy of {nnz} entries")
-        if status == 3:
-            raise ValueError(STATE_OVERLAPS)
-        what, columns_too = ("rows", f" and columns in [-1, {C})") if has_columns else ("indices", "")
-        raise IndexError(
-            f"scatter_step: an index is out of range; expected {what} in [-1, {R}){columns_too}, -1 to skip; "
-            "nothing was written"
-        )
-
-    sizes = nnz, R, C, D, of_row, of_column, of_inner, bucket, rows.dtype == torch.int64, RULES.index(rule), threads
-    return eager.prepared(_function(param.dtype), _Call(*sizes, momentum, eps), (), check, writes=(0,))
+    of_indices = rows.dtype == torch.int64, RULES.index(rule)
+    call = native.integers(nnz, R, C, D, of_row, of_column, of_inner, bucket, *of_indices, threads)
+    return dispatch.plan(_function(param.dtype), (), call)

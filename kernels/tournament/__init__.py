@@ -13,26 +13,15 @@ import torch
 from torch import Tensor
 
 from .. import backend, memory
-from ..eager import is_unobserved
+from ..dispatch import operator
 from . import cpu, portable
 from .definition import DTYPES, first_of, node_count
 
 __all__ = ["Tournament", "Winner"]
 
-# ------------------------------------------------------------------------------------------------ operators
-
 _OFFERED = ("cpp", "triton", "torch")
 
-torch.library.define(
-    "tropigrad::tournament_build",
-    "(Tensor leaves, Tensor(a!) values, Tensor(b!) indices, bool largest) -> ()",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-torch.library.define(
-    "tropigrad::tournament_update",
-    "(Tensor(a!) leaves, Tensor(b!) values, Tensor(c!) indices, Tensor positions, Tensor new, bool largest) -> ()",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
+# ------------------------------------------------------------------------------------------------ build and update
 
 
 def _build(leaves: Tensor, values: Tensor, indices: Tensor, largest: bool) -> None:
@@ -71,30 +60,6 @@ def _update(leaves: Tensor, values: Tensor, indices: Tensor, positions: Tensor, 
     update(leaves, values, indices, positions, new, largest)
 
 
-torch.library.impl("tropigrad::tournament_build", backend.DEVICES, _build)
-torch.library.impl("tropigrad::tournament_update", backend.DEVICES, _update)
-
-
-def _no_vmap(info, in_dims, *args) -> NoReturn:
-    raise NotImplementedError(
-        "Tournament: vmap does not apply, as it works in place; expected trees [..., n], which are a batch of their own"
-    )
-
-
-torch.library.register_vmap("tropigrad::tournament_build", _no_vmap)
-torch.library.register_vmap("tropigrad::tournament_update", _no_vmap)
-
-
-@torch.library.register_fake("tropigrad::tournament_build")
-def _(leaves, values, indices, largest):
-    return None
-
-
-@torch.library.register_fake("tropigrad::tournament_update")
-def _(leaves, values, indices, positions, new, largest):
-    return None
-
-
 def _build_by_torch(leaves: Tensor, values: Tensor, indices: Tensor, largest: bool) -> None:
     """Nothing but the root is read: the nodes below it are left as they are."""
     values[:, -1], indices[:, -1] = first_of(leaves, largest)
@@ -107,6 +72,28 @@ def _update_by_torch(leaves, values, indices, positions, new, largest) -> None:
     leaves[rows[good], positions[good].long()] = new[good]
     _build_by_torch(leaves, values, indices, largest)
 
+
+def _no_vmap(info, in_dims, *args) -> NoReturn:
+    raise NotImplementedError(
+        "Tournament: vmap does not apply, as it works in place; expected trees [..., n], which are a batch of their own"
+    )
+
+
+# ------------------------------------------------------------------------------------------------ operators
+
+_BUILD = operator(
+    "tournament_build(Tensor leaves, Tensor(a!) values, Tensor(b!) indices, bool largest) -> ()",
+    _build,
+    fake=lambda *args: None,
+    vmap=_no_vmap,
+)
+_UPDATE = operator(
+    "tournament_update(Tensor(a!) leaves, Tensor(b!) values, Tensor(c!) indices, Tensor positions, Tensor new, "
+    "bool largest) -> ()",
+    _update,
+    fake=lambda *args: None,
+    vmap=_no_vmap,
+)
 
 # ------------------------------------------------------------------------------------------------ public
 
@@ -162,8 +149,7 @@ class Tournament:
         self._winner = self._root()  # a copied view would be one of nothing
 
     def _build(self) -> None:
-        build = _build if is_unobserved(self._leaves) else torch.ops.tropigrad.tournament_build
-        build(self._leaves, self._values, self._indices, self.largest)
+        _BUILD(self._leaves, self._values, self._indices, self.largest)
 
     @property
     def values(self) -> Tensor:
@@ -195,10 +181,7 @@ class Tournament:
         if len(self._batch) > 1:
             positions = positions.flatten(0, -2) if positions.dim() > 1 else positions
             values = values.flatten(0, -2) if values.dim() > 1 else values
-        update = torch.ops.tropigrad.tournament_update
-        if is_unobserved(self._leaves, positions, values):
-            update = _update
-        update(self._leaves, self._values, self._indices, positions, values, self.largest)
+        _UPDATE(self._leaves, self._values, self._indices, positions, values, self.largest)
 
     def _check(self, positions: Tensor, values: Tensor) -> None:
         leaves = self._leaves

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import backend
-from ..eager import route
+from ..dispatch import Gradient, operator
 from ..tracing import traceable
 from ..tropical_matmul.arguments import (
     check_candidates,
@@ -34,21 +34,7 @@ __all__ = ["SEMIRINGS", "TropicalConv2d", "Window", "tropical_conv2d", "tropical
 _BACKENDS = ("cpp", "triton", "torch")
 _Pair = int | tuple[int, int]
 
-# ------------------------------------------------------------------------------------------------ operators
-
-_WINDOW = "int[] stride, int[] padding, int[] dilation, int groups"
-torch.library.define(
-    "tropigrad::tropical_conv2d",
-    f"(Tensor x, Tensor weight, {_WINDOW}, str semiring, bool with_winners, bool ignore_nan)"
-    " -> (Tensor values, Tensor winners)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-torch.library.define(
-    "tropigrad::tropical_conv2d_scatter",
-    f"(Tensor dy, Tensor winners, SymInt[] x_shape, SymInt[] weight_shape, {_WINDOW}, bool needs_x, bool needs_weight)"
-    " -> (Tensor dx, Tensor dweight)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
+# ------------------------------------------------------------------------------------------------ the convolution
 
 
 def _shape(x: Tensor, weight: Tensor, window: Window):
@@ -71,11 +57,7 @@ def _forward(x, weight, stride, padding, dilation, groups, semiring, with_winner
     )
 
 
-torch.library.impl("tropigrad::tropical_conv2d", backend.DEVICES, _forward)
-
-
-@torch.library.register_fake("tropigrad::tropical_conv2d")
-def _(x, weight, stride, padding, dilation, groups, semiring, with_winners, ignore_nan):
+def _fake(x, weight, stride, padding, dilation, groups, semiring, with_winners, ignore_nan):
     shape = _shape(x, weight, Window(stride, padding, dilation))
     winners = x.new_empty(shape if with_winners else (0,), dtype=winner_dtype(weight.shape[1:].numel()))
     return x.new_empty(shape, dtype=value_dtype(x.dtype)), winners
@@ -96,11 +78,7 @@ def _scatter(dy, winners, x_shape, weight_shape, stride, padding, dilation, grou
     return scatter[chosen](dy, winners, x_shape, weight_shape, window, groups, needs_x, needs_weight)
 
 
-torch.library.impl("tropigrad::tropical_conv2d_scatter", backend.DEVICES, _scatter)
-
-
-@torch.library.register_fake("tropigrad::tropical_conv2d_scatter")
-def _(dy, winners, x_shape, weight_shape, stride, padding, dilation, groups, needs_x, needs_weight):
+def _scatter_fake(dy, winners, x_shape, weight_shape, stride, padding, dilation, groups, needs_x, needs_weight):
     return dy.new_empty(x_shape if needs_x else (0,)), dy.new_empty(weight_shape if needs_weight else (0,))
 
 
@@ -174,10 +152,9 @@ def _side_by_side(x: Tensor, dim: int | None, size: int) -> Tensor:
     return (x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)).transpose(0, 1).flatten(1, 2)
 
 
-@torch.library.register_vmap("tropigrad::tropical_conv2d")  # pyright: ignore[reportOptionalCall]
-def _(info, dims, x, weight, stride, padding, dilation, groups, *options):
+def _mapped(info, dims, x, weight, stride, padding, dilation, groups, *options):
     size, with_winners = info.batch_size, options[1]
-    op = torch.ops.tropigrad.tropical_conv2d
+    op = _CONV2D.dispatched
     if size == 0 and dims[1] is not None:  # of no weights any will do
         weight, dims = weight.new_zeros(weight.movedim(dims[1], 0).shape[1:]), (dims[0], None)
     if dims[1] is None:  # one weight for all: more images
@@ -191,14 +168,15 @@ def _(info, dims, x, weight, stride, padding, dilation, groups, *options):
     return (values.unflatten(1, (size, -1)), winners.unflatten(1, (size, -1))), (1, 1)
 
 
-@torch.library.register_vmap("tropigrad::tropical_conv2d_scatter")  # pyright: ignore[reportOptionalCall]
-def _(info, dims, dy, winners, x_shape, weight_shape, stride, padding, dilation, groups, needs_x, needs_weight):
+def _scatter_mapped(
+    info, dims, dy, winners, x_shape, weight_shape, stride, padding, dilation, groups, needs_x, needs_weight
+):
     size, mapped = info.batch_size, ((1 if needs_x else None), (0 if needs_weight else None))
     if size == 0:
         shapes = (x_shape[0], 0, *x_shape[1:]) if needs_x else (0,), (0, *weight_shape) if needs_weight else (0,)
         return tuple(dy.new_empty(shape) for shape in shapes), mapped
     dy, winners = (_side_by_side(y, dim, size) for y, dim in zip((dy, winners), dims[:2], strict=True))
-    dx, dweight = torch.ops.tropigrad.tropical_conv2d_scatter(
+    dx, dweight = _SCATTER.dispatched(
         dy,
         winners,
         [x_shape[0], size * x_shape[1], *x_shape[2:]],
@@ -214,78 +192,54 @@ def _(info, dims, dy, winners, x_shape, weight_shape, stride, padding, dilation,
     return tuple(y if dim is None else y.unflatten(dim, (size, n)) for y, dim, n in gradients), mapped
 
 
-# ------------------------------------------------------------------------------------------------ autograd
+# ------------------------------------------------------------------------------------------------ gradients
 
 
-class _Scatter(torch.autograd.Function):
-    """dy -> (dx, dweight), linear in dy; its own backward gathers, in torch, and so can be differentiated again.
-
-    No jvp on purpose, here and below: forward-mode AD raises NotImplementedError instead of a silent zero.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(dy, winners, x_shape, weight_shape, window, groups, needs_x, needs_weight):
-        return torch.ops.tropigrad.tropical_conv2d_scatter(
-            dy, winners, x_shape, weight_shape, *window, groups, needs_x, needs_weight
-        )
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        _, winners, *ctx.geometry, ctx.needs_x, ctx.needs_weight = inputs
-        ctx.save_for_backward(winners)
-
-    @staticmethod
-    def backward(ctx, ddx, ddweight):
-        (winners,) = ctx.saved_tensors
-        routed = ddx.new_zeros(winners.shape)
-        if winners.numel() and ctx.needs_x | ctx.needs_weight:
-            in_x, in_filter, won = _routes(winners, *ctx.geometry)
-            if ctx.needs_x:
-                pixels = ddx.reshape(len(winners), ddx.shape[1:].numel())
-                routed = routed + pixels.gather(1, in_x.flatten(1)).view(winners.shape)
-            if ctx.needs_weight:
-                taps = ddweight.reshape(1, len(ddweight), ddweight.shape[1:].numel())
-                filters = taps.expand(len(winners), *taps.shape[1:])
-                routed = routed + filters.gather(2, in_filter.flatten(2)).view(winners.shape)
-            routed = routed.where(won, 0)
-        return (routed, *[None] * 7)
+def _gradient(grads, saved, sizes, needs, stride, padding, dilation, groups, *options) -> list[Tensor]:
+    """dy -> dx and dweight, as far as they are needed: each output's gradient goes to its winner."""
+    (dy,), (winners,) = grads, saved
+    found = _SCATTER(dy, winners, sizes[:4], sizes[4:], stride, padding, dilation, groups, *needs)
+    return [gradient for gradient, needed in zip(found, needs, strict=True) if needed]
 
 
-class _TropicalConv2d(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x, weight, window, groups, semiring, with_winners, ignore_nan):
-        return torch.ops.tropigrad.tropical_conv2d(x, weight, *window, groups, semiring, with_winners, ignore_nan)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, weight, ctx.window, ctx.groups, ctx.semiring, ctx.with_winners, ctx.ignore_nan = inputs
-        ctx.mark_non_differentiable(output[1])
-        ctx.shapes = x.shape, weight.shape
-        ctx.save_for_backward(*((None, None) if ctx.with_winners else (x, weight)), output[1])
-
-    @staticmethod
-    def backward(ctx, dy, _):
-        x, weight, winners = ctx.saved_tensors
-        if not ctx.with_winners:  # inside a transform such as vmap an input does not show that it requires a gradient
-            winners = torch.ops.tropigrad.tropical_conv2d(
-                x, weight, *ctx.window, ctx.groups, ctx.semiring, True, ctx.ignore_nan
-            )[1]
-        needs_x, needs_weight = ctx.needs_input_grad[:2]
-        add = route(_Scatter, _scatter_through, dy, winners)
-        dx, dweight = add(dy, winners, *ctx.shapes, ctx.window, ctx.groups, needs_x, needs_weight)
-        return dx if needs_x else None, dweight if needs_weight else None, *[None] * 5
+def _second_gradient(
+    grads, saved, sizes, needs, x_shape, weight_shape, stride, padding, dilation, groups, needs_x, needs_weight
+) -> list[Tensor]:
+    """(ddx, ddweight) -> what flows to dy: gathers, in torch, differentiable again."""
+    (ddx, ddweight), (winners,) = grads, saved
+    routed = (ddx if ddweight is None else ddweight).new_zeros(winners.shape)
+    if winners.numel():
+        in_x, in_filter, won = _routes(winners, x_shape, weight_shape, Window(stride, padding, dilation), groups)
+        if needs_x and ddx is not None:
+            pixels = ddx.reshape(len(winners), ddx.shape[1:].numel())
+            routed = routed + pixels.gather(1, in_x.flatten(1)).view(winners.shape)
+        if needs_weight and ddweight is not None:
+            taps = ddweight.reshape(1, len(ddweight), ddweight.shape[1:].numel())
+            filters = taps.expand(len(winners), *taps.shape[1:])
+            routed = routed + filters.gather(2, in_filter.flatten(2)).view(winners.shape)
+        routed = routed.where(won, 0)
+    return [routed]
 
 
-def _forward_through(x, weight, window, *options):
-    return _forward(x, weight, *window, *options)
+# ------------------------------------------------------------------------------------------------ operators
 
-
-def _scatter_through(dy, winners, x_shape, weight_shape, window, *options):
-    return _scatter(dy, winners, x_shape, weight_shape, *window, *options)
+_WINDOW = "int[] stride, int[] padding, int[] dilation, int groups"
+_SCATTER = operator(
+    f"tropical_conv2d_scatter(Tensor dy, Tensor winners, SymInt[] x_shape, SymInt[] weight_shape, {_WINDOW}, "
+    "bool needs_x, bool needs_weight) -> (Tensor dx, Tensor dweight)",
+    _scatter,
+    fake=_scatter_fake,
+    vmap=_scatter_mapped,
+    gradient=Gradient(_second_gradient, inputs=(1,)),
+)
+_CONV2D = operator(
+    f"tropical_conv2d(Tensor x, Tensor weight, {_WINDOW}, str semiring, bool with_winners, bool ignore_nan) "
+    "-> (Tensor values, Tensor winners)",
+    _forward,
+    fake=_fake,
+    vmap=_mapped,
+    gradient=Gradient(_gradient, outputs=(1,), flag=7),
+)
 
 
 # ------------------------------------------------------------------------------------------------ public
@@ -375,11 +329,7 @@ def tropical_conv2d(
     x, weight = under_autocast(x, weight, semiring)
     window = _checked(x, weight, stride, padding, dilation, groups, semiring, nan)
     images = x if x.dim() == 4 else x.unsqueeze(0)
-    with_winners = return_indices or (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
-    groups = int(groups)
-    with_winners = with_winners or torch.jit.is_tracing()  # its check traces again, without gradients
-    convolve = route(_TropicalConv2d, _forward_through, images, weight)
-    y, winners = convolve(images, weight, window, groups, semiring, with_winners, nan == "ignore")
+    y, winners = _CONV2D(images, weight, *window, int(groups), semiring, return_indices, nan == "ignore")
     if x.dim() == 3:
         y, winners = y.squeeze(0), winners.squeeze(0) if return_indices else winners
     return TropicalConv2d(y, winners.long()) if return_indices else y

@@ -100,10 +100,11 @@ def _gradient(
 ) -> list[Tensor]:
     """dC -> dA and dB, as far as they are needed: each output's gradient goes to its winner."""
     (dc,), (*factors, winners) = grads, saved
+    dc = (
+        dc.resolve_neg() if dc.is_neg() else dc
+    )  # torch's own way with lazy negations knows no None in place of a and b
     rank = winners.dim()
     a_shape, b_shape = sizes[:rank], sizes[rank:]
-    if dc is None:
-        return [winners.new_zeros(shape) for shape, needed in zip((a_shape, b_shape), needs, strict=True) if needed]
     K = a_shape[-1]
     a, b = _as_products(*factors) if factors else (None, None)
     *batch, M, N = winners.shape

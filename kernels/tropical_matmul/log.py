@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ...autotune import Space, Tuned
 from .. import backend
+from ..dispatch import Gradient, operator
 from ..triton_or_stub import tl, triton
 from ..vmap import inner_batch, join_batch, leave_batch
 from .candidates import combine
@@ -254,22 +255,9 @@ def _weights(a: Tensor, b: Tensor, temperature: float, ignore_nan: bool) -> Tens
     return e * e.sum(-2, keepdim=True).reciprocal().masked_fill(top == float("-inf"), 0)
 
 
-# ------------------------------------------------------------------------------------------------ operators
-
-torch.library.define(
-    "tropigrad::log_matmul",
-    "(Tensor a, Tensor b, float temperature, bool ignore_nan, bool keeps) -> (Tensor c, Tensor top, Tensor share)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-torch.library.define(
-    "tropigrad::log_matmul_backward",
-    "(Tensor dc, Tensor top, Tensor share, Tensor a, Tensor b, float temperature, bool ignore_nan, bool needs_a,"
-    " bool needs_b) -> (Tensor da, Tensor db)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
+# ------------------------------------------------------------------------------------------------ the product
 
 
-@torch.library.impl("tropigrad::log_matmul", backend.DEVICES)
 def _forward(a: Tensor, b: Tensor, temperature: float, ignore_nan: bool, keeps: bool):
     """a [B, M, K], b [B, K, N] -> C, and for the backward top and share, [B, M, N] each; these [0] where not kept."""
     (B, M, K), N = a.shape, b.shape[-1]
@@ -281,12 +269,27 @@ def _forward(a: Tensor, b: Tensor, temperature: float, ignore_nan: bool, keeps: 
     return _forward_by_torch(a, b, temperature, ignore_nan, keeps)
 
 
-@torch.library.register_fake("tropigrad::log_matmul")
-def _(a, b, temperature, ignore_nan, keeps):
+def _fake(a, b, temperature, ignore_nan, keeps):
     return a.new_empty(a.shape[0], a.shape[1], b.shape[2]), *_parts_of(a, b, keeps)
 
 
-@torch.library.impl("tropigrad::log_matmul_backward", backend.DEVICES)
+def _mapped(info, dims, a, b, temperature, ignore_nan, keeps):
+    inner = inner_batch(a, dims[0])
+    a, b = join_batch((a, b), dims[:2], info.batch_size)
+    results = _LOG_MATMUL.dispatched(a, b, temperature, ignore_nan, keeps)
+    return leave_batch(results, (True, keeps, keeps), info.batch_size, inner)
+
+
+def _gradient(grads, saved, sizes, needs, temperature, ignore_nan, keeps) -> list[Tensor]:
+    """dC -> dA and dB, as far as they are needed, by C's parts."""
+    (dc,), (a, b, top, share) = grads, saved
+    found = _LOG_BACKWARD(dc, top, share, a, b, temperature, ignore_nan, *needs)
+    return [gradient for gradient, needed in zip(found, needs, strict=True) if needed]
+
+
+# ------------------------------------------------------------------------------------------------ its gradient
+
+
 def _backward(dc, top, share, a, b, temperature, ignore_nan, needs_a, needs_b):
     """dc, top, share [B, M, N] -> da [B, M, K], db [B, K, N], or [0] where not needed."""
     if dc.numel() * a.shape[-1] == 0:
@@ -301,68 +304,41 @@ def _backward(dc, top, share, a, b, temperature, ignore_nan, needs_a, needs_b):
     return da, db
 
 
-@torch.library.register_fake("tropigrad::log_matmul_backward")
-def _(dc, top, share, a, b, temperature, ignore_nan, needs_a, needs_b):
+def _backward_fake(dc, top, share, a, b, temperature, ignore_nan, needs_a, needs_b):
     return a.new_empty(a.shape if needs_a else (0,)), b.new_empty(b.shape if needs_b else (0,))
 
 
-@torch.library.register_vmap("tropigrad::log_matmul")  # pyright: ignore[reportOptionalCall]
-def _(info, dims, a, b, temperature, ignore_nan, keeps):
-    inner = inner_batch(a, dims[0])
-    a, b = join_batch((a, b), dims[:2], info.batch_size)
-    results = torch.ops.tropigrad.log_matmul(a, b, temperature, ignore_nan, keeps)
-    return leave_batch(results, (True, keeps, keeps), info.batch_size, inner)
-
-
-@torch.library.register_vmap("tropigrad::log_matmul_backward")  # pyright: ignore[reportOptionalCall]
-def _(info, dims, dc, top, share, a, b, temperature, ignore_nan, needs_a, needs_b):
+def _backward_mapped(info, dims, dc, top, share, a, b, temperature, ignore_nan, needs_a, needs_b):
     inner = inner_batch(dc, dims[0])
     tensors = join_batch((dc, top, share, a, b), dims[:5], info.batch_size)
-    results = torch.ops.tropigrad.log_matmul_backward(*tensors, temperature, ignore_nan, needs_a, needs_b)
+    results = _LOG_BACKWARD.dispatched(*tensors, temperature, ignore_nan, needs_a, needs_b)
     return leave_batch(results, (needs_a, needs_b), info.batch_size, inner)
 
 
-# ------------------------------------------------------------------------------------------------ autograd
-
-
-class _LogBackward(torch.autograd.Function):
-    """(dC, A, B) -> (dA, dB), by C's parts; its own backward is plain torch, in chunks, of A and B alone, and so can be
-    differentiated again.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(dc, top, share, a, b, temperature, ignore_nan, needs_a, needs_b):
-        return torch.ops.tropigrad.log_matmul_backward(dc, top, share, a, b, temperature, ignore_nan, needs_a, needs_b)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        dc, _, _, a, b, ctx.temperature, ctx.ignore_nan, ctx.needs_a, ctx.needs_b = inputs
-        ctx.save_for_backward(dc, a, b)
-
-    @staticmethod
-    def backward(ctx, dda, ddb):
-        dc, a, b = ctx.saved_tensors
-        if dc.numel() * a.shape[-1] == 0:
-            return (torch.zeros_like(dc), None, None, torch.zeros_like(a), torch.zeros_like(b), *[None] * 4)
-        wide = _accumulator(a.dtype)
-        to_dc, to_a, to_b = [], [], torch.zeros_like(b, dtype=wide)
-        for rows in _chunks(a, b):
-            w = _weights(_rows(a, rows), b, ctx.temperature, ctx.ignore_nan)  # [B, rows, K, N]
-            slope = torch.zeros_like(w)
-            if ctx.needs_a:
-                slope = slope + _rows(dda, rows).unsqueeze(-1)
-            if ctx.needs_b:
-                slope = slope + ddb.unsqueeze(-3)
-            mean = (w * slope).sum(-2)
-            # ∂w_k/∂x_j = w_k (δ_kj − w_j) / T
-            dx = w * (slope - mean.unsqueeze(-2)) * (_rows(dc, rows).to(wide) / ctx.temperature).unsqueeze(-2)
-            to_dc.append(mean)
-            to_a.append(dx.sum(-1))
-            to_b = to_b + dx.sum(-3)
-        to_dc, to_a = (torch.cat(x, 1) if len(x) > 1 else x[0] for x in (to_dc, to_a))
-        return (to_dc.to(dc.dtype), None, None, to_a.to(a.dtype), to_b.to(b.dtype), *[None] * 4)
+def _second_gradient(grads, saved, sizes, needs, temperature, ignore_nan, needs_a, needs_b) -> list[Tensor]:
+    """(ddA, ddB) -> what flows to dC, A and B: plain torch, in chunks, of A and B alone: differentiable again."""
+    (dda, ddb), (dc, a, b) = grads, saved
+    if dc.numel() * a.shape[-1] == 0:
+        return [torch.zeros_like(x) for x, needed in zip((dc, dc, dc, a, b), needs, strict=True) if needed]
+    wide = _accumulator(a.dtype)
+    to_dc, to_a, to_b = [], [], torch.zeros_like(b, dtype=wide)
+    for rows in _chunks(a, b):
+        w = _weights(_rows(a, rows), b, temperature, ignore_nan)  # [B, rows, K, N]
+        slope = torch.zeros_like(w)
+        if needs_a and dda is not None:
+            slope = slope + _rows(dda, rows).unsqueeze(-1)
+        if needs_b and ddb is not None:
+            slope = slope + ddb.unsqueeze(-3)
+        mean = (w * slope).sum(-2)
+        # ∂w_k/∂x_j = w_k (δ_kj − w_j) / T
+        dx = w * (slope - mean.unsqueeze(-2)) * (_rows(dc, rows).to(wide) / temperature).unsqueeze(-2)
+        to_dc.append(mean)
+        to_a.append(dx.sum(-1))
+        to_b = to_b + dx.sum(-3)
+    to_dc, to_a = (torch.cat(x, 1) if len(x) > 1 else x[0] for x in (to_dc, to_a))
+    nothing = torch.zeros_like(dc)  # flows to C's parts, which A and B give anew
+    found = to_dc.to(dc.dtype), nothing, nothing, to_a.to(a.dtype), to_b.to(b.dtype)
+    return [gradient for gradient, needed in zip(found, needs, strict=True) if needed]
 
 
 def _rows(x: Tensor, rows: slice) -> Tensor:
@@ -370,33 +346,26 @@ def _rows(x: Tensor, rows: slice) -> Tensor:
     return x if rows.start == 0 and rows.stop >= x.shape[1] else x[:, rows]
 
 
-class _LogMatmul(torch.autograd.Function):
-    """(A, B) -> (C, top, share). No jvp on purpose: forward-mode AD raises NotImplementedError, no silent zero."""
+# ------------------------------------------------------------------------------------------------ operators
 
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(a, b, temperature, ignore_nan, keeps):
-        return torch.ops.tropigrad.log_matmul(a, b, temperature, ignore_nan, keeps)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        a, b, ctx.temperature, ctx.ignore_nan, ctx.keeps = inputs
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(a, b, *output[1:])
-
-    @staticmethod
-    def backward(ctx, dc, *_):
-        a, b, top, share = ctx.saved_tensors
-        if not ctx.keeps:  # inside a transform such as vmap an input does not show that it requires a gradient
-            _, top, share = torch.ops.tropigrad.log_matmul(a, b, ctx.temperature, ctx.ignore_nan, True)
-        needs_a, needs_b = ctx.needs_input_grad[:2]
-        da, db = _LogBackward.apply(dc, top, share, a, b, ctx.temperature, ctx.ignore_nan, needs_a, needs_b)
-        return da if needs_a else None, db if needs_b else None, None, None, None
+_LOG_BACKWARD = operator(
+    "log_matmul_backward(Tensor dc, Tensor top, Tensor share, Tensor a, Tensor b, float temperature, bool ignore_nan, "
+    "bool needs_a, bool needs_b) -> (Tensor da, Tensor db)",
+    _backward,
+    fake=_backward_fake,
+    vmap=_backward_mapped,
+    gradient=Gradient(_second_gradient, inputs=(0, 3, 4)),
+)
+_LOG_MATMUL = operator(
+    "log_matmul(Tensor a, Tensor b, float temperature, bool ignore_nan, bool keeps) "
+    "-> (Tensor c, Tensor top, Tensor share)",
+    _forward,
+    fake=_fake,
+    vmap=_mapped,
+    gradient=Gradient(_gradient, inputs=(0, 1), outputs=(1, 2), detached=(1, 2), flag=4),
+)
 
 
 def log_matmul(a: Tensor, b: Tensor, temperature: float, ignore_nan: bool) -> Tensor:
     """a [B, M, K], b [B, K, N] -> C [B, M, N], differentiable in a and b any number of times."""
-    keeps = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
-    keeps = keeps or torch.jit.is_tracing()  # whose check traces again, without gradients
-    return _LogMatmul.apply(a, b, temperature, ignore_nan, keeps)[0]
+    return _LOG_MATMUL(a, b, temperature, ignore_nan, False)[0]

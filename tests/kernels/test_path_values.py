@@ -253,6 +253,141 @@ def test_the_norm_overflows_only_where_the_sum_does():
     assert path_norm(weights[3:], 1, log=True).item() == pytest.approx(-3 * math.log(1e18), rel=1e-6)
 
 
+NORMS = ["torch", pytest.param("cpp", marks=compiled)]
+
+
+def norm_and_gradient(weights, **options):
+    leaves = [w.detach().clone().requires_grad_() for w in weights]
+    value = path_norm(leaves, **options)
+    return value.detach(), torch.autograd.grad(value, leaves)
+
+
+def assert_rescaled(weights, scaled, powers, shift, **options):
+    """The norm of `scaled` is 2^shift that of `weights`, to the bit but where C++ leaves it to torch; gradients too.
+
+    powers: what each weight was multiplied by.
+    """
+    value, gradient = norm_and_gradient(weights, **options)
+    got, slopes = norm_and_gradient(scaled, **options)
+    near = {"rtol": 8 * torch.finfo(value.dtype).eps, "atol": 0}
+    if options["log"]:
+        torch.testing.assert_close(got, value + shift * math.log(2), **near)
+        shift = 0
+    else:
+        torch.testing.assert_close(got * 2.0**-shift, value, **near)
+    for ours, theirs, power in zip(slopes, gradient, powers, strict=True):
+        torch.testing.assert_close(ours * power * 2.0**-shift, theirs, **near)
+    with backend.forcing("torch"):
+        first, second = path_norm(weights, **options), path_norm(scaled, **options)
+        assert options["log"] or torch.equal(second * 2.0**-shift, first)
+
+
+@pytest.mark.parametrize("name", NORMS)
+@pytest.mark.parametrize("log", [False, True], ids=["sum", "log"])
+@pytest.mark.parametrize("p", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "shifts", [(1, -1, 0), (-1, 1, 0), (1, 0, -1), (0.5, 0.25, 0.25), (-0.5, 0.5, 0.5), (0, 0, 1), (0, 0, -1)], ids=str
+)
+def test_the_norm_of_rescaled_layers(shifts, dtype, p, log, name, set_backend):
+    """By 2^±60, or 2^±500 in float64, whose squares are near the dtype's ends."""
+    set_backend(name)
+    weights = [0.4 * w for w in dense(5, 7, 6, 4, dtype=dtype)]  # whose norms are near 1
+    shifts = [int(shift * (500 if dtype == torch.float64 else 60)) for shift in shifts]
+    powers = [2.0**shift for shift in shifts]
+    scaled = [w * power for w, power in zip(weights, powers, strict=True)]
+    assert_rescaled(weights, scaled, powers, p * sum(shifts), p=p, log=log)
+
+
+def rescaled_nodes(weights, most):
+    """Each hidden node's, or channel's, incoming weights times a power of two, the outgoing ones divided by it."""
+    scaled, powers = [w.clone() for w in weights], [torch.ones_like(w) for w in weights]
+    for before, after in itertools.pairwise(range(len(weights))):
+        c = 2.0 ** torch.randint(-most, most + 1, weights[before].shape[:1]).to(weights[before].dtype)
+        into = c.view(-1, *[1] * (weights[before].dim() - 1))
+        flattened = weights[after].shape[1] // len(c) if weights[after].dim() == 2 else 1
+        out_of = c.repeat_interleave(flattened).view(1, -1, *[1] * (weights[after].dim() - 2))
+        for x in (scaled, powers):
+            x[before] *= into
+            x[after] /= out_of
+    return scaled, powers
+
+
+@pytest.mark.parametrize("name", NORMS)
+@pytest.mark.parametrize("log", [False, True], ids=["sum", "log"])
+@pytest.mark.parametrize("p", [1, 2])
+@pytest.mark.parametrize("most", [10, 30, 60])
+@pytest.mark.parametrize("net", ["dense", "dead", "image"])
+def test_the_norm_of_rescaled_nodes(net, most, p, log, name, set_backend):
+    """Nodes 2^240 apart in one layer, p = 2; some of them dead ends, or never reached."""
+    if net == "image":
+        weights, options = image_network(torch.float32), IMAGE
+        name = "torch"  # which serves convolutions
+    else:
+        weights, options = dense(5, 7, 6, 4, dtype=torch.float32), {}
+    if net == "dead":
+        weights[0][2], weights[1][:, 3], weights[1][1] = 0, 0, 0
+    set_backend(name)
+    scaled, powers = rescaled_nodes(weights, most)
+    assert_rescaled(weights, scaled, powers, 0, p=p, log=log, **options)
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_the_norm_where_squares_and_row_sums_leave_the_dtype(name, set_backend):
+    set_backend(name)
+    two_ways = torch.tensor([[2.0**-60], [2.0**60]]), torch.tensor([[2.0**60, 2.0**-60]])
+    assert path_norm(two_ways, 1).item() == path_norm(two_ways, 2).item() == 2
+    long_rows = torch.full((1, 3), 3e38), torch.tensor([[1e-30]])
+    assert path_norm(long_rows, 1).item() == pytest.approx(9e8, rel=1e-5)
+    assert path_norm(long_rows, 2).item() == pytest.approx(2.7e17, rel=1e-5)
+    one = [torch.full((1, 1), 1e-30)]
+    assert path_norm(one, 2, log=True).item() == pytest.approx(2 * math.log(1e-30), rel=1e-6)
+    assert path_norm(one, 2).item() == 0
+    assert path_norm([torch.full((1, 1), 1e30)], 2).item() == math.inf
+
+
+@compiled
+@pytest.mark.parametrize("small", [1e-3, 1e-8, 1e-12, 1e-16, 1e-25, 1e-40], ids=str)
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_the_norm_of_a_net_with_decayed_weights_is_right_in_cpp(at, small, set_backend):
+    """A whole row, a whole column and single weights that decay: left to torch where their parts would be lost.
+
+    A gradient may come as 0 that is 2^−70 of another.
+    """
+    set_backend("cpp")
+    weights = dense(9, 8, 7, 3, dtype=torch.float32)
+    weights[at][1] *= small
+    weights[at][:, 2] *= small
+    weights[at][0, 0] *= small
+    value, gradient = norm_and_gradient(weights)
+    expected, slopes = norm_and_gradient([w.double() for w in weights])
+    torch.testing.assert_close(value, expected.float())
+    nothing = 2.0**-70 * max(slope.abs().max().item() for slope in slopes)
+    for ours, theirs in zip(gradient, slopes, strict=True):
+        torch.testing.assert_close(ours, theirs.float(), rtol=1e-5, atol=nothing)
+
+
+@pytest.mark.parametrize("p", [1, 2])
+def test_the_norms_curvature_beside_zeros_and_after_rescaling(p):
+    """Σ w² is curved at w = 0 too, of a node that nothing reaches and of one that leads nowhere."""
+    weights = dense(3, 4, 2)
+    weights[0][1], weights[1][:, 2] = 0, 0
+    scaled, powers = rescaled_nodes(weights, 40)
+
+    def curvature(weights):
+        def norm(first):
+            return path_norm([first, weights[1]], p)
+
+        return torch.autograd.functional.hessian(norm, weights[0]), torch.func.hessian(norm)(weights[0])
+
+    expected = torch.diag_embed(2 * weights[1].square().sum(0).view(4, 1).expand(4, 3).flatten()).view(4, 3, 4, 3)
+    for of in curvature(weights):
+        torch.testing.assert_close(of, expected if p == 2 else torch.zeros_like(expected))
+    c = powers[0]
+    for of in curvature(scaled):
+        torch.testing.assert_close(of * c * c.view(4, 3, 1, 1), curvature(weights)[0])
+
+
 @pytest.mark.parametrize("log", [False, True], ids=["sum", "log"])
 @pytest.mark.parametrize("p", [1, 2])
 def test_the_norm_differentiates_in_both_modes(p, log):
@@ -344,3 +479,48 @@ def test_one_weight_may_be_several_layers():
     for create_graph in (False, True):
         (gradient,) = torch.autograd.grad(path_norm([shared, shared]), [shared], create_graph=create_graph)
         torch.testing.assert_close(gradient, expected)
+
+
+# ------------------------------------------------------------------------------------------------ what is taken
+
+
+@pytest.mark.parametrize(
+    "op",
+    [path_norm, largest_path, lambda w: path_values(w, torch.tensor([0, 1, 0]))],
+    ids=["norm", "largest", "values"],
+)
+def test_weights_of_any_iterable(op):
+    weights = dense(3, 4, 2, dtype=torch.float32)
+    expected = op(weights)
+    listed = torch.nn.ParameterList([torch.nn.Parameter(w) for w in weights])
+    for iterable in (tuple(weights), listed, (w for w in weights), listed.parameters()):
+        got = op(iterable)
+        pairs = zip(got, expected, strict=True) if isinstance(got, tuple) else [(got, expected)]
+        assert all(torch.equal(x, y) for x, y in pairs)
+    for bad, name in ((dict(enumerate(weights)), "dict"), ("ab", "str"), (None, "NoneType"), (3, "int")):
+        with pytest.raises(TypeError, match=f"weights is a {name}; expected a list of weights, one a layer"):
+            op(bad)
+
+
+def test_the_norms_power_may_be_any_number_that_is_1_or_2():
+    numpy = pytest.importorskip("numpy")
+    weights = dense(3, 4, 2)
+    for p in (2.0, numpy.int64(2), numpy.float32(2)):
+        assert torch.equal(path_norm(weights, p), path_norm(weights, 2))
+    for p in (True, "2", 1.5, math.nan, None, torch.tensor(2)):
+        with pytest.raises(ValueError, match=r"path_norm: p is .*; expected 1 or 2"):
+            path_norm(weights, p)
+
+
+def test_sizes_may_be_numpys():
+    numpy = pytest.importorskip("numpy")
+    two = numpy.int64(2)
+    weight = [torch.randn(3, 2, 3, 3)]
+    got = path_norm(weight, input_size=(numpy.int32(5), numpy.int64(6)), stride=two, padding=[(two, 1)])
+    assert torch.equal(got, path_norm(weight, input_size=(5, 6), stride=2, padding=[(2, 1)]))
+    for name, bad in (("stride", 2.0), ("stride", None), ("padding", "1"), ("padding", True), ("stride", [(1, 1.0)])):
+        with pytest.raises(ValueError, match=f"path_norm: {name} is .*; expected integers"):
+            path_norm(weight, input_size=5, **{name: bad})
+    for bad in (True, "5", 5.0, (5,), (5, None)):
+        with pytest.raises(ValueError, match=r"path_norm: input_size is .*; expected integers"):
+            path_norm(weight, input_size=bad)

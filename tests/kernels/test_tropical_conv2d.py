@@ -148,6 +148,34 @@ def test_sixteen_bit_gradients_accumulate_in_fp32():
         assert gradient.item() == 4096
 
 
+def test_numbers_may_be_numpys_and_no_bool_is_one():
+    x, weight, two = torch.randn(1, 4, 6, 7), torch.randn(2, 2, 3, 2), np.int64(2)
+    got = tropical_conv2d(x, weight, stride=two, padding=(np.int32(1), 0), dilation=[1, two], groups=two)
+    assert torch.equal(got, tropical_conv2d(x, weight, stride=2, padding=(1, 0), dilation=(1, 2), groups=2))
+    for name, bad in (("stride", True), ("stride", 2.0), ("padding", "1"), ("dilation", (1, None)), ("stride", None)):
+        with pytest.raises(ValueError, match=f"tropical_conv2d: {name} is .*; expected an int or a pair of ints"):
+            tropical_conv2d(x, weight, groups=2, **{name: bad})
+    for bad in (True, 2.0, None):
+        with pytest.raises(ValueError, match=r"tropical_conv2d: groups is .*; expected a divisor"):
+            tropical_conv2d(x, weight, groups=bad)
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpp"])
+@pytest.mark.parametrize("shift", [-60, 60, 100])
+@pytest.mark.parametrize("semiring", ["max_plus", "min_plus"])
+def test_rescaling_by_a_power_of_two_changes_no_bit(semiring, shift, backend, set_backend):
+    if backend == "cpp" and NO_COMPILER:
+        pytest.skip(NO_COMPILER)
+    set_backend(backend)
+    found = []
+    for factor in (1.0, 2.0**shift):
+        torch.manual_seed(0)
+        x, weight = (torch.randn(size).mul(factor).requires_grad_() for size in ((2, 3, 6, 7), (4, 3, 3, 2)))
+        y, k = tropical_conv2d(x, weight, semiring=semiring, padding=1, return_indices=True)
+        found.append((y.detach() / factor, k, *torch.autograd.grad(y.sum(), (x, weight))))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 # ------------------------------------------------------------------------------------------------ algebra
 
 
