@@ -10,7 +10,8 @@ that returns what was written; the spec also says whether there are gradients, a
 | so they do with any config | config |
 | any stride, offsets beyond 2³¹ elements included; more than 2³¹ outputs on a GPU | strides, huge |
 | misuse is named | misuse |
-| gradients and double gradients are right; ties route to one winner | gradcheck, subgradient |
+| gradients and double gradients are right; ties route to one winner; of nothing they are 0 | gradcheck, subgradient, \
+empty |
 | a winner out of range is named or masked, never written; −1 is skipped | indices |
 | the same gradient bit for bit when torch.use_deterministic_algorithms asks, on any number of threads | deterministic |
 | torch.compile without a graph break or a recompile storm, export, opcheck, vmap | compile, export, opcheck, vmap |
@@ -42,6 +43,7 @@ from typing import Any
 import torch
 import torch._dynamo.testing
 from torch import Tensor
+from torch.fx.proxy import GraphAppendingTracer
 from torch.utils.checkpoint import checkpoint
 
 from ..autotune import override, reload
@@ -324,6 +326,24 @@ def subgradient(spec: Spec, device: torch.device) -> Iterator[Case]:
                         spec, name, device, kwargs, spec.small_shapes[-1]
                     ),
                 )
+
+
+def empty(spec: Spec, device: torch.device) -> Iterator[Case]:
+    """Gradients of calls in which some size is 0: shaped as what they are of, and 0, since nothing has won."""
+    if not spec.is_differentiable:
+        return
+    for name in spec.backends:
+        for sample in spec.samples(device):
+            floats = [x for x in sample.args if x.is_floating_point()]
+            if all(x.numel() for x in sample.args) or not floats or not _offers(spec, name, sample.kwargs):
+                continue
+
+            def run(name=name, sample=sample, floats=floats):
+                with forced(name, device):
+                    _, *gradients = _results(spec, sample.args, sample.kwargs, _unlike)
+                assert_same(gradients, [torch.zeros_like(x) for x in floats], True, "gradient")
+
+            yield Case(spec.name, "empty", f"{name}-{sample.id}", run)
 
 
 def compile(spec: Spec, device: torch.device) -> Iterator[Case]:
@@ -668,7 +688,7 @@ def _check_form(spec: Spec, device: torch.device, form: native.Form, dtype: torc
 
 # ------------------------------------------------------------------------------------------------ again and again
 
-TURNS = 4  # of one layout: the first, the one that may follow a remembered path, and two more
+TURNS = 4  # of one layout: the first, the next, which may go by what that has found out, and two more
 
 
 def checkpointing(spec: Spec, device: torch.device) -> Iterator[Case]:
@@ -785,7 +805,7 @@ def profiler(spec: Spec, device: torch.device) -> Iterator[Case]:
                 events = profile.events()
                 assert events is not None
                 named.append(sorted(event.name for event in events))
-                _results(spec, args, kwargs)  # which nobody watches
+                _results(spec, args, kwargs)  # and one that nobody watches
             for turn, names in enumerate(named):
                 assert names == named[0], f"call {turn} is {names} to the profiler; the first was {named[0]}"
 
@@ -805,9 +825,10 @@ def jit_trace(spec: Spec, device: torch.device) -> Iterator[Case]:
                 given = _leaves(args)[0] if trained else args
                 with warnings.catch_warnings():
                     # of checks of shapes, which a trace leaves out
-                    warnings.filterwarnings("ignore", "(Converting|Iterating)", torch.jit.TracerWarning)
+                    said = torch.jit.TracerWarning  # pyright: ignore[reportPrivateImportUsage]
+                    warnings.filterwarnings("ignore", "(Converting|Iterating)", said)
                     for _ in range(2):
-                        traced = torch.jit.trace(lambda *x: spec.op(*x, **kwargs), given)
+                        traced: Any = torch.jit.trace(lambda *x: spec.op(*x, **kwargs), given)
                 new = spec.inputs(spec.small_shapes[-1], torch.float32, device, 1)
                 assert_same(traced(*new).detach(), spec.op(*new, **kwargs), spec.is_exact(kwargs), "traced result")
 
@@ -821,12 +842,12 @@ def fx_trace(spec: Spec, device: torch.device) -> Iterator[Case]:
         def run(kwargs=kwargs):
             args = spec.inputs(spec.small_shapes[-1], torch.float32, device, 0)
             recorded = torch.fx.Graph()
-            tracer = torch.fx.proxy.GraphAppendingTracer(recorded)
+            tracer = GraphAppendingTracer(recorded)
             proxies = [torch.fx.Proxy(recorded.placeholder(f"x{index}"), tracer) for index in range(len(args))]
             recorded.output(spec.op(*proxies, **kwargs).node)
             traced = torch.fx.GraphModule(torch.nn.Module(), recorded)
             calls = [node.target for node in recorded.nodes if node.op.startswith("call")]
-            ours = [call for call in calls if getattr(call, "__module__", "").startswith(__package__)]
+            ours = [call for call in calls if getattr(call, "__module__", "").startswith("tropigrad.")]
             assert len(ours) == 1, f"the graph's calls are {calls}; expected one of ours"
             new = spec.inputs(spec.small_shapes[-1], torch.float32, device, 1)
             expected = _results(spec, new, kwargs, _unlike)
@@ -892,7 +913,7 @@ def ends(spec: Spec, device: torch.device) -> Iterator[Case]:
                     table[torch.randint(len(table), x.shape, generator=generator).to(device)]
                     if x.is_floating_point()
                     else x
-                    for x in spec.inputs(spec.small_shapes[-1], dtype, device, 0)
+                    for x in spec.inputs(_shape_for(name, spec), dtype, device, 0)
                 )
                 _check_forward(spec, name, device, args, kwargs)
 
@@ -914,19 +935,26 @@ def scaling(spec: Spec, device: torch.device) -> Iterator[Case]:
                 def run(name=name, dtype=dtype, kwargs=kwargs, symmetry=symmetry):
                     if name == "triton" and backends.interpreted() and dtype == torch.bfloat16:
                         raise NotHere("Triton's interpreter truncates bfloat16 where a GPU rounds")
+                    args = spec.inputs(_shape_for(name, spec), dtype, device, 0)
                     with forced(name, device):
                         for exponent in (EXPONENTS[dtype], -EXPONENTS[dtype]):
-                            _check_scaling(spec, device, dtype, kwargs, symmetry, exponent)
+                            _check_scaling(spec, args, dtype, kwargs, symmetry, exponent)
 
                 slow = name == "triton" and device.type == "cpu" and dtype != torch.float32
                 yield Case(spec.name, "scaling", f"{name}-{variant}-{index}-{_short(dtype)}", run, slow=slow)
 
 
-def _check_scaling(spec: Spec, device, dtype: torch.dtype, kwargs, symmetry: Scaling, exponent: int) -> None:
-    args = spec.inputs(spec.small_shapes[-1], dtype, device, 0)
+def _shape_for(name: str, spec: Spec) -> Shape:
+    """A small shape, with ragged edges; for the interpreter, which takes a second a thousand outputs, a tiny one."""
+    if name == "triton" and backends.interpreted():
+        return {letter: 3 + index for index, letter in enumerate(spec.small_shapes[0])}
+    return spec.small_shapes[-1]
+
+
+def _check_scaling(spec: Spec, args, dtype: torch.dtype, kwargs, symmetry: Scaling, exponent: int) -> None:
     if dtype == torch.float16:  # multiples of 1/64 keep all their bits when they are scaled down
         args = tuple(x.mul(64).round().div(64) if x.is_floating_point() else x for x in args)
-    args, degrees = tuple(args), symmetry.degrees
+    degrees = symmetry.degrees
     assert len(degrees) == len(args), f"{len(degrees)} degrees for {len(args)} arguments"
 
     def scaled(x: Tensor, degree: int) -> Tensor:
@@ -1033,9 +1061,9 @@ def _check_repetitions(spec: Spec, device: torch.device, kwargs, dtype: torch.dt
 
 
 TABLES = (
-    forward, config, strides, huge, misuse, gradcheck, subgradient, indices, deterministic, compile, export, opcheck,
-    vmap, jvp, autocast, threads, streams, capture, repetitions, forms, checkpointing, saved_tensors, graph, profiler,
-    jit_trace, fx_trace, default_device, ends, scaling, aliasing,
+    forward, config, strides, huge, misuse, gradcheck, subgradient, empty, indices, deterministic, compile, export,
+    opcheck, vmap, jvp, autocast, threads, streams, capture, repetitions, forms, checkpointing, saved_tensors, graph,
+    profiler, jit_trace, fx_trace, default_device, ends, scaling, aliasing,
 )  # fmt: skip
 
 

@@ -39,12 +39,12 @@ class _TropicalLinear(nn.Module):
         nn.init.uniform_(self.weight, -1.0, 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() == 0 or x.shape[-1] != self.in_features:
+        # what is no tensor stands for one, and is being traced
+        if isinstance(x, Tensor) and (x.dim() == 0 or x.shape[-1] != self.in_features):
             raise ValueError(
                 f"{type(self).__name__}: x has shape {tuple(x.shape)}; expected [..., {self.in_features}] (in_features)"
             )
-        y = tropical_matmul(x.reshape(-1, self.in_features), self.weight.T, semiring=self.semiring)
-        return y.reshape(*x.shape[:-1], self.out_features)
+        return tropical_matmul(x.unsqueeze(-2), self.weight.T, semiring=self.semiring).squeeze(-2)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"

@@ -18,6 +18,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers fill the cores already
 
 
+def pytest_report_header():
+    from tropigrad.kernels import native
+
+    return f"C++ kernels: {native.form()}"
+
+
 @pytest.fixture(autouse=True)
 def _own_random_numbers():
     torch.manual_seed(0)

@@ -254,9 +254,10 @@ def _shared_gradient(copied: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
 
 
 def _step_along(gradient: Callable[[Layer], Tensor], copied: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
-    layers, *others = chain(inputs({"M": 6, "N": 7, "K": 3}, torch.float32, torch.device("cpu"), 0), False, False)
+    args = inputs({"M": 6, "N": 7, "K": 3}, torch.float32, torch.device("cpu"), 0)
+    layers, shapes, run_momentum, events = chain(args, False, False)
     layers = [layer._replace(grad=copied(gradient(layer))) for layer in layers]
-    path_step(layers, *others, Options(0.05))
+    path_step(layers, shapes, run_momentum, events, Options(0.05))
     return tuple(layer.weight for layer in layers)
 
 

@@ -6,6 +6,7 @@ Ties: smallest k. NaN: the first one wins, as in torch.max.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, overload
 
@@ -106,9 +107,8 @@ def _gradient(
     a_shape, b_shape = sizes[:rank], sizes[rank:]
     K = a_shape[-1]
     a, b = _as_products(*factors) if factors else (None, None)
-    shape = (1, -1, b_shape[-1]) if len(b_shape) == 2 else (-1, *winners.shape[-2:])
-    if dc.numel() == 0:
-        shape = (0, 0, 0)
+    *batch, M, N = winners.shape
+    shape = (1, math.prod(batch) * M, N) if len(b_shape) == 2 else (math.prod(batch), M, N)
     found = _SCATTER(dc.reshape(shape), winners.reshape(shape), a, b, K, semiring, *needs)
     wanted = zip(found, (a_shape, b_shape), needs, strict=True)
     return [gradient.reshape(shape) for gradient, shape, needed in wanted if needed]

@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from torch import nn
 
 from tropigrad.nn import MaxPlusLinear, MinPlusLinear
 
@@ -100,3 +101,11 @@ def test_a_wrong_last_dimension_is_named(shape):
 def test_empty_layers_are_refused(sizes):
     with pytest.raises(ValueError, match="features is"):
         MinPlusLinear(*sizes)
+
+
+@pytest.mark.parametrize("layer", [MaxPlusLinear(5, 3), MinPlusLinear(5, 3)], ids=lambda layer: type(layer).__name__)
+def test_a_net_that_holds_one_is_traced_by_fx(layer):
+    net = nn.Sequential(nn.Linear(4, 5), layer, nn.Linear(3, 2))
+    traced = torch.fx.symbolic_trace(net)
+    for x in (torch.randn(7, 4), torch.randn(2, 3, 4), torch.randn(4)):
+        assert torch.equal(traced(x), net(x))

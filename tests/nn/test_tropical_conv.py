@@ -103,3 +103,10 @@ def test_impossible_layers_are_refused(arguments, match):
 def test_wrong_channels_are_named():
     with pytest.raises(ValueError, match=r"weight has shape \(6, 4, 3, 3\); expected \[O, 5, kh, kw\]"):
         MaxPlusConv2d(4, 6, 3)(torch.zeros(1, 5, 8, 8))
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_net_that_holds_one_is_traced_by_fx(layer):
+    net = torch.nn.Sequential(layer(2, 3, 3, padding=1), torch.nn.ReLU(), layer(3, 3, 2, groups=3, stride=2))
+    traced, x = torch.fx.symbolic_trace(net), torch.randn(2, 2, 6, 7)
+    assert torch.equal(traced(x), net(x))
