@@ -49,7 +49,7 @@ class Dataset:
 
         def drawn(y: Tensor, per_class: int) -> Tensor:
             of_class = [(y == label).nonzero().squeeze(1) for label in range(self.classes)]
-            kept = [rows[torch.randperm(len(rows), generator=generator)[:per_class]] for rows in of_class]
+            kept = [rows[torch.randperm(len(rows), generator=generator, device="cpu")[:per_class]] for rows in of_class]
             return torch.cat(kept).sort().values
 
         train, test = drawn(self.y_train, train_per_class), drawn(self.y_test, test_per_class)

@@ -41,13 +41,14 @@ from ..autotune.explanation import pairs
 from ..autotune.tunable import default_device
 from ..kernels import backend, conformance, qualification
 from ..kernels.spec import REGISTRY
-from . import benchmark, ceilings, gpu_ceilings, results, tuning
+from . import benchmark, ceilings, gpu_ceilings, output, results, tuning
 
 Progress = Callable[[str, int, int, str], None]  # (stage, done, total, what is being done)
 
 SUMMARY, RECORD, RESULTS, CASES = "1-summary.md", "2-qualified.json", "4-results.jsonl", "5-conformance.jsonl"
 PHASES = {"conformance": 0.45, "ceilings": 0.05, "tuning": 0.3, "speed": 0.2}  # shares of the budget
 CASE_S = 120.0  # a case that takes longer hangs
+_TEXT: dict[str, Any] = {"text": True, "encoding": "utf-8", "errors": "replace"}  # of a process, in any locale
 POISONED = 3  # exit status of a process whose device context is spoilt
 
 
@@ -187,10 +188,10 @@ def _conformance(out: Path, ops: tuple[str, ...], left: float, outcome: Outcome,
 def _run_cases(file: Path, ops: tuple[str, ...], names: list[str], end: float, progress) -> str:
     """One process until it ends, hangs or the time is up; returns its last words where it died."""
     listed = file.with_suffix(".todo")
-    listed.write_text(json.dumps({"ops": ops, "names": names}))
+    listed.write_text(json.dumps({"ops": ops, "names": names}), encoding="utf-8")
     command = [sys.executable, "-m", __spec__.name if __spec__ else __name__, "--cases", str(listed)]
     size, seen = file.stat().st_size if file.exists() else 0, perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **_TEXT) as process:
         try:
             while process.poll() is None:
                 sleep(0.2)
@@ -222,7 +223,7 @@ def _lines(file: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     found = []
-    for line in file.read_text().splitlines():
+    for line in file.read_text(encoding="utf-8").splitlines():
         try:
             found.append(json.loads(line))
         except json.JSONDecodeError:
@@ -235,7 +236,7 @@ def _answers(file: Path) -> dict[str, dict[str, Any]]:
 
 
 def _note(file: Path, name: str, result: str, detail: str = "", seconds: float = 0.0) -> None:
-    with file.open("a") as kept:
+    with file.open("a", encoding="utf-8") as kept:
         kept.write(json.dumps({"name": name, "result": result, "detail": detail, "seconds": round(seconds, 3)}) + "\n")
 
 
@@ -253,13 +254,17 @@ def _close_begun(file: Path, reason: str, since: float = 0.0) -> None:
 def _forget_begun(file: Path) -> None:
     """A case that the budget ended is as if it had not begun."""
     if name := _begun(file):
-        kept = [line for line in file.read_text().splitlines(keepends=True) if f'"name": "{name}"' not in line]
-        file.write_text("".join(kept))
+        kept = [
+            line
+            for line in file.read_text(encoding="utf-8").splitlines(keepends=True)
+            if f'"name": "{name}"' not in line
+        ]
+        file.write_text("".join(kept), encoding="utf-8")
 
 
 def run_cases(listed: Path) -> int:
     """In a process of its own: runs the cases named in a file, noting each before and after it."""
-    wanted = json.loads(listed.read_text())
+    wanted = json.loads(listed.read_text(encoding="utf-8"))
     file, names, parent = listed.with_suffix(".jsonl"), {*wanted["names"]}, os.getppid()
     for case in cases(default_device(), tuple(wanted["ops"])):
         if case.name not in names:
@@ -372,7 +377,7 @@ def _write(out: Path, specs, device: torch.device, records, outcome: Outcome, se
         said.append(f"The Gluon kernels stay off: {missing[0] if missing else 'no case of theirs was run'}.")
     else:
         record = qualification.record(gluon, device, len(proven))
-        (out / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+        (out / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         said.append(f"The Gluon kernels passed {len(proven)} cases: {RECORD}, in kernels/qualified/, turns them on.")
     environment = autotune.fingerprint(device)
     entries = autotune.store().whole(environment)
@@ -380,7 +385,7 @@ def _write(out: Path, specs, device: torch.device, records, outcome: Outcome, se
         table = autotune.export(environment, entries, out)
         table.replace(out / f"3-{table.name}")
         said.append(f"{len(entries)} tuned configs: 3-{table.name}, as autotune/tables/{table.name}, ships them.")
-    (out / SUMMARY).write_text("\n".join(_summary(records, outcome, said, seconds)) + "\n")
+    (out / SUMMARY).write_text("\n".join(_summary(records, outcome, said, seconds)) + "\n", encoding="utf-8")
 
 
 def _draw(records, outcome: Outcome) -> None:
@@ -498,6 +503,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    output.take_any_encoding()
     status = main()
     sys.stdout.flush()
     os._exit(status)  # a spoilt device context can hang at an ordinary exit

@@ -107,6 +107,8 @@ def _run(program: str, *arguments: str) -> dict[str, float]:
             [sys.executable, "-c", program, *arguments],
             capture_output=True,
             text=True,
+            encoding="utf-8",
+            errors="replace",
             env=os.environ | {"TROPIGRAD_CACHE_DIR": cache},
         )
     if done.returncode:

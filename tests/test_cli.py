@@ -1,5 +1,6 @@
 """The command line: exit codes, one-line errors, machine-readable output, and an interruption of a real run."""
 
+import io
 import json
 import os
 import signal
@@ -11,11 +12,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from tropigrad import __version__, autotune
+from tropigrad import __version__, autotune, cli
 from tropigrad.cli import app
 from tropigrad.kernels import native
 from tropigrad.kernels.tropical_matmul import cpu
-from tropigrad.perf_reports import doctor, qualify, report, tuning
+from tropigrad.perf_reports import doctor, output, qualify, report, tuning
 
 
 @pytest.fixture
@@ -208,6 +209,94 @@ def test_doctor_leaves_no_probe_in_the_cache(monkeypatch, tmp_path):
     doctor.examine()
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
     assert os.environ["TROPIGRAD_CACHE_DIR"] == str(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ any output
+
+COMMANDS = (
+    "--help", "report --help", "tune --help", "explain --help", "cache --help", "cache list --help",
+    "cache verify --help", "cache clear --help", "qualify --help", "doctor --help", "train --help", "train gsgd --help",
+    "train maxplus --help", "explain tropical_matmul M=24 K=40 N=33", "explain tropical_matmul M=24 K=40 N=33 --json",
+    "doctor -v", "doctor --json", "cache list", "cache verify", "cache list --json", "report --only nonsense×",
+    "train maxplus --data iris --iterations 3 --hidden 9 --out {out}",
+    "train maxplus --data iris --iterations 3 --hidden 9 --out {out} --json",
+)  # fmt: skip
+
+
+@pytest.fixture
+def spoken(monkeypatch):
+    """`spoken("ascii", "doctor")` -> exit code, stdout and stderr of the command on streams of that encoding."""
+
+    def run(encoding, *words):
+        streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict") for _ in range(2)]
+        with monkeypatch.context() as patch:
+            patch.delenv("TROPIGRAD_DATA", raising=False)
+            patch.setattr(sys, "argv", ["tropigrad", *words])
+            for name, stream in zip(("stdout", "stderr"), streams, strict=True):
+                patch.setattr(sys, name, stream)
+            with pytest.raises(SystemExit) as end:
+                cli.run()
+        for stream in streams:
+            stream.flush()
+        return end.value.code or 0, *(stream.buffer.getvalue().decode(encoding) for stream in streams)
+
+    return run
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_speaks_ascii(spoken, tmp_path, command):
+    if "iris" in command:
+        pytest.importorskip("sklearn", reason="scikit-learn carries the data")
+    code, stdout, stderr = spoken("ascii", *command.format(out=tmp_path / "é").split())
+    assert code in ((2,) if "nonsense" in command else (0, 1) if "doctor" in command else (0,)), stderr
+    assert "PYTHONIOENCODING" not in stdout + stderr  # what rich advises
+    if "--json" in command:
+        assert json.loads(stdout)
+    else:
+        assert stdout + stderr
+
+
+EXPLAIN = ("explain", "tropical_matmul", "M=24", "K=40", "N=33")
+
+
+@pytest.mark.parametrize(("encoding", "sign"), [("ascii", "us"), ("latin-1", "µs"), ("utf-8", "µs")])
+def test_an_output_has_the_signs_that_it_can(spoken, encoding, sign):
+    assert f"{sign} at the least" in spoken(encoding, *EXPLAIN)[1]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+@pytest.mark.parametrize("text", ["µ × é λ", os.fsdecode(b"/caf\xe9")], ids=["signs", "bytes of a file's name"])
+def test_json_is_exact_on_any_output(spoken, monkeypatch, encoding, text):
+    monkeypatch.setenv("TROPIGRAD_SIGNS", text)
+    assert json.loads(spoken(encoding, *EXPLAIN, "--json")[1])["variables"]["TROPIGRAD_SIGNS"] == text
+    assert "TROPIGRAD_SIGNS=" in spoken(encoding, *EXPLAIN)[1]
+
+
+def test_what_has_no_spelling_is_escaped(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    output.take_any_encoding()
+    stream.write("λ ≥ 2 µs, é \udce9")
+    stream.flush()
+    assert stream.buffer.getvalue() == b"lambda >= 2 us, \\xe9 \\udce9"
+
+
+@pytest.mark.parametrize(
+    ("module", "environment"),
+    [
+        ("tropigrad", {"PYTHONIOENCODING": "ascii"}),
+        ("tropigrad.perf_reports.qualify", {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}),
+        ("tropigrad.perf_reports.studies.maxplus_costs", {"PYTHONIOENCODING": "ascii"}),
+    ],
+    ids=["command", "qualify, C locale", "costs"],
+)
+def test_programs_start_on_an_ascii_output(module, environment):
+    inherited = {name: value for name, value in os.environ.items() if name not in ("LC_ALL", "PYTHONIOENCODING")}
+    words = ("train", "maxplus", "--help") if module == "tropigrad" else ("--help",)
+    done = subprocess.run([sys.executable, "-m", module, *words], capture_output=True, env=inherited | environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.isascii()
+    assert b"PYTHONIOENCODING" not in done.stdout + done.stderr
 
 
 # ------------------------------------------------------------------------------------------------ the tuner

@@ -148,7 +148,6 @@ def _length(run, squares, POLYAK: tl.constexpr):
     else:
         gamma = length / (norm * tl.load(run.roots + tl.load(run.counters)))
     tl.debug_barrier()  # as above
-    tl.store(run.integers + 1, status)
     tl.store(run.integers + 4, raises)
     tl.store(run.floats + 3, record)
     tl.store(run.floats + 4, gap)
@@ -184,19 +183,17 @@ def _step(run, HINGE: tl.constexpr, POLYAK: tl.constexpr, CLASSES: tl.constexpr)
     gamma, status = _length(run, squares, POLYAK)
     leaf = j.to(tl.int64) * run.p + i
     readout = k.to(tl.int64) * run.q + j
-    change, of_leaf = -(gamma * c), -(gamma * of_leaf)
-    moved_readout = tl.load(run.w2 + readout, inside, other=0.0) + tl.where(inside, change, 0.0).to(dtype)
-    moved_leaf = tl.load(run.w1 + leaf, is_first, other=0.0) + tl.where(is_first, of_leaf, 0.0).to(dtype)
-    is_finite = (tl.abs(moved_readout) < INFINITY) & (tl.abs(moved_leaf) < INFINITY)
-    if (status != _RETURN) & (tl.min(is_finite.to(tl.int32), axis=0) == 0):
+    change, of_leaf = (-(gamma * c)).to(dtype), (-(gamma * of_leaf)).to(dtype)
+    is_held = inside & ~(tl.abs(tl.load(run.w2 + readout, inside, other=0.0) + change) < INFINITY)
+    is_held |= is_first & ~(tl.abs(tl.load(run.w1 + leaf, is_first, other=0.0) + of_leaf) < INFINITY)
+    if (status != _RETURN) & (tl.max(is_held.to(tl.int32), axis=0) != 0):
         status = status * 0 + _DIVERGED
-        tl.debug_barrier()  # all threads have read what one of them now writes
-        tl.store(run.integers + 1, status)
-    tl.store(run.counters + 2, ((status != _RETURN) & (status != _DIVERGED)).to(tl.int64))
-    if (status != _RETURN) & (status != _DIVERGED):
-        tl.debug_barrier()
-        tl.store(run.w2 + readout, moved_readout, inside)
-        tl.store(run.w1 + leaf, moved_leaf, is_first)
+    tl.debug_barrier()  # as above
+    tl.store(run.integers + 1, status)
+    tl.store(run.counters + 2, (status == _GOING).to(tl.int64))
+    if status == _GOING:
+        tl.store(run.w2 + readout, tl.load(run.w2 + readout, inside) + change, inside)
+        tl.store(run.w1 + leaf, tl.load(run.w1 + leaf, is_first) + of_leaf, is_first)
         tl.store(run.route_k + places, k, inside)
         tl.store(run.route_j + places, j, inside)
         tl.store(run.route_i + places, i, inside)

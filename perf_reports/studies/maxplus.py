@@ -257,7 +257,7 @@ class MiniBatchAdam(Method):
         self.order = torch.Generator().manual_seed(seed)
 
     def gradients(self) -> tuple[Tensor, ...]:
-        return self._gradients(torch.arange(min(self.batch, len(self.dataset.y_train))))
+        return self._gradients(torch.arange(min(self.batch, len(self.dataset.y_train)), device="cpu"))
 
     def _gradients(self, rows: Tensor) -> tuple[Tensor, ...]:
         z = self.model.linear(self.dataset.x_train[rows]) if self.z is None else self.z[rows]
@@ -274,7 +274,7 @@ class MiniBatchAdam(Method):
 
     def advance(self) -> None:
         start = clock()
-        for rows in torch.randperm(len(self.dataset.y_train), generator=self.order).split(self.batch):
+        for rows in _batches(len(self.dataset.y_train), self.batch, self.order):
             _, *gradients = self._gradients(rows)
             for parameter, gradient in zip(self.trained, gradients, strict=True):
                 parameter.grad = gradient
@@ -295,15 +295,15 @@ class Perceptron(Method):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.net = torch.nn.Sequential(
-                torch.nn.Linear(model.in_features, model.hidden),
+                torch.nn.Linear(model.in_features, model.hidden, device="cpu"),
                 torch.nn.ReLU(),
-                torch.nn.Linear(model.hidden, model.classes),
+                torch.nn.Linear(model.hidden, model.classes, device="cpu"),
             )
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=self.learning_rate)
         self.order = torch.Generator().manual_seed(seed)
 
     def gradients(self) -> tuple[Tensor, ...]:
-        return self._gradients(torch.arange(min(MiniBatchAdam.batch, len(self.dataset.y_train))))
+        return self._gradients(torch.arange(min(MiniBatchAdam.batch, len(self.dataset.y_train)), device="cpu"))
 
     def _gradients(self, rows: Tensor) -> tuple[Tensor, ...]:
         loss = functional.cross_entropy(self.net(self.dataset.x_train[rows]), self.dataset.y_train[rows])
@@ -317,7 +317,7 @@ class Perceptron(Method):
 
     def advance(self) -> None:
         start = clock()
-        for rows in torch.randperm(len(self.dataset.y_train), generator=self.order).split(MiniBatchAdam.batch):
+        for rows in _batches(len(self.dataset.y_train), MiniBatchAdam.batch, self.order):
             _, *gradients = self._gradients(rows)
             for parameter, gradient in zip(self.net.parameters(), gradients, strict=True):
                 parameter.grad = gradient
@@ -328,6 +328,10 @@ class Perceptron(Method):
     @torch.no_grad()
     def test_accuracy(self) -> float:
         return _accuracy(self.net(self.dataset.x_test), self.dataset.y_test)
+
+
+def _batches(samples: int, size: int, order: torch.Generator) -> tuple[Tensor, ...]:
+    return torch.randperm(samples, generator=order, device="cpu").split(size)
 
 
 def _accuracy(scores: Tensor, targets: Tensor) -> float:
@@ -341,19 +345,21 @@ def _accuracy_of(model: LinearMinMax, x: Tensor, y: Tensor) -> float:
 
 def start(dataset: Dataset, hidden: int, seed: int, scale: float, margin: float) -> tuple[LinearMinMax, KMedoidsInit]:
     """The network as the nearest-medoid classifier of the training samples."""
-    model = LinearMinMax(dataset.features, hidden, dataset.classes)
+    model = LinearMinMax(dataset.features, hidden, dataset.classes, device="cpu")
     generator = torch.Generator().manual_seed(seed)
     return model, model.init_kmedoids(dataset.x_train, dataset.y_train, scale, margin=margin, generator=generator)
 
 
 def _dense_copy(model: LinearMinMax) -> DenseLinearMinMax:
-    dense = DenseLinearMinMax(model.in_features, model.hidden, model.classes, train_a=model.A.requires_grad)
+    train_a = model.A.requires_grad
+    dense = DenseLinearMinMax(model.in_features, model.hidden, model.classes, train_a=train_a, device="cpu")
     dense.load_state_dict(model.state_dict())
     return dense
 
 
 def _kernel_copy(model: LinearMinMax) -> LinearMinMax:
-    copy = LinearMinMax(model.in_features, model.hidden, model.classes, train_a=model.A.requires_grad)
+    train_a = model.A.requires_grad
+    copy = LinearMinMax(model.in_features, model.hidden, model.classes, train_a=train_a, device="cpu")
     copy.load_state_dict(model.state_dict())
     return copy
 
@@ -559,7 +565,7 @@ def train(
         progress(0, iterations, "k-medoids")
         model, _ = start(dataset, hidden, seed, scale, margin)
     else:
-        model = LinearMinMax(dataset.features, hidden, dataset.classes)
+        model = LinearMinMax(dataset.features, hidden, dataset.classes, device="cpu")
         model.load_state_dict(state["optimizer"]["weights"])
     optimizer = WorstSampleSubgradient(
         model, dataset.x_train, dataset.y_train, step, memory, loss=loss, margin=margin, train_A=train_a

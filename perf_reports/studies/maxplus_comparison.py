@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import data
+from .. import data, output
 from ..data import DataError
 from ..page import seconds
 from ..results import machine, versions
@@ -238,4 +238,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    output.take_any_encoding()
     sys.exit(main())

@@ -29,6 +29,7 @@ import torch
 from ...kernels.worst_sample import Dense, Samples, Settings, Sparse, State, Weights, activate, beginning
 from ...kernels.worst_sample.portable import Cached
 from ...nn import LinearMinMax, WorstSampleLoss
+from .. import output
 from ..data import Dataset, load, read_mnist
 from ..results import machine
 
@@ -48,14 +49,14 @@ def run_of(N: int, p: int, q: int, classes: int = 10, device: str = "cpu") -> St
     """Random points of [0, 1]^d, d = p / 2, with the class of the nearest of 100 centres; q of them are the units."""
     generator = torch.Generator().manual_seed(0)
     d = p // 2
-    centres = torch.rand(100, d, generator=generator)
-    x = torch.rand(N, d, generator=generator)
+    centres = torch.rand(100, d, generator=generator, device="cpu")
+    x = torch.rand(N, d, generator=generator, device="cpu")
     y = (torch.cdist(x, centres).argmin(dim=1) % classes).int()
-    medoids = torch.randperm(N, generator=generator)[:q]
+    medoids = torch.randperm(N, generator=generator, device="cpu")[:q]
     model = LinearMinMax(d, q, classes)
     model._set_scale(SCALE)
     m = SCALE * x[medoids]
-    own = y[medoids] == torch.arange(classes)[:, None]
+    own = y[medoids] == torch.arange(classes, device="cpu")[:, None]
     w2 = torch.where(own, 0.0, -2 * (SCALE + MARGIN))
     return begun(Weights(model.A.detach(), torch.cat([-m, m], dim=1), w2), x, y, device)
 
@@ -86,11 +87,11 @@ def measure(sizes: dict[str, list[tuple[int, int, int]]] = SIZES, device: str = 
                 dense = method == "fused dense"
                 loop = loop_of(method, run_of(N, p, q, device=device))
                 iterations = 1 if dense else ITERATIONS if device == "cpu" else EACH_ON_GPU
-                loop.run(1 if dense else WARM_UP, torch.zeros(WARM_UP, dtype=torch.float64))
+                loop.run(1 if dense else WARM_UP, torch.zeros(WARM_UP, dtype=torch.float64, device="cpu"))
                 samples = []
                 for _ in range(REPEATS):
                     start = time.perf_counter()
-                    done = loop.run(iterations, torch.zeros(iterations, dtype=torch.float64))
+                    done = loop.run(iterations, torch.zeros(iterations, dtype=torch.float64, device="cpu"))
                     if done < iterations:
                         break
                     samples.append((time.perf_counter() - start) / done)
@@ -132,18 +133,18 @@ def measure_run(dataset: Dataset, hidden: int, autograd: bool, device: str = "cp
 
     method, each = ("winners", EACH) if device == "cpu" else ("winners on a GPU", EACH_ON_GPU)
     if device != "cpu":  # its kernels compile
-        loop_of(method, begun(weights, x, y, device)).run(1, torch.zeros(1, dtype=torch.float64))
+        loop_of(method, begun(weights, x, y, device)).run(1, torch.zeros(1, dtype=torch.float64, device="cpu"))
     loop = loop_of(method, begun(weights, x, y, device))
     for begin, end in pairwise(STRETCHES):
         samples, processor = timed(
-            lambda: loop.run(each, torch.zeros(each, dtype=torch.float64)), (end - begin) // each
+            lambda: loop.run(each, torch.zeros(each, dtype=torch.float64, device="cpu")), (end - begin) // each
         )
         if not samples:  # the run has ended
             break
         done = loop.state.progress.iteration - begin
         yield record(method, f"{begin}-{begin + done}", samples, processor / done)
     dense = Dense(begun(weights, x, y, device), activate)
-    samples, processor = timed(lambda: dense.run(1, torch.zeros(1, dtype=torch.float64)), REPEATS)
+    samples, processor = timed(lambda: dense.run(1, torch.zeros(1, dtype=torch.float64, device="cpu")), REPEATS)
     if samples:
         yield record("fused dense", f"0-{len(samples)}", samples, processor / len(samples))
     if autograd:
@@ -209,4 +210,5 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    output.take_any_encoding()
     main(sys.argv[1:])

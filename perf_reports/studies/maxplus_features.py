@@ -74,5 +74,6 @@ def principal_directions(x: Tensor, components: int, directions: int | None, see
     P = vectors[:, -components:].T
     if directions is None:
         return P.to(x.dtype)
-    random = torch.randn(directions, components, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    random = torch.randn(directions, components, generator=generator, dtype=torch.float64, device="cpu")
     return (random / random.norm(dim=1, keepdim=True) @ P).to(x.dtype)

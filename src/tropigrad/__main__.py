@@ -7,13 +7,13 @@ import sys
 
 def main() -> None:
     try:
-        from .cli import app
+        from .cli import run
     except ModuleNotFoundError as error:
         if error.name not in ("typer", "rich"):
             raise
         print(f"the tropigrad command needs {error.name}: pip install 'tropigrad[cli]'", file=sys.stderr)
         raise SystemExit(2) from None
-    app()
+    run()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ A command imports what it runs inside its function, so that ``--help`` and ``--v
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,9 +14,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from . import __version__
+from .perf_reports import output
 
 if TYPE_CHECKING:
     from .perf_reports.data import Dataset
+
+
+def run() -> None:
+    """The command, on an output of any encoding."""
+    output.take_any_encoding()
+    app()
+
 
 app = typer.Typer(name="tropigrad", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -110,7 +117,7 @@ def report(
             if record["kind"] == "left_out":
                 print(f"left out  {record['what']}: {record['reason']}", file=sys.stderr)
     lines = reports.summary(outcome)
-    print(json.dumps(reports.as_json(outcome), ensure_ascii=False, indent=2) if as_json else "\n".join(lines))
+    print(output.as_json(reports.as_json(outcome)) if as_json else "\n".join(lines))
     raise typer.Exit(outcome.exit_code)
 
 
@@ -120,7 +127,7 @@ def doctor(as_json: Json = False, verbose: Verbose = False) -> None:
     from .perf_reports import doctor as examination
 
     found = examination.examine()
-    print(json.dumps(found, ensure_ascii=False, indent=2) if as_json else "\n".join(examination.lines(found, verbose)))
+    print(output.as_json(found) if as_json else "\n".join(examination.lines(found, verbose)))
     raise typer.Exit(1 if found["problems"] else 0)
 
 
@@ -163,7 +170,7 @@ def tune(
     except OSError as error:
         fail(f"{error.filename}: {error.strerror or error}; expected a folder that can be written")
     if as_json:
-        print(json.dumps(tuning.as_json(found, table), ensure_ascii=False, indent=2))
+        print(output.as_json(tuning.as_json(found, table)))
     else:
         print("\n".join(tuning.lines(found, table, verbose)))
 
@@ -182,7 +189,7 @@ def explain(
         explanation = tuning.explain(*tuning.plan([op], [",".join(sizes)], dtype)[0])
     except ValueError as error:
         fail(error)
-    print(json.dumps(explanation.as_json(), ensure_ascii=False, indent=2, default=str) if as_json else explanation)
+    print(output.as_json(explanation.as_json(), default=str) if as_json else explanation)
 
 
 cache = typer.Typer(no_args_is_help=True, help="The tuned configs on this machine.")
@@ -195,7 +202,7 @@ def cache_list(as_json: Json = False) -> None:
     from .perf_reports import tuning
 
     found = tuning.cached()
-    print(json.dumps(found, ensure_ascii=False, indent=2) if as_json else "\n".join(tuning.cached_lines(found)))
+    print(output.as_json(found) if as_json else "\n".join(tuning.cached_lines(found)))
 
 
 @cache.command("verify")
@@ -205,7 +212,7 @@ def cache_verify(as_json: Json = False) -> None:
 
     problems = tuning.damaged()
     whole = f"{len(tuning.cached()['entries'])} entries, all whole"
-    print(json.dumps({"problems": problems}, indent=2) if as_json else "\n".join(problems or [whole]))
+    print(output.as_json({"problems": problems}) if as_json else "\n".join(problems or [whole]))
     raise typer.Exit(1 if problems else 0)
 
 
@@ -218,7 +225,9 @@ def cache_clear(as_json: Json = False) -> None:
         removed = autotune.store().clear()
     except OSError as error:
         fail(f"{error.filename}: {error.strerror or error}; expected a folder that can be written")
-    print(json.dumps({"removed": removed}) if as_json else f"{removed} entries removed from {autotune.store().root}")
+    print(
+        output.as_json({"removed": removed}) if as_json else f"{removed} entries removed from {autotune.store().root}"
+    )
 
 
 @app.command()
@@ -242,7 +251,7 @@ def qualify(
     except OSError as error:
         fail(f"{error.filename or out}: {error.strerror or error}; expected a folder that can be written: --out DIR")
     words = outcome.as_json() if as_json else qualification.lines(outcome)
-    print(json.dumps(words, ensure_ascii=False, indent=2) if as_json else "\n".join(words))
+    print(output.as_json(words) if as_json else "\n".join(words))
     raise typer.Exit(outcome.exit_code)
 
 
@@ -285,7 +294,7 @@ def finish(
         fail(f"interrupted; --resume goes on from the checkpoint in {out}, where there is one", 130)
     except OSError as error:
         fail(f"{error.filename or out}: {error.strerror or error}; expected a folder that can be written: --out DIR")
-    print(json.dumps(summary, ensure_ascii=False, indent=2) if as_json else "\n".join(lines(summary)))
+    print(output.as_json(summary) if as_json else "\n".join(lines(summary)))
     raise typer.Exit(130 if summary["interrupted"] else 0)
 
 
