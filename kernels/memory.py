@@ -17,9 +17,12 @@ def check_dense(op: str, name: str, x: Any, remedy: str = "") -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{op}: {name} is a {type(x).__name__}; expected a torch.Tensor")
     if isinstance(x, (UninitializedBuffer, UninitializedParameter)):
-        raise TypeError(f"{op}: {name} is an {type(x).__name__}; expected a tensor with a shape: call its module once")
+        raise TypeError(
+            f"{op}: {name} is an {type(x).__name__}; expected an initialised tensor: call its module once, which "
+            "takes the shape from the first input"
+        )
     if x.is_nested:
-        raise TypeError(f"{op}: {name} is a nested tensor; expected one that is not: {name}.to_padded_tensor(0)")
+        raise TypeError(f"{op}: {name} is a nested tensor; expected one shape for all: torch.nested.to_padded_tensor")
     if x.layout != torch.strided:
         raise TypeError(f"{op}: {name} has layout {x.layout}; expected torch.strided: {remedy or f'{name}.to_dense()'}")
 

@@ -16,7 +16,14 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from .contenders import Function, Prepare, called, compiled, trained
 from .spec import Contender, Misuse, Sample, Shape, Spec, Workload, register
 from .tropical_matmul import SEMIRINGS, cpu, tropical_matmul, tropical_matmul_ref
-from .tropical_matmul.arguments import as_temperature, check_batches, check_factors, check_options, under_autocast
+from .tropical_matmul.arguments import (
+    are_plain,
+    as_temperature,
+    check_batches,
+    check_factors,
+    check_options,
+    under_autocast,
+)
 from .tropical_matmul.definition import FLOATS, INTEGERS
 from .tropical_matmul.spec import inputs as matmul_inputs
 from .tropical_matmul.spec import scalings
@@ -86,27 +93,33 @@ def tropical_matvec(
         ValueError: devices, ranks, sizes or batch shapes do not fit, K is beyond 2³¹, an option is not one of those
             above, the temperature is not positive and finite, or winners are asked of the log semiring, which has none.
     """
-    if not (isinstance(a, Tensor) and isinstance(x, Tensor)) and has_torch_function_variadic(a, x):  # torch.fx traces
-        options = {"semiring": semiring, "temperature": temperature, "return_indices": return_indices}
-        return handle_torch_function(tropical_matvec, (a, x), a, x, **options, nan=nan, out_dtype=out_dtype)
     if type(temperature) is not float:
         temperature = as_temperature("tropical_matvec", temperature)
-    a, x = under_autocast(a, x, semiring)
-    check_factors("tropical_matvec", a, x, "x", 1, "[..., K]")
+    if not are_plain(a, x, 1):
+        if not (isinstance(a, Tensor) and isinstance(x, Tensor)) and has_torch_function_variadic(a, x):
+            options = {"semiring": semiring, "temperature": temperature, "return_indices": return_indices}
+            # which torch.fx traces
+            return handle_torch_function(tropical_matvec, (a, x), a, x, **options, nan=nan, out_dtype=out_dtype)
+        a, x = under_autocast(a, x, semiring)
+        check_factors("tropical_matvec", a, x, "x", 1, "[..., K]")
     if a.shape[-1] != x.shape[-1]:
         raise ValueError(
             f"tropical_matvec: x has shape {tuple(x.shape)}; "
             f"expected [..., {a.shape[-1]}], to follow a's {tuple(a.shape)}"
         )
-    check_batches("tropical_matvec", a.shape[:-2], x.shape[:-1], "x")
+    if a.dim() > 2:
+        check_batches("tropical_matvec", a.shape[:-2], x.shape[:-1], "x")
     check_options("tropical_matvec", a.dtype, semiring, temperature, return_indices, nan, out_dtype)
-    shape = *torch.broadcast_shapes(a.shape[:-2], x.shape[:-1]), a.shape[-2]
-    left, right = (x if x.dim() > 1 else x.unsqueeze(0), a.mT) if a.dim() == 2 else (a, x.unsqueeze(-1))
+    if a.dim() > 2:
+        left, right, column = a, x.unsqueeze(-1), -1
+    else:  # vectors are rows of one product
+        left, right, column = (x.unsqueeze(0), a.mT, 0) if x.dim() == 1 else (x, a.mT, None)
+    options = {"semiring": semiring, "temperature": temperature, "nan": nan, "out_dtype": out_dtype}
     if return_indices:
-        found = tropical_matmul(left, right, semiring=semiring, return_indices=True, nan=nan, out_dtype=out_dtype)
-        return TropicalMatvec(*(y.reshape(shape) for y in found))
-    y = tropical_matmul(left, right, semiring=semiring, temperature=temperature, nan=nan, out_dtype=out_dtype)
-    return y.reshape(shape)
+        found = tropical_matmul(left, right, return_indices=True, **options)
+        return TropicalMatvec(*(found if column is None else (y.squeeze(column) for y in found)))
+    y = tropical_matmul(left, right, **options)
+    return y if column is None else y.squeeze(column)
 
 
 # ------------------------------------------------------------------------------------------------ the op as data

@@ -13,10 +13,9 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from .. import backend
+from .. import backend, memory
 from ..dispatch import Gradient, operator
 from ..tracing import traceable
-from ..tropical_matmul.arguments import check_dense
 from ..vmap import inner_batch, join_batch, leave_batch
 from . import cpu, definition, portable
 from .definition import path_values_ref
@@ -156,7 +155,7 @@ def path_values(
 
 
 def _check_paths(paths: Tensor, count: int, device: torch.device) -> None:
-    check_dense("path_values", "paths", paths)
+    memory.check_dense("path_values", "paths", paths)
     if paths.dtype not in INDICES:
         raise TypeError(f"path_values: paths is {paths.dtype}; expected int64, int32 or int16")
     if paths.dim() < 1 or paths.shape[-1] != count + 1:

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import backend
-from ..tropical_matmul.arguments import check_dense, is_integer
+from .. import backend, memory
+from ..tropical_matmul.arguments import is_integer
 from ..tropical_matmul.definition import FLOATS
 
 Size = int | Sequence[int]
@@ -131,7 +131,7 @@ def _check_tensors(op: str, weights: Sequence[Tensor]) -> None:
     if not weights:
         raise ValueError(f"{op}: weights is empty; expected one weight or more, from the input to the output")
     for index, w in enumerate(weights):
-        check_dense(op, f"weights[{index}]", w)
+        memory.check_dense(op, f"weights[{index}]", w)
         if w.dtype not in FLOATS:
             raise TypeError(f"{op}: weights[{index}] is {w.dtype}; expected float64, float32, float16 or bfloat16")
         if w.dim() not in (2, 4):

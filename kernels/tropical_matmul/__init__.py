@@ -18,7 +18,15 @@ from .. import backend
 from ..dispatch import Gradient, Plan, operator
 from ..vmap import inner_batch, join_batch, leave_batch
 from . import cpu, gluon, portable, scatter
-from .arguments import as_temperature, check_batches, check_factors, check_options, check_winners, under_autocast
+from .arguments import (
+    are_plain,
+    as_temperature,
+    check_batches,
+    check_factors,
+    check_options,
+    check_winners,
+    under_autocast,
+)
 from .definition import SEMIRINGS, semiring_zero, tropical_matmul_ref, value_dtype, winner_dtype
 from .log import log_matmul
 
@@ -319,13 +327,15 @@ def tropical_matmul(
         ValueError: devices, ranks, sizes or batch shapes do not fit, K is beyond 2³¹, an option is not one of those
             above, the temperature is not positive and finite, or winners are asked of the log semiring, which has none.
     """
-    if not (isinstance(a, Tensor) and isinstance(b, Tensor)) and has_torch_function_variadic(a, b):  # torch.fx traces
-        options = {"semiring": semiring, "temperature": temperature, "return_indices": return_indices}
-        return handle_torch_function(tropical_matmul, (a, b), a, b, **options, nan=nan, out_dtype=out_dtype)
     if type(temperature) is not float:
         temperature = as_temperature("tropical_matmul", temperature)
-    a, b = under_autocast(a, b, semiring)
-    check_factors("tropical_matmul", a, b, "b", 2, "[..., K, N]")
+    if not are_plain(a, b, 2):
+        if not (isinstance(a, Tensor) and isinstance(b, Tensor)) and has_torch_function_variadic(a, b):
+            options = {"semiring": semiring, "temperature": temperature, "return_indices": return_indices}
+            # which torch.fx traces
+            return handle_torch_function(tropical_matmul, (a, b), a, b, **options, nan=nan, out_dtype=out_dtype)
+        a, b = under_autocast(a, b, semiring)
+        check_factors("tropical_matmul", a, b, "b", 2, "[..., K, N]")
     if a.shape[-1] != b.shape[-2]:
         raise ValueError(
             f"tropical_matmul: b has shape {tuple(b.shape)}; "

@@ -2,16 +2,43 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from .. import backend
+from .. import backend, memory
 from .definition import FLOATS, INTEGERS, MOST_CANDIDATES, SEMIRINGS, value_dtype
+
+_SUPPORTED = frozenset((*FLOATS, *INTEGERS))
+_ORDINARY = (Tensor, torch.nn.Parameter)
+
+
+def are_plain(a: Tensor, b: Tensor, b_rank: int) -> bool:
+    """Whether these are factors on the CPU that `check_factors` takes and `under_autocast` leaves alone.
+
+    A small call takes no longer than its checks: these are the cheapest questions that Python can ask. Where the answer
+    is no, those two say why, or that all is well.
+    """
+    try:
+        return (
+            type(a) in _ORDINARY
+            and type(b) in _ORDINARY
+            and a.is_cpu
+            and b.is_cpu
+            and (dtype := a.dtype) is b.dtype
+            and dtype in _SUPPORTED
+            and a.layout is torch.strided is b.layout
+            and len(a_shape := a.shape) > 1
+            and len(b.shape) >= b_rank
+            and a_shape[-1] <= MOST_CANDIDATES
+            and not torch.is_autocast_enabled("cpu")
+        )
+    except RuntimeError:  # a nested tensor has no shape
+        return False
 
 
 def under_autocast(a: Tensor, b: Tensor, semiring: str) -> tuple[Tensor, Tensor]:
@@ -31,28 +58,12 @@ def under_autocast(a: Tensor, b: Tensor, semiring: str) -> tuple[Tensor, Tensor]
     return a.to(dtype), b.to(dtype)
 
 
-def check_dense(op: str, name: str, x: Tensor) -> None:
-    """It is a tensor with a shape and elements of its own, in strides."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{op}: {name} is a {type(x).__name__}; expected a torch.Tensor")
-    if isinstance(x, UninitializedParameter | UninitializedBuffer):
-        raise TypeError(
-            f"{op}: {name} is an {type(x).__name__}; expected an initialised tensor: call its module once, which "
-            "takes the shape from the first input"
-        )
-    if x.is_nested:
-        raise TypeError(f"{op}: {name} is a nested tensor; expected one shape for all: torch.nested.to_padded_tensor")
-    if x.layout != torch.strided:
-        raise TypeError(f"{op}: {name} has layout {x.layout}; expected torch.strided: {name}.to_dense()")
-
-
 def check_tensors(op: str, **tensors: Tensor) -> None:
     """Both are strided tensors of one supported dtype, on one device."""
-    supported = (*FLOATS, *INTEGERS)
     for name, x in tensors.items():
-        check_dense(op, name, x)
-        if x.dtype not in supported:
-            raise TypeError(f"{op}: {name} is {x.dtype}; expected one of {_listed(supported)}")
+        memory.check_dense(op, name, x)
+        if x.dtype not in _SUPPORTED:
+            raise TypeError(f"{op}: {name} is {x.dtype}; expected one of {_listed((*FLOATS, *INTEGERS))}")
     (a_name, a), (b_name, b) = tensors.items()
     if a.dtype != b.dtype:
         raise TypeError(f"{op}: {a_name} is {a.dtype} and {b_name} is {b.dtype}; expected one dtype")
@@ -137,8 +148,9 @@ def check_options(
 ) -> None:
     if semiring not in SEMIRINGS:
         raise ValueError(f"{op}: semiring is {semiring!r}; expected one of {', '.join(map(repr, SEMIRINGS))}")
-    check_nan(op, nan)
-    if not 0 < temperature < float("inf"):
+    if nan != "propagate":
+        check_nan(op, nan)
+    if not 0 < temperature < math.inf:
         raise ValueError(f"{op}: temperature is {temperature}; expected a positive finite number")
     if semiring == "log":
         if dtype in FLOATS and temperature > torch.finfo(torch.promote_types(out_dtype or dtype, torch.float32)).max:
