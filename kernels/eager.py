@@ -248,7 +248,7 @@ class _Python:
             if x is None:
                 key += (None,)
                 continue
-            if type(x) not in _TYPES or not x.is_cpu or x.is_neg() or x.layout is not torch.strided:
+            if type(x) not in _TYPES or not x.is_cpu or x.is_neg() or x.is_nested or x.layout is not torch.strided:
                 return None
             key += x.shape, x.stride(), x.dtype
             requires_grad |= x.requires_grad
