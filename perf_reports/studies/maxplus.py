@@ -10,13 +10,14 @@ loss, step rule and settings are our own.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -497,6 +498,45 @@ def compare_on(
 # ------------------------------------------------------------------------------------------------ one training run
 
 _ANSWER_SECONDS = 0.5
+_BETTER = (
+    "Adam on mini-batches of the mean cross-entropy, of scores times a temperature, trains this network to a better "
+    "accuracy: docs/maxplus-networks.md"
+)
+
+
+class _Samples(NamedTuple):
+    x: Tensor
+    y: Tensor
+
+
+def _hold_out(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, _Samples | None, Tensor]:
+    """The data without a share of each class's training samples; these, or None where there are none; the rows left."""
+    generator, y = torch.Generator().manual_seed(seed), dataset.y_train
+    held = torch.zeros(len(y), dtype=torch.bool, device="cpu")
+    for label in y.unique():
+        rows = (y == label).nonzero().squeeze(1)
+        order = torch.randperm(len(rows), generator=generator, device="cpu")
+        held[rows[order[: min(len(rows) - 1, round(share * len(rows)))]]] = True
+    left, x = (~held).nonzero().squeeze(1), dataset.x_train
+    if not held.any():
+        return dataset, None, left
+    kept = dataclasses.replace(dataset, x_train=x[~held], y_train=y[~held])
+    return kept, _Samples(x[held], y[held]), left
+
+
+def _remarks(kept: Mapping[str, Any]) -> list[str]:
+    """What must not be left unsaid of a run whose iterates are no better than its start."""
+    if not kept["validation_samples"]:
+        return []
+    if kept["kept"] == "validation" and kept["kept_iteration"] == 0:
+        said = "the start is the best iterate on the validation samples, and is the one that is kept"
+        return [f"{said}: training lowered the worst loss alone (--keep loss keeps the least)", _BETTER]
+    if kept["validation_accuracy"] < kept["first_validation_accuracy"]:
+        return [
+            "the iterate that is kept, of the least loss, is worse on the validation samples than the start",
+            _BETTER,
+        ]
+    return []
 
 
 def train(
@@ -513,12 +553,14 @@ def train(
     loss: Literal["hinge", "cross_entropy"] = "hinge",
     memory: Literal["auto", "trees", "winners"] = "auto",
     train_a: bool = False,
+    validation: float = 0.1,
+    keep: Literal["validation", "loss"] = "validation",
     resume: bool = False,
     progress: Progress = lambda done, total, what: None,
 ) -> dict[str, Any]:
     """Train one network by the sparse backward, and leave it in a folder.
 
-    Writes metrics.jsonl (the logged iterations), model.pt (`state_dict` of the iterate with the best F, `config`, and
+    Writes metrics.jsonl (the logged iterations), model.pt (`state_dict` of the iterate that is kept, `config`, and
     `view`, what makes features of pixels: View(*view).of(x), or None; loads with weights_only=True), training.png
     (where matplotlib is installed) and checkpoint.pt; each is replaced as a whole. Ctrl-C ends after the iteration
     under way with all of these in place; a run that is resumed goes through the same iterates, bit for bit, as one that
@@ -531,10 +573,13 @@ def train(
         seed: of the samples that k-medoids draws, and of random directions.
         scale, margin: λ and Δ, see LinearMinMax.init_kmedoids.
         step, loss, memory, train_a: see WorstSampleSubgradient.
+        validation: the share of each class's training samples that is held out, in [0, 1); F does not see them.
+        keep: the iterate that is right most often on them, the first of several, or that of the least F, which is kept
+            also where none is held out. F falls for the sake of one sample: the others may fare worse than at the start.
         resume: go on from the checkpoint in `out`; otherwise what a run left there is replaced.
         progress: called before each iteration.
     Returns:
-        The summary: iterations, losses, accuracies, seconds, whether it was interrupted, the files.
+        The summary: iterations, losses, accuracies, seconds, whether it was interrupted, the files, and remarks.
     Raises:
         ValueError: settings that do not fit the data.
         ResumeError: no checkpoint to resume, a corrupt one, or one of another setting.
@@ -542,10 +587,17 @@ def train(
     """
     if iterations < 1:
         raise ValueError(f"train: iterations is {iterations}; expected at least 1")
+    if not 0 <= validation < 1:
+        raise ValueError(f"train: validation is {validation}; expected a share in [0, 1)")
+    if keep not in ("validation", "loss"):
+        raise ValueError(f"train: keep is {keep!r}; expected 'validation' or 'loss'")
+    dataset, held_out, rows_left = _hold_out(dataset, validation, seed)
     if hidden is None:
         hidden = min(300, max(dataset.classes, len(dataset.y_train) // 4))
     seen = view(features, dataset.x_train, seed)
     dataset = dataset if seen is None else seen.on(dataset)
+    watched = None if held_out is None else (held_out.x if seen is None else seen.of(held_out.x), held_out.y)
+    keep = keep if watched else "loss"
     config = {
         "dataset": dataset.name,
         "features": features,
@@ -558,6 +610,7 @@ def train(
         "step": step,
         "loss": loss,
         "train_a": train_a,
+        "validation": validation,
     }
     pace = 1  # iterations that take as long as Ctrl-C may wait
     state = read_checkpoint(out / CHECKPOINT, config) if resume else None
@@ -568,7 +621,15 @@ def train(
         model = LinearMinMax(dataset.features, hidden, dataset.classes, device="cpu")
         model.load_state_dict(state["optimizer"]["weights"])
     optimizer = WorstSampleSubgradient(
-        model, dataset.x_train, dataset.y_train, step, memory, loss=loss, margin=margin, train_A=train_a
+        model,
+        dataset.x_train,
+        dataset.y_train,
+        step,
+        memory,
+        loss=loss,
+        margin=margin,
+        train_A=train_a,
+        validation=watched,
     )
     rows: list[dict[str, Any]] = []
     spent = 0.0
@@ -590,6 +651,7 @@ def train(
                 "seconds": spent,
                 "loss": optimizer.loss,
                 "train_accuracy": _accuracy_of(model, dataset.x_train, dataset.y_train),
+                "validation_accuracy": None if watched is None else _accuracy_of(model, *watched),
                 "test_accuracy": _accuracy_of(model, dataset.x_test, dataset.y_test),
                 "seed": seed,
             }
@@ -598,8 +660,9 @@ def train(
     def save() -> None:
         checkpoint = {"config": config, "rows": rows, "seconds": spent, "optimizer": optimizer.state_dict()}
         replace(out / CHECKPOINT, lambda path: torch.save(checkpoint, path))
-        best = {"config": config, "state_dict": optimizer.best.weights, "view": None if seen is None else tuple(seen)}
-        replace(out / MODEL, lambda path: torch.save(best, path))
+        kept = optimizer.best if keep == "loss" else optimizer.best_validation
+        model_of = {"config": config, "state_dict": kept.weights, "view": None if seen is None else tuple(seen)}
+        replace(out / MODEL, lambda path: torch.save(model_of, path))
         write_metrics(out / METRICS, rows)
 
     saved = time.monotonic()
@@ -627,10 +690,22 @@ def train(
         plotted = _plot(rows, out / PLOT)
     last = rows[-1]
     worst = optimizer.worst
+    worst = worst._replace(sample=int(rows_left[worst.sample]))  # as in the data set
     memory_of = optimizer.why
     best = optimizer.load_best()
+    best_loss_test_accuracy = _accuracy_of(model, dataset.x_test, dataset.y_test)
+    kept = optimizer.load_best(keep)
+    of_kept = {
+        "kept": keep,
+        "kept_iteration": kept.iteration,
+        "validation_samples": 0 if watched is None else len(watched[1]),
+        "first_validation_accuracy": rows[0]["validation_accuracy"],
+        "validation_accuracy": None if watched is None else _accuracy_of(model, *watched),
+    }
     return {
         **config,
+        **of_kept,
+        "remarks": _remarks(of_kept),
         "memory": memory_of,
         "iterations": last["iteration"],
         "interrupted": not done,
@@ -638,6 +713,7 @@ def train(
         "first_loss": rows[0]["loss"],
         "final_loss": last["loss"],
         "best_loss": best.loss,
+        "best_loss_test_accuracy": best_loss_test_accuracy,
         "first_test_accuracy": rows[0]["test_accuracy"],
         "test_accuracy": _accuracy_of(model, dataset.x_test, dataset.y_test),
         "train_accuracy": last["train_accuracy"],
@@ -650,15 +726,25 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
     """What `train` returned, for people."""
     worst = summary["worst_sample"]
     interrupted = "; interrupted, --resume goes on" if summary["interrupted"] else ""
-    accuracies = f"{summary['first_test_accuracy']:.2%} at the start, {summary['test_accuracy']:.2%} at best loss"
+    accuracies = (
+        f"{summary['first_test_accuracy']:.2%} at the start, {summary['best_loss_test_accuracy']:.2%} at best loss, "
+        f"{summary['test_accuracy']:.2%} as kept: iterate {summary['kept_iteration']}"
+    )
+    watched = f"on {summary['validation_samples']} training samples held out"
+    if summary["validation_samples"]:
+        of_validation = f"{summary['first_validation_accuracy']:.2%} at the start, {summary['validation_accuracy']:.2%} as kept, {watched}"
+    else:
+        of_validation = f"{watched}: the iterate of the least loss is kept"
     return [
         f"network        {summary['dataset']}: {summary['in_features']} features, {summary['hidden']} hidden units",
         f"memory         {summary['memory']}",
         f"iterations     {summary['iterations']} in {summary['seconds']:.3g} s{interrupted}",
         f"worst loss     {summary['first_loss']:.4g} at the start, {summary['best_loss']:.4g} at best",
+        f"validation     {of_validation}",
         f"test accuracy  {accuracies}",
         f"worst sample   {worst['sample']}, in {worst['share']:.0%} of the iterates",
         f"files          {'  '.join(summary['files'])}",
+        *(f"remark         {remark}" for remark in summary["remarks"]),
     ]
 
 

@@ -317,6 +317,13 @@ def train_maxplus(
     loss: Annotated[Literal["hinge", "cross_entropy"], typer.Option(help="Of each sample.")] = "hinge",
     memory: Annotated[Literal["auto", "trees", "winners"], typer.Option(help="What an iteration keeps.")] = "auto",
     train_a: Annotated[bool, typer.Option("--train-a", help="Let A move as well.")] = False,
+    validation: Annotated[
+        float, typer.Option(help="Share of the training samples that is held out to choose an iterate by.")
+    ] = 0.1,
+    keep: Annotated[
+        Literal["validation", "loss"],
+        typer.Option(help="The iterate that is left: the best on the validation samples, or of the least worst loss."),
+    ] = "validation",
     resume: Resume = False,
     out: Out = Path("runs/maxplus"),
     as_json: Json = False,
@@ -326,6 +333,7 @@ def train_maxplus(
 
     settings: dict[str, Any] = {"features": features, "hidden": hidden, "iterations": iterations, "seed": seed}
     settings |= {"scale": scale, "margin": margin, "step": step, "loss": loss, "memory": memory, "train_a": train_a}
+    settings |= {"validation": validation, "keep": keep}
 
     def run(progress: Callable[[int, int, str], None]) -> dict[str, Any]:
         return maxplus.train(dataset_of(data, data_dir, seed), out, **settings, resume=resume, progress=progress)

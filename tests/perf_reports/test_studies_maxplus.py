@@ -177,7 +177,7 @@ def without_seconds(found):
 
 def test_a_run_leaves_its_files(tmp_path):
     out = tmp_path / "deep" / "run"
-    summary = maxplus.train(inseparable(), out, hidden=HIDDEN, iterations=30)
+    summary = maxplus.train(inseparable(), out, hidden=HIDDEN, iterations=30, validation=0)
     assert summary["iterations"] == 30
     assert not summary["interrupted"]
     assert sorted(path.name for path in out.iterdir()) == sorted(os.path.basename(path) for path in summary["files"])
@@ -189,6 +189,101 @@ def test_a_run_leaves_its_files(tmp_path):
     data = inseparable()
     loss = maxplus.WorstSampleLoss(maxplus.MARGIN)(model(data.x_train), data.y_train)
     assert loss.item() == summary["best_loss"] == min(row["loss"] for row in found)
+
+
+def kept_model(folder):
+    saved = torch.load(folder / maxplus.MODEL, weights_only=True)
+    model = LinearMinMax(saved["config"]["in_features"], saved["config"]["hidden"], saved["config"]["classes"])
+    model.load_state_dict(saved["state_dict"])
+    return model
+
+
+def accuracy(model, x, y):
+    return (model(x).argmax(dim=1) == y).double().mean().item()
+
+
+def confused():
+    """Where the nearest medoid does well, and an outlier of each class with another's label leads training astray."""
+    data = separable("wrong labels")
+    y = data.y_train.clone()
+    y[:12] = (y[:12] + 1) % 3
+    return Dataset(data.x_train, y, data.x_test, data.y_test, data.name)
+
+
+@pytest.mark.parametrize("keep", ["validation", "loss"])
+def test_the_iterate_that_is_asked_for_is_kept(tmp_path, keep):
+    data = confused()
+    summary = maxplus.train(data, tmp_path, hidden=9, iterations=150, validation=0.3, keep=keep)
+    found = rows(tmp_path)
+    assert summary["kept"] == keep
+    assert summary["validation_samples"] == 18
+    assert summary["test_accuracy"] == accuracy(kept_model(tmp_path), data.x_test, data.y_test)
+    by = "validation_accuracy" if keep == "validation" else "loss"
+    best = max(row[by] for row in found) if keep == "validation" else min(row[by] for row in found)
+    (at,) = (row for row in found if row["iteration"] == summary["kept_iteration"])  # of so few, each is logged
+    assert at[by] == best
+    assert at["test_accuracy"] == summary["test_accuracy"]
+    assert summary["validation_accuracy"] == at["validation_accuracy"]
+
+
+def test_a_run_that_helps_nobody_says_so_and_keeps_the_start(tmp_path):
+    data = confused()
+    summary = maxplus.train(data, tmp_path, hidden=9, iterations=100, validation=0.3, step="sqrt", margin=400.0)
+    assert summary["best_loss"] < summary["first_loss"]
+    assert summary["kept_iteration"] == 0
+    assert summary["test_accuracy"] == summary["first_test_accuracy"]
+    start, _ = maxplus.start(maxplus._hold_out(data, 0.3, 0)[0], 9, 0, maxplus.SCALE, 400.0)
+    assert all(torch.equal(w, start.state_dict()[name]) for name, w in kept_model(tmp_path).state_dict().items())
+    said = "\n".join(maxplus.summary_lines(summary))
+    assert "the start is the best iterate on the validation samples, and is the one that is kept" in said
+    assert "Adam on mini-batches of the mean cross-entropy" in said
+    assert "as kept: iterate 0" in said
+
+
+def test_a_run_that_helps_says_nothing(tmp_path):
+    kept = {"kept": "validation", "validation_samples": 9, "kept_iteration": 3}
+    assert maxplus._remarks(kept | {"first_validation_accuracy": 0.5, "validation_accuracy": 0.6}) == []
+    kept["kept"] = "loss"
+    assert maxplus._remarks(kept | {"first_validation_accuracy": 0.5, "validation_accuracy": 0.5}) == []
+    worse = maxplus._remarks(kept | {"first_validation_accuracy": 0.6, "validation_accuracy": 0.5})
+    assert "of the least loss, is worse on the validation samples than the start" in worse[0]
+
+
+def test_no_sample_is_both_trained_on_and_held_out():
+    data = separable()
+    left, held, at = maxplus._hold_out(data, 0.25, seed=3)
+    assert held is not None
+    assert [int((held.y == label).sum()) for label in range(3)] == [5, 5, 5]
+    assert torch.equal(left.x_train, data.x_train[at])
+    assert sorted(torch.cat([left.x_train, held.x]).tolist()) == sorted(data.x_train.tolist())
+    assert torch.equal(left.x_test, data.x_test)
+
+
+def test_a_class_of_one_sample_is_not_held_out(tmp_path):
+    data = separable()
+    alone = Dataset(data.x_train[:3], data.y_train[:3], data.x_test, data.y_test, data.name)
+    summary = maxplus.train(alone, tmp_path, iterations=2, validation=0.9)
+    assert (summary["kept"], summary["validation_samples"], summary["remarks"]) == ("loss", 0, [])
+    assert "on 0 training samples held out: the iterate of the least loss is kept" in "\n".join(
+        maxplus.summary_lines(summary)
+    )
+
+
+def test_the_worst_sample_is_numbered_as_in_the_data_set(tmp_path):
+    data = separable()
+    y = data.y_train.clone()
+    y[57] = (y[57] + 1) % 3
+    found = maxplus.train(
+        Dataset(data.x_train, y, data.x_test, data.y_test, ""),
+        tmp_path,
+        hidden=3,
+        iterations=60,
+        validation=0.2,
+        seed=1,
+    )
+    left = maxplus._hold_out(Dataset(data.x_train, y, data.x_test, data.y_test, ""), 0.2, 1)[2]
+    assert 57 in left
+    assert found["worst_sample"]["sample"] == 57
 
 
 def test_the_plot_is_drawn(tmp_path):
@@ -279,9 +374,11 @@ def test_what_cannot_be_resumed_is_named(tmp_path, prepare, change, match):
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        pytest.param({"hidden": 61}, "61 hidden units for 3 classes and 60 samples", id="too many units"),
+        pytest.param({"hidden": 61}, "61 hidden units for 3 classes and 54 samples", id="too many units"),
         pytest.param({"iterations": 0}, "iterations is 0", id="no iteration"),
         pytest.param({"scale": math.nan}, "scale is nan", id="scale"),
+        pytest.param({"validation": 1.0}, "validation is 1.0; expected a share", id="all held out"),
+        pytest.param({"keep": "last"}, "keep is 'last'; expected 'validation' or 'loss'", id="keep"),
     ],
 )
 def test_settings_that_do_not_fit_leave_nothing(tmp_path, settings, match):
