@@ -6,12 +6,13 @@ import math
 from collections.abc import Sequence
 from itertools import combinations
 from numbers import Real
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
-from .. import backend, eager, memory
+from .. import backend, memory
+from ..dispatch import Plan, operator
 from . import cpu, portable
 from .definition import FLOATS, Layer, Options, Shape, Skeleton, path_step_ref, prefixes, skeleton, suffixes
 
@@ -28,47 +29,51 @@ __all__ = [
     "take_step",
 ]
 
-# ------------------------------------------------------------------------------------------------ operator
-
-torch.library.define(
-    "tropigrad::path_step",
-    "(Tensor(a!)[] parameters, Tensor[] grads, Tensor(b!)[] momenta, Tensor(c!)? run_momentum, Tensor(d!) events, "
-    "SymInt[] shapes, bool[] biased, Tensor lr, float momentum, float weight_decay, float least_ratio, float floor) "
-    "-> ()",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
+# ------------------------------------------------------------------------------------------------ the step
 
 
-def _operator(parameters, grads, momenta, run_momentum, events, shapes, biased, lr, *options) -> None:
+def _operator(
+    parameters, grads, momenta, run_momentum, events, shapes, biased, lr, rate, momentum, decay, ratio, floor, norms
+) -> None:
     """parameters: of each layer the weight and, where it is biased, the bias; grads, and momenta if any, likewise.
 
-    shapes: G, O, I, T of layer after layer; options: those of Options behind lr.
+    shapes: G, O, I, T of layer after layer. The others are those of Options; rate takes the place of lr.
     """
+    layers = _layers(parameters, grads, momenta, biased)
+    options = Options(lr if rate is None else rate, momentum, decay, ratio, floor, norms)
+    _step(layers, _shapes(shapes), run_momentum, events, options)
+
+
+def _plan(parameters, grads, momenta, run_momentum, events, shapes, biased, lr, rate, *options) -> Plan:
+    weight, layers = parameters[0], _layers(parameters, grads, momenta, biased)
+    if rate is not None and not (rate.is_cpu and rate.dtype == torch.float64):
+        return []
+    if _chosen(weight) != "cpp" or not cpu.takes(layers, run_momentum):
+        return []
+    bones = skeleton(_shapes(shapes), weight.device)
+    if run_momentum is not None and run_momentum.shape != (bones.runs,):
+        return []
+    return cpu.plan(layers, bones, options[-1])
+
+
+def _layers(parameters, grads, momenta, biased) -> list[Layer]:
     members = zip(parameters, grads, momenta or [None] * len(parameters), strict=True)
     layers = []
     for has_bias in biased:
         weight, grad, momentum = next(members)
         bias = next(members) if has_bias else (None, None, None)
         layers.append(Layer(weight, grad, *bias[:2], momentum, bias[2]))
-    _step(layers, tuple(Shape(*shapes[at : at + 4]) for at in range(0, len(shapes), 4)), run_momentum, events,
-          Options(lr, *options))  # fmt: skip
+    return layers
 
 
-torch.library.impl("tropigrad::path_step", backend.DEVICES, _operator)
-
-
-@torch.library.register_fake("tropigrad::path_step")
-def _(parameters, grads, momenta, run_momentum, events, shapes, biased, lr, *options):
-    return None
+def _shapes(sizes: Sequence[int]) -> tuple[Shape, ...]:
+    return tuple(Shape(*sizes[at : at + 4]) for at in range(0, len(sizes), 4))
 
 
 def _no_vmap(info, in_dims, *args) -> NoReturn:
     raise NotImplementedError(
         "path_step: vmap does not apply, as it works in place; expected a call for each of the networks"
     )
-
-
-torch.library.register_vmap("tropigrad::path_step", _no_vmap)
 
 
 def _chosen(weight: Tensor) -> str:
@@ -79,8 +84,7 @@ def _step(
     layers: Sequence[Layer], shapes: tuple[Shape, ...], run_momentum: Tensor | None, events: Tensor, options: Options
 ) -> None:
     weight = layers[0].weight
-    operands = cpu.operands(layers, run_momentum, events)
-    if not _are_apart(shapes, operands, cpu.takes(layers, run_momentum)):
+    if not _are_apart(layers, run_momentum, events):
         layers = _apart(layers, run_momentum, events)
     bones = skeleton(shapes, weight.device)
     if run_momentum is not None and run_momentum.shape != (bones.runs,):
@@ -92,8 +96,7 @@ def _step(
     chosen = _chosen(weight)
     if chosen == "cpp" and cpu.takes(layers, run_momentum):
         cpu.path_step(layers, bones, run_momentum, events, options)
-        return
-    if chosen == "triton" and portable.takes(layers, options):
+    elif chosen == "triton" and portable.takes(layers, options):
         path_step_ref(layers, bones, run_momentum, events, options, portable.node_flows, portable.move)
     else:
         path_step_ref(layers, bones, run_momentum, events, options)
@@ -109,28 +112,17 @@ def _checked_rate(lr: float | Tensor) -> float:
 
 
 _IS_GRADIENT = tuple(name.endswith("grad") for name in Layer._fields)
-_MOST_KEPT = 1 << 12
-_kept_apart: set[tuple[object, ...]] = set()  # shapes, dtype and addresses of operands that are apart
 
 
-def _are_apart(shapes: tuple[Shape, ...], tensors: Sequence[Any], plain: bool) -> bool:
-    """Whether nothing that is written lies in another of the operands; plain: as cpu.takes says of them."""
-    key: tuple[object, ...] = ()
-    if plain:
-        key = (shapes, tensors[0].dtype, *[x if x is None else x.data_ptr() for x in tensors])
-        if key in _kept_apart:
-            return True
-    reads = _IS_GRADIENT * len(shapes) + (False, False)
-    spans = sorted((*memory.span(x), reads) for x, reads in zip(tensors, reads, strict=True) if x is not None)
+def _are_apart(layers: Sequence[Layer], run_momentum: Tensor | None, events: Tensor) -> bool:
+    """Whether nothing that is written lies in another of the operands, or between its elements."""
+    operands = [*zip((x for layer in layers for x in layer), _IS_GRADIENT * len(layers), strict=True)]
+    operands += (run_momentum, False), (events, False)
     end_written = end = 0
-    for begin, behind, reads in spans:
+    for begin, behind, reads in sorted((*memory.span(x), reads) for x, reads in operands if x is not None):
         if begin < (end_written if reads else end):
             return False
         end, end_written = max(end, behind), end_written if reads else max(end_written, behind)
-    if key:
-        if len(_kept_apart) >= _MOST_KEPT:
-            _kept_apart.clear()
-        _kept_apart.add(key)
     return True
 
 
@@ -160,6 +152,18 @@ def _apart(layers: Sequence[Layer], run_momentum: Tensor | None, events: Tensor)
     return [layer._replace(grad=free(layer.grad), bias_grad=free(layer.bias_grad)) for layer in layers]
 
 
+# ------------------------------------------------------------------------------------------------ operator
+
+_STEP = operator(
+    "path_step(Tensor(a!)[] parameters, Tensor[] grads, Tensor(b!)[] momenta, Tensor(c!)? run_momentum, "
+    "Tensor(d!) events, SymInt[] shapes, bool[] biased, float lr, Tensor? rate, float momentum, float weight_decay, "
+    "float least_ratio, float floor, bool norms) -> ()",
+    _operator,
+    fake=lambda *args: None,
+    vmap=_no_vmap,
+    plan=_plan,
+)
+
 # ------------------------------------------------------------------------------------------------ public
 
 
@@ -182,9 +186,10 @@ def path_step(
         shapes: how the elements of each layer's weight lie as edges [G, O, I, T]; G · I nodes in are the G · O nodes
             out of the layer before.
         run_momentum: that of V, [skeleton(shapes, device).runs], where options.momentum is not 0.
-        events: int64 [2], on that device; to it is added how many R the bounds held, and how many of those were not
-            positive.
-        options: learning rate, a number or a tensor [], momentum, weight decay and the bounds.
+        events: int64 [3], on that device; to it is added how many R the bounds held, how many of those were not
+            positive, and how many weights kept their values because the new ones would not have been finite.
+        options: learning rate, a number or a tensor [], momentum, weight decay, the bounds, and whether the chain is
+            measured by path norms.
 
     Raises:
         TypeError: something is no strided tensor, or of another dtype.
@@ -200,31 +205,17 @@ def take_step(
     layers: Sequence[Layer], shapes: Sequence[Shape], run_momentum: Tensor | None, events: Tensor, options: Options
 ) -> None:
     """`path_step` without its checks, which take as long as the step of a small layer; to be called inside no_grad."""
-    shapes = tuple(shapes)
-    tensors, label = cpu.operands(layers, run_momentum, events), ("path_step", shapes)
-    known = eager.recall(label, tensors)
-    if known and _are_apart(shapes, tensors, True):  # by their addresses, which the label of a call does not have
-        try:
-            known(*tensors, _checked_rate(options.lr), *map(float, options[1:]))
-            return
-        except eager.NotPlain:
-            known = False
-    if eager.is_unobserved(*[x for x in tensors if x is not None]):
-        weight = layers[0].weight
-        if known is None and _chosen(weight) == "cpp" and cpu.takes(layers, run_momentum):
-            eager.remember(cpu.prepare(layers, skeleton(shapes, weight.device)), label, tensors)
-        _step(layers, shapes, run_momentum, events, options)
-        return
-    members = [member for layer in layers for member in (layer[:2] + layer[4:5], layer[2:4] + layer[5:])]
-    parameters, grads, momenta = ([x for x in found if x is not None] for found in zip(*members, strict=True))
-    grads = [x.resolve_neg() for x in grads]  # torch's own way to do so fails where run_momentum is None
-    lr, *others = options
-    torch.ops.tropigrad.path_step(
-        parameters, grads, momenta, run_momentum, events,
-        [size for shape in shapes for size in shape], [layer.bias is not None for layer in layers],
-        lr if isinstance(lr, Tensor) else torch.tensor(float(lr), dtype=torch.float64, device="cpu"),
-        *map(float, others),
-    )  # fmt: skip
+    parameters, grads, momenta = cpu.operands(layers)
+    if any(map(memory.is_negation, grads)):  # torch's own way to do so fails where run_momentum is None
+        grads = [x.resolve_neg() for x in grads]
+    rate = options.lr if isinstance(options.lr, Tensor) else None
+    if rate is None and torch.compiler.is_compiling():  # to which a number would be a constant
+        rate = torch.tensor(float(options.lr), dtype=torch.float64, device="cpu")
+    lr = 0.0 if rate is not None else float(options.lr)
+    sizes, biased = [size for shape in shapes for size in shape], [layer.bias is not None for layer in layers]
+    _, momentum, decay, ratio, floor, norms = options
+    settings = float(momentum), float(decay), float(ratio), float(floor), bool(norms)
+    _STEP(parameters, grads, momenta, run_momentum, events, sizes, biased, lr, rate, *settings)
 
 
 def _check(layers: Sequence[Layer], shapes: Sequence[Shape], run_momentum, events, options: Options) -> None:
@@ -258,7 +249,7 @@ def _check(layers: Sequence[Layer], shapes: Sequence[Shape], run_momentum, event
             _check_tensor(f"{name}.bias_grad", bias_grad, dtype, device, (nodes,), in_one_piece=False)
             _check_momentum(f"{name}.bias_momentum", bias_momentum, moving, dtype, device, (nodes,))
     _check_momentum("run_momentum", run_momentum, moving, dtype, device)
-    _check_tensor("events", events, torch.int64, device, (2,))
+    _check_tensor("events", events, torch.int64, device, (3,))
 
 
 def _check_options(options: Options) -> None:

@@ -1,17 +1,17 @@
-"""The C++ kernel of the step on path values (cpu.cpp), called through ctypes on torch tensors."""
+"""The C++ kernel of the step on path values (cpu.cpp), called on torch tensors."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ...autotune import Space, Tuned
-from .. import eager, native
+from .. import dispatch, native
 from .definition import Layer, Options, Skeleton, problem_of
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
@@ -36,20 +36,9 @@ def takes(layers: Sequence[Layer], run_momentum: Tensor | None) -> bool:
     return run_momentum is None or (run_momentum.dtype == dtype and run_momentum.is_contiguous())
 
 
-class _Call(ctypes.Structure):
-    """What cpu.cpp calls so."""
-
-    _fields_ = [
-        ("count", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("sizes", "reduced", "nodes")),
-        *((name, ctypes.c_int64) for name in ("runs", "special", "weights", "threads")),
-    ]
-
-
 @native.cached
 def _function(dtype: torch.dtype):
     found = native.required("path_step", SOURCE, dtype)
-    found.path_step.argtypes = [ctypes.c_void_p] * 2
     found.path_step_set_team.argtypes = [ctypes.c_void_p]
     found.path_step_set_team(native.openmp_team())
     return found.path_step
@@ -57,7 +46,7 @@ def _function(dtype: torch.dtype):
 
 @functools.cache
 def _constants(bones: Skeleton):
-    """What is the same in every step: shapes, reductions, the skeleton by node, and how many weights there are."""
+    """Kept, as plans hold their addresses: shapes, reductions, the skeleton by node; and how many weights there are."""
     ends = [
         torch.zeros_like(target).index_fill_(0, last, 1)
         for target, last in zip(bones.target, bones.ends_run, strict=True)
@@ -68,33 +57,44 @@ def _constants(bones: Skeleton):
     return native.integers(*(n for shape in bones.shapes for n in shape)), native.integers(*bones.reduced), nodes, size
 
 
-def prepare(layers: Sequence[Layer], bones: Skeleton) -> Callable[..., None]:
-    """The step for tensors that lie in memory as these do, which `takes` allows; any number of threads gives its bits.
-
-    Returns:
-        A function of what `operands` gives. It raises eager.NotPlain: see eager.prepared.
-    """
-    shapes, reduced, nodes, size = _constants(bones)
-    config = STEP.config(problem_of(bones.shapes, layers[0].weight.dtype), layers[0].weight.device)
-    threads = native.threads(config["threads"], size, _SMALL)
-    addresses = ctypes.addressof(shapes), ctypes.addressof(reduced), nodes.data_ptr()
-    call = _Call(len(layers), *addresses, bones.runs, bones.special, config["TASK"], threads)
-    call.kept = shapes, reduced, nodes  # the structure holds addresses alone
-    written = tuple(6 * number + at for number, layer in enumerate(layers) for at in (0, 2) if layer[at] is not None)
-    return eager.prepared(_function(layers[0].weight.dtype), call, (), _check, writes=written, gathers=True)
-
-
-def operands(layers: Sequence[Layer], run_momentum: Tensor | None, events: Tensor) -> tuple[Tensor | None, ...]:
-    """All tensors of a step, in the order that the kernel takes them; the options follow, as numbers."""
-    return *(x for layer in layers for x in layer), run_momentum, events
-
-
 def path_step(
     layers: Sequence[Layer], bones: Skeleton, run_momentum: Tensor | None, events: Tensor, options: Options
 ) -> None:
-    """As path_step_ref, on tensors that `takes` allows."""
-    prepare(layers, bones)(*operands(layers, run_momentum, events), *map(float, options))
+    """As path_step_ref, on tensors that `takes` allows and of which none that is written lies in another.
+
+    Raises:
+        MemoryError: there is no room for the factors; nothing was written.
+    """
+    lr, *others = map(float, options[:-1])
+    inputs = *(x for tensors in operands(layers) for x in tensors), run_momentum, events, lr, None, *others
+    status, _ = dispatch.run(plan(layers, bones, options.norms), *inputs)
+    if status:
+        raise MemoryError("path_step: no memory for the factors of one row a layer")
 
 
-def _check(status: int) -> None:
-    raise MemoryError("path_step: no memory for the factors of one row a layer")
+def operands(layers: Sequence[Layer]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """The parameters, of each layer its weight and then its bias, their gradients, and their momenta, if any."""
+    parameters, grads, momenta = [], [], []
+    for weight, grad, bias, bias_grad, momentum, bias_momentum in layers:
+        parameters.append(weight)
+        grads.append(grad)
+        momenta.append(momentum)
+        if bias is not None:
+            parameters.append(bias)
+            grads.append(bias_grad)
+            momenta.append(bias_momentum)
+    return parameters, grads, [] if layers[0].momentum is None else momenta
+
+
+def plan(layers: Sequence[Layer], bones: Skeleton, norms: bool) -> dispatch.Plan:
+    """The plan of `path_step` for tensors that lie in memory as these do; any number of threads gives its bits."""
+    shapes, reduced, nodes, size = _constants(bones)
+    first = layers[0]
+    config = STEP.config(problem_of(bones.shapes, first.weight.dtype), first.weight.device)
+    threads = native.threads(config["threads"], size, _SMALL)
+    call = native.integers(
+        *(len(layers), ctypes.addressof(shapes), ctypes.addressof(reduced), nodes.data_ptr()),
+        *(bones.runs, bones.special, config["TASK"], threads, first.momentum is not None, norms),
+        *(layer.bias is not None for layer in layers),
+    )
+    return dispatch.plan(_function(first.weight.dtype), (), call)
