@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -497,7 +498,8 @@ def test_weights_of_any_iterable(op):
         got = op(iterable)
         pairs = zip(got, expected, strict=True) if isinstance(got, tuple) else [(got, expected)]
         assert all(torch.equal(x, y) for x, y in pairs)
-    for bad, name in ((dict(enumerate(weights)), "dict"), ("ab", "str"), (None, "NoneType"), (3, "int")):
+    wrong: list[tuple[Any, str]] = [(dict(enumerate(weights)), "dict"), ("ab", "str"), (None, "NoneType"), (3, "int")]
+    for bad, name in wrong:
         with pytest.raises(TypeError, match=f"weights is a {name}; expected a list of weights, one a layer"):
             op(bad)
 
@@ -505,22 +507,29 @@ def test_weights_of_any_iterable(op):
 def test_the_norms_power_may_be_any_number_that_is_1_or_2():
     numpy = pytest.importorskip("numpy")
     weights = dense(3, 4, 2)
-    for p in (2.0, numpy.int64(2), numpy.float32(2)):
+    right: list[Any] = [2.0, numpy.int64(2), numpy.float32(2)]
+    for p in right:
         assert torch.equal(path_norm(weights, p), path_norm(weights, 2))
-    for p in (True, "2", 1.5, math.nan, None, torch.tensor(2)):
+    wrong: list[Any] = [True, "2", 1.5, math.nan, None, torch.tensor(2)]
+    for p in wrong:
         with pytest.raises(ValueError, match=r"path_norm: p is .*; expected 1 or 2"):
             path_norm(weights, p)
 
 
 def test_sizes_may_be_numpys():
     numpy = pytest.importorskip("numpy")
-    two = numpy.int64(2)
     weight = [torch.randn(3, 2, 3, 3)]
-    got = path_norm(weight, input_size=(numpy.int32(5), numpy.int64(6)), stride=two, padding=[(two, 1)])
-    assert torch.equal(got, path_norm(weight, input_size=(5, 6), stride=2, padding=[(2, 1)]))
-    for name, bad in (("stride", 2.0), ("stride", None), ("padding", "1"), ("padding", True), ("stride", [(1, 1.0)])):
+
+    def norm(integer: Any, short: Any):
+        padding: Any = [(integer(2), short(1))]
+        return path_norm(weight, input_size=(short(5), integer(6)), stride=integer(2), padding=padding)
+
+    assert torch.equal(norm(numpy.int64, numpy.int32), norm(int, int))
+    wrong: list[tuple[str, Any]] = [("stride", 2.0), ("stride", None), ("padding", "1"), ("stride", [(1, 1.0)])]
+    for name, bad in [*wrong, ("padding", True)]:
         with pytest.raises(ValueError, match=f"path_norm: {name} is .*; expected integers"):
             path_norm(weight, input_size=5, **{name: bad})
-    for bad in (True, "5", 5.0, (5,), (5, None)):
+    wrong_sizes: list[Any] = [True, "5", 5.0, (5,), (5, None)]
+    for bad in wrong_sizes:
         with pytest.raises(ValueError, match=r"path_norm: input_size is .*; expected integers"):
             path_norm(weight, input_size=bad)

@@ -1,5 +1,7 @@
 """What stands between a caller and any op: forms of the Hessian, mapped dimensions of 0, lazy views, devices."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -66,7 +68,7 @@ def test_every_form_of_the_hessian_agrees(name, of):
         return (values * values * values).sum() + values.sum()
 
     x = given[of]
-    expected = torch.autograd.functional.hessian(total, x)
+    expected: Any = torch.autograd.functional.hessian(total, x)
     assert expected.any()
     reverse = torch.func.jacrev(torch.func.jacrev(total))
     torch.testing.assert_close(torch.autograd.functional.hessian(total, x, vectorize=True), expected)
@@ -149,7 +151,7 @@ def test_a_default_device_changes_nothing(name, backend, set_backend):
         leaves = [x.clone().requires_grad_() for x in given]
         value = op(*leaves)
         first = torch.autograd.grad(value.square().sum(), leaves, create_graph=True)
-        second = torch.autograd.grad(sum(x.square().sum() for x in first), leaves)
+        second = torch.autograd.grad(torch.stack([x.square().sum() for x in first]).sum(), leaves)
         return [x.detach() for x in (value, *first, *second)]
 
     expected = everything()
@@ -209,11 +211,13 @@ def test_a_nested_tensor_is_named(name, layout):
 def test_more_candidates_than_four_bytes_number_are_refused():
     """An expanded element takes no memory."""
     many = torch.zeros(1, 1, dtype=torch.int8).expand(1, 2**31 + 1)
-    for op, args in (
+    image = many.view(1, -1, 1, 1)
+    calls: list[tuple[Any, tuple[torch.Tensor, ...]]] = [
         (tropical_matmul, (many, many.mT)),
         (tropical_matvec, (many, many[0])),
-        (tropical_conv2d, (many.view(1, -1, 1, 1), many.view(1, -1, 1, 1))),
-    ):
+        (tropical_conv2d, (image, image)),
+    ]
+    for op, args in calls:
         for options in ({}, {"return_indices": True}):
             with pytest.raises(ValueError, match=f"^{op.__name__}: .* 2147483649 candidates .*; expected at most 2³¹"):
                 op(*args, **options)

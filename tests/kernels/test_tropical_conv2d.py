@@ -2,6 +2,7 @@
 
 import itertools
 from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import pytest
@@ -150,12 +151,15 @@ def test_sixteen_bit_gradients_accumulate_in_fp32():
 
 def test_numbers_may_be_numpys_and_no_bool_is_one():
     x, weight, two = torch.randn(1, 4, 6, 7), torch.randn(2, 2, 3, 2), np.int64(2)
-    got = tropical_conv2d(x, weight, stride=two, padding=(np.int32(1), 0), dilation=[1, two], groups=two)
+    numbers: dict[str, Any] = {"stride": two, "padding": (np.int32(1), 0), "dilation": [1, two], "groups": two}
+    got = tropical_conv2d(x, weight, **numbers)
     assert torch.equal(got, tropical_conv2d(x, weight, stride=2, padding=(1, 0), dilation=(1, 2), groups=2))
-    for name, bad in (("stride", True), ("stride", 2.0), ("padding", "1"), ("dilation", (1, None)), ("stride", None)):
+    wrong: list[tuple[str, Any]] = [("stride", True), ("stride", 2.0), ("padding", "1"), ("dilation", (1, None))]
+    for name, bad in wrong:
         with pytest.raises(ValueError, match=f"tropical_conv2d: {name} is .*; expected an int or a pair of ints"):
             tropical_conv2d(x, weight, groups=2, **{name: bad})
-    for bad in (True, 2.0, None):
+    wrong_groups: list[Any] = [True, 2.0, None]
+    for bad in wrong_groups:
         with pytest.raises(ValueError, match=r"tropical_conv2d: groups is .*; expected a divisor"):
             tropical_conv2d(x, weight, groups=bad)
 
