@@ -157,7 +157,8 @@ def path_norm(
 
 
 def _norm(weights: Sequence[Tensor], layers: Sequence[Layer], p: int, log: bool) -> Tensor:
-    if weights[0].device.type != "cpu" or is_compiling() or not cpu.takes(weights) or _has_tangent(weights):
+    is_traced = is_compiling() or torch.jit.is_tracing()  # the latter's check traces again, without gradients
+    if weights[0].device.type != "cpu" or is_traced or not cpu.takes(weights) or _has_tangent(weights):
         return _in_torch(weights, p, log, layers)
     if torch.is_grad_enabled() and any(w.requires_grad for w in weights):
         return _PathNorm.apply(p, log, *weights)[0]
