@@ -111,7 +111,7 @@ class Gradient:
 
 
 class Operator:
-    """`torch.ops.tropigrad.<name>`, differentiable where it has a gradient."""
+    """`torch.ops.tropigrad.<name>`, differentiable where it has a gradient; `call` saves a frame of Python."""
 
     def __init__(self, name: str, gradient: Gradient | None, is_planned: bool) -> None:
         self.name, self.gradient, self.is_planned = name, gradient, is_planned

@@ -17,11 +17,11 @@ from .contenders import Function, Prepare, called, compiled, trained
 from .spec import Contender, Misuse, Sample, Shape, Spec, Workload, register
 from .tropical_matmul import SEMIRINGS, cpu, tropical_matmul, tropical_matmul_ref
 from .tropical_matmul.arguments import (
-    are_plain,
     as_temperature,
     check_batches,
     check_factors,
     check_options,
+    fit,
     under_autocast,
 )
 from .tropical_matmul.definition import FLOATS, INTEGERS
@@ -95,19 +95,18 @@ def tropical_matvec(
     """
     if type(temperature) is not float:
         temperature = as_temperature("tropical_matvec", temperature)
-    if not are_plain(a, x, 1):
+    if semiring == "log" or not fit(a, x, 1):
         if not (isinstance(a, Tensor) and isinstance(x, Tensor)) and has_torch_function_variadic(a, x):
             options = {"semiring": semiring, "temperature": temperature, "return_indices": return_indices}
             # which torch.fx traces
             return handle_torch_function(tropical_matvec, (a, x), a, x, **options, nan=nan, out_dtype=out_dtype)
         a, x = under_autocast(a, x, semiring)
         check_factors("tropical_matvec", a, x, "x", 1, "[..., K]")
-    if a.shape[-1] != x.shape[-1]:
-        raise ValueError(
-            f"tropical_matvec: x has shape {tuple(x.shape)}; "
-            f"expected [..., {a.shape[-1]}], to follow a's {tuple(a.shape)}"
-        )
-    if a.dim() > 2:
+        if a.shape[-1] != x.shape[-1]:
+            raise ValueError(
+                f"tropical_matvec: x has shape {tuple(x.shape)}; "
+                f"expected [..., {a.shape[-1]}], to follow a's {tuple(a.shape)}"
+            )
         check_batches("tropical_matvec", a.shape[:-2], x.shape[:-1], "x")
     check_options("tropical_matvec", a.dtype, semiring, temperature, return_indices, nan, out_dtype)
     if a.dim() > 2:

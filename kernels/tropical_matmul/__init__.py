@@ -19,12 +19,12 @@ from ..dispatch import Gradient, Plan, operator
 from ..vmap import inner_batch, join_batch, leave_batch
 from . import cpu, gluon, portable, scatter
 from .arguments import (
-    are_plain,
     as_temperature,
     check_batches,
     check_factors,
     check_options,
     check_winners,
+    fit,
     under_autocast,
 )
 from .definition import SEMIRINGS, semiring_zero, tropical_matmul_ref, value_dtype, winner_dtype
@@ -329,28 +329,28 @@ def tropical_matmul(
     """
     if type(temperature) is not float:
         temperature = as_temperature("tropical_matmul", temperature)
-    if not are_plain(a, b, 2):
+    if semiring == "log" or not fit(a, b, 2):
         if not (isinstance(a, Tensor) and isinstance(b, Tensor)) and has_torch_function_variadic(a, b):
             options = {"semiring": semiring, "temperature": temperature, "return_indices": return_indices}
             # which torch.fx traces
             return handle_torch_function(tropical_matmul, (a, b), a, b, **options, nan=nan, out_dtype=out_dtype)
         a, b = under_autocast(a, b, semiring)
         check_factors("tropical_matmul", a, b, "b", 2, "[..., K, N]")
-    if a.shape[-1] != b.shape[-2]:
-        raise ValueError(
-            f"tropical_matmul: b has shape {tuple(b.shape)}; "
-            f"expected [..., {a.shape[-1]}, N], to follow a's {tuple(a.shape)}"
-        )
+        if a.shape[-1] != b.shape[-2]:
+            raise ValueError(
+                f"tropical_matmul: b has shape {tuple(b.shape)}; "
+                f"expected [..., {a.shape[-1]}, N], to follow a's {tuple(a.shape)}"
+            )
+        if b.dim() > 2 and a.shape[:-2] != b.shape[:-2]:
+            check_batches("tropical_matmul", a.shape[:-2], b.shape[:-2], "b")
+            batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+            a, b = (x.expand(*batch, *x.shape[-2:]) for x in (a, b))
     check_options("tropical_matmul", a.dtype, semiring, temperature, return_indices, nan, out_dtype)
     if out_dtype is not None and out_dtype != value_dtype(a.dtype):
         a, b = a.to(out_dtype), b.to(out_dtype)
-    if b.dim() > 2 and a.shape[:-2] != b.shape[:-2]:
-        check_batches("tropical_matmul", a.shape[:-2], b.shape[:-2], "b")
-        batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-        a, b = (x.expand(*batch, *x.shape[-2:]) for x in (a, b))
     ignore_nan = nan == "ignore"
     if semiring == "log":
         values = log_matmul(*_as_products(a, b), temperature, ignore_nan)
         return values.reshape(*a.shape[:-1], b.shape[-1])
-    values, winners = _MATMUL(a, b, semiring, return_indices, ignore_nan)
+    values, winners = _MATMUL.call(a, b, semiring, return_indices, ignore_nan)
     return TropicalMatmul(values, winners.long()) if return_indices else values

@@ -14,14 +14,14 @@ from .. import backend, memory
 from .definition import FLOATS, INTEGERS, MOST_CANDIDATES, SEMIRINGS, value_dtype
 
 _SUPPORTED = frozenset((*FLOATS, *INTEGERS))
-_ORDINARY = (Tensor, torch.nn.Parameter)
+_ORDINARY, _STRIDED = (Tensor, torch.nn.Parameter), torch.strided
 
 
-def are_plain(a: Tensor, b: Tensor, b_rank: int) -> bool:
-    """Whether these are factors on the CPU that `check_factors` takes and `under_autocast` leaves alone.
+def fit(a: Tensor, b: Tensor, b_rank: int) -> bool:
+    """Whether these are factors on the CPU, one b for all of a, that the checks below pass and autocast leaves alone.
 
     A small call takes no longer than its checks: these are the cheapest questions that Python can ask. Where the answer
-    is no, those two say why, or that all is well.
+    is no, the others say why, or that all is well. Autocast has the log semiring alone computed otherwise.
     """
     try:
         return (
@@ -31,11 +31,10 @@ def are_plain(a: Tensor, b: Tensor, b_rank: int) -> bool:
             and b.is_cpu
             and (dtype := a.dtype) is b.dtype
             and dtype in _SUPPORTED
-            and a.layout is torch.strided is b.layout
+            and a.layout is b.layout is _STRIDED
             and len(a_shape := a.shape) > 1
-            and len(b.shape) >= b_rank
-            and a_shape[-1] <= MOST_CANDIDATES
-            and not torch.is_autocast_enabled("cpu")
+            and len(b_shape := b.shape) == b_rank
+            and a_shape[-1] == b_shape[0] <= MOST_CANDIDATES
         )
     except RuntimeError:  # a nested tensor has no shape
         return False
