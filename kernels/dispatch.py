@@ -198,6 +198,7 @@ def _function(name: str, dispatched: Callable[..., Any], gradient: Gradient) -> 
 # ------------------------------------------------------------------------------------------------ registration
 
 _OPERATORS: list[Operator] = []
+_UNDER_VMAP = "FuncTorchBatchedDecomposition", "Batched"  # torch.func's, and that of torch.autograd's batched gradients
 
 
 def operator(
@@ -231,7 +232,8 @@ def operator(
     if vmap is not None:
         torch.library.register_vmap(qualified, vmap)  # pyright: ignore[reportOptionalCall]
     if decomposition is not None:
-        torch.library.impl(qualified, "FuncTorchBatchedDecomposition", decomposition)
+        for key in _UNDER_VMAP:
+            torch.library.impl(qualified, key, decomposition)
     if plan is not None:
         torch.library.define(f"{qualified}_plan", f"({signature.split(' -> ')[0].replace('!', '')} -> int[]", tags=tags)
         torch.library.impl(f"{qualified}_plan", "CompositeExplicitAutograd", plan)
@@ -242,8 +244,8 @@ def operator(
         common = ["Tensor?[] grads", "Tensor?[] saved", "SymInt[] sizes", "bool[] needs"]
         torch.library.define(f"{qualified}_gradient", f"({', '.join(common + options)}) -> Tensor[]", tags=tags)
         torch.library.impl(f"{qualified}_gradient", "CompositeImplicitAutograd", gradient.backward)
-        # under vmap too the operators that it is made of are called in its place
-        torch.library.impl(f"{qualified}_gradient", "FuncTorchBatchedDecomposition", gradient.backward)
+        for key in _UNDER_VMAP:  # where the operators that it is made of are called in its place
+            torch.library.impl(f"{qualified}_gradient", key, gradient.backward)
     made = Operator(name, gradient, plan is not None)
     with _loading:
         _OPERATORS.append(made)

@@ -17,6 +17,7 @@ from .contenders import Function, Prepare, called, compiled, trained
 from .spec import Contender, Misuse, Sample, Shape, Spec, Workload, register
 from .tropical_matmul import SEMIRINGS, cpu, tropical_matmul, tropical_matmul_ref
 from .tropical_matmul.arguments import (
+    are_alike,
     as_temperature,
     check_batches,
     check_factors,
@@ -95,7 +96,7 @@ def tropical_matvec(
     """
     if type(temperature) is not float:
         temperature = as_temperature("tropical_matvec", temperature)
-    if semiring == "log" or not fit(a, x, 1):
+    if semiring == "log" or not (fit(a, x, 1) and are_alike(a, x)):
         if not (isinstance(a, Tensor) and isinstance(x, Tensor)) and has_torch_function_variadic(a, x):
             options = {"semiring": semiring, "temperature": temperature, "return_indices": return_indices}
             # which torch.fx traces

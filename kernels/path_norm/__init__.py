@@ -61,6 +61,7 @@ def _backward(slope: Tensor, weights: Sequence[Tensor], passes: Tensor, p: int, 
 def _backward_in_torch(slope: Tensor, weights: Sequence[Tensor], passes: Tensor, p: int, log: bool) -> list[Tensor]:
     """Made of operations that torch differentiates."""
     slopes = torch.func.grad(lambda each: _in_torch(each, p, log))(tuple(weights))
+    slope = slope.unsqueeze(0)  # functorch fails on scalars of no sample
     return [slope * each for each in slopes]
 
 

@@ -23,6 +23,7 @@ from .arguments import (
     check_batches,
     check_factors,
     check_options,
+    check_tensors,
     check_winners,
     fit,
     under_autocast,
@@ -50,6 +51,8 @@ def _forward(a: Tensor, b: Tensor, semiring: str, with_winners: bool, ignore_nan
 
     Winners that were not asked for are [0].
     """
+    if a.device.type == "cpu":
+        check_tensors("tropical_matmul", a=a, b=b)
     shape, K = (*a.shape[:-1], b.shape[-1]), a.shape[-1]
     if a.numel() * b.numel() == 0:  # nothing to launch: no output, or K = 0, where every output is the semiring's zero
         dtype = value_dtype(a.dtype)
@@ -66,6 +69,7 @@ def _forward(a: Tensor, b: Tensor, semiring: str, with_winners: bool, ignore_nan
 
 
 def _plan(a: Tensor, b: Tensor, semiring: str, with_winners: bool, ignore_nan: bool) -> Plan:
+    check_tensors("tropical_matmul", a=a, b=b)
     if a.numel() * b.numel() == 0 or _forward_of(a) != "cpp":
         return []
     products = _as_products(a, b)

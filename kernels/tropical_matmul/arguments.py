@@ -14,14 +14,15 @@ from .. import backend, memory
 from .definition import FLOATS, INTEGERS, MOST_CANDIDATES, SEMIRINGS, value_dtype
 
 _SUPPORTED = frozenset((*FLOATS, *INTEGERS))
-_ORDINARY, _STRIDED = (Tensor, torch.nn.Parameter), torch.strided
+_ORDINARY = (Tensor, torch.nn.Parameter)
 
 
 def fit(a: Tensor, b: Tensor, b_rank: int) -> bool:
-    """Whether these are factors on the CPU, one b for all of a, that the checks below pass and autocast leaves alone.
+    """Whether these are tensors on the CPU of sizes that fit, one b for all of a, which the operator checks further.
 
     A small call takes no longer than its checks: these are the cheapest questions that Python can ask. Where the answer
-    is no, the others say why, or that all is well. Autocast has the log semiring alone computed otherwise.
+    is no, `check_factors` says why, or that all is well. What dtypes and layouts decide the operator checks on the CPU,
+    once for each kind of call. Autocast has the log semiring alone computed otherwise.
     """
     try:
         return (
@@ -29,15 +30,17 @@ def fit(a: Tensor, b: Tensor, b_rank: int) -> bool:
             and type(b) in _ORDINARY
             and a.is_cpu
             and b.is_cpu
-            and (dtype := a.dtype) is b.dtype
-            and dtype in _SUPPORTED
-            and a.layout is b.layout is _STRIDED
             and len(a_shape := a.shape) > 1
             and len(b_shape := b.shape) == b_rank
             and a_shape[-1] == b_shape[0] <= MOST_CANDIDATES
         )
     except RuntimeError:  # a nested tensor has no shape
         return False
+
+
+def are_alike(a: Tensor, b: Tensor) -> bool:
+    """What `check_tensors` asks of two tensors on the CPU."""
+    return a.dtype is b.dtype and a.dtype in _SUPPORTED and a.layout is b.layout is torch.strided
 
 
 def under_autocast(a: Tensor, b: Tensor, semiring: str) -> tuple[Tensor, Tensor]:

@@ -388,6 +388,11 @@ class Product : Semiring<T, C, Round, Op, Other> {
                         __builtin_prefetch(source + (k + STRIP) * row + j);
                     for (int j = 0; j < NR; ++j) panel[k * NR + j] = C(sign * widen<C>(source[k * row + j]));
                 }
+            } else if (column == 1) {
+                for (int64_t k = strip; k < end; ++k) {
+                    for (int64_t j = 0; j < width; ++j) panel[k * NR + j] = C(sign * widen<C>(source[k * row + j]));
+                    std::fill(panel + k * NR + width, panel + (k + 1) * NR, C(0));
+                }
             } else {
                 for (int64_t j = 0; j < NR; ++j)
                     for (int64_t k = strip; k < end; ++k)
