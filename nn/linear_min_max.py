@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ..kernels import tropical_matmul
 from .kmedoids import KMedoids, kmedoids
@@ -47,6 +47,23 @@ def _units_by_class(counts: Tensor, hidden: int) -> list[int]:
         claims[units == counts] = -1.0
         units[claims.argmax()] += 1
     return units.tolist()
+
+
+@fx.wrap  # each is one node of a traced graph: what it checks is known when it runs
+def _linear(x: Tensor, A: Tensor) -> Tensor:
+    if x.dim() == 0 or x.shape[-1] != A.shape[1]:
+        raise ValueError(f"LinearMinMax: x has shape {tuple(x.shape)}; expected [..., {A.shape[1]}] (in_features)")
+    return x @ A.T
+
+
+@fx.wrap
+def _units(x: Tensor, weight: Tensor, semiring: str) -> Tensor:
+    return tropical_matmul(x, weight.T, semiring=semiring)
+
+
+@fx.wrap
+def _rows_of(x: Tensor, f: Tensor) -> Tensor:
+    return f.reshape(*x.shape[:-1], f.shape[-1])
 
 
 class LinearMinMax(nn.Module):
@@ -105,23 +122,19 @@ class LinearMinMax(nn.Module):
 
     def linear(self, x: Tensor) -> Tensor:
         """z = A x: [..., d] → [..., 2d]."""
-        if x.dim() == 0 or x.shape[-1] != self.in_features:
-            raise ValueError(
-                f"LinearMinMax: x has shape {tuple(x.shape)}; expected [..., {self.in_features}] (in_features)"
-            )
-        return x @ self.A.T
+        return _linear(x, self.A)
 
     def min_units(self, z: Tensor) -> Tensor:
         """u_j = min_i (z_i + W1_ji): [N, 2d] → [N, q]."""
-        return tropical_matmul(z, self.W1.T, semiring="min_plus")
+        return _units(z, self.W1, "min_plus")
 
     def max_units(self, u: Tensor) -> Tensor:
         """f_k = max_j (u_j + W2_kj): [N, q] → [N, K]."""
-        return tropical_matmul(u, self.W2.T)
+        return _units(u, self.W2, "max_plus")
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.linear(x).reshape(-1, 2 * self.in_features)
-        return self.max_units(self.min_units(z)).reshape(*x.shape[:-1], self.classes)
+        return _rows_of(x, self.max_units(self.min_units(z)))
 
     @torch.no_grad()
     def init_kmedoids(

@@ -7,9 +7,17 @@ an output has one entry in x and one in w, and the backward is a scatter of O(ba
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ..kernels import tropical_matmul
+
+
+@fx.wrap  # one node of a traced graph: what it checks is known when it runs
+def _product(x: Tensor, weight: Tensor, semiring: str, name: str) -> Tensor:
+    O, I = weight.shape
+    if x.dim() == 0 or x.shape[-1] != I:
+        raise ValueError(f"{name}: x has shape {tuple(x.shape)}; expected [..., {I}] (in_features)")
+    return tropical_matmul(x.reshape(-1, I), weight.T, semiring=semiring).reshape(*x.shape[:-1], O)
 
 
 class _TropicalLinear(nn.Module):
@@ -39,12 +47,7 @@ class _TropicalLinear(nn.Module):
         nn.init.uniform_(self.weight, -1.0, 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() == 0 or x.shape[-1] != self.in_features:
-            raise ValueError(
-                f"{type(self).__name__}: x has shape {tuple(x.shape)}; expected [..., {self.in_features}] (in_features)"
-            )
-        y = tropical_matmul(x.reshape(-1, self.in_features), self.weight.T, semiring=self.semiring)
-        return y.reshape(*x.shape[:-1], self.out_features)
+        return _product(x, self.weight, self.semiring, type(self).__name__)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"

@@ -29,8 +29,8 @@ __all__ = [
 torch.library.define(
     "tropigrad::path_step",
     "(Tensor(a!)[] parameters, Tensor[] grads, Tensor(b!)[] momenta, Tensor(c!)? run_momentum, Tensor(d!) events, "
-    "SymInt[] shapes, bool[] biased, Tensor lr, float momentum, float weight_decay, float least_ratio, float floor) "
-    "-> ()",
+    "SymInt[] shapes, bool[] biased, Tensor lr, float momentum, float weight_decay, float least_ratio, float floor, "
+    "bool norms) -> ()",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
@@ -106,9 +106,10 @@ def path_step(
         shapes: how the elements of each layer's weight lie as edges [G, O, I, T]; G · I nodes in are the G · O nodes
             out of the layer before.
         run_momentum: that of V, [skeleton(shapes, device).runs], where options.momentum is not 0.
-        events: int64 [2], on that device; to it is added how many R the bounds held, and how many of those were not
-            positive.
-        options: learning rate, a number or a tensor [], momentum, weight decay and the bounds.
+        events: int64 [3], on that device; to it is added how many R the bounds held, how many of those were not
+            positive, and how many weights kept their values because the new ones would not have been finite.
+        options: learning rate, a number or a tensor [], momentum, weight decay, the bounds, and whether the chain is
+            measured by path norms.
 
     Raises:
         TypeError: something is no strided tensor, or of another dtype.
@@ -178,7 +179,7 @@ def _check(layers: Sequence[Layer], shapes: Sequence[Shape], run_momentum, event
             _check_tensor(f"{name}.bias_grad", bias_grad, dtype, device, (nodes,), in_one_piece=False)
             _check_momentum(f"{name}.bias_momentum", bias_momentum, moving, dtype, device, (nodes,))
     _check_momentum("run_momentum", run_momentum, moving, dtype, device)
-    _check_tensor("events", events, torch.int64, device, (2,))
+    _check_tensor("events", events, torch.int64, device, (3,))
 
 
 def _check_momentum(name: str, x: Tensor | None, moving: bool, dtype, device, shape=None) -> None:

@@ -4,7 +4,14 @@
 // layer, and the inner loops run over contiguous memory. Sums over a layer are one task each: their order, and so every
 // bit, is the same on any number of threads.
 
+#include <cmath>
+#include <utility>
+
 #include "../native.hpp"
+
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -52,8 +59,23 @@ struct Bones {
 };
 
 struct Step {
-    double lr, momentum, weight_decay, least_ratio, floor;
+    double lr, momentum, weight_decay, least_ratio, floor, norms;
 };
+
+// False of NaN as well.
+inline bool is_finite(Element x) { return x - x == 0; }
+
+// Whether every lane is.
+inline bool all_finite(Simd<Element>::Vector x) {
+    const auto drift = bit_cast<Simd<int64_t>::Vector>(x - x);
+#if defined(__AVX__) && !defined(__AVX512F__)
+    return _mm256_testz_si256(__m256i(drift), __m256i(drift));
+#else
+    int64_t bits = 0;
+    for (int at = 0; at < Simd<int64_t>::WIDTH; ++at) bits |= drift[at];
+    return bits == 0;
+#endif
+}
 
 // Σ w g over each row, and over each column of the rows of a group, taps beside each other: `columns`
 // [G, I · T], 0 on entry.
@@ -86,39 +108,94 @@ struct Factors {
     Element *psi, *inverse, *ratio;  // P or S, its inverse, and 1 / p or 1 / q
 };
 
-// Rows [first, last) of a layer: u ← u − η m_u, then w = u / ψ over the ratios of its ends.
-void update(const Shape& shape, const Layer& layer, const Step& step, const Factors& sources, const Factors& targets,
-            int64_t first, int64_t last) {
+// Rows [first, last) of a layer: u ← u − η m_u, then w = u / ψ over the ratios of its ends. Returns how many weights
+// kept their values, and momenta theirs, because the new ones would not have been finite.
+template <bool MOVING>
+int64_t update(const Shape& shape, const Layer& layer, const Step& step, const Factors& sources,
+               const Factors& targets, int64_t first, int64_t last) {
+    using V = typename Simd<Element>::Vector;
+    constexpr int WIDTH = Simd<Element>::WIDTH, BLOCK = 4;
+    int64_t kept = 0;
     const int64_t row = shape.row();
-    const Element lr = step.lr, momentum = step.momentum, decay = step.weight_decay, kept = 1 - step.lr * decay;
+    const Element lr = step.lr, momentum = step.momentum, decay = step.weight_decay, left = 1 - step.lr * decay;
     for (int64_t target = first; target < last; ++target) {
-        Element* __restrict__ w = layer.weight + target * row;
-        const Element* __restrict__ g = layer.grad + target * row;
+        Element* const w = layer.weight + target * row;
+        Element* const m = MOVING ? layer.momentum + target * row : nullptr;
+        const Element* const g = layer.grad + target * row;
         const int64_t at = target / shape.outputs * row;
         const Element *prefix = sources.psi + at, *inverse = sources.inverse + at;
         const Element *ratio = sources.ratio + at;
         const Element suffix = targets.psi[target], over = targets.inverse[target], behind = targets.ratio[target];
-        if (layer.momentum) {
-            Element* __restrict__ m = layer.momentum + target * row;
-            for (int64_t e = 0; e < row; ++e) {
-                const Element once = inverse[e] * over, slope = g[e] * once + decay * (prefix[e] * suffix) * w[e];
-                m[e] = momentum * m[e] + slope;
-                w[e] = (w[e] - lr * m[e] * once) * (behind * ratio[e]);
+        const Element length = lr * over * over;
+        // What w and m become at e; V: elements side by side, or one.
+        const auto moved = [=](auto zero, int64_t e) {
+            using V = decltype(zero);
+            const V weight = load<V>(w + e), grad = load<V>(g + e), over_source = load<V>(inverse + e);
+            const V ratios = behind * load<V>(ratio + e);
+            if constexpr (MOVING) {
+                const V once = over_source * over;
+                const V slope = grad * once + decay * (load<V>(prefix + e) * suffix) * weight;
+                const V velocity = momentum * load<V>(m + e) + slope;
+                return std::pair<V, V>((weight - lr * velocity * once) * ratios, velocity);
+            } else {
+                const V found = (left * weight - length * (over_source * over_source) * grad) * ratios;
+                return std::pair<V, V>(found, found);
             }
-        } else {
-            const Element length = lr * over * over;
-            for (int64_t e = 0; e < row; ++e) {
-                w[e] = (kept * w[e] - length * (inverse[e] * inverse[e]) * g[e]) * (behind * ratio[e]);
+        };
+        const auto one = [=, &kept](int64_t e) {
+            const auto [weight, velocity] = moved(Element{}, e);
+            if (!is_finite(weight)) {
+                ++kept;
+                return;
+            }
+            w[e] = weight;
+            if (MOVING) m[e] = velocity;
+        };
+        int64_t e = 0;
+        for (; e + BLOCK * WIDTH <= row; e += BLOCK * WIDTH) {
+            std::pair<V, V> found[BLOCK];
+            V sum{};  // finite only if all are; if all are it may overflow, and they are looked at one by one
+            for (int b = 0; b < BLOCK; ++b) found[b] = moved(V{}, e + b * WIDTH), sum += found[b].first;
+            if (__builtin_expect(!all_finite(sum), false)) {
+                for (int64_t at = e; at < e + BLOCK * WIDTH; ++at) one(at);
+                continue;
+            }
+            for (int b = 0; b < BLOCK; ++b) {
+                store(w + e + b * WIDTH, found[b].first);
+                if (MOVING) store(m + e + b * WIDTH, found[b].second);
             }
         }
+        for (; e < row; ++e) one(e);
         if (layer.bias) {
             Element slope = layer.bias_grad[target] * over + decay * suffix * layer.bias[target];
-            if (layer.bias_momentum) {
-                slope += momentum * layer.bias_momentum[target];
-                layer.bias_momentum[target] = slope;
+            if (layer.bias_momentum) slope += momentum * layer.bias_momentum[target];
+            const Element moved = (layer.bias[target] - lr * slope * over) * behind;
+            if (is_finite(moved)) {
+                layer.bias[target] = moved;
+                if (layer.bias_momentum) layer.bias_momentum[target] = slope;
+            } else {
+                ++kept;
             }
-            layer.bias[target] = (layer.bias[target] - lr * slope * over) * behind;
         }
+    }
+    return kept;
+}
+
+// Of rows [first, last) of a layer Σ w² A_i, with A of the sources laid out as rows [G, I · T].
+void norms(const Shape& shape, const Layer& layer, const Element* of_sources, double* found, int64_t first,
+           int64_t last) {
+    using V = typename Simd<Element>::Vector;
+    constexpr int WIDTH = Simd<Element>::WIDTH;
+    const int64_t row = shape.row();
+    for (int64_t target = first; target < last; ++target) {
+        const Element *w = layer.weight + target * row, *A = of_sources + target / shape.outputs * row;
+        V sums{};
+        int64_t e = 0;
+        for (; e + WIDTH <= row; e += WIDTH) sums += load<V>(w + e) * load<V>(w + e) * load<V>(A + e);
+        Element sum = 0;
+        for (int lane = 0; lane < WIDTH; ++lane) sum += sums[lane];
+        for (; e < row; ++e) sum += w[e] * w[e] * A[e];
+        found[target] = sum;
     }
 }
 
@@ -136,8 +213,8 @@ struct Call {
     int64_t runs, special, weights, threads;
 };
 
-// pointers: [count, 6], as in Layer, then the runs' momentum, events [2], to which are added the R that were held and
-// those of them not positive, and the settings, five numbers, as in Step.
+// pointers: [count, 6], as in Layer, then the runs' momentum, events [3], to which are added the R that were held, those
+// of them not positive and the weights that kept their values, and the settings, six numbers, as in Step.
 int path_step(const Call* call, void* const* pointers) noexcept {
     return guarded([&] {
         const auto [count, sizes, reduced, nodes, runs, special, weights, threads_] = *call;
@@ -145,7 +222,7 @@ int path_step(const Call* call, void* const* pointers) noexcept {
         Element* const run_momentum = static_cast<Element*>(pointers[6 * count]);
         int64_t* const events = static_cast<int64_t*>(pointers[6 * count + 1]);
         const auto setting = [&](int which) { return *static_cast<const double*>(pointers[6 * count + 2 + which]); };
-        const Step step{setting(0), setting(1), setting(2), setting(3), setting(4)};
+        const Step step{setting(0), setting(1), setting(2), setting(3), setting(4), setting(5)};
         std::vector<Shape> shapes(count);
         std::vector<Layer> layers(count);
         std::vector<int64_t> start(count + 1, 0);  // of hidden layer h in vectors over all hidden nodes
@@ -164,6 +241,74 @@ int path_step(const Call* call, void* const* pointers) noexcept {
         for (const Shape& shape : shapes) size += 4 * (shape.groups * shape.row() + shape.targets());
         Workspace workspace(size);
         const auto values = [&](int64_t count, Element value = 0) { return workspace.take(count, value); };
+
+        const auto ones = [&](int64_t count) { return Factors{values(count, 1), values(count, 1), values(count, 1)}; };
+        std::vector<Factors> sources(count), targets(count);
+        int64_t kept = 0, edges = 0;  // edges: how many there are, biases too
+        for (int64_t l = 0; l < count; ++l) edges += shapes[l].targets() * (shapes[l].row() + (layers[l].bias != nullptr));
+
+        // all(l, first, last), with rows of every layer from `begin` to before `end`, in tasks of some `weights` each
+        const auto by_tasks = [&](int64_t begin, int64_t end, const auto& all) {
+            std::vector<int64_t> task(count + 1, 0);  // the first task of each layer
+            for (int64_t l = 0; l < count; ++l) {
+                const int64_t its = ceil_div(shapes[l].targets() * shapes[l].row(), weights);
+                task[l + 1] = task[l] + (begin <= l && l < end ? its : 0);
+            }
+            std::atomic<int64_t> next{0};
+            in_parallel(threads, [&](int) {
+                int64_t l = 0;
+                for (int64_t t = next++; t < task[count]; t = next++) {
+                    while (t >= task[l + 1]) ++l;
+                    const int64_t rows_of = shapes[l].targets(), tasks = task[l + 1] - task[l], part = t - task[l];
+                    all(l, rows_of * part / tasks, rows_of * (part + 1) / tasks);
+                }
+            });
+        };
+        const auto move = [&] {
+            std::atomic<int64_t> all_kept{0};
+            by_tasks(0, count, [&](int64_t l, int64_t first, int64_t last) {
+                const auto its = layers[l].momentum ? update<true> : update<false>;
+                all_kept += its(shapes[l], layers[l], step, sources[l], targets[l], first, last);
+            });
+            return all_kept.load();
+        };
+
+        if (step.norms != 0) {
+            std::vector<std::vector<double>> A(count);  // of the targets of each layer, at a mean of 1
+            std::vector<double> logs(count + 1, 0.0);  // of what A was divided by
+            for (int64_t l = 0; l < count; ++l) {
+                const Shape& shape = shapes[l];
+                sources[l] = ones(shape.groups * shape.row()), targets[l] = ones(shape.targets());
+                Element* const of_sources = values(shape.groups * shape.row(), 1);
+                for (int64_t i = 0; l > 0 && i < shape.sources(); ++i) {
+                    std::fill_n(of_sources + i * shape.taps, shape.taps, Element(A[l - 1][i]));
+                }
+                A[l].resize(shape.targets());
+                by_tasks(l, l + 1, [&](int64_t, int64_t first, int64_t last) {
+                    norms(shape, layers[l], of_sources, A[l].data(), first, last);
+                });
+                double mean = 0;
+                for (int64_t j = 0; j < shape.targets(); ++j) {
+                    const double bias = layers[l].bias && l + 1 < count ? layers[l].bias[j] : 0;
+                    mean += A[l][j] += bias * bias * std::exp(-logs[l]);
+                }
+                mean /= shape.targets();
+                logs[l + 1] = logs[l] + std::log(mean);
+                for (double& each : A[l]) each = each / mean == 0 ? 1 : each / mean;
+            }
+            for (int64_t h = 0; h + 1 < count; ++h) {
+                const double profile = std::exp(logs[count] * (h + 1) / count - logs[h + 1]);
+                for (int64_t j = 0; j < shapes[h].targets(); ++j) {
+                    const Element c = std::sqrt(profile / A[h][j]), over = 1 / c;
+                    targets[h].psi[j] = c, targets[h].inverse[j] = over;
+                    const int64_t taps = shapes[h + 1].taps;
+                    std::fill_n(sources[h + 1].psi + j * taps, taps, over);
+                    std::fill_n(sources[h + 1].inverse + j * taps, taps, c);
+                }
+            }
+            events[2] += move();
+            return true;
+        }
 
         Element *w_in = values(hidden), *w_out = values(hidden), *P = values(hidden), *S = values(hidden);
         Element *surplus = values(hidden), *through = values(hidden);
@@ -211,26 +356,32 @@ int path_step(const Call* call, void* const* pointers) noexcept {
             flow[run[node]] += surplus[node] - through[node];
             if (!met[run[node]]) value[run[node]] = P[node] * S[node], met[run[node]] = 1;
         }
+        const auto slope_of = [&](int64_t k) {
+            const Element slope = flow[k] / value[k] + Element(step.weight_decay) * value[k];
+            return run_momentum ? Element(step.momentum) * run_momentum[k] + slope : slope;
+        };
+        bool is_sound = true;
         for (int64_t k = 0; k < runs; ++k) {
-            const Element v = value[k], size = v < 0 ? -v : v;
-            Element slope = flow[k] / v + Element(step.weight_decay) * v;
-            if (run_momentum) slope = run_momentum[k] = Element(step.momentum) * run_momentum[k] + slope;
-            const Element wanted = 1 - Element(step.lr) * slope / v;
+            ratio[k] = 1 - Element(step.lr) * slope_of(k) / value[k];
+            is_sound = is_sound && value[k] != 0 && is_finite(value[k]) && is_finite(ratio[k]);
+        }
+        if (!is_sound) {
+            events[2] += edges;
+            return true;
+        }
+        for (int64_t k = 0; k < runs; ++k) {
+            const Element wanted = ratio[k], size = value[k] < 0 ? -value[k] : value[k];
             const Element least = std::min(Element(1), std::max(Element(step.least_ratio), Element(step.floor) / size));
             const bool held = wanted < least;
             events[0] += held;
             events[1] += held && wanted <= 0;
-            if (held && run_momentum) run_momentum[k] = 0;
+            if (run_momentum) run_momentum[k] = held ? 0 : slope_of(k);
             ratio[k] = held ? least : wanted;
         }
 
-        std::vector<Factors> sources(count), targets(count);
-        std::vector<int64_t> task(count + 1, 0);  // the first task of each layer
         for (int64_t l = 0; l < count; ++l) {
             const Shape& shape = shapes[l];
-            const int64_t row = shape.groups * shape.row();
-            sources[l] = {values(row, 1), values(row, 1), values(row, 1)};
-            targets[l] = {values(shape.targets(), 1), values(shape.targets(), 1), values(shape.targets(), 1)};
+            sources[l] = ones(shape.groups * shape.row()), targets[l] = ones(shape.targets());
             for (int64_t i = 0; l > 0 && i < shape.sources(); ++i) {
                 const int64_t node = start[l - 1] + i;
                 const Element inverse = 1 / P[node], over = l > special ? 1 / ratio[run[node]] : Element(1);
@@ -243,33 +394,29 @@ int path_step(const Call* call, void* const* pointers) noexcept {
                 targets[l].psi[j] = S[node], targets[l].inverse[j] = 1 / S[node];
                 if (l < special) targets[l].ratio[j] = 1 / ratio[run[node]];
             }
-            task[l + 1] = task[l] + ceil_div(shape.targets() * shape.row(), weights);
         }
-        next = 0;
-        in_parallel(threads, [&](int) {
-            int64_t l = 0;
-            for (int64_t t = next++; t < task[count]; t = next++) {
-                while (t >= task[l + 1]) ++l;
-                const int64_t rows_of = shapes[l].targets(), tasks = task[l + 1] - task[l], part = t - task[l];
-                const int64_t first = rows_of * part / tasks, last = rows_of * (part + 1) / tasks;
-                update(shapes[l], layers[l], step, sources[l], targets[l], first, last);
-            }
-        });
+        kept = move();
 
         // by the ratios themselves, not their inverses: R / R is 1, and what is frozen keeps its bits
         const auto p = [&](int64_t l, int64_t i) { return l > special ? ratio[run[start[l - 1] + i]] : Element(1); };
         const auto q = [&](int64_t l, int64_t j) {
             return l < special && l + 1 < count ? ratio[run[start[l] + j]] : Element(1);
         };
+        const auto place = [&](Element& edge, Element weight, Element scale) {
+            const bool moves = is_finite(weight * scale);
+            edge = moves ? weight * scale : weight;
+            kept += !moves;
+        };
         for (int64_t h = 0; h + 1 < count; ++h) {
             for (int64_t j = 0, node = start[h]; node < start[h + 1]; ++j, ++node) {
                 const Element own = ratio[run[node]], into = own / (p(h, bones.source[node]) * q(h, j));
-                layers[h].weight[bones.in[node]] = w_in[node] * into;
+                place(layers[h].weight[bones.in[node]], w_in[node], into);
                 if (!bones.ends[node]) continue;
                 const Element out = own / (p(h + 1, j) * q(h + 1, bones.target[node]));
-                layers[h + 1].weight[bones.out[node]] = w_out[node] * out;
+                place(layers[h + 1].weight[bones.out[node]], w_out[node], out);
             }
         }
+        events[2] += kept;
         return true;
     });
 }

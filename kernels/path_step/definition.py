@@ -22,8 +22,23 @@ p_j = q_j R_j⁻¹ = 1 before it, and p = q = 1 at the ends of the chain,
 
 which leaves the skeleton outside layer s bit for bit as it was wherever the widths have one maximum, and s is there.
 
+Paths with two edges off the skeleton have values u_e u_f / V, so a skeleton whose V are small, as torch's default
+initialisation draws it, is no measure. Then a chain can be measured by the norms of all its paths instead. With A_j
+the sum over the paths from the inputs to node j, of layer l, of their squared values (Σ w² A_i + b² over edges into j,
+A = 1 at the inputs), and Γ the mean of A over the outputs, the step is that of SGD in the one scaling of the nodes in
+which the A of each hidden node is Γ^(l/L), as is their mean in layer l where each layer shrinks A alike:
+
+    c_j² = Γ^(l/L) / A_j     c = 1 at the ends     w_e ← w_e − η g_e (c_i / c_j)²     b ← b − η g_b / c_j²
+
+All edges move so, those of the skeleton too. No scaling of the nodes changes this step either.
+
+A weight, or a momentum, whose new value would not be finite keeps the one it has. So does a whole chain where a V is 0
+or not finite or an R is not finite, for then nothing on it has a path value.
+
 Source: Meng et al., "G-SGD: Optimizing ReLU Neural Networks in its Positively Scale-Invariant Space", ICLR 2019
-(basis paths, skeleton, inverse chain rule and weight allocation at skeleton = 1); the general form is our own.
+(basis paths, skeleton, inverse chain rule and weight allocation at skeleton = 1); the general form is our own. The
+norms of paths: Neyshabur, Salakhutdinov & Srebro, "Path-SGD: Path-Normalized Optimization in Deep Neural Networks",
+NeurIPS 2015.
 """
 
 from __future__ import annotations
@@ -177,13 +192,14 @@ class Layer(NamedTuple):
 
 
 class Options(NamedTuple):
-    """Of one step. No R may be below `least_ratio`, nor take |V| below `floor`."""
+    """Of one step. No R may be below `least_ratio`, nor take |V| below `floor`; `norms`: measured by path norms."""
 
     lr: float | Tensor
     momentum: float = 0.0
     weight_decay: float = 0.0
     least_ratio: float = 0.5
     floor: float = 0.1
+    norms: bool = False
 
 
 def node_flows(layers: Sequence[Layer], shapes: Sequence[Shape], reduced: Sequence[bool]) -> list[Tensor]:
@@ -209,20 +225,77 @@ class Ends(NamedTuple):
 
 
 def velocity(x: Tensor, slope: Tensor, momentum: Tensor | None, options: Options) -> Tensor:
-    """m ← μ m + ∂L/∂x + λ x, in place where there is a momentum."""
+    """m' = μ m + ∂L/∂x + λ x, or without the first where there is no momentum."""
     slope = slope + options.weight_decay * x
-    return slope if momentum is None else momentum.mul_(options.momentum).add_(slope)
+    return slope if momentum is None else momentum * options.momentum + slope
 
 
-def move(layers: Sequence[Layer], shapes: Sequence[Shape], ends: Sequence[Ends], options: Options) -> None:
-    """The weights of all layers, in place, as if none were on the skeleton."""
+def settle(x: Tensor, new: Tensor, momentum: Tensor | None, velocity: Tensor, kept: Tensor) -> None:
+    """x ← new and m ← m', in place, wherever new is finite; how often it is not is added to `kept`, int64 []."""
+    if x.is_cpu and math.isfinite(new.sum()):  # a look at one number, where that waits for nothing
+        x.copy_(new)
+        if momentum is not None:
+            momentum.copy_(velocity)
+        return
+    finite = new.isfinite()
+    x.copy_(torch.where(finite, new, x))
+    if momentum is not None:
+        momentum.copy_(torch.where(finite, velocity, momentum))
+    kept.add_((~finite).sum())
+
+
+def move(
+    layers: Sequence[Layer], shapes: Sequence[Shape], ends: Sequence[Ends], options: Options, kept: Tensor
+) -> None:
+    """The weights of all layers, in place, as if none were on the skeleton; those not moved are counted in `kept`."""
     for layer, shape, (prefix, p, suffix, q) in zip(layers, shapes, ends, strict=True):
         G, O, I, _ = shape
         weight, grad = layer.weight.view(shape), layer.grad.reshape(shape)
         momentum = None if layer.momentum is None else layer.momentum.view(shape)
         ψ = prefix.view(G, 1, I, 1) * suffix.view(G, O, 1, 1)
-        step = velocity(ψ * weight, grad / ψ, momentum, options) / ψ
-        weight.sub_(options.lr * step).div_(p.view(G, 1, I, 1) * q.view(G, O, 1, 1))
+        m = velocity(ψ * weight, grad / ψ, momentum, options)
+        new = (weight - options.lr * (m / ψ)) / (p.view(G, 1, I, 1) * q.view(G, O, 1, 1))
+        settle(weight, new, momentum, m, kept)
+
+
+def _move_biases(layers: Sequence[Layer], ends: Sequence[Ends], options: Options, kept: Tensor) -> None:
+    for layer, (_, _, S, q) in zip(layers, ends, strict=True):
+        if layer.bias is not None and layer.bias_grad is not None:
+            m = velocity(S * layer.bias, layer.bias_grad / S, layer.bias_momentum, options)
+            settle(layer.bias, (layer.bias - options.lr * (m / S)) / q, layer.bias_momentum, m, kept)
+
+
+def evening(layers: Sequence[Layer], shapes: Sequence[Shape]) -> list[Tensor]:
+    """c of every hidden layer, [G · O] each: what scales its nodes so that their path norms are even.
+
+    A is kept at a mean of 1 from layer to layer, and the logarithms of what it was divided by are summed: products over
+    many layers leave the range of numbers. A node that no path reaches counts as one of mean norm.
+    """
+    A = layers[0].weight.new_ones(shapes[0].sources, dtype=torch.float64)
+    logs, found = [A.new_zeros(())], []
+    for layer, shape in zip(layers, shapes, strict=True):
+        squares = layer.weight.view(shape).square().sum(3)
+        squares = squares * A.to(layer.weight.dtype).view(shape.groups, 1, shape.inputs)
+        A = squares.sum(2).flatten().double()
+        if layer.bias is not None and len(found) < len(layers) - 1:
+            A = A + layer.bias.double().square() * logs[-1].neg().exp()
+        logs.append(logs[-1] + A.mean().log())
+        A = A / A.mean()
+        A = torch.where(A == 0, 1.0, A)
+        found.append(A)
+    L, dtype = len(layers), layers[0].weight.dtype
+    return [((logs[-1] * l / L - logs[l]).exp() / A).sqrt().to(dtype) for l, A in enumerate(found[:-1], 1)]
+
+
+def _step_by_norms(
+    layers: Sequence[Layer], shapes: Sequence[Shape], options: Options, kept: Tensor, move: Callable[..., None]
+) -> None:
+    c = evening(layers, shapes)
+    ends = [c[0].new_ones(n) for n in (shapes[0].sources, shapes[-1].targets)]
+    prefix, suffix = [ends[0], *(1 / x for x in c)], [*c, ends[1]]
+    of_layers = [Ends(P, torch.ones_like(P), S, torch.ones_like(S)) for P, S in zip(prefix, suffix, strict=True)]
+    move(layers, shapes, of_layers, options, kept)
+    _move_biases(layers, of_layers, options, kept)
 
 
 def path_step_ref(
@@ -236,11 +309,16 @@ def path_step_ref(
 ) -> None:
     """The step, in place, of all parameters, the momenta of `layers` and run_momentum [runs].
 
-    To events, int64 [2], is added how many R the bounds held, and how many of those were not positive. A momentum is
-    there for each parameter where options.momentum is not 0. node_flows and move are the two passes over the weights;
-    everything else is as small as the layers are wide.
+    To events, int64 [3], is added how many R the bounds held, how many of those were not positive, and how many weights
+    kept their values because the new ones would not have been finite. A momentum is there for each parameter where
+    options.momentum is not 0. node_flows and move are the two passes over the weights; everything else is as small as
+    the layers are wide.
     """
-    lr, _, _, least_ratio, floor = options
+    lr, _, _, least_ratio, floor, norms = options
+    kept = events[2]
+    if norms:
+        _step_by_norms(layers, bones.shapes, options, kept, move)
+        return
     edges = [layer.weight.view(-1) for layer in layers]
     through = [layer.grad.reshape(-1) for layer in layers]
     w_in = [edges[h][at] for h, at in enumerate(bones.edge_in)]
@@ -251,31 +329,42 @@ def path_step_ref(
     for h, last in enumerate(bones.ends_run):
         own[h][last] += w_out[h][last] * through[h + 1][bones.edge_out[h][last]]
     surplus = torch.cat(own) - torch.cat(node_flows(layers, bones.shapes, bones.reduced))
-    v = (torch.cat(prefix) * torch.cat(suffix))[bones.first]
+    P, S = torch.cat(prefix), torch.cat(suffix)
+    v = (P * S)[bones.first]
     slope = torch.zeros_like(v).index_add_(0, bones.run, surplus) / v
-    ratio = 1 - lr * velocity(v, slope, run_momentum, options) / v
+    m = velocity(v, slope, run_momentum, options)
+    ratio = 1 - lr * m / v
     least = (floor / v.abs()).clamp(least_ratio, 1.0)
-    held = ratio < least
+    is_sound = (v != 0).all() & ratio.isfinite().all() & v.isfinite().all()
+    held = (ratio < least) & is_sound
     if run_momentum is not None:
-        run_momentum.masked_fill_(held, 0.0)  # at a wall it has come to rest
-    ratios = torch.maximum(ratio, least)[bones.run].split(bones.widths)
+        m = m.masked_fill(held, 0.0)  # at a wall it has come to rest
+        run_momentum.copy_(torch.where(is_sound, m, run_momentum))
+    nothing = torch.where(is_sound, 1.0, math.nan).to(v.dtype)  # NaN times what moves the chain: all of it is kept
+    ratios = (torch.maximum(ratio, least) * nothing)[bones.run].split(bones.widths)
 
     ones = [x.new_ones(n) for x, n in ((v, bones.shapes[0].sources), (v, bones.shapes[-1].targets))]
-    prefix, suffix = [ones[0], *prefix], [*suffix, ones[1]]
+    prefix, suffix = [ones[0], *prefix], [*(S * nothing).split(bones.widths), ones[1] * nothing]
     p = [ones[0], *(r if h >= bones.special else torch.ones_like(r) for h, r in enumerate(ratios))]
     q = [*(r if h < bones.special else torch.ones_like(r) for h, r in enumerate(ratios)), ones[1]]
-    move(layers, bones.shapes, [Ends(*four) for four in zip(prefix, p, suffix, q, strict=True)], options)
-    for number, layer in enumerate(layers):
-        if layer.bias is not None and layer.bias_grad is not None:
-            S = suffix[number]
-            step = velocity(S * layer.bias, layer.bias_grad / S, layer.bias_momentum, options) / S
-            layer.bias.sub_(lr * step).div_(q[number])
+    ends = [Ends(*four) for four in zip(prefix, p, suffix, q, strict=True)]
+    move(layers, bones.shapes, ends, options, kept)
+    _move_biases(layers, ends, options, kept)
+    for number, edge in enumerate(edges):
         if number < len(layers) - 1:
             scale = ratios[number] / (p[number][bones.source[number]] * q[number])
-            edges[number][bones.edge_in[number]] = w_in[number] * scale
+            _place(edge, bones.edge_in[number], w_in[number], scale, kept, is_sound)
         if number > 0:
             last = bones.ends_run[number - 1]
             target = bones.target[number - 1][last]
             scale = ratios[number - 1][last] / (p[number][last] * q[number][target])
-            edges[number][bones.edge_out[number - 1][last]] = w_out[number - 1][last] * scale
-    events.add_(torch.stack((held.sum(), (held & (ratio <= 0)).sum())))
+            _place(edge, bones.edge_out[number - 1][last], w_out[number - 1][last], scale, kept, is_sound)
+    events[:2].add_(torch.stack((held.sum(), (held & (ratio <= 0)).sum())))
+
+
+def _place(edge: Tensor, at: Tensor, w: Tensor, scale: Tensor, kept: Tensor, is_sound: Tensor) -> None:
+    """w times scale on the skeleton's edges, or w where that is not finite; of an unsound chain `move` counted them."""
+    new = w * scale
+    finite = new.isfinite()
+    edge[at] = torch.where(finite, new, w)
+    kept.add_((~finite & is_sound).sum())

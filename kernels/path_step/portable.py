@@ -99,6 +99,7 @@ def _path_move_kernel(
     prefix_ptr, p_ptr,  # from SOURCES on, of each layer: [groups · INPUTS]
     suffix_ptr, q_ptr,  # from TARGETS on, of each layer: [groups · OUTPUTS]
     lr, momentum, decay,
+    kept_ptr,  # int64: how many weights were not moved
     TILES: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, TAPS: tl.constexpr,
     SOURCES: tl.constexpr, TARGETS: tl.constexpr,
     MOVING: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -122,8 +123,13 @@ def _path_move_kernel(
     if MOVING:
         m_ptrs = _of(layer, momenta) + offs
         velocity += momentum * tl.load(m_ptrs, inside, other=0.0)
-        tl.store(m_ptrs, velocity, inside)
-    tl.store(w_ptrs, (w - lr * velocity / psi) / ratio, inside)
+    moved = (w - lr * velocity / psi) / ratio
+    is_finite = tl.abs(moved) < float("inf")
+    if MOVING:
+        tl.store(m_ptrs, velocity, inside & is_finite)
+    tl.store(w_ptrs, moved, inside & is_finite)
+    kept = tl.sum((inside & (is_finite == 0)).to(tl.int32))
+    tl.atomic_add(kept_ptr, kept.to(tl.int64), mask=kept > 0)
 
 
 def takes(layers: Sequence[Layer], options: Options) -> bool:
@@ -156,7 +162,9 @@ def node_flows(layers: Sequence[Layer], shapes: Sequence[Shape], reduced: Sequen
     return [flows[h] for h in range(len(layers) - 1)]
 
 
-def move(layers: Sequence[Layer], shapes: Sequence[Shape], ends: Sequence[Ends], options: Options) -> None:
+def move(
+    layers: Sequence[Layer], shapes: Sequence[Shape], ends: Sequence[Ends], options: Options, kept: Tensor
+) -> None:
     """As the definition's."""
     config = MOVE.config(problem_of(tuple(shapes), layers[0].weight.dtype), layers[0].weight.device)
     for numbers in _launches(range(len(layers))):
@@ -167,7 +175,7 @@ def move(layers: Sequence[Layer], shapes: Sequence[Shape], ends: Sequence[Ends],
         momenta = tuple(layer.momentum for layer in some if layer.momentum is not None)
         _path_move_kernel[(programs,)](
             tuple(layer.weight for layer in some), grads, momenta or grads, prefix, p, suffix, q,
-            options.lr, options.momentum, options.weight_decay, **tiles,
+            options.lr, options.momentum, options.weight_decay, kept, **tiles,
             SOURCES=starts(shape.sources for shape in shapes_here),
             TARGETS=starts(shape.targets for shape in shapes_here),
             MOVING=bool(momenta), **config,

@@ -35,7 +35,7 @@ def chain(args: Sequence[Tensor], biases: bool, moving: bool):
         b = b.flatten().clone() if biases else None
         momenta = (torch.zeros_like(w), None if b is None else torch.zeros_like(b)) if moving else (None, None)
         layers.append(Layer(w, g, b, None if b is None else db.flatten(), *momenta))
-    events = torch.zeros(2, dtype=torch.int64, device=last.device)
+    events = torch.zeros(3, dtype=torch.int64, device=last.device)
     return layers, edges_of(copies), last.flatten().clone() if moving else None, events
 
 
@@ -152,6 +152,7 @@ def samples(device: torch.device) -> list[Sample]:
         "plain": {},
         "momentum": {"momentum": 0.9, "weight_decay": 0.1, "biases": False},
         "held": {"lr": 3.0, "momentum": 0.5, "least_ratio": 0.9, "floor": 0.6},
+        "norms": {"momentum": 0.9, "weight_decay": 0.1, "norms": True},
     }
     return [
         Sample(f"{name}-{label}", _inputs(shapes, torch.float64, device, seed), kwargs)
@@ -201,7 +202,7 @@ def misuses(device: torch.device) -> list[Misuse]:
         bad("no-run-momentum", ValueError, "run_momentum is a NoneType; expected a torch.Tensor, as", moving, μ=0.9),
         bad("runs", ValueError, r"run_momentum has shape \(2,\); expected \(3,\)", moving, run=run_momentum[:2], μ=0.9),
         bad("events", TypeError, "events is torch.float32", events=events.float()),
-        bad("event", ValueError, r"events has shape \(1,\); expected \(2,\)", events=events[:1]),
+        bad("event", ValueError, r"events has shape \(1,\); expected \(3,\)", events=events[:1]),
     ]  # fmt: skip
 
 
@@ -215,7 +216,7 @@ def raw_ops(device: torch.device) -> list[tuple[object, tuple[object, ...]]]:
             for at, step in ((0, 2), (1, 2), (4, 1))
         )
         sizes, lr = [size for shape in shapes for size in shape], torch.tensor(0.1)
-        options = (events, sizes, [biases] * len(layers), lr, momentum, 0.1, 0.5, 0.1)
+        options = (events, sizes, [biases] * len(layers), lr, momentum, 0.1, 0.5, 0.1, False)
         found.append((torch.ops.tropigrad.path_step.default, (parameters, grads, momenta, run_momentum, *options)))
     return found
 

@@ -124,7 +124,7 @@ def chain(name: str, dtype: str):
     kernel = getattr(path_step, f"_path_{name}_kernel")
     types: dict[str, Any] = dict.fromkeys(["weights", "grads", "momenta"], (f"*{dtype}",) * len(CHAIN))
     types |= dict.fromkeys([x for x in kernel.arg_names if x.endswith("_ptr")], f"*{dtype}")
-    types |= dict.fromkeys(["lr", "momentum", "decay"], "fp32")
+    types |= {"kept_ptr": "*i64"} | dict.fromkeys(["lr", "momentum", "decay"], "fp32")
     config = dict((path_step.FLOWS if name == "flows" else path_step.MOVE).default({}))
     warps = config.pop("num_warps")
     rows, columns = zip(*(path_step.sums(shape, config) for shape in CHAIN), strict=True)

@@ -24,7 +24,7 @@ def stepped(step) -> list[torch.Tensor]:
 
     layers = [Layer(draw(*s), draw(*s), draw(s.targets), draw(s.targets), draw(*s), draw(s.targets)) for s in SHAPES]
     bones = skeleton(SHAPES, CPU)
-    run_momentum, events = draw(bones.runs), torch.zeros(2, dtype=torch.int64)
+    run_momentum, events = draw(bones.runs), torch.zeros(3, dtype=torch.int64)
     step(layers, bones, run_momentum, events, OPTIONS)
     return [x for layer in layers for x in layer if x is not None] + [run_momentum, events]
 

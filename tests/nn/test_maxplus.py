@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from torch import nn
 
 from tropigrad.nn import MaxPlusLinear, MinPlusLinear
 
@@ -100,3 +101,12 @@ def test_a_wrong_last_dimension_is_named(shape):
 def test_empty_layers_are_refused(sizes):
     with pytest.raises(ValueError, match="features is"):
         MinPlusLinear(*sizes)
+
+
+@pytest.mark.parametrize("layer", [MaxPlusLinear, MinPlusLinear])
+def test_torch_fx_traces_it_as_one_call(layer):
+    model, x = nn.Sequential(layer(3, 4), nn.ReLU(), layer(4, 2)), torch.randn(5, 6, 3)
+    traced = torch.fx.symbolic_trace(model)
+    assert torch.equal(traced(x), model(x))
+    with pytest.raises(ValueError, match=rf"{layer.__name__}: x has shape \(5, 7\)"):
+        traced(torch.randn(5, 7))

@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.functional import max_pool2d, unfold
 
 from tropigrad.nn import MaxPlusConv2d, MaxPlusLinear, MinPlusConv2d
@@ -103,3 +104,9 @@ def test_impossible_layers_are_refused(arguments, match):
 def test_wrong_channels_are_named():
     with pytest.raises(ValueError, match=r"weight has shape \(6, 4, 3, 3\); expected \[O, 5, kh, kw\]"):
         MaxPlusConv2d(4, 6, 3)(torch.zeros(1, 5, 8, 8))
+
+
+@pytest.mark.parametrize("layer", [MaxPlusConv2d, MinPlusConv2d])
+def test_torch_fx_traces_it(layer):
+    model, x = nn.Sequential(layer(2, 4, 3, padding=1), nn.ReLU(), layer(4, 2, (2, 1))), torch.randn(5, 2, 6, 6)
+    assert torch.equal(torch.fx.symbolic_trace(model)(x), model(x))
