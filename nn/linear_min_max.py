@@ -12,7 +12,7 @@ import numbers
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ..kernels import tropical_matmul
 from .kmedoids import KMedoids, kmedoids
@@ -48,6 +48,11 @@ def _units_by_class(counts: Tensor, hidden: int) -> list[int]:
         claims[units == counts] = -1.0
         units[claims.argmax()] += 1
     return units.tolist()
+
+
+@fx.wrap  # one node of a traced graph: the shape is known when it runs
+def _rows_of(x: Tensor, f: Tensor) -> Tensor:
+    return f.reshape(*x.shape[:-1], f.shape[-1])
 
 
 class LinearMinMax(nn.Module):
@@ -108,7 +113,8 @@ class LinearMinMax(nn.Module):
 
     def linear(self, x: Tensor) -> Tensor:
         """z = A x: [..., d] → [..., 2d]."""
-        if x.dim() == 0 or x.shape[-1] != self.in_features:
+        # what is no tensor stands for one, and is being traced
+        if isinstance(x, Tensor) and (x.dim() == 0 or x.shape[-1] != self.in_features):
             raise ValueError(
                 f"LinearMinMax: x has shape {tuple(x.shape)}; expected [..., {self.in_features}] (in_features)"
             )
@@ -124,7 +130,7 @@ class LinearMinMax(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.linear(x).reshape(-1, 2 * self.in_features)
-        return self.max_units(self.min_units(z)).reshape(*x.shape[:-1], self.classes)
+        return _rows_of(x, self.max_units(self.min_units(z)))
 
     @torch.no_grad()
     def init_kmedoids(

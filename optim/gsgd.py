@@ -6,6 +6,10 @@ u_e = ψ_e w_e off the skeleton and the skeleton's V_k are the values of basis p
 are and how weights with the new values are found. Momentum m and weight decay λ act on path values; so all that the
 optimizer remembers is free of the scale as well.
 
+From a start whose V are small, as torch draws them, no rate is small enough for such steps; a chain like that is
+measured by path norms, and each step is that of SGD in the scaling of the nodes that makes those even. It, too, is the
+same whatever the scaling of the weights.
+
 Source: Meng et al., "G-SGD: Optimizing ReLU Neural Networks in its Positively Scale-Invariant Space", ICLR 2019.
 """
 
@@ -16,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 from torch.optim.sgd import sgd
 
 from ..kernels.path_step import Layer as Operand
@@ -37,14 +42,23 @@ class GSGD(PathOptimizer):
         weight_decay: λ ≥ 0, on path values: ½ λ (Σ u² + Σ V²) is added to the loss.
         least_ratio: a step multiplies a skeleton's path value V by R = 1 − η m_V / V; R is held at this or above.
         floor: no step takes |V| below this: other paths move by η ∂L/∂w / ψ², and ψ shrinks with V. Fits a skeleton
-            that starts at ones; without it (0) V that comes near 0 was seen to end in a loss of 1e8.
+            that starts at ones; without it (0) V that comes near 0 was seen to end in a loss of 1e8. A chain with a |V|
+            below half of it at the start is measured by path norms, where neither bound is needed.
 
     Gradients of all parameters of a chain or of none must be there: else RuntimeError names one that lacks, and nothing
     has been updated.
 
     A V that a bound held loses its momentum. `held` counts these events, `flips` those of them with R ≤ 0, where V
-    would have changed its sign. Flips are logged as warnings whenever their number has doubled; on a GPU they are not,
-    for that would wait for it.
+    would have changed its sign.
+
+    A weight whose new value would not be finite keeps the one it has, and so does its momentum; a chain with a V or an
+    R that is not finite keeps all of its weights in that step, and plain parameters keep theirs all together. `kept`
+    counts the weights. Flips, and what was kept, are logged as warnings whenever their number has doubled; on a GPU
+    they are not, for that would wait for it.
+
+    `param_groups[0]["norms"]` says of each chain whether it is measured by path norms. A chain becomes one that is
+    where a weight on its skeleton has been set to 0 between two steps, as pruning does: its momenta start anew, and a
+    warning names the weight. On a GPU, and in a compiled step, nobody looks: the chain keeps its weights.
 
     State of each weight: momentum, of u; of each chain's first weight also run_momentum [runs], that of V.
     """
@@ -68,8 +82,10 @@ class GSGD(PathOptimizer):
             raise ValueError(f"GSGD: least_ratio is {least_ratio}; expected a number between 0 and 1")
         settings = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(paths, {**settings, "least_ratio": least_ratio, "floor": floor})
-        self._events = torch.zeros(2, dtype=torch.int64, device=paths.chains[0].layers[0].weight.device)
-        self._warned = 0
+        self.param_groups[0]["norms"] = [_is_weak(chain, floor) for chain in paths.chains]
+        weak = [chain.layers[0].name for chain in paths.chains if self._is_by_norms(chain)]
+        if weak:
+            _log.info("GSGD: path norms measure the chains that begin at %s: their skeletons are weak", ", ".join(weak))
 
     @property
     def held(self) -> int:
@@ -81,11 +97,17 @@ class GSGD(PathOptimizer):
         """How many of these were not positive. Waits for the device."""
         return int(self._events[1])
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_events": self._events, "_warned": self._warned}
+    def _is_by_norms(self, chain: Chain) -> bool:
+        """Whether path norms measure it; a state that was saved before they could knows of none."""
+        known = self.param_groups[0].get("norms") or ()
+        return True in known and known[self._number(chain)]
+
+    def _number(self, chain: Chain) -> int:
+        return next(number for number, other in enumerate(self.paths.chains) if other is chain)
 
     def _move(self, chain: Chain, group: dict[str, Any]) -> None:
-        options = Options(*(group[name] for name in ("lr", "momentum", "weight_decay", "least_ratio", "floor")))
+        settings = [group[name] for name in ("lr", "momentum", "weight_decay", "least_ratio", "floor")]
+        options = Options(*settings, self._is_by_norms(chain))
         first = chain.layers[0].weight
         operands = [self._operand(layer, options.momentum != 0) for layer in chain.layers]
         run_momentum = None
@@ -97,15 +119,24 @@ class GSGD(PathOptimizer):
         if self._events.device != first.device:
             self._events = self._events.to(first.device)
         take_step(operands, chain.shapes, run_momentum, self._events, options)
-        self._warn()
-
-    def _warn(self) -> None:
-        if self._events.device.type != "cpu" or torch.compiler.is_compiling():
+        if not first.is_cpu or torch.compiler.is_compiling():
             return
-        _, flips = self._events.tolist()
-        if flips >= 2 * self._warned and flips:
-            self._warned = flips
-            _log.warning("GSGD: a step would have changed the sign of a skeleton's path value, %d times by now", flips)
+        before, (_, _, self._seen) = self._seen, self._events.tolist()
+        if self._seen > before and not options.norms and (zero := self.paths.zero_on_skeleton(chain)):
+            self._turn_to_norms(chain, zero)
+            self._seen = before
+            self._events[2] = before
+            self._move(chain, group)
+
+    def _turn_to_norms(self, chain: Chain, zero: str) -> None:
+        """Its skeleton, of which `zero` is 0, is a measure no more; the momenta start anew."""
+        norms = self.param_groups[0].get("norms") or [False] * len(self.paths.chains)
+        norms[self._number(chain)] = True
+        self.param_groups[0]["norms"] = norms
+        for parameter in chain.parameters:
+            for momentum in self.state[parameter].values():
+                momentum.zero_()
+        _log.warning("GSGD: %s is 0, on the skeleton of its chain: path norms measure that from now on", zero)
 
     def _operand(self, layer: Layer, moving: bool) -> Operand:
         """A layer with its gradients and momenta."""
@@ -127,16 +158,43 @@ class GSGD(PathOptimizer):
         return state["momentum"]
 
     def _move_plainly(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
-        momenta = [self._momentum(p) if group["momentum"] else None for p in parameters]
+        momenta = [self._momentum(p) for p in parameters] if group["momentum"] else []
+        if parameters[0].is_cuda and not torch.compiler.is_compiling():
+            self._move_by_fused_sgd(parameters, gradients, momenta, group)
+            return
+        lr, decay, slopes = group["lr"], group["weight_decay"], gradients
+        if decay:
+            slopes = [g.add(p, alpha=decay) for p, g in zip(parameters, slopes, strict=True)]
+        if momenta:
+            slopes = [m.mul(group["momentum"]).add_(slope) for m, slope in zip(momenta, slopes, strict=True)]
+        pairs = zip(parameters, slopes, strict=True)
+        moved = [p - lr * slope if isinstance(lr, Tensor) else p.add(slope, alpha=-lr) for p, slope in pairs]
+        size = sum(p.numel() for p in parameters)
+        self._settle([*parameters, *momenta], [*moved, *(slopes if momenta else [])], size)
+
+    def _move_by_fused_sgd(
+        self, parameters: list[Tensor], gradients: list[Tensor], momenta: list[Tensor], group: dict[str, Any]
+    ) -> None:
+        """The same where the host must not wait: one launch that leaves all as it is where a bound is not finite."""
+        lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
+        p, g, m = (get_total_norm(x, torch.inf) if x else 0.0 for x in (parameters, gradients, momenta))
+        may_overflow = ~((1 + lr * decay) * p + lr * (momentum * m + g) + momentum * m + g + decay * p).isfinite()
+        self._events[2] += may_overflow * sum(x.numel() for x in parameters)
         sgd(
             parameters,
             gradients,
-            momenta,
-            foreach=True,
-            weight_decay=group["weight_decay"],
-            momentum=group["momentum"],
-            lr=group["lr"],
+            [*momenta] or [None] * len(parameters),
+            fused=True,
+            found_inf=may_overflow.float(),
+            weight_decay=decay,
+            momentum=momentum,
+            lr=lr,
             dampening=0.0,
             nesterov=False,
             maximize=False,
         )
+
+
+def _is_weak(chain: Chain, floor: float) -> bool:
+    """Whether some path value of the skeleton is less than half the floor, which no step takes one below."""
+    return bool((chain.values().abs() < floor / 2).any())

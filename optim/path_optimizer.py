@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,9 +13,15 @@ from torch import Tensor
 
 from .basis_paths import BasisPaths, Chain
 
+_log = logging.getLogger(__name__)
+
 
 class PathOptimizer(torch.optim.Optimizer):
     """An optimizer of the chains of BasisPaths, the first param group, and of what takes plain SGD, those behind it.
+
+    No step writes a number that is not finite: what would become one keeps its value. `kept` counts the weights that
+    did, over all steps, and a warning is logged whenever their number has doubled; on a GPU it is not, for that would
+    wait for it.
 
     Raises:
         TypeError: paths is something else.
@@ -28,9 +36,19 @@ class PathOptimizer(torch.optim.Optimizer):
             raise ValueError(f"{name}: no hidden node can be rescaled; expected one at least:\n{paths}")
         self.paths = paths
         super().__init__(paths.param_groups(), defaults)
+        # how many R were held, how many of those were not positive, how many weights kept their values
+        self._events = torch.zeros(3, dtype=torch.int64, device=paths.chains[0].layers[0].weight.device)
+        self._warned = {"flips": 0, "kept": 0}
+        self._seen = 0  # what was kept, as far as the host knows
+
+    @property
+    def kept(self) -> int:
+        """How many times a weight kept its value, for the new one would not be finite. Waits for the device."""
+        return int(self._events[2])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "paths": self.paths}
+        own = ("paths", "_events", "_warned", "_seen")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore
@@ -53,7 +71,46 @@ class PathOptimizer(torch.optim.Optimizer):
             parameters = [p for p in group["params"] if p.grad is not None]
             if parameters:
                 self._move_plainly(parameters, [p.grad for p in parameters], group)
+        self._warn()
         return loss
+
+    def _settle(self, tensors: Sequence[Tensor], values: Sequence[Tensor], counted: int) -> None:
+        """tensors ← values, if those are finite, all of them; else none, and `counted` more weights kept theirs."""
+        if tensors[0].is_cpu and not torch.compiler.is_compiling():
+            if all(math.isfinite(x.sum()) or bool(x.isfinite().all()) for x in values):
+                for x, value in zip(tensors, values, strict=True):
+                    x.copy_(value)
+            else:
+                self._events[2] += counted
+            return
+        finite = torch.stack([x.isfinite().all() for x in values]).all()
+        for x, value in zip(tensors, values, strict=True):
+            x.copy_(torch.where(finite, value, x))
+        self._events[2] += counted * (~finite).to(self._events)
+
+    def _warn(self) -> None:
+        if self._events.device.type != "cpu" or torch.compiler.is_compiling():
+            return
+        _, flips, kept = self._events.tolist()
+        if not (flips or kept):
+            return
+        name = type(self).__name__
+        if self._doubled("flips", flips):
+            _log.warning(
+                "%s: a step would have changed the sign of a skeleton's path value, %d times by now", name, flips
+            )
+        if self._doubled("kept", kept):
+            _log.warning(
+                "%s: %d weights by now have kept their values, as the new ones were not finite; gradients are not "
+                "finite, or lr %g is too large",
+                *(name, kept, self.param_groups[0]["lr"]),
+            )
+
+    def _doubled(self, name: str, count: int) -> bool:
+        if not count or count < 2 * self._warned[name]:
+            return False
+        self._warned[name] = count
+        return True
 
     @abstractmethod
     def _move(self, chain: Chain, group: dict[str, Any]) -> None:

@@ -27,8 +27,9 @@ class PathSGD(PathOptimizer):
         lr: η > 0.
         floor: γ is taken to be this at least. Where all other edges of its paths are 0, γ = g = 0.
 
-    Gradients of all parameters of a chain or of none must be there: else RuntimeError, and nothing has been updated. It
-    keeps no state.
+    Gradients of all parameters of a chain or of none must be there: else RuntimeError, and nothing has been updated. A
+    chain, or a group of plain parameters, that would not stay finite keeps its weights in that step: `kept` counts
+    them. It keeps no state.
     """
 
     def __init__(self, paths: BasisPaths, lr: float | Tensor = 0.1, *, floor: float = 1e-30) -> None:
@@ -39,18 +40,22 @@ class PathSGD(PathOptimizer):
 
     def _move(self, chain: Chain, group: dict[str, Any]) -> None:
         before, behind = path_sums(chain)
+        parameters, moved = [], []
         for layer, a, b in zip(chain.layers, before, behind, strict=True):
             G, O, I, _ = layer.shape
             weight, bias = layer.weight, layer.bias
             assert weight.grad is not None
             γ = (a.view(G, 1, I, 1) * b.view(G, O, 1, 1)).clamp_(min=group["floor"])
-            weight.view(layer.shape).sub_(group["lr"] * weight.grad.reshape(layer.shape) / γ)
+            parameters.append(weight)
+            moved.append(weight - (group["lr"] * weight.grad.reshape(layer.shape) / γ).view(weight.shape))
             if bias is not None and bias.grad is not None:
-                bias.sub_(group["lr"] * bias.grad / b.clamp(min=group["floor"]))
+                parameters.append(bias)
+                moved.append(bias - group["lr"] * bias.grad / b.clamp(min=group["floor"]))
+        self._settle(parameters, moved, chain.size)
 
     def _move_plainly(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
-        for p, g in zip(parameters, gradients, strict=True):
-            p.sub_(group["lr"] * g)
+        moved = [p - group["lr"] * g for p, g in zip(parameters, gradients, strict=True)]
+        self._settle(parameters, moved, sum(p.numel() for p in parameters))
 
 
 def path_sums(chain: Chain) -> tuple[list[Tensor], list[Tensor]]:

@@ -187,15 +187,19 @@ int64_t update(const Shape& shape, const Layer& layer, const Step& step, const F
 void norms(const Shape& shape, const Layer& layer, const Element* of_sources, double* found, int64_t first,
            int64_t last) {
     using V = typename Simd<Element>::Vector;
+    using Sums = PartialSums<Element>;
     constexpr int WIDTH = Simd<Element>::WIDTH;
     const int64_t row = shape.row();
     for (int64_t target = first; target < last; ++target) {
         const Element *w = layer.weight + target * row, *A = of_sources + target / shape.outputs * row;
-        V sums{};
+        Sums sums;
         int64_t e = 0;
-        for (; e + WIDTH <= row; e += WIDTH) sums += load<V>(w + e) * load<V>(w + e) * load<V>(A + e);
-        Element sum = 0;
-        for (int lane = 0; lane < WIDTH; ++lane) sum += sums[lane];
+        for (; e + Sums::COUNT <= row; e += Sums::COUNT)
+            for (int part = 0; part < Sums::VECTORS; ++part) {
+                const int64_t at = e + part * WIDTH;
+                sums.parts[part] += load<V>(w + at) * load<V>(w + at) * load<V>(A + at);
+            }
+        Element sum = sums.total();
         for (; e < row; ++e) sum += w[e] * w[e] * A[e];
         found[target] = sum;
     }

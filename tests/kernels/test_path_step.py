@@ -35,6 +35,8 @@ SETTINGS = {
     "decay": Options(0.05, weight_decay=0.1),
     "momentum": Options(0.05, momentum=0.9, weight_decay=0.1),
     "held": Options(5.0, momentum=0.9, least_ratio=0.9, floor=0.5),
+    "norms": Options(0.05, norms=True),
+    "norms-momentum": Options(0.05, momentum=0.9, weight_decay=0.1, norms=True),
 }
 
 

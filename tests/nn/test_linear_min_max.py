@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from torch import nn
 
 from tropigrad.nn import LinearMinMax, WorstSampleLoss, chebyshev_distances
 
@@ -259,3 +260,11 @@ def test_empty_networks_are_refused(sizes):
 def test_a_wrong_last_dimension_is_named():
     with pytest.raises(ValueError, match=r"x has shape \(3, 4\); expected \[\.\.\., 5\]"):
         LinearMinMax(5, 4, 2)(torch.zeros(3, 4))
+
+
+def test_torch_fx_traces_it():
+    model, x = nn.Sequential(LinearMinMax(3, 7, 4), nn.ReLU(), LinearMinMax(4, 5, 2)), torch.randn(5, 6, 3)
+    traced = torch.fx.symbolic_trace(model)
+    assert torch.equal(traced(x), model(x))
+    with pytest.raises(ValueError, match=r"LinearMinMax: x has shape \(5, 7\)"):
+        traced(torch.randn(5, 7))

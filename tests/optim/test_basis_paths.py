@@ -1,12 +1,15 @@
 """What BasisPaths finds in a model, what it says of it, and what it refuses."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
 from tropigrad.kernels.path_step import Shape, skeleton
-from tropigrad.optim import BasisPaths
+from tropigrad.nn import LinearMinMax, MaxPlusConv2d, MaxPlusLinear, MinPlusLinear
+from tropigrad.optim import GSGD, BasisPaths
 
 
 def mlp(*widths, bias=False, between: type[nn.Module] = nn.ReLU):
@@ -287,3 +290,321 @@ def depends_on_values(m, x):
 def test_what_has_no_path_values_is_named(make, error, match):
     with pytest.raises(error, match=match):
         BasisPaths(make())
+
+
+# ------------------------------------------------------------------------------------------------ shapes
+
+LAYERS = {
+    "a": lambda: nn.Conv2d(2, 4, 3, padding=1),
+    "row": lambda: nn.Linear(4, 3),
+    "rows": lambda: nn.Linear(16, 3),
+    "all": lambda: nn.Linear(4 * 4 * 4, 3),
+    "one": lambda: nn.Conv1d(2, 4, 3, padding=1),
+    "norm": lambda: nn.BatchNorm1d(4),
+    "line": lambda: nn.Linear(3, 4),
+    "next": lambda: nn.Conv1d(4, 3, 1),
+}
+
+
+def calls(forward, *names):
+    return Calls(forward, **{name: LAYERS[name]() for name in names})
+
+
+class Doubles(nn.ReLU):
+    """A ReLU by its class, which is none."""
+
+    def forward(self, x):
+        return torch.relu(x) + 1
+
+
+IMAGES, SIGNALS, ROWS = (5, 2, 4, 4), (5, 2, 4), (5, 3)
+TAKEN_FOR_ANOTHER = {
+    "flatten-some": lambda: (nn.Sequential(LAYERS["a"](), nn.ReLU(), nn.Flatten(1, 2), nn.Linear(4, 3)), IMAGES),
+    "flatten-to-a-dimension": lambda: (calls(lambda m, x: m.row(torch.relu(m.a(x)).flatten(1, 2)), "a", "row"), IMAGES),
+    "flatten-end-dim": lambda: (calls(lambda m, x: m.row(m.a(x).relu().flatten(end_dim=1)), "a", "row"), IMAGES),
+    "flatten-up-to-the-last": lambda: (
+        calls(lambda m, x: m.row(torch.flatten(m.a(x), start_dim=1, end_dim=-2)), "a", "row"),
+        IMAGES,
+    ),
+    "mean-of-rows": lambda: (calls(lambda m, x: m.row(m.a(x).relu().mean((2,))), "a", "row"), IMAGES),
+    "mean-of-columns": lambda: (calls(lambda m, x: m.row(m.a(x).relu().mean([-1])), "a", "row"), IMAGES),
+    "mean-of-channels": lambda: (calls(lambda m, x: m.row(m.one(x).relu().mean((-2,))), "one", "row"), SIGNALS),
+    "pooling-over-features": lambda: (
+        nn.Sequential(LAYERS["line"](), LAYERS["norm"](), nn.ReLU(), nn.MaxPool1d(3, 1, 1), nn.Linear(4, 3)),
+        ROWS,
+    ),
+    "pooling-over-what-was-flattened": lambda: (
+        nn.Sequential(LAYERS["one"](), nn.ReLU(), nn.Flatten(), nn.MaxPool1d(3, 1, 1), nn.Linear(16, 3)),
+        SIGNALS,
+    ),
+    "pooling-in-one-dimension-more": lambda: (
+        nn.Sequential(LAYERS["one"](), nn.ReLU(), nn.AvgPool2d(3, 1, 1), nn.Conv1d(4, 3, 1)),
+        SIGNALS,
+    ),
+    "linear-over-a-length": lambda: (
+        nn.Sequential(LAYERS["one"](), LAYERS["norm"](), nn.ReLU(), nn.Linear(4, 3)),
+        SIGNALS,
+    ),
+    "linear-over-a-width": lambda: (nn.Sequential(LAYERS["a"](), nn.BatchNorm2d(4), nn.Linear(4, 3)), IMAGES),
+    "view-of-a-number": lambda: (calls(lambda m, x: m.rows(m.one(x).relu().view(2, -1)), "one", "rows"), (2, 2, 4)),
+    "view-of-channels": lambda: (
+        calls(lambda m, x: m.rows((h := torch.relu(m.one(x))).view(x.size(1) + 3, -1) + 0 * h.sum()), "one", "rows"),
+        SIGNALS,
+    ),
+    "view-by-the-channels": lambda: (
+        calls(lambda m, x: m.rows(m.one(x).relu().view(x.size(1), -1)), "one", "rows"),
+        (2, 2, 4),
+    ),
+    "transposed": lambda: (calls(lambda m, x: m.row((h := m.line(x)).relu()) + h.T.sum(), "line", "row"), ROWS),
+    "a-subclass": lambda: (nn.Sequential(LAYERS["line"](), Doubles(), nn.Linear(4, 3)), ROWS),
+}
+# of the inputs given here the first dimension is that of the samples: with them as examples these are right
+BY_EXAMPLES_ALONE = {"view-of-a-number", "view-by-the-channels"}
+
+
+def links(paths):
+    return sum(len(chain.layers) - 1 for chain in paths.chains)
+
+
+def changes_when_rescaled(model, paths, shape):
+    model, x = copy.deepcopy(model).double().eval(), torch.randn(shape, dtype=torch.float64)
+    before = model(x)
+    BasisPaths.rescale_(_of_copy(paths, model), torch.Generator().manual_seed(0))
+    return (model(x) - before).abs().max() > 1e-9 * before.abs().max()
+
+
+def _of_copy(paths, model):
+    other = copy.copy(paths)
+    named = dict(model.named_parameters())
+    other.chains = tuple(copy.copy(chain) for chain in paths.chains)
+    for chain in other.chains:
+        layers = [copy.copy(layer) for layer in chain.layers]
+        for layer in layers:
+            for of in ("weight", "bias"):
+                if getattr(layer, of) is not None:
+                    object.__setattr__(layer, of, named[f"{layer.name}.{of}"])
+        object.__setattr__(chain, "layers", tuple(layers))
+    return other
+
+
+@pytest.mark.parametrize(
+    ("name", "examples"),
+    [(name, examples) for name in TAKEN_FOR_ANOTHER for examples in (False, True)[: 2 - (name in BY_EXAMPLES_ALONE)]],
+)
+def test_no_dimension_is_taken_for_another(name, examples):
+    """Refused, or in no chain: what stands in one can be rescaled."""
+    model, shape = TAKEN_FOR_ANOTHER[name]()
+    assert model(torch.randn(shape)).isfinite().all()
+    refused, paths = "", None
+    try:
+        paths = BasisPaths(model, torch.randn(shape) if examples else None)
+    except ValueError as error:
+        refused = str(error)
+    if paths is None:
+        assert refused.startswith("BasisPaths: ")
+    else:
+        assert not changes_when_rescaled(model, paths, shape)
+
+
+RIGHT = {
+    "flatten": lambda: (nn.Sequential(LAYERS["a"](), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)), IMAGES, 1),
+    "flatten-named": lambda: (
+        calls(lambda m, x: m.all(torch.flatten(m.a(x), start_dim=1, end_dim=3)), "a", "all"), IMAGES, 1),
+    "view-of-a-shape": lambda: (
+        calls(lambda m, x: m.all((h := m.a(x).relu()).view(h.shape[0], -1)), "a", "all"), IMAGES, 1),
+    "reshape-by-a-tuple": lambda: (
+        calls(lambda m, x: m.all(m.a(x).relu().reshape((x.size()[0], -1))), "a", "all"), IMAGES, 1),
+    "mean-of-all": lambda: (calls(lambda m, x: m.row(m.a(x).relu().mean((2, 3))), "a", "row"), IMAGES, 1),
+    "mean-of-some": lambda: (
+        calls(lambda m, x: m.rows(m.a(x).relu().mean(dim=-1).flatten(1)), "a", "rows"), IMAGES, 1),
+    "mean-that-keeps": lambda: (
+        calls(lambda m, x: m.row(m.a(x).relu().mean((-1, -2), keepdim=True).flatten(1)), "a", "row"), IMAGES, 1),
+    "norm-of-a-length": lambda: (
+        nn.Sequential(LAYERS["one"](), LAYERS["norm"](), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)), SIGNALS, 1),
+    "norm-of-images": lambda: (
+        nn.Sequential(LAYERS["a"](), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)), IMAGES, 1),
+    "norm-and-pooling-of-a-length": lambda: (
+        nn.Sequential(LAYERS["one"](), LAYERS["norm"](), nn.ReLU(), nn.MaxPool1d(2), nn.Conv1d(4, 3, 1)), SIGNALS, 1),
+    "norm-of-features": lambda: (
+        nn.Sequential(LAYERS["line"](), LAYERS["norm"](), nn.ReLU(), nn.Linear(4, 3)), ROWS, 1),
+    "norm-first": lambda: (
+        nn.Sequential(nn.BatchNorm1d(2), nn.ReLU(), nn.MaxPool1d(2), nn.Conv1d(2, 3, 1)), SIGNALS, 1),
+    "tokens": lambda: (nn.Sequential(LAYERS["line"](), nn.ReLU(), nn.Linear(4, 3)), (5, 7, 3), 1),
+    "pooled": lambda: (
+        nn.Sequential(LAYERS["a"](), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(1, -1), nn.Linear(4, 3)),
+        IMAGES, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("examples", [False, True], ids=["no-examples", "examples"])
+@pytest.mark.parametrize("name", RIGHT)
+def test_what_can_be_rescaled_is_found(name, examples):
+    model, shape, wanted = RIGHT[name]()
+    paths = BasisPaths(model, torch.randn(shape) if examples else None)
+    assert links(paths) == wanted
+    assert not changes_when_rescaled(model, paths, shape)
+
+
+def test_example_inputs_tell_what_numbers_in_a_view_mean():
+    model = calls(lambda m, x: m.all(m.a(x).relu().view(-1, 64)), "a", "all")
+    with pytest.raises(ValueError, match="view stands before all"):
+        BasisPaths(model)
+    assert links(BasisPaths(model, torch.randn(IMAGES))) == 1
+    assert links(BasisPaths(model, (torch.randn(IMAGES),))) == 1
+
+
+def hooked(hook, register="register_forward_hook"):
+    model = mlp(3, 4, 2, bias=True)
+    getattr(model[1], register)(hook)
+    return model
+
+
+HOOKS = {
+    "that-changes": (lambda module, x, y: y + 1, "register_forward_hook"),
+    "before": (lambda module, x: (x[0] - 1,), "register_forward_pre_hook"),
+}
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_hooks_count(hook):
+    with pytest.raises(
+        ValueError, match=r"a forward (pre-)?hook of 1 .*before 2.*; where it is, example_inputs show it"
+    ):
+        BasisPaths(hooked(*HOOKS[hook]))
+    with pytest.raises(ValueError, match="scaling the nodes between 0 and 2 changes the output by"):
+        BasisPaths(hooked(*HOOKS[hook]), torch.randn(5, 3))
+
+
+def test_a_hook_that_changes_nothing_is_accepted_with_example_inputs():
+    seen = []
+    model = hooked(lambda module, x, y: seen.append(y.shape))
+    assert links(BasisPaths(model, torch.randn(5, 3))) == 1
+    assert seen
+
+
+@pytest.mark.parametrize(
+    ("examples", "error", "match"),
+    [
+        (torch.randn(5, 7), ValueError, "Sequential does not run on example_inputs in float64"),
+        (5, TypeError, "example_inputs is a int; expected a tensor or a tuple"),
+    ],
+    ids=["width", "number"],
+)
+def test_example_inputs_are_checked(examples, error, match):
+    with pytest.raises(error, match=match):
+        BasisPaths(mlp(3, 4, 2), examples)
+
+
+def test_example_inputs_without_samples_are_named():
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+    with pytest.raises(ValueError, match=r"0 makes a tensor of shape \(4, 4, 4\); expected 4 dimensions"):
+        BasisPaths(model, torch.randn(2, 4, 4))
+
+
+def test_example_inputs_leave_the_model_as_it_was():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Dropout(), nn.Linear(4, 2))
+    before, drawn = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    BasisPaths(model, torch.randn(5, 3, generator=torch.Generator().manual_seed(0)))
+    assert model.training
+    assert torch.equal(drawn, torch.get_rng_state())
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+
+
+# ------------------------------------------------------------------------------------------------ wrapped, parametrized
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_it_looks_inside_of_a_data_parallel_model(one_process):
+    model = mlp(3, 4, 2)
+    paths = BasisPaths(nn.parallel.DistributedDataParallel(model))
+    assert names(paths) == names(BasisPaths(model)) == [["0", "2"]]
+    assert paths.chains[0].layers[0].weight is model.get_parameter("0.weight")
+
+
+def test_it_looks_inside_of_compiled_models():
+    model = mlp(3, 4, 2)
+    compiled = torch.compile(model, backend="eager")
+    assert names(BasisPaths(compiled)) == [["0", "2"]]
+    assert names(BasisPaths(nn.Sequential(compiled, nn.ReLU(), nn.Linear(2, 2)))) == [
+        ["0._orig_mod.0", "0._orig_mod.2", "2"]
+    ]
+    model.compile(backend="eager")
+    assert names(BasisPaths(nn.Sequential(model, nn.ReLU(), nn.Linear(2, 2)))) == [["0.0", "0.2", "2"]]
+    folded = BasisPaths.fold(torch.compile(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), backend="eager"))
+    assert isinstance(folded[1], nn.Identity)
+
+
+def test_a_module_that_cannot_be_traced_is_named():
+    inner = Calls(depends_on_values, a=nn.Linear(3, 3))
+    model = nn.Sequential(nn.Linear(3, 3), nn.Sequential(inner))
+    with pytest.raises(ValueError, match=r"1\.0 \(Calls\) cannot be traced .* give BasisPaths the part of the model"):
+        BasisPaths(model)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)),
+         r"0\.weight is parametrized, .*: torch\.nn\.utils\.parametrize\.remove_parametrizations\(0, 'weight'\)"),
+        (lambda: nn.utils.weight_norm(nn.Linear(3, 4)),
+         r"0\.weight is parametrized, .*remove_weight_norm\(0, 'weight'\)"),
+        (lambda: nn.utils.spectral_norm(nn.Linear(3, 4)), r"parametrized, .*remove_spectral_norm\(0, 'weight'\)"),
+        (lambda: pruned("weight"), r"0\.weight is parametrized, .*: torch\.nn\.utils\.prune\.remove\(0, 'weight'\)"),
+        (lambda: pruned("bias"), r"0\.bias is parametrized, .*: torch\.nn\.utils\.prune\.remove\(0, 'bias'\)"),
+    ],
+    ids=["weight-norm", "old-weight-norm", "spectral-norm", "pruned", "pruned-bias"],
+)  # fmt: skip
+def test_parametrized_weights_are_named_with_what_removes_it(make, match):
+    with pytest.raises(ValueError, match=match):
+        BasisPaths(nn.Sequential(make(), nn.ReLU(), nn.Linear(4, 2)))
+
+
+def pruned(of):
+    from torch.nn.utils import prune
+
+    return prune.random_unstructured(nn.Linear(3, 4), of, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (lambda: MaxPlusLinear(4, 4), (5, 3)),
+        (lambda: MinPlusLinear(4, 4), (5, 3)),
+        (lambda: LinearMinMax(4, 6, 4), (5, 3)),
+    ],
+    ids=["max-plus", "min-plus", "linear-min-max"],
+)
+def test_paths_end_at_a_max_plus_layer(layer, shape):
+    model = nn.Sequential(*mlp(3, 5, 4), layer(), *mlp(4, 6, 2))
+    paths = BasisPaths(model, torch.randn(shape))
+    assert names(paths) == [["0", "2"], ["4", "6"]] == names(BasisPaths(model))
+    reasons = {name: reason for name, (_, reason) in paths.plain.items()}
+    assert set(reasons.values()) == {"paths end at a max-plus or min-plus layer"}
+    assert "paths end at a max-plus or min-plus layer" in str(paths)
+    optimizer = GSGD(paths, lr=0.01)
+    before = [p.detach().clone() for p in model.parameters()]
+    model(torch.randn(shape)).square().sum().backward()
+    optimizer.step()
+    assert any(not torch.equal(p, q) for p, q in zip(model[3].parameters(), before[2:], strict=False))
+
+
+def test_paths_end_at_a_max_plus_convolution():
+    layers = nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1), MaxPlusConv2d(4, 4, 2), nn.Flatten(), nn.Linear(4, 2)
+    assert names(BasisPaths(nn.Sequential(*layers))) == [["0", "2"]]
+
+
+def test_rescaling_draws_where_its_generator_is_whatever_the_default_device_is():
+    model = mlp(3, 4, 2)
+    twin = copy.deepcopy(model)
+    with torch.device("meta"):
+        BasisPaths(model).rescale_(torch.Generator(device="cpu").manual_seed(0))
+        BasisPaths(model, (torch.zeros(5, 3, device="cpu"),))
+    BasisPaths(twin).rescale_(torch.Generator().manual_seed(0))
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))

@@ -275,7 +275,7 @@ def test_the_special_layer_changes_no_function(network):
             operands = [optimizer._operand(layer, False) for layer in chain.layers]
             bones = dataclasses.replace(chain.skeleton, special=min(special, len(operands) - 1))
             with torch.no_grad():
-                path_step_ref(operands, bones, None, torch.zeros(2, dtype=torch.int64), Options(0.003))
+                path_step_ref(operands, bones, None, torch.zeros(3, dtype=torch.int64), Options(0.003))
         outputs.append(copied(x).detach())
     assert not torch.equal(outputs[0], model(x))
     torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-11, atol=1e-11)
@@ -285,7 +285,7 @@ def test_the_special_layer_changes_no_function(network):
 @pytest.mark.parametrize("name", ["equal", "one maximum", "cnn", "batch norm"])
 def test_the_skeleton_outside_the_special_layer_keeps_its_bits(name):
     model, x = NETWORKS[name]()
-    model = model.double()
+    model = unit_start(model.double())
     paths = BasisPaths(model)
     optimizer = GSGD(paths, lr=0.003)
     before = {chain: [w.clone() for w in skeleton_weights(chain)] for chain in paths.chains}
@@ -336,6 +336,203 @@ def test_at_a_skeleton_of_ones_it_is_the_released_form():
     wanted += [torch.where(m, v, (v - lr * s) / R) for v, s, m in zip(w[1:], g[1:], mask[1:], strict=True)]
     for found, value in zip(model.parameters(), wanted, strict=True):
         torch.testing.assert_close(found.detach(), value, rtol=1e-12, atol=1e-14)
+
+
+# ------------------------------------------------------------------------------------------------ any start
+
+
+def default_mlp(*widths, **settings):
+    return lambda: (mlp(*widths, **settings), torch.randn(64, widths[0]))
+
+
+def default_cnn():
+    layers = nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 12, 3, padding=1), nn.ReLU()
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(12 * 9, 4)), torch.randn(64, 2, 6, 6)
+
+
+def default_normed():
+    layers = nn.Conv2d(2, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU()
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)), torch.randn(64, 2, 6, 6)
+
+
+STARTS = {
+    "narrow": default_mlp(6, 8, 4),
+    "wide": default_mlp(20, 256, 4, bias=True),
+    "deep": default_mlp(20, 32, 32, 32, 32, 32, 4, bias=True),
+    "without-bias": default_mlp(20, 64, 64, 4),
+    "hourglass": default_mlp(20, 30, 3, 30, 4, bias=True),
+    "cnn": default_cnn,
+    "normed": default_normed,
+}
+
+
+def learned(model, x, optimizer, steps):
+    """Losses of full batches with labels that x decides; stops where a loss is not finite any more."""
+    y = (x.flatten(1)[:, 0] > 0).long() + 2 * (x.flatten(1)[:, 1] > 0).long()
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("name", STARTS)
+def test_torchs_own_initialisation_trains(name, seed, momentum):
+    torch.manual_seed(seed)
+    model, x = STARTS[name]()
+    twin = copy.deepcopy(model)
+    lr = 0.1 * (1 - momentum)
+    losses = learned(model, x, GSGD(BasisPaths(model), lr, momentum), 150)
+    by_sgd = learned(twin, x, torch.optim.SGD(twin.parameters(), lr, momentum), 150)
+    assert losses[-1] < losses[0] - 0.5 * (losses[0] - by_sgd[-1])
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("unit", [False, True], ids=["as-drawn", "unit-skeleton"])
+@pytest.mark.parametrize("lr", [1e-3, 1e-2, 0.1, 1.0, 100.0])
+@pytest.mark.parametrize("name", STARTS)
+def test_weights_stay_finite_at_any_rate(name, lr, unit):
+    model, x = STARTS[name]()
+    paths = BasisPaths(model)
+    if unit:
+        paths.unit_skeleton_()
+    optimizer = GSGD(paths, lr, momentum=0.9)
+    learned(model, x, optimizer, 25)
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert all(m.isfinite().all() for state in optimizer.state.values() for m in state.values())
+
+
+@pytest.mark.parametrize(
+    "settings", [{"lr": 0.05}, {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.01}], ids=["plain", "all"]
+)
+@pytest.mark.parametrize("name", ["equal", "cnn", "two hourglasses"])
+def test_rescaled_starts_that_path_norms_measure_are_the_same(name, settings):
+    model, x = NETWORKS[name]()
+    model, y = model.double(), torch.arange(len(x)) % 2
+
+    def make(model):
+        optimizer = GSGD(BasisPaths(model), **settings)
+        assert optimizer.param_groups[0]["norms"] == [True]
+        return optimizer
+
+    ours, theirs = (trajectory(make, start, x, y, 200) for start in (model, rescaled(model)))
+    torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
+    assert functional.cross_entropy(ours[-1], y) < functional.cross_entropy(model(x), y)
+
+
+def test_by_path_norms_it_is_sgd_where_they_are_even():
+    """Σ w² = 1 into every node: all path norms are 1, and so is every c."""
+    model = mlp(4, 5, 6, 3).double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.div_(p.norm(dim=1, keepdim=True))
+    twin, x, y = copy.deepcopy(model), torch.randn(20, 4, dtype=torch.float64), torch.arange(20) % 3
+    settings: dict[str, Any] = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.1}
+    optimizer, sgd = GSGD(BasisPaths(model), **settings), torch.optim.SGD(twin.parameters(), **settings)
+    optimizer.param_groups[0]["norms"] = [True]
+    for each, its in ((model, optimizer), (twin, sgd)):
+        gradients(each, x, y)
+        its.step()
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("form", ["cpp", "torch"])
+def test_a_weight_pruned_from_the_skeleton_is_named_and_the_chain_goes_on(form, momentum, caplog):
+    if reason := backend.why_off(form, torch.device("cpu")):
+        pytest.skip(reason)
+    model, x = NETWORKS["growing"]()
+    model, y = unit_start(model.double()), torch.arange(len(x)) % 3
+    optimizer = GSGD(BasisPaths(model), lr=0.01, momentum=momentum)
+    mask = torch.ones_like(model[2].weight)
+    mask[4, 1] = 0
+    with backend.forcing(form):
+        gradients(model, x, y)
+        optimizer.step()
+        assert optimizer.param_groups[0]["norms"] == [False]
+        losses = []
+        for _ in range(20):
+            with torch.no_grad():
+                model[2].weight.mul_(mask)
+            gradients(model, x, y)
+            losses.append(functional.cross_entropy(model(x), y).item())
+            optimizer.step()
+            assert all(p.isfinite().all() for p in model.parameters())
+    assert optimizer.param_groups[0]["norms"] == [True]
+    assert "2.weight[4, 1] is 0, on the skeleton of its chain" in caplog.text
+    assert losses[-1] < losses[0]
+    assert optimizer.kept == 0
+
+
+@pytest.mark.parametrize("norms", [False, True], ids=["skeleton", "norms"])
+@pytest.mark.parametrize("form", ["cpp", "torch", "triton"])
+def test_what_would_not_be_finite_keeps_its_value(form, norms, caplog):
+    """The gradient of one weight of the last layer is too large, of finite ones; and then none is finite."""
+    if reason := backend.why_off(form, torch.device("cpu")):
+        pytest.skip(reason)
+    model = unit_start(mlp(5, 6, 6, 3, bias=True))
+    optimizer = GSGD(BasisPaths(model), lr=10.0, momentum=0.9)
+    optimizer.param_groups[0]["norms"] = [norms]
+    for p in model.parameters():
+        p.grad = torch.full_like(p, 1e-3)
+    with backend.forcing(form):
+        optimizer.step()
+        before = [p.detach().clone() for p in model.parameters()]
+        momenta = copy.deepcopy(optimizer.state_dict()["state"])
+        model[0].weight.grad[2, 4] = 3e38
+        optimizer.step()
+        assert optimizer.kept == (before_kept := 1 if norms else optimizer.kept) >= 1
+        assert torch.equal(model[0].weight[2, 4], before[0][2, 4])
+        assert all(p.isfinite().all() for p in model.parameters())
+        for p in model.parameters():
+            p.grad.fill_(float("nan"))
+        before = [p.detach().clone() for p in model.parameters()]
+        optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+    assert optimizer.kept == before_kept + sum(p.numel() for p in model.parameters())
+    assert all(m.isfinite().all() for state in optimizer.state.values() for m in state.values())
+    assert momenta.keys() == optimizer.state_dict()["state"].keys()
+    assert "weights by now have kept their values" in caplog.text
+
+
+@pytest.mark.parametrize("settings", [{}, {"momentum": 0.9, "weight_decay": 0.1}], ids=["plain", "momentum-decay"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_plain_parameters_keep_their_values_too(settings, fused):
+    """The group keeps all of them; the launch that decides on a GPU does so here."""
+    model = Residual()
+    optimizer = GSGD(BasisPaths(model), lr=10.0, **settings)
+    head = list(model.head.parameters())
+    group = optimizer.param_groups[1]
+
+    def move(value):
+        slopes = [torch.full_like(p, value) for p in head]
+        with torch.no_grad():
+            if fused:
+                momenta = [optimizer._momentum(p) for p in head] if settings else []
+                optimizer._move_by_fused_sgd(head, slopes, momenta, group)
+            else:
+                optimizer._move_plainly(head, slopes, group)
+
+    twin = copy.deepcopy(model.head)
+    sgd = torch.optim.SGD(twin.parameters(), lr=10.0, **settings)
+    for p in twin.parameters():
+        p.grad = torch.full_like(p, 0.1)
+    sgd.step()
+    move(0.1)
+    for p, q in zip(head, twin.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+    before = [p.detach().clone() for p in head]
+    for count, value in enumerate((3e38, float("nan")), 1):
+        move(value)
+        assert all(torch.equal(p, q) for p, q in zip(head, before, strict=True))
+        assert optimizer.kept == count * sum(p.numel() for p in head)
+        assert all(m.isfinite().all() for state in optimizer.state.values() for m in state.values())
 
 
 # ------------------------------------------------------------------------------------------------ guards, bad input
