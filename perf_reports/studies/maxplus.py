@@ -574,8 +574,8 @@ def train(
         scale, margin: λ and Δ, see LinearMinMax.init_kmedoids.
         step, loss, memory, train_a: see WorstSampleSubgradient.
         validation: the share of each class's training samples that is held out, in [0, 1); F does not see them.
-        keep: the iterate that is right most often on them, the first of several, or that of the least F, which is kept
-            also where none is held out. F falls for the sake of one sample: the others may fare worse than at the start.
+        keep: the iterate that is right most often on them, the first of several; or that of the least F, which is kept
+            also where none is held out. F falls for the sake of one sample: others may fare worse than at the start.
         resume: go on from the checkpoint in `out`; otherwise what a run left there is replaced.
         progress: called before each iteration.
     Returns:
@@ -732,7 +732,8 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
     )
     watched = f"on {summary['validation_samples']} training samples held out"
     if summary["validation_samples"]:
-        of_validation = f"{summary['first_validation_accuracy']:.2%} at the start, {summary['validation_accuracy']:.2%} as kept, {watched}"
+        first, last = summary["first_validation_accuracy"], summary["validation_accuracy"]
+        of_validation = f"{first:.2%} at the start, {last:.2%} as kept, {watched}"
     else:
         of_validation = f"{watched}: the iterate of the least loss is kept"
     return [
