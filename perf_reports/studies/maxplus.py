@@ -529,8 +529,8 @@ def _remarks(kept: Mapping[str, Any]) -> list[str]:
     if not kept["validation_samples"]:
         return []
     if kept["kept"] == "validation" and kept["kept_iteration"] == 0:
-        said = "the start is the best iterate on the validation samples, and is the one that is kept"
-        return [f"{said}: training lowered the worst loss alone (--keep loss keeps the least)", _BETTER]
+        said = "no iterate is right more often on the validation samples than the start, and the start is kept"
+        return [f"{said} (--keep loss keeps the iterate of the least loss)", _BETTER]
     if kept["validation_accuracy"] < kept["first_validation_accuracy"]:
         return [
             "the iterate that is kept, of the least loss, is worse on the validation samples than the start",

@@ -235,7 +235,7 @@ def test_a_run_that_helps_nobody_says_so_and_keeps_the_start(tmp_path):
     start, _ = maxplus.start(maxplus._hold_out(data, 0.3, 0)[0], 9, 0, maxplus.SCALE, 400.0)
     assert all(torch.equal(w, start.state_dict()[name]) for name, w in kept_model(tmp_path).state_dict().items())
     said = "\n".join(maxplus.summary_lines(summary))
-    assert "the start is the best iterate on the validation samples, and is the one that is kept" in said
+    assert "no iterate is right more often on the validation samples than the start, and the start is kept" in said
     assert "Adam on mini-batches of the mean cross-entropy" in said
     assert "as kept: iterate 0" in said
 
