@@ -228,11 +228,11 @@ def test_the_iterate_that_is_asked_for_is_kept(tmp_path, keep):
 
 def test_a_run_that_helps_nobody_says_so_and_keeps_the_start(tmp_path):
     data = confused()
-    summary = maxplus.train(data, tmp_path, hidden=9, iterations=100, validation=0.3, step="sqrt", margin=400.0)
+    summary = maxplus.train(data, tmp_path, hidden=9, iterations=100, validation=0.5, seed=3)
     assert summary["best_loss"] < summary["first_loss"]
     assert summary["kept_iteration"] == 0
     assert summary["test_accuracy"] == summary["first_test_accuracy"]
-    start, _ = maxplus.start(maxplus._hold_out(data, 0.3, 0)[0], 9, 0, maxplus.SCALE, 400.0)
+    start, _ = maxplus.start(maxplus._hold_out(data, 0.5, 3)[0], 9, 3, maxplus.SCALE, maxplus.MARGIN)
     assert all(torch.equal(w, start.state_dict()[name]) for name, w in kept_model(tmp_path).state_dict().items())
     said = "\n".join(maxplus.summary_lines(summary))
     assert "no iterate is right more often on the validation samples than the start, and the start is kept" in said
@@ -240,11 +240,25 @@ def test_a_run_that_helps_nobody_says_so_and_keeps_the_start(tmp_path):
     assert "as kept: iterate 0" in said
 
 
+def test_of_equal_iterates_that_of_the_least_loss_is_kept(tmp_path):
+    data = separable()
+    x, x_test = data.y_train[:, None] + 0.3 * data.x_train, data.y_test[:, None] + 0.3 * data.x_test
+    apart = Dataset(x, data.y_train, x_test, data.y_test, data.name)  # the start is right everywhere, if not by 60
+    summary = maxplus.train(apart, tmp_path, hidden=HIDDEN, iterations=60, validation=0.3, margin=60.0)
+    assert summary["validation_accuracy"] == summary["first_validation_accuracy"] == 1.0
+    assert summary["best_loss"] < summary["first_loss"]
+    assert summary["kept_iteration"] > 0
+    assert summary["test_accuracy"] == summary["best_loss_test_accuracy"]
+    assert summary["remarks"] == []
+
+
 def test_a_run_that_helps_says_nothing(tmp_path):
-    kept = {"kept": "validation", "validation_samples": 9, "kept_iteration": 3}
+    kept = {"kept": "validation", "validation_samples": 9, "kept_iteration": 3, "iterations": 7}
     assert maxplus._remarks(kept | {"first_validation_accuracy": 0.5, "validation_accuracy": 0.6}) == []
     kept["kept"] = "loss"
     assert maxplus._remarks(kept | {"first_validation_accuracy": 0.5, "validation_accuracy": 0.5}) == []
+    at_once = kept | {"kept": "validation", "kept_iteration": 0, "iterations": 0}  # F was 0 at the start
+    assert maxplus._remarks(at_once | {"first_validation_accuracy": 0.5, "validation_accuracy": 0.5}) == []
     worse = maxplus._remarks(kept | {"first_validation_accuracy": 0.6, "validation_accuracy": 0.5})
     assert "of the least loss, is worse on the validation samples than the start" in worse[0]
 
