@@ -121,7 +121,7 @@ def keep_ceilings(records: Iterable[Mapping[str, Any]], device: torch.device, by
 def _kept_ceilings(environment: autotune.Fingerprint) -> tuple[list[dict[str, Any]], str]:
     """The records, and what measured them and when; none where nothing was kept that can be understood."""
     try:
-        found = autotune.store().noted(environment, "ceilings")
+        found: Any = autotune.store().noted(environment, "ceilings")
         records = [
             {"kind": "ceiling", "name": str(r["name"]), "threads": int(r["threads"]), "value": float(r["value"])}
             for r in found["records"]

@@ -28,6 +28,7 @@ from ...kernels.worst_sample import is_available
 from ...kernels.worst_sample.definition import IDLE, Settings, beginning, step_length
 from ...nn import KMedoidsInit, LinearMinMax, WorstSampleLoss
 from ...optim import WorstSampleSubgradient
+from ...optim.worst_sample_subgradient import Iterate
 from .. import data
 from ..data import Dataset
 from ..measure import peak_memory
@@ -528,9 +529,9 @@ def _remarks(kept: Mapping[str, Any]) -> list[str]:
     """What must not be left unsaid of a run whose iterates are no better than its start."""
     if not kept["validation_samples"]:
         return []
-    if kept["kept"] == "validation" and kept["kept_iteration"] == 0:
-        said = "the start is the best iterate on the validation samples, and is the one that is kept"
-        return [f"{said}: training lowered the worst loss alone (--keep loss keeps the least)", _BETTER]
+    if kept["kept"] == "validation" and kept["kept_iteration"] == 0 < kept["iterations"]:
+        said = "no iterate is right more often on the validation samples than the start, and the start is kept"
+        return [f"{said} (--keep loss keeps the iterate of the least loss)", _BETTER]
     if kept["validation_accuracy"] < kept["first_validation_accuracy"]:
         return [
             "the iterate that is kept, of the least loss, is worse on the validation samples than the start",
@@ -574,8 +575,9 @@ def train(
         scale, margin: λ and Δ, see LinearMinMax.init_kmedoids.
         step, loss, memory, train_a: see WorstSampleSubgradient.
         validation: the share of each class's training samples that is held out, in [0, 1); F does not see them.
-        keep: the iterate that is right most often on them, the first of several, or that of the least F, which is kept
-            also where none is held out. F falls for the sake of one sample: others may fare worse than at the start.
+        keep: "validation", the iterate that is right most often on them: of equal ones that of the least F, where it is
+            one of them, else the first. "loss", that of the least F, also where no sample is held out. F falls for the
+            sake of one sample: others may fare worse than at the start.
         resume: go on from the checkpoint in `out`; otherwise what a run left there is replaced.
         progress: called before each iteration.
     Returns:
@@ -657,11 +659,19 @@ def train(
             }
         )
 
+    def kept() -> Iterate:
+        best = optimizer.best
+        if watched is None or keep == "loss":
+            return best
+        twin = _kernel_copy(model)
+        twin.load_state_dict(best.weights)
+        first = optimizer.best_validation
+        return best if _accuracy_of(twin, *watched) == first.accuracy else first
+
     def save() -> None:
         checkpoint = {"config": config, "rows": rows, "seconds": spent, "optimizer": optimizer.state_dict()}
         replace(out / CHECKPOINT, lambda path: torch.save(checkpoint, path))
-        kept = optimizer.best if keep == "loss" else optimizer.best_validation
-        model_of = {"config": config, "state_dict": kept.weights, "view": None if seen is None else tuple(seen)}
+        model_of = {"config": config, "state_dict": kept().weights, "view": None if seen is None else tuple(seen)}
         replace(out / MODEL, lambda path: torch.save(model_of, path))
         write_metrics(out / METRICS, rows)
 
@@ -694,10 +704,12 @@ def train(
     memory_of = optimizer.why
     best = optimizer.load_best()
     best_loss_test_accuracy = _accuracy_of(model, dataset.x_test, dataset.y_test)
-    kept = optimizer.load_best(keep)
+    left = kept()
+    model.load_state_dict(left.weights)
     of_kept = {
         "kept": keep,
-        "kept_iteration": kept.iteration,
+        "kept_iteration": left.iteration,
+        "iterations": last["iteration"],
         "validation_samples": 0 if watched is None else len(watched[1]),
         "first_validation_accuracy": rows[0]["validation_accuracy"],
         "validation_accuracy": None if watched is None else _accuracy_of(model, *watched),
@@ -707,7 +719,6 @@ def train(
         **of_kept,
         "remarks": _remarks(of_kept),
         "memory": memory_of,
-        "iterations": last["iteration"],
         "interrupted": not done,
         "seconds": spent,
         "first_loss": rows[0]["loss"],
@@ -732,8 +743,8 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
     )
     watched = f"on {summary['validation_samples']} training samples held out"
     if summary["validation_samples"]:
-        first, kept = summary["first_validation_accuracy"], summary["validation_accuracy"]
-        of_validation = f"{first:.2%} at the start, {kept:.2%} as kept, {watched}"
+        first, last = summary["first_validation_accuracy"], summary["validation_accuracy"]
+        of_validation = f"{first:.2%} at the start, {last:.2%} as kept, {watched}"
     else:
         of_validation = f"{watched}: the iterate of the least loss is kept"
     return [

@@ -152,7 +152,8 @@ def test_near_the_end_of_the_dtype_nothing_is_written_that_is_not_finite(memory,
             state.samples.x.mul_(2.0**122 / half)
             assert state.best_right is not None
             for of in (state.weights, state.best, state.best_right):
-                of.a.mul_(half), of.w1.mul_(2.0**124), of.w2.mul_(2.0**124)
+                for w, factor in zip(of, (half, 2.0**124, 2.0**124), strict=True):
+                    w.mul_(factor)
             runs.append(make(state))
         dense, sparse = runs
         assert dense.z.isfinite().all()
