@@ -45,11 +45,9 @@ def _by_cpp(weights: Sequence[Tensor]) -> bool:
 def _forward(weights: Sequence[Tensor], p: int, log: bool) -> tuple[Tensor, Tensor]:
     """Of Linear layers: the norm, and what the pass leaves to C++'s backward; NaN where that cannot serve."""
     found = cpu.forward(weights, p, log) if _by_cpp(weights) else None
-    return _forward_in_torch(weights, p, log) if found is None else found
-
-
-def _forward_in_torch(weights: Sequence[Tensor], p: int, log: bool) -> tuple[Tensor, Tensor]:
-    return _in_torch(weights, p, log), weights[0].new_full((cpu.passes(weights),), float("nan"))
+    if found is None:
+        return _in_torch(weights, p, log), weights[0].new_full((cpu.passes(weights),), float("nan"))
+    return found
 
 
 def _backward(slope: Tensor, weights: Sequence[Tensor], passes: Tensor, p: int, log: bool) -> list[Tensor]:
@@ -70,7 +68,6 @@ _NORM = operator(
     "path_norm(Tensor[] weights, int p, bool log) -> (Tensor value, Tensor passes)",
     _forward,
     fake=lambda weights, p, log: (weights[0].new_empty(()), weights[0].new_empty(cpu.passes(weights))),
-    decomposition=_forward_in_torch,
 )
 _GRADIENT = operator(
     "path_norm_backward(Tensor slope, Tensor[] weights, Tensor passes, int p, bool log) -> Tensor[]",
@@ -83,8 +80,6 @@ _GRADIENT = operator(
 class _PathNorm(torch.autograd.Function):
     """The norm of Linear layers, and the passes; who differentiates its gradient gets that of the definition."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(p, log, *weights):
         return _NORM(weights, p, log)
@@ -94,7 +89,6 @@ class _PathNorm(torch.autograd.Function):
         ctx.p, ctx.log, *weights = inputs
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(output[1], *weights)
-        ctx.save_for_forward(*weights)
 
     @staticmethod
     def backward(ctx, slope, _):
@@ -103,14 +97,6 @@ class _PathNorm(torch.autograd.Function):
         found = gradient(slope, weights, passes, ctx.p, ctx.log)
         needed = ctx.needs_input_grad[2:]
         return None, None, *(gradient if needs else None for gradient, needs in zip(found, needed, strict=True))
-
-    @staticmethod
-    def jvp(ctx, _p, _log, *tangents):
-        """⟨∂N/∂W, dW⟩, under the transforms that call it: forward mode alone gets the definition."""
-        weights = ctx.saved_tensors
-        slopes = _backward_in_torch(weights[0].new_ones(()), weights, weights[0], ctx.p, ctx.log)
-        terms = [(g * t).sum() for g, t in zip(slopes, tangents, strict=True) if t is not None]
-        return torch.stack(terms).sum(), None
 
 
 # ------------------------------------------------------------------------------------------------ public
@@ -158,17 +144,14 @@ def path_norm(
 
 
 def _norm(weights: Sequence[Tensor], layers: Sequence[Layer], p: int, log: bool) -> Tensor:
-    is_traced = is_compiling() or torch.jit.is_tracing()  # the latter's check traces again, without gradients
-    if weights[0].device.type != "cpu" or is_traced or not cpu.takes(weights) or _has_tangent(weights):
+    served = weights[0].device.type == "cpu" and not is_compiling() and cpu.takes(weights)
+    if not served or any(map(_is_transformed, weights)):
         return _in_torch(weights, p, log, layers)
     if torch.is_grad_enabled() and any(w.requires_grad for w in weights):
         return _PathNorm.apply(p, log, *weights)[0]
     return _NORM(weights, p, log)[0]
 
 
-def _has_tangent(weights: Sequence[Tensor]) -> bool:
-    """Whether one carries a forward-mode tangent, or may: inside vmap nobody can tell."""
-    try:
-        return any(forward_ad.unpack_dual(w).tangent is not None for w in weights)
-    except RuntimeError:
-        return True
+def _is_transformed(w: Tensor) -> bool:
+    """Whether one of torch.func's transforms, or forward mode, looks at it."""
+    return torch.func.debug_unwrap(w) is not w or forward_ad.unpack_dual(w).tangent is not None

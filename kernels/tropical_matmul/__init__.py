@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from .. import backend
+from .. import backend, memory
 from ..dispatch import Gradient, Plan, operator
 from ..vmap import inner_batch, join_batch, leave_batch
 from . import cpu, gluon, portable, scatter
@@ -112,9 +112,8 @@ def _gradient(
 ) -> list[Tensor]:
     """dC -> dA and dB, as far as they are needed: each output's gradient goes to its winner."""
     (dc,), (*factors, winners) = grads, saved
-    dc = (
-        dc.resolve_neg() if dc.is_neg() else dc
-    )  # torch's own way with lazy negations knows no None in place of a and b
+    if memory.is_negation(dc):  # with which torch's own way fails where a and b are None
+        dc = dc.resolve_neg()
     rank = winners.dim()
     a_shape, b_shape = sizes[:rank], sizes[rank:]
     K = a_shape[-1]
