@@ -441,8 +441,8 @@ class _Trace:
         name = str(node.target)
         found = self.origin[sources[0]] if len(sources) == 1 else None
         rank = self.ranks[sources[0]] if len(sources) == 1 else None
-        hooked = self.shapes is None and module is not None
-        if hooked and module._forward_pre_hooks and isinstance(found, _Channels):
+        hooked = module if self.shapes is None else None
+        if hooked is not None and hooked._forward_pre_hooks and isinstance(found, _Channels):
             found = _Bent(f"a forward pre-hook of {name}", True)
         if isinstance(module, (*_LINEAR, *_NORMS)):
             found = self._enter(name, module, found, rank)
@@ -463,8 +463,8 @@ class _Trace:
             rank = found.rank if isinstance(found, _Channels) else None
         else:
             rank = rank if _keeps_rank(node, module) else None
-        if hooked and module._forward_hooks and isinstance(found, _Channels):
-            found = _Bent(f"a forward hook of {name} ({type(module).__name__})", True)
+        if hooked is not None and hooked._forward_hooks and isinstance(found, _Channels):
+            found = _Bent(f"a forward hook of {name} ({type(hooked).__name__})", True)
         if isinstance(found, _Channels) and sum(not _is_size(user) for user in node.users) > 1:
             self.reasons[found.layer] = "its output is used more than once"
             found = None
@@ -543,12 +543,13 @@ class _Trace:
     def _flattened(self, node: fx.Node, module: nn.Module | None, found: _Channels) -> _Channels | None:
         """Behind flattening of all dimensions but the first; None behind another."""
         if node.target in ("view", "reshape"):
-            size = node.args[1:] if len(node.args) > 2 else node.args[1] if len(node.args) > 1 else ()
+            size: Any = node.args[1] if len(node.args) == 2 else node.args[1:]
             if self.shapes is not None:
                 before, behind = (self.shapes[x] for x in (node.all_input_nodes[0], node))
                 flattens = len(behind) == 2 and behind[0] == before[0]
             else:
-                flattens = isinstance(size, Sequence) and tuple(size[1:]) == (-1,) and self._is_batch(size[0])
+                is_pair = isinstance(size, Sequence) and len(size) == 2
+                flattens = is_pair and size[1] == -1 and self._is_batch(size[0])
         else:
             settings = (module.start_dim, module.end_dim) if isinstance(module, nn.Flatten) else node.args[1:]
             named = dict(zip(("start_dim", "end_dim"), settings, strict=False)) | node.kwargs

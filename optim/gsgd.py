@@ -106,8 +106,14 @@ class GSGD(PathOptimizer):
         return next(number for number, other in enumerate(self.paths.chains) if other is chain)
 
     def _move(self, chain: Chain, group: dict[str, Any]) -> None:
-        settings = [group[name] for name in ("lr", "momentum", "weight_decay", "least_ratio", "floor")]
-        options = Options(*settings, self._is_by_norms(chain))
+        options = Options(
+            group["lr"],
+            group["momentum"],
+            group["weight_decay"],
+            group["least_ratio"],
+            group["floor"],
+            self._is_by_norms(chain),
+        )
         first = chain.layers[0].weight
         operands = [self._operand(layer, options.momentum != 0) for layer in chain.layers]
         run_momentum = None

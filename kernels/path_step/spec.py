@@ -168,10 +168,15 @@ def samples(device: torch.device) -> list[Sample]:
         "held": {"lr": 3.0, "momentum": 0.5, "least_ratio": 0.9, "floor": 0.6},
         "norms": {"momentum": 0.9, "weight_decay": 0.1, "norms": True},
     }
+    pruned = _inputs(chains["growing"], torch.float64, device, 0)
+    pruned[1].view(-1)[4] = 0.0  # the edge (1, 1), on the skeleton: no V is left to move
     return [
-        Sample(f"{name}-{label}", _inputs(shapes, torch.float64, device, seed), kwargs)
-        for seed, (name, shapes) in enumerate(chains.items())
-        for label, kwargs in options.items()
+        *(
+            Sample(f"{name}-{label}", _inputs(shapes, torch.float64, device, seed), kwargs)
+            for seed, (name, shapes) in enumerate(chains.items())
+            for label, kwargs in options.items()
+        ),
+        Sample("growing-pruned", pruned, {"momentum": 0.9}),
     ]
 
 

@@ -476,7 +476,7 @@ def test_what_would_not_be_finite_keeps_its_value(form, norms, caplog):
     """The gradient of one weight of the last layer is too large, of finite ones; and then none is finite."""
     if reason := backend.why_off(form, torch.device("cpu")):
         pytest.skip(reason)
-    model = unit_start(mlp(5, 6, 6, 3, bias=True))
+    model: Any = unit_start(mlp(5, 6, 6, 3, bias=True))
     optimizer = GSGD(BasisPaths(model), lr=10.0, momentum=0.9)
     optimizer.param_groups[0]["norms"] = [norms]
     for p in model.parameters():
@@ -507,7 +507,7 @@ def test_plain_parameters_keep_their_values_too(settings, fused):
     """The group keeps all of them; the launch that decides on a GPU does so here."""
     model = Residual()
     optimizer = GSGD(BasisPaths(model), lr=10.0, **settings)
-    head = list(model.head.parameters())
+    head: list[torch.Tensor] = list(model.head.parameters())
     group = optimizer.param_groups[1]
 
     def move(value):

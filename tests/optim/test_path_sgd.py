@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -118,3 +119,31 @@ def test_nothing_moves_where_a_gradient_is_missing():
 def test_settings_are_checked(settings, match):
     with pytest.raises(ValueError, match=match):
         PathSGD(BasisPaths(network()[0]), **settings)
+
+
+@pytest.mark.parametrize("lr", [1e-3, 0.1, 1.0, 100.0])
+def test_weights_stay_finite_at_any_rate(lr):
+    """From torch's own initialisation, with a layer that takes plain SGD."""
+    layers = nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4), nn.Sigmoid()
+    model, x = nn.Sequential(*layers, nn.BatchNorm1d(4)), torch.randn(64, 6)
+    optimizer = PathSGD(BasisPaths(model), lr)
+    for _ in range(40):
+        gradients(model, x, torch.arange(64) % 4)
+        optimizer.step()
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_a_chain_or_group_that_would_not_stay_finite_keeps_its_weights(caplog):
+    layers = nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3), nn.Sigmoid()
+    model: Any = nn.Sequential(*layers, nn.BatchNorm1d(3))
+    optimizer = PathSGD(BasisPaths(model), lr=10.0)
+    in_chain, plain = 4 * 5 + 5 + 5 * 3 + 3, 6
+    for large, kept in ((model[0].weight, in_chain), (model[4].bias, plain)):
+        gradients(model, torch.randn(20, 4), torch.arange(20) % 3)
+        large.grad.view(-1)[1] = 3e38
+        before, counted = [p.detach().clone() for p in model.parameters()], optimizer.kept
+        optimizer.step()
+        assert optimizer.kept == counted + kept
+        stayed = sum(p.numel() for p, q in zip(model.parameters(), before, strict=True) if torch.equal(p, q))
+        assert stayed == kept
+    assert f"PathSGD: {in_chain} weights by now have kept their values" in caplog.text

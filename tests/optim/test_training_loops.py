@@ -8,6 +8,7 @@ import io
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -152,10 +153,10 @@ def test_distributed_state_dicts_go_both_ways(case):
     """What torch reads out of an optimizer that was set is what was set, by the names of parameters."""
     model, optimizer = started(case)
     train(model, optimizer, batches(3))
-    saved = copy.deepcopy(checkpoint.get_optimizer_state_dict(model, optimizer))
+    saved: Any = copy.deepcopy(checkpoint.get_optimizer_state_dict(model, optimizer))
     other, its = started(case)
     checkpoint.set_optimizer_state_dict(other, its, saved)
-    found = checkpoint.get_optimizer_state_dict(other, its)
+    found: Any = checkpoint.get_optimizer_state_dict(other, its)
     assert bool(saved["state"]) == case.has_state
     assert found["param_groups"] == saved["param_groups"]
     assert found["state"].keys() == saved["state"].keys()
@@ -173,7 +174,9 @@ def test_a_gradient_scaler_takes_steps_and_skips_one(case):
         scaler.scale(functional.cross_entropy(scaled(x), y)).backward()
         if number == 2:
             weights = [p.detach().clone() for p in scaled.parameters()]
-            scaled.get_parameter("up.weight").grad.view(-1)[3] = float("inf")
+            gradient = scaled.get_parameter("up.weight").grad
+            assert gradient is not None
+            gradient.view(-1)[3] = float("inf")
             scaler.step(its)
             scaler.update()
             assert all(torch.equal(p, q) for p, q in zip(scaled.parameters(), weights, strict=True))
@@ -189,7 +192,8 @@ def test_a_gradient_scaler_takes_steps_and_skips_one(case):
 
 def test_gradients_accumulate(case):
     (whole, optimizer), (parts, its) = started(case), started(case)
-    whole.eval(), parts.eval()  # a BatchNorm's statistics are those of a part
+    for model in (whole, parts):
+        model.eval()  # else a BatchNorm's statistics are those of a part
     train(whole, optimizer, batches(3))
     for x, y in batches(3):
         its.zero_grad()
@@ -208,7 +212,7 @@ def test_clipped_gradients_are_taken_as_they_are(case, clip):
     other, its = copy.deepcopy((model, optimizer))
     clip(model.parameters(), 1e-3)
     for p, q in zip(model.parameters(), other.parameters(), strict=True):
-        q.grad = p.grad.clone()
+        q.grad = None if p.grad is None else p.grad.clone()
     before = [p.detach().clone() for p in model.parameters()]
     optimizer.step()
     its.step()
@@ -289,7 +293,7 @@ def test_one_data_parallel_rank_takes_the_steps_of_none(case, of, one_process):
     its = case.make(wrapped if of == "wrapped" else model)
     train(wrapped, its, batches(4))
     assert same(plain, model)
-    saved = checkpoint.get_optimizer_state_dict(wrapped, its)
+    saved: Any = checkpoint.get_optimizer_state_dict(wrapped, its)
     assert "up.weight" in saved["param_groups"][0]["params"]
     checkpoint.set_optimizer_state_dict(wrapped, its, saved)
 
