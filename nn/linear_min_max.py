@@ -50,7 +50,14 @@ def _units_by_class(counts: Tensor, hidden: int) -> list[int]:
     return units.tolist()
 
 
-@fx.wrap  # one node of a traced graph: the shape is known when it runs
+@fx.wrap  # one node of a traced graph each: shapes are known when it runs
+def _linear(x: Tensor, A: Tensor) -> Tensor:
+    if x.dim() == 0 or x.shape[-1] != A.shape[1]:
+        raise ValueError(f"LinearMinMax: x has shape {tuple(x.shape)}; expected [..., {A.shape[1]}] (in_features)")
+    return x @ A.T
+
+
+@fx.wrap
 def _rows_of(x: Tensor, f: Tensor) -> Tensor:
     return f.reshape(*x.shape[:-1], f.shape[-1])
 
@@ -113,12 +120,7 @@ class LinearMinMax(nn.Module):
 
     def linear(self, x: Tensor) -> Tensor:
         """z = A x: [..., d] → [..., 2d]."""
-        # what is no tensor stands for one, and is being traced
-        if isinstance(x, Tensor) and (x.dim() == 0 or x.shape[-1] != self.in_features):
-            raise ValueError(
-                f"LinearMinMax: x has shape {tuple(x.shape)}; expected [..., {self.in_features}] (in_features)"
-            )
-        return x @ self.A.T
+        return _linear(x, self.A)
 
     def min_units(self, z: Tensor) -> Tensor:
         """u_j = min_i (z_i + W1_ji): [N, 2d] → [N, q]."""

@@ -152,8 +152,8 @@ def cases(device: torch.device, ops: tuple[str, ...]) -> list[conformance.Case]:
     seen: Counter = Counter()
     turns = {}
     for case in suite:  # the promises in turn, so that a short budget tells something of each
-        turns[case.name] = seen[case.op, case.promise]
-        seen[case.op, case.promise] += 1
+        turns[case.name] = seen[case.op, case.promise, case.slow]
+        seen[case.op, case.promise, case.slow] += 1
     return sorted(suite, key=lambda case: (case.slow, turns[case.name]))
 
 

@@ -234,8 +234,8 @@ def raw_ops(device: torch.device) -> list[tuple[object, tuple[object, ...]]]:
             [x for layer in layers for x in (layer[at], layer[at + step]) if x is not None]
             for at, step in ((0, 2), (1, 2), (4, 1))
         )
-        sizes, lr = [size for shape in shapes for size in shape], torch.tensor(0.1)
-        options = (events, sizes, [biases] * len(layers), lr, momentum, 0.1, 0.5, 0.1, False)
+        sizes, rate = [size for shape in shapes for size in shape], torch.tensor(0.1) if biases else None
+        options = (events, sizes, [biases] * len(layers), 0.1, rate, momentum, 0.1, 0.5, 0.1, not biases)
         found.append((torch.ops.tropigrad.path_step.default, (parameters, grads, momenta, run_momentum, *options)))
     return found
 

@@ -253,13 +253,13 @@ def raw_ops(device: torch.device) -> list[tuple[object, tuple[object, ...]]]:
     op = torch.ops.tropigrad.scatter_step.default
     w, values = torch.randn(3, 4, device=device), torch.randn(5, device=device)
     rows, columns = (torch.randint(0, 3, (5,), device=device) for _ in range(2))
-    lr = torch.tensor(0.1, device=device)
+    lr, rate = (0.1, None), (0.0, torch.tensor(0.1, device=device))
     velocity, touched = torch.zeros_like(w), torch.zeros(3, 4, dtype=torch.int32, device=device)
     number = torch.zeros((), dtype=torch.int32, device=device)
     return [
-        (op, (w, rows, columns, values, lr, "sgd", 0.9, 1e-10, None, None, None, None)),
-        (op, (w, rows, columns, values, lr, "momentum", 0.9, 1e-10, velocity, touched, number, True)),
-        (op, (w, rows, None, w[rows], lr, "adagrad", 0.9, 1e-10, velocity, None, None, False)),
+        (op, (w, rows, columns, values, *lr, "sgd", 0.9, 1e-10, None, None, None, None)),
+        (op, (w, rows, columns, values, *rate, "momentum", 0.9, 1e-10, velocity, touched, number, True)),
+        (op, (w, rows, None, w[rows], *lr, "adagrad", 0.9, 1e-10, velocity, None, None, False)),
     ]
 
 

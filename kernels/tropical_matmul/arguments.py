@@ -18,11 +18,11 @@ _ORDINARY = (Tensor, torch.nn.Parameter)
 
 
 def fit(a: Tensor, b: Tensor, b_rank: int) -> bool:
-    """Whether these are tensors on the CPU of sizes that fit, one b for all of a, which the operator checks further.
+    """Whether these are tensors on the CPU of one dtype and sizes that fit, one b for all of a.
 
     A small call takes no longer than its checks: these are the cheapest questions that Python can ask. Where the answer
-    is no, `check_factors` says why, or that all is well. What dtypes and layouts decide the operator checks on the CPU,
-    once for each kind of call. Autocast has the log semiring alone computed otherwise.
+    is no, `check_factors` says why, or that all is well. The operator's CPU kernel asks for the dtype and the layouts,
+    once for each kind of call. Of one dtype autocast has the log semiring alone computed otherwise.
     """
     try:
         return (
@@ -30,6 +30,7 @@ def fit(a: Tensor, b: Tensor, b_rank: int) -> bool:
             and type(b) in _ORDINARY
             and a.is_cpu
             and b.is_cpu
+            and a.dtype is b.dtype
             and len(a_shape := a.shape) > 1
             and len(b_shape := b.shape) == b_rank
             and a_shape[-1] == b_shape[0] <= MOST_CANDIDATES
@@ -39,8 +40,8 @@ def fit(a: Tensor, b: Tensor, b_rank: int) -> bool:
 
 
 def are_alike(a: Tensor, b: Tensor) -> bool:
-    """What `check_tensors` asks of two tensors on the CPU."""
-    return a.dtype is b.dtype and a.dtype in _SUPPORTED and a.layout is b.layout is torch.strided
+    """What `check_tensors` asks of two tensors that `fit`."""
+    return a.dtype in _SUPPORTED and a.layout is b.layout is torch.strided
 
 
 def under_autocast(a: Tensor, b: Tensor, semiring: str) -> tuple[Tensor, Tensor]:
