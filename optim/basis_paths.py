@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -71,6 +71,13 @@ class Chain:
     parameters: tuple[nn.Parameter, ...]
     shapes: tuple[Shape, ...]
     runs: int  # of nodes that skeleton edges join: each has a path value V
+
+    # G, O, I, T of layer after layer, and of each whether it has a bias
+    edges: tuple[list[int], list[bool]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        sizes, biased = [n for shape in self.shapes for n in shape], [layer.bias is not None for layer in self.layers]
+        object.__setattr__(self, "edges", (sizes, biased))
 
     @property
     def skeleton(self) -> Skeleton:

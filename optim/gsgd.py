@@ -23,9 +23,8 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim.sgd import sgd
 
-from ..kernels.path_step import Layer as Operand
 from ..kernels.path_step import Options, take_step
-from .basis_paths import BasisPaths, Chain, Layer
+from .basis_paths import BasisPaths, Chain
 from .path_optimizer import PathOptimizer
 
 _log = logging.getLogger(__name__)
@@ -114,17 +113,18 @@ class GSGD(PathOptimizer):
             group["floor"],
             self._is_by_norms(chain),
         )
-        first = chain.layers[0].weight
-        operands = [self._operand(layer, options.momentum != 0) for layer in chain.layers]
-        run_momentum = None
+        parameters = [*chain.parameters]
+        first, momenta, run_momentum = parameters[0], [], None
         if options.momentum:
+            momenta = [self._momentum(p) for p in parameters]
             state = self.state[first]
             if "run_momentum" not in state:
                 state["run_momentum"] = first.new_zeros(chain.runs)
             run_momentum = state["run_momentum"]
         if self._events.device != first.device:
             self._events = self._events.to(first.device)
-        take_step(operands, chain.shapes, run_momentum, self._events, options)
+        grads = [p.grad for p in parameters]
+        take_step(parameters, grads, momenta, run_momentum, self._events, *chain.edges, options)
         if not first.is_cpu or torch.compiler.is_compiling():
             return
         before, (_, _, self._seen) = self._seen, self._events.tolist()
@@ -143,19 +143,6 @@ class GSGD(PathOptimizer):
             for momentum in self.state[parameter].values():
                 momentum.zero_()
         _log.warning("GSGD: %s is 0, on the skeleton of its chain: path norms measure that from now on", zero)
-
-    def _operand(self, layer: Layer, moving: bool) -> Operand:
-        """A layer with its gradients and momenta."""
-        weight, bias = layer.weight, layer.bias
-        assert weight.grad is not None
-        return Operand(
-            weight,
-            weight.grad,
-            bias,
-            None if bias is None else bias.grad,
-            self._momentum(weight) if moving else None,
-            self._momentum(bias) if moving and bias is not None else None,
-        )
 
     def _momentum(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]

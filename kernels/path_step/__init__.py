@@ -156,7 +156,7 @@ def _apart(layers: Sequence[Layer], run_momentum: Tensor | None, events: Tensor)
 
 _STEP = operator(
     "path_step(Tensor(a!)[] parameters, Tensor[] grads, Tensor(b!)[] momenta, Tensor(c!)? run_momentum, "
-    "Tensor(d!) events, SymInt[] shapes, bool[] biased, float lr, Tensor? rate, float momentum, float weight_decay, "
+    "Tensor(d!) events, int[] shapes, bool[] biased, float lr, Tensor? rate, float momentum, float weight_decay, "
     "float least_ratio, float floor, bool norms) -> ()",
     _operator,
     fake=lambda *args: None,
@@ -197,25 +197,39 @@ def path_step(
             share memory, as tied weights do, or lr is not finite. Nothing has been written.
     """
     _check(layers, shapes, run_momentum, events, options)
+    sizes, biased = [size for shape in shapes for size in shape], [layer.bias is not None for layer in layers]
     with torch.no_grad():
-        take_step(layers, shapes, run_momentum, events, options)
+        take_step(*cpu.operands(layers), run_momentum, events, sizes, biased, options)
 
 
 def take_step(
-    layers: Sequence[Layer], shapes: Sequence[Shape], run_momentum: Tensor | None, events: Tensor, options: Options
+    parameters: list[Tensor],
+    grads: list[Tensor],
+    momenta: list[Tensor],
+    run_momentum: Tensor | None,
+    events: Tensor,
+    sizes: list[int],
+    biased: list[bool],
+    options: Options,
 ) -> None:
-    """`path_step` without its checks, which take as long as the step of a small layer; to be called inside no_grad."""
-    parameters, grads, momenta = cpu.operands(layers)
-    if any(map(memory.is_negation, grads)):  # torch's own way to do so fails where run_momentum is None
+    """`path_step` without its checks, which take as long as the step of a small layer; to be called inside no_grad.
+
+    Args:
+        parameters: of layer after layer the weight and, where it has one, the bias.
+        grads, momenta: of each of them; no momenta where options.momentum is 0.
+        sizes: G, O, I, T of layer after layer.
+        biased: of each layer whether it has a bias.
+    """
+    lr, momentum, decay, ratio, floor, norms = options
+    rate = lr if isinstance(lr, Tensor) else None
+    if torch.compiler.is_compiling():
+        if rate is None:  # to a compiler a number would be a constant
+            rate = torch.tensor(float(lr), dtype=torch.float64, device="cpu")
+    elif any(x.is_neg() for x in grads):  # torch's own way with lazy negations fails where run_momentum is None
         grads = [x.resolve_neg() for x in grads]
-    rate = options.lr if isinstance(options.lr, Tensor) else None
-    if rate is None and torch.compiler.is_compiling():  # to which a number would be a constant
-        rate = torch.tensor(float(options.lr), dtype=torch.float64, device="cpu")
-    lr = 0.0 if rate is not None else float(options.lr)
-    sizes, biased = [size for shape in shapes for size in shape], [layer.bias is not None for layer in layers]
-    _, momentum, decay, ratio, floor, norms = options
+    rates = float(lr) if rate is None else 0.0, rate
     settings = float(momentum), float(decay), float(ratio), float(floor), bool(norms)
-    _STEP(parameters, grads, momenta, run_momentum, events, sizes, biased, lr, rate, *settings)
+    _STEP.call(parameters, grads, momenta, run_momentum, events, sizes, biased, *rates, *settings)
 
 
 def _check(layers: Sequence[Layer], shapes: Sequence[Shape], run_momentum, events, options: Options) -> None:

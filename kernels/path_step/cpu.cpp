@@ -214,14 +214,13 @@ struct Span {
 template <class T>
 Span span(const T* first, int64_t count, bool is_written) {
     const auto begin = reinterpret_cast<uintptr_t>(first);
-    return {begin, first ? begin + count * sizeof(T) : begin, is_written};
+    return {begin, begin + count * sizeof(T), is_written};
 }
 
 bool any_written_lies_in_another(std::vector<Span>& operands) {
     std::sort(operands.begin(), operands.end(), [](const Span& x, const Span& y) { return x.begin < y.begin; });
     uintptr_t end = 0, end_written = 0;
     for (const Span& x : operands) {
-        if (x.begin == x.end) continue;
         if (x.begin < (x.is_written ? end : end_written)) return true;
         end = std::max(end, x.end);
         if (x.is_written) end_written = std::max(end_written, x.end);
@@ -267,7 +266,12 @@ int path_step(const Call* call, void* const* addresses) noexcept {
         const int threads = int(threads_);
         std::vector<Shape> shapes(count);
         std::vector<Layer> layers(count);
-        std::vector<Span> operands{span(run_momentum, runs, true), span(events, 3, true)};
+        std::vector<Span> operands;
+        operands.reserve(3 * parameters + 2);
+        const auto note = [&](const auto* first, int64_t count, bool is_written) {
+            if (first && count > 0) operands.push_back(span(first, count, is_written));
+        };
+        note(run_momentum, runs, true), note(events, 3, true);
         int64_t parameter = 0;
         std::vector<int64_t> start(count + 1, 0);  // of hidden layer h in vectors over all hidden nodes
         for (int64_t l = 0; l < count; ++l) {
@@ -276,15 +280,15 @@ int path_step(const Call* call, void* const* addresses) noexcept {
                 return is_there ? static_cast<Element*>(addresses[which * parameters + parameter]) : nullptr;
             };
             Element *const weight = at(0, true), *const grad = at(1, true), *const momentum = at(2, moving);
-            operands.push_back(span(weight, shapes[l].targets() * shapes[l].row(), true));
-            operands.push_back(span(grad, shapes[l].targets() * shapes[l].row(), false));
-            operands.push_back(span(momentum, shapes[l].targets() * shapes[l].row(), true));
+            note(weight, shapes[l].targets() * shapes[l].row(), true);
+            note(grad, shapes[l].targets() * shapes[l].row(), false);
+            note(momentum, shapes[l].targets() * shapes[l].row(), true);
             ++parameter;
             const bool has_bias = biased[l];
             layers[l] = {weight, grad, at(0, has_bias), at(1, has_bias), momentum, at(2, moving && has_bias)};
-            operands.push_back(span(layers[l].bias, shapes[l].targets(), true));
-            operands.push_back(span(layers[l].bias_grad, shapes[l].targets(), false));
-            operands.push_back(span(layers[l].bias_momentum, shapes[l].targets(), true));
+            note(layers[l].bias, shapes[l].targets(), true);
+            note(layers[l].bias_grad, shapes[l].targets(), false);
+            note(layers[l].bias_momentum, shapes[l].targets(), true);
             parameter += has_bias;
             start[l + 1] = start[l] + (l + 1 < count ? shapes[l].targets() : 0);
         }

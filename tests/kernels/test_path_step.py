@@ -198,7 +198,8 @@ def test_momenta_of_another_dtype_take_the_definition():
     for layers, *_ in (ours, wanted):
         layers[:] = [layer._replace(momentum=layer.momentum.float()) for layer in layers]
     with torch.no_grad():
-        take_step(ours[0], ours[1].shapes, *ours[2:], options)
+        sizes, biased = [n for shape in ours[1].shapes for n in shape], [layer.bias is not None for layer in ours[0]]
+        take_step(*cpu.operands(ours[0]), *ours[2:], sizes, biased, options)
     path_step_ref(*wanted, options)
     assert all(torch.equal(x, y) for x, y in zip(changed(ours), changed(wanted), strict=True))
 

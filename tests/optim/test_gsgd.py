@@ -13,6 +13,7 @@ from torch._dynamo.backends.registry import lookup_backend
 from torch.nn import functional
 
 from tropigrad.kernels import backend
+from tropigrad.kernels.path_step import Layer as Operand
 from tropigrad.kernels.path_step import Options, path_step_ref
 from tropigrad.kernels.path_step.definition import node_flows
 from tropigrad.optim import GSGD, BasisPaths
@@ -272,7 +273,7 @@ def test_the_special_layer_changes_no_function(network):
         optimizer = GSGD(BasisPaths(copied))
         gradients(copied, x, y)
         for chain in optimizer.paths.chains:
-            operands = [optimizer._operand(layer, False) for layer in chain.layers]
+            operands = operands_of(chain)
             bones = dataclasses.replace(chain.skeleton, special=min(special, len(operands) - 1))
             with torch.no_grad():
                 path_step_ref(operands, bones, None, torch.zeros(3, dtype=torch.int64), Options(0.003))
@@ -297,6 +298,12 @@ def test_the_skeleton_outside_the_special_layer_keeps_its_bits(name):
             assert torch.equal(old, new) == (number != chain.skeleton.special)
 
 
+def operands_of(chain):
+    """Layers of path_step, with their gradients."""
+    biases = [(None, None) if layer.bias is None else (layer.bias, layer.bias.grad) for layer in chain.layers]
+    return [Operand(layer.weight, layer.weight.grad, *bias) for layer, bias in zip(chain.layers, biases, strict=True)]
+
+
 def skeleton_weights(chain):
     edges = zip(chain.layers, chain.skeleton_edges(), strict=True)
     return [layer.weight.detach().reshape(-1)[at] for layer, at in edges]
@@ -308,7 +315,7 @@ def test_every_hidden_node_is_balanced(network):
     gradients(model, x, y)
     optimizer = GSGD(BasisPaths(model))
     for chain in optimizer.paths.chains:
-        operands = [optimizer._operand(layer, False) for layer in chain.layers]
+        operands = operands_of(chain)
         bones, numbers = chain.skeleton, range(len(operands))
         both = [
             torch.cat(node_flows(operands, bones.shapes, [(number + parity) % 2 == 0 for number in numbers]))
