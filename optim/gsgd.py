@@ -113,7 +113,7 @@ class GSGD(PathOptimizer):
             group["floor"],
             self._is_by_norms(chain),
         )
-        parameters = [*chain.parameters]
+        parameters: list[Tensor] = [*chain.parameters]
         first, momenta, run_momentum = parameters[0], [], None
         if options.momentum:
             momenta = [self._momentum(p) for p in parameters]
@@ -123,7 +123,7 @@ class GSGD(PathOptimizer):
             run_momentum = state["run_momentum"]
         if self._events.device != first.device:
             self._events = self._events.to(first.device)
-        grads = [p.grad for p in parameters]
+        grads = [p.grad for p in parameters if p.grad is not None]
         take_step(parameters, grads, momenta, run_momentum, self._events, *chain.edges, options)
         if not first.is_cpu or torch.compiler.is_compiling():
             return

@@ -76,7 +76,8 @@ def _backward_mapped(info, dims, dv, flat, paths, layers):
 
 def _second_gradient(grads, saved, sizes, needs, layers) -> list[Tensor]:
     """What flows to dv and flat: in torch, differentiable again."""
-    found = definition.second_gradient(*grads, *saved, unpack(layers))
+    (g,), (dv, flat, paths) = grads, saved
+    found = definition.second_gradient(g, dv, flat, paths, unpack(layers))
     return [gradient for gradient, needed in zip(found, needs, strict=False) if needed]
 
 
@@ -148,7 +149,7 @@ def path_values(
         flat = flat.float()
     rows = paths.reshape(1, math.prod(paths.shape[:-1]), paths.shape[-1])
     sizes = pack(layers)
-    if torch.jit.is_tracing():  # which has tensors for sizes, and takes no list of them
+    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]  # which has tensors for sizes, and takes no list of them
         sizes = [int(size) for size in sizes]
     values = _VALUES(flat, rows, sizes)
     return values.reshape(paths.shape[:-1]).to(dtype)

@@ -63,10 +63,8 @@ def _step(
         _step_in_one(param, rows, columns, values, lr, rate, *others)
         return
     chosen = _chosen(param)
-    if rate is not None:
-        lr = float(rate) if rate.is_cpu else rate
-    if not isinstance(lr, Tensor):
-        lr = _checked_rate(lr)
+    if rate is None or rate.is_cpu:
+        lr, rate = _checked_rate(lr if rate is None else float(rate)), None
     if rows.shape[0] == 0:
         if number is not None:
             number.add_(1)
@@ -80,7 +78,7 @@ def _step(
         _check_apart(*written)
         rows, values = memory.apart(rows, *written), memory.apart(values, *written)
         columns = None if columns is None else memory.apart(columns, *written)
-        lr = memory.apart(lr, *written) if isinstance(lr, Tensor) else lr
+        pace = lr if rate is None else memory.apart(rate, *written)
         if deterministic is None:
             deterministic = torch.are_deterministic_algorithms_enabled()
         with torch.no_grad():
@@ -90,7 +88,18 @@ def _step(
             _check_range(param_rows, rows, columns)
             step = portable.step if chosen == "triton" else _step_by_torch
             step(
-                param_rows, rows, columns, values, lr, rule, momentum, eps, moment_rows, touched, number, deterministic
+                param_rows,
+                rows,
+                columns,
+                values,
+                rate,
+                rule,
+                momentum,
+                eps,
+                moment_rows,
+                touched,
+                number,
+                deterministic,
             )
     if not param.is_inference():  # such a tensor has no version
         torch.autograd.graph.increment_version(param)

@@ -102,7 +102,7 @@ def _mapped(info, dims, a, b, semiring, with_winners, ignore_nan):
 
 
 def _gradient(
-    grads: Sequence[Tensor | None],
+    grads: Sequence[Tensor],
     saved: Sequence[Tensor],
     sizes: Sequence[int],
     needs: Sequence[bool],

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -282,6 +283,8 @@ def test_gradients_that_are_views_of_what_is_written_count_as_copies(backend_nam
     for layer, other in zip(ours[0], wanted[0], strict=True):
         for at in (0, 2, 4, 5):  # what is written
             assert torch.equal(layer[at], other[at])
+    assert ours[2] is not None
+    assert wanted[2] is not None
     assert torch.equal(ours[2], wanted[2])
 
 
@@ -342,19 +345,21 @@ def test_another_default_device_changes_nothing(how):
 
 
 def test_gsgd_steps_under_another_default_device():
-    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    first = nn.Linear(4, 6)
+    model = nn.Sequential(first, nn.ReLU(), nn.Linear(6, 3))
     optimizer = GSGD(BasisPaths(model), 0.01, momentum=0.9)
     model(torch.randn(5, 4)).square().sum().backward()
-    before = model[0].weight.detach().clone()
+    before = first.weight.detach().clone()
     with torch.device("meta"):
         optimizer.step()
-    assert not torch.equal(model[0].weight, before)
+    assert not torch.equal(first.weight, before)
 
 
 def test_gsgd_names_weights_that_share_memory_and_moves_none():
     """Two Parameters on one tensor: BasisPaths tells parameters apart by what they are, not by where they lie."""
-    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
-    model[2].weight = nn.Parameter(model[0].weight.data)
+    first, second = nn.Linear(4, 4), nn.Linear(4, 4)
+    model = nn.Sequential(first, nn.ReLU(), second)
+    second.weight = nn.Parameter(first.weight.data)
     optimizer = GSGD(BasisPaths(model), 0.01)
     model(torch.randn(5, 4)).square().sum().backward()
     before = [p.detach().clone() for p in model.parameters()]
@@ -377,7 +382,8 @@ def test_a_rate_that_is_not_finite_is_refused(lr, wide):
 
 def test_numbers_of_any_kind_are_taken():
     ours, wanted = (chain("equal", SETTINGS["momentum"], torch.float32) for _ in range(2))
-    given = Options(np.float32(0.5), Fraction(1, 2), np.float64(0.25), np.float32(0.5), np.float64(0.125))
+    numbers: Any = np.float32(0.5), Fraction(1, 2), np.float64(0.25), np.float32(0.5), np.float64(0.125)
+    given = Options(*numbers)
     step(*ours, given)
     with Calls():
         step(*ours, given)

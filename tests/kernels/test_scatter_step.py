@@ -4,6 +4,7 @@ import copy
 import io
 from contextlib import nullcontext
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -409,7 +410,7 @@ def test_a_state_that_shares_memory_with_the_weights_is_refused(name, rule, call
     def step(w, state):
         return scatter_step(w, torch.tensor([1]), torch.ones(1, 3), lr=0.1, rule=rule, state=state)
 
-    state = None
+    state: dict[str, torch.Tensor] = {}
     for _ in range(calls):
         w = torch.ones(4, 3)
         state = step(w, state)
@@ -462,10 +463,13 @@ def test_compiled_values_that_are_rows_of_the_weights_count_as_a_copy(rule, wher
 @pytest.mark.parametrize("given", [np.float32(0.5), np.float64(0.5), Fraction(1, 2), torch.tensor(0.5)], ids=repr)
 def test_numbers_of_any_kind_are_taken(name, given):
     w, expected = torch.ones(3), torch.ones(3)
+    half, one, zero = np.float32(0.5), np.int64(1), np.int64(0)
     for _ in range(2):
-        scatter_step(w, torch.tensor([1]), torch.ones(1), lr=given, rule="momentum", momentum=np.float32(0.5))
+        odd: Any = {"lr": given, "momentum": half}
+        scatter_step(w, torch.tensor([1]), torch.ones(1), rule="momentum", **odd)
         scatter_step(expected, torch.tensor([1]), torch.ones(1), lr=0.5, rule="momentum", momentum=0.5)
-    scatter_step(w, torch.tensor([1]), torch.ones(1), lr=np.int64(1), rule="adagrad", eps=np.int64(0))
+    odd = {"lr": one, "eps": zero}
+    scatter_step(w, torch.tensor([1]), torch.ones(1), rule="adagrad", **odd)
     scatter_step(expected, torch.tensor([1]), torch.ones(1), lr=1, rule="adagrad", eps=0)
     assert torch.equal(w, expected)
 
