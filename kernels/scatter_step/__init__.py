@@ -87,20 +87,8 @@ def _step(
             values = values.view(len(rows), param_rows.shape[-1])
             _check_range(param_rows, rows, columns)
             step = portable.step if chosen == "triton" else _step_by_torch
-            step(
-                param_rows,
-                rows,
-                columns,
-                values,
-                rate,
-                rule,
-                momentum,
-                eps,
-                moment_rows,
-                touched,
-                number,
-                deterministic,
-            )
+            others = rule, momentum, eps, moment_rows, touched, number, deterministic
+            step(param_rows, rows, columns, values, pace, *others)
     if not param.is_inference():  # such a tensor has no version
         torch.autograd.graph.increment_version(param)
 
