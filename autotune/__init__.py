@@ -15,7 +15,6 @@ from .space import Config, Limits, Needs, Space
 from .store import Entry, Store, cache_dir, export, store
 from .tunable import TUNABLE, Call, Tunable, register, tune, warm_up
 from .tuned import (
-    SCOPE,
     Choice,
     Problem,
     Tuned,
@@ -33,7 +32,6 @@ from .tuned import (
 
 __all__ = [
     "NOMINAL",
-    "SCOPE",
     "TUNABLE",
     "Call",
     "Ceilings",

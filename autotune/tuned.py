@@ -64,7 +64,7 @@ class Tuned:
 
     def choice(self, problem: Problem, device: torch.device) -> Choice:
         """The config to launch with, and why that one. Problems of one bucket share an answer."""
-        scope = SCOPE.get()
+        scope = _SCOPE.get()
         if scope is None:
             # its threads are a part of what a CPU's configs were tuned for
             found = _remembered.get((self, device, torch.get_num_threads(), *problem.items()))
@@ -183,18 +183,18 @@ class _Scope:
 
 
 # what the open blocks of `mode`, `override` and `observed` change; None outside
-SCOPE: ContextVar[_Scope | None] = ContextVar("tropigrad_autotune", default=None)
+_SCOPE: ContextVar[_Scope | None] = ContextVar("tropigrad_autotune", default=None)
 _remembered: dict[tuple[Hashable, ...], Choice] = {}
 
 
 @contextmanager
 def _within(**changes) -> Iterator[None]:
-    token = SCOPE.set(replace(SCOPE.get() or _Scope(), **changes))
+    token = _SCOPE.set(replace(_SCOPE.get() or _Scope(), **changes))
     try:
         with unremembered():
             yield
     finally:
-        SCOPE.reset(token)
+        _SCOPE.reset(token)
 
 
 @contextmanager
@@ -239,7 +239,7 @@ def _checked(name: str, what: str) -> str:
 
 def override(name: str, config: Config):
     """Runs the kernel `name` with this config inside the block, whatever the tables say."""
-    scope = SCOPE.get() or _Scope()
+    scope = _SCOPE.get() or _Scope()
     return _within(overrides={**scope.overrides, name: Choice(config, "override")})
 
 

@@ -39,7 +39,7 @@ def _why_not_interpretable() -> str:
     return ""
 
 
-FORCED: ContextVar[str] = ContextVar("tropigrad_backend", default="")  # by a block of `forcing`, in its thread
+_FORCED: ContextVar[str] = ContextVar("tropigrad_backend", default="")  # by a block of `forcing`, in its thread
 forced_everywhere = ""
 
 
@@ -55,12 +55,12 @@ def forcing(name: str, *, everywhere: bool = False) -> Iterator[None]:
         finally:
             forced_everywhere = before
         return
-    token = FORCED.set(name)
+    token = _FORCED.set(name)
     try:
         with autotune.unremembered():
             yield
     finally:
-        FORCED.reset(token)
+        _FORCED.reset(token)
 
 
 def forced() -> str:
@@ -68,7 +68,7 @@ def forced() -> str:
 
     The variable is read once, since reading it takes longer than a small kernel: autotune.reload() reads it anew.
     """
-    return FORCED.get() or forced_everywhere or _variable()
+    return _FORCED.get() or forced_everywhere or _variable()
 
 
 @functools.cache
