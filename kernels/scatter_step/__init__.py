@@ -34,6 +34,7 @@ from .definition import (
 __all__ = ["RULES", "scatter_step", "scatter_step_ref"]
 
 _OFFERED = ("cpp", "triton", "torch")
+_ORDINARY = (Tensor, torch.nn.Parameter)
 
 # ------------------------------------------------------------------------------------------------ the step
 
@@ -93,7 +94,21 @@ def _step(
         torch.autograd.graph.increment_version(param)
 
 
+def _checked_step(param, rows, columns, values, lr, rate, rule, momentum, eps, *others) -> None:
+    if param.is_cpu:  # where the public function leaves that to the operator
+        _check_layouts(param, rows, columns, values, rule, others[:3])
+    _step(param, rows, columns, values, lr, rate, rule, momentum, eps, *others)
+
+
+def _check_layouts(param, rows, columns, values, rule: str, moments: Sequence[Tensor | None]) -> None:
+    _check_tensors(param, (rows,) if columns is None else (rows, columns), values)
+    if STATE[rule]:
+        state = {name: x for name, x in zip(STATE[rule], moments, strict=False) if x is not None}
+        _check_state(param, rule, state, 1 if columns is None else 2)
+
+
 def _plan(param, rows, columns, values, lr, rate, rule, momentum, eps, moment, touched, number, deterministic) -> Plan:
+    _check_layouts(param, rows, columns, values, rule, (moment, touched, number))
     lists = rows, values, *(() if columns is None else (columns,))
     if (
         param.dim() > (2 if columns is None else 3)
@@ -194,7 +209,7 @@ _STEP = operator(
     "scatter_step(Tensor(a!) param, Tensor rows, Tensor? columns, Tensor values, float lr, Tensor? rate, str rule, "
     "float momentum, float eps, Tensor(b!)? moment, Tensor(c!)? touched, Tensor(d!)? number, bool? deterministic) "
     "-> ()",
-    _step,
+    _checked_step,
     fake=lambda *args: None,
     vmap=_no_vmap,
     plan=_plan,
@@ -264,32 +279,57 @@ def scatter_step(
         raise TypeError(
             f"scatter_step: state is a {type(state).__name__}; expected a dict, what the last call returned"
         )
-    _check_tensors(param, at, values)
+    fits = _fit(param, at, values, lr, rule, state)
+    if not fits:
+        _check_tensors(param, at, values)
     _check_options(param, lr, rule, momentum, eps)
     kept = STATE[rule]
     if not state:
         fresh = fresh_state(param, rule, len(at)) if kept else {}
         state = fresh if state is None else state
         state.update(fresh)
-    elif kept:
+    elif kept and not fits:
         _check_state(param, rule, state, len(at))
     rows, columns = at if len(at) == 2 else (at[0], None)
     if columns is not None and columns.dtype != rows.dtype:
         rows, columns = rows.long(), columns.long()
-    moments = (*(state[name] for name in kept), None, None, None)[:3]
+    moments = (*map(state.get, kept), None, None, None)[:3]
     rate = lr if isinstance(lr, Tensor) else None
-    if rate is None and torch.compiler.is_compiling():  # to which a number would be a constant
-        rate = torch.tensor(float(lr), dtype=torch.float64, device="cpu")
-    options = 0.0 if rate is not None else float(lr), rate, rule, float(momentum), float(eps)
-    with torch.no_grad():  # as torch.optim steps
-        param = param.detach() if param.requires_grad else param
-        # torch's own way with lazy negations knows no operator that may be given None
-        whole = param.resolve_neg() if memory.is_negation(param) else param
-        values = values.resolve_neg() if memory.is_negation(values) else values
-        _STEP(whole, rows, columns, values, *options, *moments, deterministic)
+    options = rule, float(momentum), float(eps), *moments, deterministic
+    if torch.compiler.is_compiling():
+        if rate is None:  # to a compiler a number would be a constant
+            rate = torch.tensor(float(lr), dtype=torch.float64, device="cpu")
+        with torch.no_grad():  # as torch.optim steps
+            _STEP(param.detach(), rows, columns, values, 0.0, rate, *options)
+        return state
+    number = 0.0 if rate is not None else float(lr)
+    if not (param.is_neg() or values.is_neg()):
+        _STEP.call(param, rows, columns, values, number, rate, *options)
+        return state
+    with torch.no_grad():  # torch's own way with lazy negations knows no operator that may be given None
+        whole = param.resolve_neg()
+        _STEP(whole, rows, columns, values.resolve_neg(), number, rate, *options)
         if whole is not param:
             param.copy_(whole)
     return state
+
+
+def _fit(param: Tensor, at: Any, values: Tensor, lr: Any, rule: str, state: Any) -> bool:
+    """Whether the operator itself checks the tensors, as its CPU kernel does once for each kind of call.
+
+    These are the cheapest questions that Python can ask: a small step takes no longer than its checks.
+    """
+    return (
+        type(param) in _ORDINARY
+        and type(values) in _ORDINARY
+        and param.is_cpu
+        and values.is_cpu
+        and not (param.is_nested or values.is_nested)
+        and len(at) < 3
+        and all(type(x) is Tensor and x.is_cpu and not x.is_nested and x.dtype is at[0].dtype for x in at)
+        and type(lr) in (float, int)
+        and (rule == "sgd" or rule == "polyak" or (bool(state) and all(type(x) is Tensor for x in state.values())))
+    )
 
 
 def _check_tensors(param: Tensor, at: tuple[Tensor, ...], values: Tensor) -> None:
