@@ -144,7 +144,9 @@ def path_norm(
 
 
 def _norm(weights: Sequence[Tensor], layers: Sequence[Layer], p: int, log: bool) -> Tensor:
-    served = weights[0].device.type == "cpu" and not is_compiling() and _by_cpp(weights)
+    # torch.jit's check traces again, without gradients
+    is_traced = is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    served = weights[0].device.type == "cpu" and not is_traced and _by_cpp(weights)
     if not served or any(map(_is_transformed, weights)):
         return _in_torch(weights, p, log, layers)
     if torch.is_grad_enabled() and any(w.requires_grad for w in weights):

@@ -156,7 +156,7 @@ def _apart(layers: Sequence[Layer], run_momentum: Tensor | None, events: Tensor)
 
 _STEP = operator(
     "path_step(Tensor(a!)[] parameters, Tensor[] grads, Tensor(b!)[] momenta, Tensor(c!)? run_momentum, "
-    "Tensor(d!) events, int[] shapes, bool[] biased, float lr, Tensor? rate, float momentum, float weight_decay, "
+    "Tensor(d!) events, SymInt[] shapes, bool[] biased, float lr, Tensor? rate, float momentum, float weight_decay, "
     "float least_ratio, float floor, bool norms) -> ()",
     _operator,
     fake=lambda *args: None,
