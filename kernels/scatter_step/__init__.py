@@ -328,7 +328,8 @@ def _fit(param: Tensor, at: Any, values: Tensor, lr: Any, rule: str, state: Any)
         and len(at) < 3
         and all(type(x) is Tensor and x.is_cpu and not x.is_nested and x.dtype is at[0].dtype for x in at)
         and type(lr) in (float, int)
-        and (rule == "sgd" or rule == "polyak" or (bool(state) and all(type(x) is Tensor for x in state.values())))
+        and type(rule) is str
+        and all(type((state or {}).get(name)) is Tensor for name in STATE.get(rule, ()))
     )
 
 
