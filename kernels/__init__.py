@@ -1,12 +1,12 @@
 """The ops: `from tropigrad.kernels import tropical_matmul`."""
 
-from . import dispatch
 from .largest_path import largest_path
 from .path_norm import path_norm
 from .path_norm import spec as _path_norm_spec  # noqa: F401  registers the op
 from .path_step import spec as _path_step_spec  # noqa: F401  registers the op
 from .path_values import path_values
 from .path_values import spec as _path_values_spec  # noqa: F401  registers the op
+from .runtime import dispatch
 from .scatter_step import scatter_step
 from .scatter_step import spec as _scatter_spec  # noqa: F401  registers the op
 from .tournament import Tournament

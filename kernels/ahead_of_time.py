@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 from ..autotune import MachineCode
-from .triton_or_stub import HAS_TRITON, triton
+from ..triton_or_stub import HAS_TRITON, triton
 
 
 class _Syntax(NamedTuple):

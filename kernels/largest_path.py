@@ -14,14 +14,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .contenders import called, compiled
+from .contract.registry import register
+from .contract.spec import Contender, Misuse, Sample, Scaling, Shape, Spec, Workload
+from .contract.workloads import called, compiled
+from .mathematics.network import Layer, Size, as_list, network, nodes_into, under_autocast
 from .path_values import path_values_ref
 from .path_values.definition import matrices
-from .path_values.network import Layer, Size, as_list, network, nodes_into, under_autocast
-from .spec import Contender, Misuse, Sample, Scaling, Shape, Spec, Workload, register
-from .tracing import traceable
+from .runtime.arguments import FLOATS
+from .runtime.tracing import traceable
 from .tropical_conv2d import tropical_conv2d
-from .tropical_matmul.definition import FLOATS
 from .tropical_matvec import tropical_matvec
 
 # ------------------------------------------------------------------------------------------------ public

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from .contenders import Function, Prepare, called, compiled, trained
-from .spec import Contender, Misuse, Sample, Shape, Spec, Workload, register
-from .tropical_matmul import SEMIRINGS, cpu, tropical_matmul, tropical_matmul_ref
-from .tropical_matmul.arguments import (
+from .contract.registry import register
+from .contract.spec import Contender, Misuse, Sample, Shape, Spec, Workload
+from .contract.workloads import Function, Prepare, called, compiled, trained
+from .mathematics.factors import (
     are_alike,
     as_temperature,
     check_batches,
@@ -25,7 +25,8 @@ from .tropical_matmul.arguments import (
     fit,
     under_autocast,
 )
-from .tropical_matmul.definition import FLOATS, INTEGERS
+from .runtime.arguments import FLOATS, INTEGERS
+from .tropical_matmul import SEMIRINGS, by_cpp, tropical_matmul, tropical_matmul_ref
 from .tropical_matmul.spec import inputs as matmul_inputs
 from .tropical_matmul.spec import scalings
 
@@ -274,6 +275,6 @@ SPEC = register(
             "diagonal": lambda x: (x, x.diagonal()),
             "rows": lambda x: (x, x),
         },
-        tuned={"cpp": (cpu.NARROW,)},  # the others are the matrix product's
+        tuned={"cpp": (by_cpp.NARROW,)},  # the others are the matrix product's
     )
 )

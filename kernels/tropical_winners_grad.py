@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .tracing import traceable
+from .runtime.tracing import traceable
 
 
 class TropicalWinnersGrad(NamedTuple):

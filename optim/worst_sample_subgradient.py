@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..kernels import backend
+from ..kernels.runtime import backend
 from ..kernels.worst_sample import (
     DTYPES,
     MEMORIES,

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ..autotune import Choice, recorded
 from ..autotune.timing import Samples, interleaved
-from ..kernels import backend
-from ..kernels.spec import Contender, Shape, Spec, Workload
+from ..kernels.contract.spec import Contender, Shape, Spec, Workload
+from ..kernels.runtime import backend
 from .measure import peak_memory
 
 Outputs = tuple[Tensor, ...]

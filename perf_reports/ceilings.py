@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from ..kernels.native import library, why_no_compiler
+from ..kernels.runtime.native import library, why_no_compiler
 
 MIXES = ("add_max", "fma_max", "mul_max")  # in the order of ceilings.cpp
 # a mix is bounded by the best way of issuing it: fma(a, 1, b) rounds as a + b does

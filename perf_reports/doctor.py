@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from ..kernels import backend, dispatch, native, qualification
-from ..kernels.spec import REGISTRY
+from ..kernels.contract import qualification
+from ..kernels.contract.registry import REGISTRY
+from ..kernels.runtime import backend, dispatch, native
 from . import results
 
 _PROBE = '#include "{}"\nextern "C" int tropigrad_vector_bits() {{ return 8 * VECTOR_BYTES; }}\n'

@@ -39,8 +39,9 @@ import torch
 from .. import autotune
 from ..autotune.explanation import pairs
 from ..autotune.tunable import default_device
-from ..kernels import backend, conformance, qualification
-from ..kernels.spec import REGISTRY
+from ..kernels.contract import conformance, qualification
+from ..kernels.contract.registry import REGISTRY
+from ..kernels.runtime import backend
 from . import benchmark, ceilings, gpu_ceilings, output, results, tuning
 
 Progress = Callable[[str, int, int, str], None]  # (stage, done, total, what is being done)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..kernels.spec import REGISTRY
+from ..kernels.contract.registry import REGISTRY
 from . import benchmark, ceilings, data, page, results, speedups, startup, tuning
 from .studies import gsgd, maxplus
 

@@ -37,7 +37,7 @@ import torch
 
 from .. import __version__
 from ..autotune.tuned import MODES
-from ..kernels import backend, native
+from ..kernels.runtime import backend, native
 
 SCHEMA_VERSION = 1
 

@@ -37,7 +37,7 @@ print(json.dumps({"import tropigrad": package - start, "and its kernels and laye
 _FIRST_CALLS = """
 import json, sys, time
 import torch
-from tropigrad.kernels.spec import REGISTRY
+from tropigrad.kernels.contract.spec import REGISTRY
 import tropigrad.kernels
 from tropigrad.kernels import dispatch
 start = time.perf_counter()

@@ -17,7 +17,7 @@ from ..autotune.explanation import pairs
 from ..autotune.search import Progress
 from ..autotune.store import Store
 from ..autotune.tunable import default_device, find, shapes_of
-from ..kernels.spec import REGISTRY
+from ..kernels.contract.registry import REGISTRY
 from .ceilings import GIGA, WAYS, bandwidth_roof, compute_roof
 
 Plan = list[tuple[str, Mapping[str, Mapping[str, int]], torch.dtype]]  # (op, shapes by name, dtype)

@@ -19,7 +19,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 
 def pytest_report_header():
-    from tropigrad.kernels import native
+    from tropigrad.kernels.runtime import native
 
     return f"C++ kernels: {native.form()}"
 

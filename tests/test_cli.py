@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from tropigrad import __version__, autotune, cli
 from tropigrad.cli import app
-from tropigrad.kernels import native
-from tropigrad.kernels.tropical_matmul import cpu
+from tropigrad.kernels.runtime import native
+from tropigrad.kernels.tropical_matmul import by_cpp
 from tropigrad.perf_reports import doctor, output, qualify, report, tuning
 
 
@@ -310,10 +310,10 @@ def own_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("TROPIGRAD_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv("TROPIGRAD_AUTOTUNE", raising=False)
     monkeypatch.setattr(sys.modules["tropigrad.autotune.search"], "DUEL_S", 0.1)
-    default = cpu.FORWARD.default({})
+    default = by_cpp.FORWARD.default({})
     space = autotune.Space({name: (value, *_another(name, value)) for name, value in default.items()})
     monkeypatch.setattr(
-        cpu, "FORWARD", autotune.Tuned("tropical_matmul.cpp", space, lambda _: default, cpu.FORWARD.source)
+        by_cpp, "FORWARD", autotune.Tuned("tropical_matmul.cpp", space, lambda _: default, by_cpp.FORWARD.source)
     )
     autotune.reload()
     yield autotune.store()
@@ -322,8 +322,8 @@ def own_cache(monkeypatch, tmp_path):
 
 
 def _another(name: str, value: int) -> tuple[int, ...]:
-    choices = [choice for choice in cpu.FORWARD.space.choices[name] if choice != value]
-    return tuple(choices[:1]) if name == next(iter(cpu.FORWARD.space.choices)) else ()
+    choices = [choice for choice in by_cpp.FORWARD.space.choices[name] if choice != value]
+    return tuple(choices[:1]) if name == next(iter(by_cpp.FORWARD.space.choices)) else ()
 
 
 def test_tune_then_explain_then_the_cache(tropigrad, own_cache):

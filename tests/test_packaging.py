@@ -52,7 +52,14 @@ def test_sdist_holds_sources_links_and_licence(built):
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         members = {member.name.partition("/")[2]: member for member in archive.getmembers()}
-    for name in ("LICENSE", "README.md", "pyproject.toml", "constraints.txt", "kernels/spec.py", "tests/conftest.py"):
+    for name in (
+        "LICENSE",
+        "README.md",
+        "pyproject.toml",
+        "constraints.txt",
+        "kernels/contract/spec.py",
+        "tests/conftest.py",
+    ):
         assert name in members
     assert not any("__pycache__" in name for name in members)
 

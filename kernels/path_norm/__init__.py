@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
-from .. import backend
-from ..dispatch import operator
-from ..path_values.network import Layer, Size, as_list, network, under_autocast
-from ..tracing import traceable
-from . import cpu, definition
+from ..mathematics.network import Layer, Size, as_list, network, under_autocast
+from ..runtime import backend
+from ..runtime.dispatch import operator
+from ..runtime.tracing import traceable
+from . import by_cpp, definition
 from .definition import path_norm_ref
 
 __all__ = ["path_norm", "path_norm_ref"]
@@ -39,20 +39,22 @@ def _in_torch(weights: Sequence[Tensor], p: int, log: bool, layers: Sequence[Lay
 
 def _by_cpp(weights: Sequence[Tensor]) -> bool:
     device, dtype = weights[0].device, weights[0].dtype
-    return cpu.takes(weights) and backend.choose("path_norm", device, ("torch", "cpp"), dtype, cpu.SOURCE) == "cpp"
+    return (
+        by_cpp.takes(weights) and backend.choose("path_norm", device, ("torch", "cpp"), dtype, by_cpp.SOURCE) == "cpp"
+    )
 
 
 def _forward(weights: Sequence[Tensor], p: int, log: bool) -> tuple[Tensor, Tensor]:
     """Of Linear layers: the norm, and what the pass leaves to C++'s backward; NaN where that cannot serve."""
-    found = cpu.forward(weights, p, log) if _by_cpp(weights) else None
+    found = by_cpp.forward(weights, p, log) if _by_cpp(weights) else None
     if found is None:
-        return _in_torch(weights, p, log), weights[0].new_full((cpu.passes(weights),), float("nan"))
+        return _in_torch(weights, p, log), weights[0].new_full((by_cpp.passes(weights),), float("nan"))
     return found
 
 
 def _backward(slope: Tensor, weights: Sequence[Tensor], passes: Tensor, p: int, log: bool) -> list[Tensor]:
     """The gradient of each weight, from that of the norm."""
-    found = None if passes[0].isnan() else cpu.backward(slope, weights, passes, p, log)
+    found = None if passes[0].isnan() else by_cpp.backward(slope, weights, passes, p, log)
     return _backward_in_torch(slope, weights, passes, p, log) if found is None else found
 
 
@@ -67,7 +69,7 @@ def _backward_in_torch(slope: Tensor, weights: Sequence[Tensor], passes: Tensor,
 _NORM = operator(
     "path_norm(Tensor[] weights, int p, bool log) -> (Tensor value, Tensor passes)",
     _forward,
-    fake=lambda weights, p, log: (weights[0].new_empty(()), weights[0].new_empty(cpu.passes(weights))),
+    fake=lambda weights, p, log: (weights[0].new_empty(()), weights[0].new_empty(by_cpp.passes(weights))),
 )
 _GRADIENT = operator(
     "path_norm_backward(Tensor slope, Tensor[] weights, Tensor passes, int p, bool log) -> Tensor[]",

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
+from ..mathematics.network import Layer, Size, network, nodes_into
 from ..path_values.definition import matrices
-from ..path_values.network import Layer, Size, network, nodes_into
 
 
 def norm(weights: Sequence[Tensor], layers: Sequence[Layer], p: int, log: bool) -> Tensor:

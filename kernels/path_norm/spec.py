@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from ...autotune import Problem
-from ..contenders import Function, Prepare, called, compiled, trained
-from ..spec import Contender, Misuse, Sample, Scaling, Shape, Spec, Workload, register
-from ..tropical_matmul.definition import FLOATS
-from . import cpu, path_norm, path_norm_ref
+from ..contract.registry import register
+from ..contract.spec import Contender, Misuse, Sample, Scaling, Shape, Spec, Workload
+from ..contract.workloads import Function, Prepare, called, compiled, trained
+from ..runtime.arguments import FLOATS
+from . import by_cpp, path_norm, path_norm_ref
 
 
 def op(*weights: Tensor, **kwargs) -> Tensor:
@@ -159,7 +160,7 @@ SPEC = register(
             "transposed": lambda w: (w, w.mT, w),
             "rows": lambda w: (w, w[1:4]),
         },
-        tuned={"cpp": (cpu.FORWARD, cpu.BACKWARD)},
+        tuned={"cpp": (by_cpp.FORWARD, by_cpp.BACKWARD)},
         inputs_at=inputs_at,
     )
 )

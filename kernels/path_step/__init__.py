@@ -11,9 +11,9 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from .. import backend, memory
-from ..dispatch import Plan, operator
-from . import cpu, portable
+from ..runtime import backend, memory
+from ..runtime.dispatch import Plan, operator
+from . import by_cpp, by_triton
 from .definition import FLOATS, Layer, Options, Shape, Skeleton, path_step_ref, prefixes, skeleton, suffixes
 
 __all__ = [
@@ -48,12 +48,12 @@ def _plan(parameters, grads, momenta, run_momentum, events, shapes, biased, lr, 
     weight, layers = parameters[0], _layers(parameters, grads, momenta, biased)
     if rate is not None and not (rate.is_cpu and rate.dtype == torch.float64):
         return []
-    if _chosen(weight) != "cpp" or not cpu.takes(layers, run_momentum):
+    if _chosen(weight) != "cpp" or not by_cpp.takes(layers, run_momentum):
         return []
     bones = skeleton(_shapes(shapes), weight.device)
     if run_momentum is not None and run_momentum.shape != (bones.runs,):
         return []
-    return cpu.plan(layers, bones, options[-1])
+    return by_cpp.plan(layers, bones, options[-1])
 
 
 def _layers(parameters, grads, momenta, biased) -> list[Layer]:
@@ -77,7 +77,7 @@ def _no_vmap(info, in_dims, *args) -> NoReturn:
 
 
 def _chosen(weight: Tensor) -> str:
-    return backend.choose("path_step", weight.device, ("torch", "cpp", "triton"), weight.dtype, cpu.SOURCE)
+    return backend.choose("path_step", weight.device, ("torch", "cpp", "triton"), weight.dtype, by_cpp.SOURCE)
 
 
 def _step(
@@ -94,10 +94,10 @@ def _step(
     if not isinstance(options.lr, Tensor) or options.lr.is_cpu:
         options = options._replace(lr=_checked_rate(options.lr))
     chosen = _chosen(weight)
-    if chosen == "cpp" and cpu.takes(layers, run_momentum):
-        cpu.path_step(layers, bones, run_momentum, events, options)
-    elif chosen == "triton" and portable.takes(layers, options):
-        path_step_ref(layers, bones, run_momentum, events, options, portable.node_flows, portable.move)
+    if chosen == "cpp" and by_cpp.takes(layers, run_momentum):
+        by_cpp.path_step(layers, bones, run_momentum, events, options)
+    elif chosen == "triton" and by_triton.takes(layers, options):
+        path_step_ref(layers, bones, run_momentum, events, options, by_triton.node_flows, by_triton.move)
     else:
         path_step_ref(layers, bones, run_momentum, events, options)
     if not weight.is_inference():  # such tensors have no version
@@ -199,7 +199,7 @@ def path_step(
     _check(layers, shapes, run_momentum, events, options)
     sizes, biased = [size for shape in shapes for size in shape], [layer.bias is not None for layer in layers]
     with torch.no_grad():
-        take_step(*cpu.operands(layers), run_momentum, events, sizes, biased, options)
+        take_step(*by_cpp.operands(layers), run_momentum, events, sizes, biased, options)
 
 
 def take_step(

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ...autotune import Problem
-from ..spec import Contender, Misuse, Sample, Scaling, Shape, Spec, Workload, register
-from . import Layer, Options, cpu, path_step, path_step_ref, portable, skeleton
+from ..contract.registry import register
+from ..contract.spec import Contender, Misuse, Sample, Scaling, Shape, Spec, Workload
+from . import Layer, Options, by_cpp, by_triton, path_step, path_step_ref, skeleton
 from . import Shape as Edges
 from .definition import FLOATS
 
@@ -298,7 +299,7 @@ SPEC = register(
         scalings=_scalings,
         overlapping={"own-gradient": _own_gradient, "shared-gradient": _shared_gradient},
         raw_ops=raw_ops,
-        tuned={"cpp": (cpu.STEP,), "triton": (portable.FLOWS, portable.MOVE)},
+        tuned={"cpp": (by_cpp.STEP,), "triton": (by_triton.FLOWS, by_triton.MOVE)},
         inputs_at=inputs_at,
         in_place={"step": _ours(path_step)},
     )

@@ -13,13 +13,13 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from .. import backend, memory
-from ..dispatch import Gradient, operator
-from ..tracing import traceable
-from ..vmap import inner_batch, join_batch, leave_batch
-from . import cpu, definition, portable
+from ..mathematics.network import Size, as_list, network, pack, under_autocast, unpack
+from ..runtime import backend, memory
+from ..runtime.dispatch import Gradient, operator
+from ..runtime.tracing import traceable
+from ..runtime.vmap import inner_batch, join_batch, leave_batch
+from . import by_cpp, by_triton, definition
 from .definition import path_values_ref
-from .network import Size, as_list, network, pack, under_autocast, unpack
 
 __all__ = ["path_values", "path_values_ref"]
 
@@ -40,7 +40,7 @@ def _forward(flat: Tensor, paths: Tensor, layers: Sequence[int]) -> Tensor:
             definition.check_nodes(paths, unpack(layers))
         return flat.new_full(paths.shape[:-1], float("nan"))
     chosen = _choose("path_values", flat, paths, layers)
-    forward = {"cpp": cpu.forward, "triton": portable.forward, "torch": definition.values}
+    forward = {"cpp": by_cpp.forward, "triton": by_triton.forward, "torch": definition.values}
     return forward[chosen](flat, paths, unpack(layers))
 
 
@@ -49,12 +49,12 @@ def _backward(dv: Tensor, flat: Tensor, paths: Tensor, layers: Sequence[int]) ->
     if paths.numel() == 0 or flat.numel() == 0:
         return torch.zeros_like(flat, memory_format=torch.contiguous_format)
     chosen = _choose("path_values", flat, paths, layers)
-    backward = {"cpp": cpu.backward, "triton": portable.backward, "torch": definition.gradient}
+    backward = {"cpp": by_cpp.backward, "triton": by_triton.backward, "torch": definition.gradient}
     return backward[chosen](dv, flat, paths, unpack(layers))
 
 
 def _choose(op: str, flat: Tensor, paths: Tensor, layers: Sequence[int]) -> str:
-    chosen = backend.choose(op, flat.device, _BACKENDS, flat.dtype, cpu.SOURCE)
+    chosen = backend.choose(op, flat.device, _BACKENDS, flat.dtype, by_cpp.SOURCE)
     if chosen != "cpp" and (flat.device.type == "cpu" or torch.is_anomaly_enabled()):
         definition.check_nodes(paths, unpack(layers))
     return chosen

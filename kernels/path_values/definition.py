@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from .network import Layer, Size, network, nodes_into, nodes_out_of, weights_of
+from ..mathematics.network import Layer, Size, network, nodes_into, nodes_out_of, weights_of
 
 
 def matrices(weights: Sequence[Tensor], layers: Sequence[Layer]) -> list[Tensor]:

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from ...autotune import Problem
-from ..contenders import Function, Prepare, called, compiled, trained
-from ..spec import Contender, Misuse, Sample, Scaling, Shape, Spec, Workload, register
-from ..tropical_matmul.definition import FLOATS
-from . import cpu, path_values, path_values_ref, portable
+from ..contract.registry import register
+from ..contract.spec import Contender, Misuse, Sample, Scaling, Shape, Spec, Workload
+from ..contract.workloads import Function, Prepare, called, compiled, trained
+from ..mathematics.network import network, pack
+from ..runtime.arguments import FLOATS
+from . import by_cpp, by_triton, path_values, path_values_ref
 from .definition import sizes
-from .network import network, pack
 
 LAYERS = 6
 
@@ -257,7 +258,7 @@ SPEC = register(
         ),
         samples=samples,
         misuses=misuses,
-        tuned={"cpp": (cpu.FORWARD, cpu.BACKWARD), "triton": (portable.FORWARD, portable.BACKWARD)},
+        tuned={"cpp": (by_cpp.FORWARD, by_cpp.BACKWARD), "triton": (by_triton.FORWARD, by_triton.BACKWARD)},
         scalings=lambda kwargs: (
             Scaling((1, *[0] * LAYERS), 1),
             Scaling((*[1, -1] * (LAYERS // 2), 0), 0),

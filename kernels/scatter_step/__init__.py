@@ -15,9 +15,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from .. import backend, memory
-from ..dispatch import Plan, operator
-from . import cpu, portable
+from ..runtime import backend, memory
+from ..runtime.dispatch import Plan, operator
+from . import by_cpp, by_triton
 from .definition import (
     FLOATS,
     RULES,
@@ -73,7 +73,7 @@ def _step(
     rows, values = rows.contiguous(), values.contiguous()
     columns = None if columns is None else columns.contiguous()
     if chosen == "cpp" and param.numel() and values.numel():
-        cpu.step(param, rows, columns, values, lr, rule, momentum, eps, moment, touched, number)
+        by_cpp.step(param, rows, columns, values, lr, rule, momentum, eps, moment, touched, number)
     else:
         written = [x for x in (param, moment, touched, number) if x is not None]
         _check_apart(*written)
@@ -87,7 +87,7 @@ def _step(
             touched = touched if touched is None or columns is not None else touched.unsqueeze(1)
             values = values.view(len(rows), param_rows.shape[-1])
             _check_range(param_rows, rows, columns)
-            step = portable.step if chosen == "triton" else _step_by_torch
+            step = by_triton.step if chosen == "triton" else _step_by_torch
             others = rule, momentum, eps, moment_rows, touched, number, deterministic
             step(param_rows, rows, columns, values, pace, *others)
     if not param.is_inference():  # such a tensor has no version
@@ -118,11 +118,11 @@ def _plan(param, rows, columns, values, lr, rate, rule, momentum, eps, moment, t
         or _chosen(param) != "cpp"
     ):
         return []
-    return cpu.plan(param, rows, columns, values, rule)
+    return by_cpp.plan(param, rows, columns, values, rule)
 
 
 def _chosen(param: Tensor) -> str:
-    return backend.choose("scatter_step", param.device, _OFFERED, param.dtype, cpu.SOURCE)
+    return backend.choose("scatter_step", param.device, _OFFERED, param.dtype, by_cpp.SOURCE)
 
 
 def _step_in_one(param, rows, columns, values, lr, rate, rule, momentum, eps, moment, *others) -> None:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ...autotune import Problem
-from ..contenders import Call
-from ..spec import Contender, Misuse, Sample, Scaling, Shape, Spec, Workload, register
-from . import RULES, cpu, portable, scatter_step, scatter_step_ref
+from ..contract.registry import register
+from ..contract.spec import Contender, Misuse, Sample, Scaling, Shape, Spec, Workload
+from ..contract.workloads import Call
+from . import RULES, by_cpp, by_triton, scatter_step, scatter_step_ref
 from .definition import FLOATS
 
 
@@ -312,7 +313,7 @@ SPEC = register(
             **dict.fromkeys(("jit_trace", "fx_trace"), "no trace of a network holds a step of its optimizer"),
             "ends": "sums of such numbers round as their order has it",
         },
-        tuned={"cpp": (cpu.STEP,), "triton": (portable.STEP, portable.KEYS)},
+        tuned={"cpp": (by_cpp.STEP,), "triton": (by_triton.STEP, by_triton.KEYS)},
         # of the others the learning rate, or eps, has a scale
         scalings=lambda kwargs: (Scaling((1, 0, 1), 1),) if kwargs.get("rule", "sgd") in ("sgd", "momentum") else (),
         overlapping={f"{name}-{rule}": partial(_overlapping, rule, name) for name in _OWN for rule in RULES},

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from .. import backend, memory
-from ..dispatch import operator
-from . import cpu, portable
+from ..runtime import backend, memory
+from ..runtime.dispatch import operator
+from . import by_cpp, by_triton
 from .definition import DTYPES, first_of, node_count
 
 __all__ = ["Tournament", "Winner"]
@@ -27,8 +27,8 @@ _OFFERED = ("cpp", "triton", "torch")
 def _build(leaves: Tensor, values: Tensor, indices: Tensor, largest: bool) -> None:
     """leaves [B, n] -> nodes [B, nodes], values and int64 indices; all contiguous."""
     if leaves.shape[0]:
-        build = {"cpp": cpu.build, "triton": portable.build, "torch": _build_by_torch}
-        build[backend.choose("Tournament", leaves.device, _OFFERED, leaves.dtype, cpu.SOURCE)](
+        build = {"cpp": by_cpp.build, "triton": by_triton.build, "torch": _build_by_torch}
+        build[backend.choose("Tournament", leaves.device, _OFFERED, leaves.dtype, by_cpp.SOURCE)](
             leaves, values, indices, largest
         )
 
@@ -41,9 +41,9 @@ def _update(leaves: Tensor, values: Tensor, indices: Tensor, positions: Tensor, 
     """
     if leaves.shape[0] == 0 or positions.numel() == 0:
         return
-    chosen = backend.choose("Tournament", leaves.device, _OFFERED, leaves.dtype, cpu.SOURCE)
+    chosen = backend.choose("Tournament", leaves.device, _OFFERED, leaves.dtype, by_cpp.SOURCE)
     if chosen == "cpp":
-        cpu.update(leaves, values, indices, positions, new, largest)
+        by_cpp.update(leaves, values, indices, positions, new, largest)
         return
     n = leaves.shape[1]
     if leaves.device.type == "cpu" or torch.is_anomaly_enabled():
@@ -55,7 +55,7 @@ def _update(leaves: Tensor, values: Tensor, indices: Tensor, positions: Tensor, 
             )
     update = _update_by_torch  # which reads all before it writes
     if chosen == "triton":
-        update = portable.update
+        update = by_triton.update
         positions, new = (memory.apart(x, leaves, values, indices) for x in (positions, new))
     update(leaves, values, indices, positions, new, largest)
 

@@ -7,9 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..contenders import Call
-from ..spec import Contender, Misuse, Sample, Scaling, Shape, Spec, Workload, register
-from . import Tournament, Winner, cpu, portable
+from ..contract.registry import register
+from ..contract.spec import Contender, Misuse, Sample, Scaling, Shape, Spec, Workload
+from ..contract.workloads import Call
+from . import Tournament, Winner, by_cpp, by_triton
 from .definition import DTYPES, FAN, first_of, levels
 
 
@@ -229,7 +230,7 @@ SPEC = register(
             "autocast": "values are of one dtype, which nothing casts",
             "fx_trace": "a tree is kept and changed; it is no function of its values",
         },
-        tuned={"cpp": (cpu.BUILD, cpu.UPDATE), "triton": (portable.BUILD, portable.UPDATE)},
+        tuned={"cpp": (by_cpp.BUILD, by_cpp.UPDATE), "triton": (by_triton.BUILD, by_triton.UPDATE)},
         scalings=lambda kwargs: (Scaling((1, 0, 1), 1),),
         overlapping={
             "own-values": _reversed,

@@ -13,20 +13,14 @@ from typing import Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from .. import backend
-from ..dispatch import Gradient, operator
-from ..tracing import traceable
-from ..tropical_matmul.arguments import (
-    check_candidates,
-    check_nan,
-    check_tensors,
-    check_winners,
-    is_integer,
-    under_autocast,
-)
-from ..tropical_matmul.definition import candidates, semiring_zero, value_dtype, winner_dtype
-from ..vmap import inner_batch, join_batch, leave_batch
-from . import cpu, portable
+from ..mathematics.factors import check_candidates, check_nan, check_tensors, check_winners, under_autocast
+from ..mathematics.semiring import candidates, semiring_zero, value_dtype, winner_dtype
+from ..runtime import backend
+from ..runtime.arguments import is_integer
+from ..runtime.dispatch import Gradient, operator
+from ..runtime.tracing import traceable
+from ..runtime.vmap import inner_batch, join_batch, leave_batch
+from . import by_cpp, by_triton
 from .definition import SEMIRINGS, Window, tropical_conv2d_ref
 
 __all__ = ["SEMIRINGS", "TropicalConv2d", "Window", "tropical_conv2d", "tropical_conv2d_ref"]
@@ -51,8 +45,8 @@ def _forward(x, weight, stride, padding, dilation, groups, semiring, with_winner
         dtype = value_dtype(x.dtype)
         values = x.new_full(shape, semiring_zero(semiring, dtype), dtype=dtype)
         return values, _no_winners(x, weight, shape if with_winners else (0,))
-    forward = {"cpp": cpu.forward, "triton": portable.forward, "torch": _forward_by_taps}
-    return forward[backend.choose("tropical_conv2d", x.device, _BACKENDS, x.dtype, cpu.SOURCE)](
+    forward = {"cpp": by_cpp.forward, "triton": by_triton.forward, "torch": _forward_by_taps}
+    return forward[backend.choose("tropical_conv2d", x.device, _BACKENDS, x.dtype, by_cpp.SOURCE)](
         x, weight, window, groups, semiring, with_winners, ignore_nan
     )
 
@@ -69,8 +63,8 @@ def _scatter(dy, winners, x_shape, weight_shape, stride, padding, dilation, grou
     dx, dweight = dy.new_zeros(x_shape if needs_x else (0,)), dy.new_zeros(weight_shape if needs_weight else (0,))
     if dx.numel() + dweight.numel() == 0 or dy.numel() * math.prod(x_shape) * math.prod(weight_shape) == 0:
         return dx, dweight  # nothing is wanted, or nobody has won
-    scatter = {"cpp": cpu.scatter, "triton": portable.scatter, "torch": _scatter_by_torch}
-    chosen = backend.choose("tropical_conv2d_scatter", dy.device, _BACKENDS, dy.dtype, cpu.SOURCE)
+    scatter = {"cpp": by_cpp.scatter, "triton": by_triton.scatter, "torch": _scatter_by_torch}
+    chosen = backend.choose("tropical_conv2d_scatter", dy.device, _BACKENDS, dy.dtype, by_cpp.SOURCE)
     if chosen == "triton" and torch.are_deterministic_algorithms_enabled():
         chosen = "torch"  # the Triton kernel adds atomically, in any order
     if chosen != "cpp":

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..tropical_matmul.definition import candidates, semiring_zero
+from ..mathematics.semiring import candidates, semiring_zero
 
 SEMIRINGS = ("max_plus", "min_plus")
 

@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...autotune import Problem
-from ..contenders import Function, Prepare, called, compiled, trained
-from ..spec import Contender, Misuse, Sample, Scaling, Shape, Spec, Workload, register
-from ..tropical_matmul.definition import FLOATS, INTEGERS
-from . import cpu, portable, tropical_conv2d, tropical_conv2d_ref
+from ..contract.registry import register
+from ..contract.spec import Contender, Misuse, Sample, Scaling, Shape, Spec, Workload
+from ..contract.workloads import Function, Prepare, called, compiled, trained
+from ..runtime.arguments import FLOATS, INTEGERS
+from . import by_cpp, by_triton, tropical_conv2d, tropical_conv2d_ref
 from .definition import SEMIRINGS, Window
 
 NAN, INF = float("nan"), float("inf")
@@ -327,7 +328,7 @@ SPEC = register(
         samples=samples,
         misuses=misuses,
         has_winners=lambda kwargs: True,
-        tuned={"cpp": (cpu.FORWARD, cpu.SCATTER), "triton": (portable.FORWARD, portable.SCATTER)},
+        tuned={"cpp": (by_cpp.FORWARD, by_cpp.SCATTER), "triton": (by_triton.FORWARD, by_triton.SCATTER)},
         scatter=(scattered, 4),
         scalings=lambda kwargs: (Scaling((1, 1), 1),),
         aliased={

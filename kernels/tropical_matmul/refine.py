@@ -10,10 +10,9 @@ from pathlib import Path
 from torch import Tensor
 
 from ...autotune import Space, Tuned
-from ..triton_or_stub import tl, triton
-from .candidates import combine
-from .definition import semiring_zero
-from .rows import piece_of_a_row
+from ...triton_or_stub import tl, triton
+from ..mathematics.semiring import semiring_zero
+from ..mathematics.semiring_in_triton import combine, piece_of_a_row
 
 REFINE = Tuned(
     "tropical_matmul_refine.triton",

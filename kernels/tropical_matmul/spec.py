@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..contenders import Call, Function, trained
-from ..spec import Contender, Misuse, Sample, Scaling, Shape, Spec, Workload, register
-from . import SEMIRINGS, cpu, gluon, log, portable, refine, scatter, tropical_matmul, tropical_matmul_ref
-from .definition import FLOATS, INTEGERS
+from .. import log_matmul
+from .. import tropical_winners_scatter as winners_scatter
+from ..contract.registry import register
+from ..contract.spec import Contender, Misuse, Sample, Scaling, Shape, Spec, Workload
+from ..contract.workloads import Call, Function, trained
+from ..runtime.arguments import FLOATS, INTEGERS
+from . import SEMIRINGS, by_cpp, by_gluon, by_triton, refine, tropical_matmul, tropical_matmul_ref
 
 NAN, INF = float("nan"), float("inf")
 BACKENDS = ("torch", "cpp", "triton", "gluon")
@@ -385,9 +388,15 @@ SPEC = register(
         offers=lambda kwargs: ("torch", "triton") if kwargs.get("semiring") == "log" else BACKENDS,
         has_winners=lambda kwargs: kwargs.get("semiring") != "log",
         tuned={
-            "cpp": (cpu.FORWARD, cpu.SCATTER),
-            "gluon": (gluon.FORWARD, gluon.FIRST_SPLIT, refine.REFINE),
-            "triton": (portable.FORWARD, scatter.SCATTER, scatter.STREAM, log.FORWARD, log.BACKWARD),
+            "cpp": (by_cpp.FORWARD, winners_scatter.by_cpp.SCATTER),
+            "gluon": (by_gluon.FORWARD, by_gluon.FIRST_SPLIT, refine.REFINE),
+            "triton": (
+                by_triton.FORWARD,
+                winners_scatter.by_triton.SCATTER,
+                winners_scatter.by_triton.STREAM,
+                log_matmul.FORWARD,
+                log_matmul.BACKWARD,
+            ),
         },
         scalings=scalings,
         aliased={

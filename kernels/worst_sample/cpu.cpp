@@ -16,7 +16,7 @@
 // looked at; a leaf that is read before its turn is then merely found unchanged. Samples do not depend on each other, so
 // any number of threads, in any order, leave the same bits.
 
-#include "../native.hpp"
+#include "../runtime/native/native.hpp"
 
 #include <cmath>
 #include <utility>
@@ -914,7 +914,6 @@ void follow(const Problem& s, const Moves& moves) {
 
 extern "C" {
 
-void worst_sample_set_team(void* parallel) { torch_team = reinterpret_cast<Parallel>(parallel); }
 
 // z, and its transpose where there is one.
 int worst_sample_project(const Problem* s) {

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...autotune import Space, Tuned
-from .. import native
+from ..runtime import native
 from ..tropical_matmul import tropical_matmul
 from .definition import (
     IDLE,
@@ -63,8 +63,6 @@ def _functions(dtype: torch.dtype):
     if found is None:
         return None
     problem = ctypes.POINTER(_Problem)
-    found.worst_sample_set_team.argtypes = [ctypes.c_void_p]
-    found.worst_sample_set_team(native.openmp_team())
     found.worst_sample_project.argtypes = [problem]
     found.worst_sample_build.argtypes = [problem, ctypes.c_int]
     counter = ctypes.POINTER(ctypes.c_int64)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...autotune import Call, Tunable, Work, register
-from .. import backend
+from ..runtime import backend
 from . import cpu
 from .definition import Dense, Samples, Settings, State, Weights, beginning
 

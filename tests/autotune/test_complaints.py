@@ -16,8 +16,8 @@ import tropigrad.kernels
 from tropigrad import autotune
 from tropigrad.autotune import Entry, Fingerprint, Space, Store, Tuned, fingerprint, reload
 from tropigrad.autotune.store import canonical
-from tropigrad.kernels.native import why_no_compiler
-from tropigrad.kernels.tropical_matmul import cpu, tropical_matmul
+from tropigrad.kernels.runtime.native import why_no_compiler
+from tropigrad.kernels.tropical_matmul import by_cpp, tropical_matmul
 
 search_module = sys.modules["tropigrad.autotune.search"]
 store_module = sys.modules["tropigrad.autotune.store"]
@@ -34,13 +34,15 @@ needs_compiler = pytest.mark.skipif(bool(why_no_compiler()), reason=f"no C++ com
 @pytest.fixture
 def few(monkeypatch):
     """Four configs of the C++ kernel, timed briefly."""
-    choices = cpu.FORWARD.space.choices.items()
+    choices = by_cpp.FORWARD.space.choices.items()
     space = Space({name: values[: 2 if index < 2 else 1] for index, (name, values) in enumerate(choices)})
     monkeypatch.setattr(search_module, "DUEL_S", 0.1)
     default = {name: values[0] for name, values in space.choices.items()}
-    monkeypatch.setattr(cpu, "FORWARD", few := Tuned(cpu.FORWARD.name, space, lambda _: default, cpu.FORWARD.source))
+    monkeypatch.setattr(
+        by_cpp, "FORWARD", few := Tuned(by_cpp.FORWARD.name, space, lambda _: default, by_cpp.FORWARD.source)
+    )
     tunable = autotune.TUNABLE["tropical_matmul"]
-    kernels = few, cpu.SCATTER
+    kernels = (few,)
     fewer = autotune.Tunable(tunable.name, tunable.shapes, kernels, tunable.calls, tunable.inspect)
     monkeypatch.setitem(autotune.TUNABLE, "tropical_matmul", fewer)
     return few
@@ -224,11 +226,11 @@ def test_vllm_39822_after_warming_up_a_request_reads_and_searches_nothing(few, m
 def test_flashinfer_3363_keys_are_complete(change):
     """Whatever a kernel puts into its problem is in the key, and so is the code it is made of."""
     problem = {"M": 64, "dtype": "torch.float32", "winners": False, "aligned": True, "deterministic": False}
-    key = cpu.FORWARD.key(problem)
-    assert cpu.FORWARD.key(problem | change) != key
+    key = by_cpp.FORWARD.key(problem)
+    assert by_cpp.FORWARD.key(problem | change) != key
     assert set(key) == {"kernel", "source", "problem"}
-    native = Path(tropigrad.kernels.__file__).with_name("native.hpp").resolve().read_text()
-    assert "in_parallel" in native  # what cpu.cpp includes, and its hash with it: see test_tuned.py
+    native = by_cpp.SOURCE.resolve().parent.parent.joinpath("runtime/native/native.hpp").read_text()
+    assert "in_parallel" in native  # what by_cpp.cpp includes, and its hash with it: see test_tuned.py
 
 
 @needs_compiler

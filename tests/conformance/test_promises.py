@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import tropigrad.kernels  # noqa: F401  registers the ops
-from tropigrad.kernels import conformance
+from tropigrad.kernels.contract import conformance
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

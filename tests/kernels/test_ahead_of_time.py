@@ -13,14 +13,16 @@ from typing import Any
 
 import pytest
 
-from tropigrad.kernels import ahead_of_time, backend
+from tropigrad.kernels import ahead_of_time, log_matmul
 from tropigrad.kernels.path_step import Shape
-from tropigrad.kernels.path_step import portable as path_step
-from tropigrad.kernels.path_values import portable as paths
-from tropigrad.kernels.scatter_step import portable as sparse
-from tropigrad.kernels.tournament import portable as trees
-from tropigrad.kernels.tropical_conv2d import portable as convolution
-from tropigrad.kernels.tropical_matmul import log, portable, scatter
+from tropigrad.kernels.path_step import by_triton as path_step
+from tropigrad.kernels.path_values import by_triton as paths
+from tropigrad.kernels.runtime import backend
+from tropigrad.kernels.scatter_step import by_triton as sparse
+from tropigrad.kernels.tournament import by_triton as trees
+from tropigrad.kernels.tropical_conv2d import by_triton as convolution
+from tropigrad.kernels.tropical_matmul import by_triton
+from tropigrad.kernels.tropical_winners_scatter import by_triton as scatter
 from tropigrad.kernels.worst_sample import portable as worst_sample
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -43,12 +45,12 @@ def forward(dtype: str, problem=PROBLEM, keep="nothing", minimum=False, product=
     signature = {"a_ptr": f"*{dtype}", "b_ptr": f"*{dtype}", "c_ptr": f"*{accumulator}", "winner_ptr": "*i16"}
     signature |= dict.fromkeys(["M", "N", "K", "stride_ab", "stride_am", "stride_bb", "stride_bk"], "i32")
     name = "bfloat16" if dtype == "bf16" else dtype.replace("fp", "float") if dtype[0] == "f" else f"int{BITS[dtype]}"
-    config = dict(portable.FORWARD.default(problem | {"dtype": f"torch.{name}", "winners": keep != "nothing"}))
+    config = dict(by_triton.FORWARD.default(problem | {"dtype": f"torch.{name}", "winners": keep != "nothing"}))
     config["BLOCK_K"] = config["BLOCK_K"] if keep == "block" else 8
     warps = config.pop("num_warps")
     constants = {"stride_ak": 1, "stride_bn": 1, "WORST": zero, "EMPTY": zero, "KEEP": keep, "PACK": 64 // BITS[dtype]}
     flags = {"MINIMUM": minimum, "PRODUCT": product, "IGNORE_NAN": ignore_nan and not dtype.startswith("i")}
-    return portable._tropical_matmul_fwd_kernel, signature, constants | flags | config, warps
+    return by_triton._tropical_matmul_fwd_kernel, signature, constants | flags | config, warps
 
 
 def scatters(dtype: str, product=False, fixed=False):
@@ -79,9 +81,9 @@ def log_forward(dtype: str):
     wide = "fp64" if dtype == "fp64" else "fp32"
     signature = {f"{name}_ptr": f"*{dtype}" for name in ("a", "b", "c", "top")}
     signature |= {"share_ptr": f"*{wide}", "t_ptr": f"*{wide}"} | dict.fromkeys(["M", "N", "K", *STRIDES], "i32")
-    config = dict(log.FORWARD.default(PROBLEM))
+    config = dict(log_matmul.FORWARD.default(PROBLEM))
     warps = config.pop("num_warps")
-    return log._log_matmul_fwd_kernel, signature, {"KEEPS": True, "IGNORE_NAN": False} | config, warps
+    return log_matmul._log_matmul_fwd_kernel, signature, {"KEEPS": True, "IGNORE_NAN": False} | config, warps
 
 
 def log_backward(dtype: str):
@@ -90,9 +92,9 @@ def log_backward(dtype: str):
     signature |= {f"{name}_ptr": f"*{dtype}" for name in ("a", "b", "da")} | {"t_ptr": f"*{wide}"}
     gradients = [f"stride_{x}" for x in ("gb", "gm", "gn", "cb", "cm", "cn")]
     signature |= dict.fromkeys(["M", "N", "K", *gradients, *STRIDES], "i32")
-    config = dict(log.BACKWARD.default(PROBLEM))
+    config = dict(log_matmul.BACKWARD.default(PROBLEM))
     warps = config.pop("num_warps")
-    return log._log_matmul_bwd_kernel, signature, {"IGNORE_NAN": True} | config, warps
+    return log_matmul._log_matmul_bwd_kernel, signature, {"IGNORE_NAN": True} | config, warps
 
 
 def convolve(dtype: str, filters=64, minimum=False, winners=False, ignore_nan=False):
@@ -406,7 +408,7 @@ def test_addresses_are_computed_in_64_bits(dtype, names, capabilities):
 @pytest.mark.skipif(not backend.interpreted(), reason="Triton compiles here: no kernel is interpreted")
 def test_an_interpreted_kernel_is_refused():
     with pytest.raises(RuntimeError, match="is not jitted: unset TRITON_INTERPRET"):
-        ahead_of_time.compile(portable._tropical_matmul_fwd_kernel, {}, {}, 90)
+        ahead_of_time.compile(by_triton._tropical_matmul_fwd_kernel, {}, {}, 90)
 
 
 def main(dtype: str, names: str, capabilities: str) -> None:

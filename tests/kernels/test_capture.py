@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tropigrad.kernels import backend, capture
+from tropigrad.kernels.runtime import backend, capture
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
@@ -31,7 +31,7 @@ def test_a_kernel_of_ours_is_refused_and_the_warm_up_named(captured):
     captured[0] = True
     capture.watch(GPU)
     with pytest.raises(RuntimeError, match=r"_some_kernel is not compiled yet.*warm_up\(op, shapes"):
-        triton.knobs.runtime.jit_cache_hook(**compilation("tropigrad.kernels.tropical_matmul.portable"))
+        triton.knobs.runtime.jit_cache_hook(**compilation("tropigrad.kernels.tropical_matmul.by_triton"))
 
 
 def test_kernels_of_others_are_none_of_our_business(captured):
@@ -61,7 +61,7 @@ def test_every_call_on_a_gpu_is_watched(captured):
     captured[0] = True
     backend.choose("an op", GPU, ("triton",))
     with pytest.raises(RuntimeError, match="not compiled yet"):
-        triton.knobs.runtime.jit_cache_hook(**compilation("tropigrad.kernels.tropical_matmul.portable"))
+        triton.knobs.runtime.jit_cache_hook(**compilation("tropigrad.kernels.tropical_matmul.by_triton"))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU to capture a graph on")

@@ -13,8 +13,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tropigrad import autotune
-from tropigrad.kernels import backend, dispatch, native, tropical_matmul
-from tropigrad.kernels.dispatch import Gradient, operator
+from tropigrad.kernels import tropical_matmul
+from tropigrad.kernels.runtime import backend, dispatch, native
+from tropigrad.kernels.runtime.dispatch import Gradient, operator
 from tropigrad.kernels.tropical_matmul.definition import tropical_matmul_ref
 
 A, B = torch.tensor([[1.0, 2.0], [3.0, -4.0]]), torch.tensor([[0.5, 1.0], [2.0, -1.0]])
@@ -317,7 +318,8 @@ def test_a_gradient_flows_through_an_operator_with_a_plan(halves):
 BOTH = """
 import torch
 from torch.utils.checkpoint import checkpoint
-from tropigrad.kernels import dispatch, tropical_matmul
+from tropigrad.kernels import tropical_matmul
+from tropigrad.kernels.runtime import dispatch
 torch.manual_seed(0)
 a, b = (torch.randn(3, 3, dtype=torch.double).requires_grad_() for _ in range(2))
 print(dispatch.who_registers().split(":")[0])
@@ -361,7 +363,7 @@ def test_cpp_and_python_register_the_same(tmp_path):
                 "-W",
                 "ignore",
                 "-c",
-                f"import tropigrad.kernels.dispatch as d; d.load(compiles=True){BOTH}",
+                f"import tropigrad.kernels.runtime.dispatch as d; d.load(compiles=True){BOTH}",
             ],
             capture_output=True,
             text=True,

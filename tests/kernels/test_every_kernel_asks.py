@@ -14,9 +14,9 @@ import torch
 import tropigrad.kernels
 from tropigrad import autotune
 from tropigrad.autotune.tunable import launches
-from tropigrad.kernels import backend
-from tropigrad.kernels.conformance import assert_same
-from tropigrad.kernels.spec import REGISTRY
+from tropigrad.kernels.contract.comparison import assert_same
+from tropigrad.kernels.contract.registry import REGISTRY
+from tropigrad.kernels.runtime import backend
 
 CPU = torch.device("cpu")
 # several blocks and tasks of each C++ kernel; an op that is not listed is called at the largest of its small shapes

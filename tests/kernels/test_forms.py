@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tropigrad import autotune
-from tropigrad.kernels import native
-from tropigrad.kernels.conformance import FORMS
+from tropigrad.kernels.contract.conformance import FORMS
+from tropigrad.kernels.runtime import native
 
 SHAPE = {"N": 150, "d": 9, "p": 37, "q": 21, "K": 5}  # whole vectors, and what is left of them
 

@@ -21,17 +21,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tropigrad import autotune
-from tropigrad.kernels import ahead_of_time, backend, ptx, triton_or_stub
-from tropigrad.kernels.tropical_matmul import gluon, gluon_tile, portable, refine
-from tropigrad.kernels.tropical_matmul.definition import (
-    SELECTIVE,
-    candidates,
-    semiring_zero,
-    tropical_matmul_ref,
-    value_dtype,
-    winner_dtype,
-)
+from tropigrad import autotune, triton_or_stub
+from tropigrad.kernels import ahead_of_time
+from tropigrad.kernels.contract import ptx_interpreter
+from tropigrad.kernels.mathematics.semiring import SELECTIVE, candidates, semiring_zero, value_dtype, winner_dtype
+from tropigrad.kernels.runtime import backend
+from tropigrad.kernels.tropical_matmul import by_gluon, by_triton, gluon_tile, refine
+from tropigrad.kernels.tropical_matmul.definition import tropical_matmul_ref
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
@@ -83,9 +79,9 @@ LIMITS = {
     "i16-value-fits": 0.75,
     "i16-winners-fits": 0.95,
 }
-DTYPES = pytest.mark.parametrize("dtype", gluon.DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+DTYPES = pytest.mark.parametrize("dtype", by_gluon.DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 # refining and the portable kernel take what `combine` takes
-REFINED = [dtype for dtype in gluon.DTYPES if dtype in getattr(portable, "DTYPES", gluon.DTYPES)]
+REFINED = [dtype for dtype in by_gluon.DTYPES if dtype in getattr(by_triton, "DTYPES", by_gluon.DTYPES)]
 
 needs_gluon = pytest.mark.skipif(not triton_or_stub.HAS_GLUON, reason="this triton has no gluon")
 needs_interpreter = pytest.mark.skipif(
@@ -103,8 +99,8 @@ def compiled(case: str, config: dict[str, int] | None = None) -> tuple[ahead_of_
     semiring = "min_plus" if "min" in form else "max_times" if "product" in form else "max_plus"
     out = TRITON_NAMES[value_dtype(dtype)]
     if kind == "first":
-        tuned, sizes = dict(gluon.FIRST_SPLIT.default({})), ["SIZE", "SPLITS"]
-        kernel, signature = gluon._first_split_kernel, {"part_ptr": f"*{out}", "part_block_ptr": "*i16"}
+        tuned, sizes = dict(by_gluon.FIRST_SPLIT.default({})), ["SIZE", "SPLITS"]
+        kernel, signature = by_gluon._first_split_kernel, {"part_ptr": f"*{out}", "part_block_ptr": "*i16"}
         signature |= {"c_ptr": f"*{out}", "block_ptr": "*i16"} | dict.fromkeys(sizes, "i32")
         constants = {"MINIMUM": False, "WINNERS": True, "BLOCK": tuned["BLOCK"]}
         warps = tuned["num_warps"]
@@ -120,7 +116,7 @@ def compiled(case: str, config: dict[str, int] | None = None) -> tuple[ahead_of_
         signature |= dict.fromkeys([*sizes, *strides], "i32")
         return ahead_of_time.compile(kernel, signature, constants, capability, warps), 32 * warps, 1
     K = 512 if "short" in form else 4096
-    config = dict(config or gluon.FORWARD.default({"dtype": str(dtype), "winners": winners, "K": K}))
+    config = dict(config or by_gluon.FORWARD.default({"dtype": str(dtype), "winners": winners, "K": K}))
     constants = gluon_tile.constants(config, dtype, semiring, winners, "ignore" in form, divmod(capability, 10))
     warps, maxnreg = constants.pop("num_warps"), constants.pop("maxnreg")
     if "fits" in form:
@@ -218,7 +214,7 @@ def test_no_config_of_the_space_spills(dtype):
 def space_of(dtype: str) -> dict[str, int]:
     """Stack of configs of the space on sm_90, by case and config. Neither GROUP_M nor SPLITS changes the loop."""
     kinds = [*KINDS, *(f"{kind}-product" for kind in KINDS if dtype.startswith("i"))]
-    space = [dict(x) for x in gluon.FORWARD.space if (x["STAGES"], x["GROUP_M"], x["SPLITS"]) == (3, 8, 0)]
+    space = [dict(x) for x in by_gluon.FORWARD.space if (x["STAGES"], x["GROUP_M"], x["SPLITS"]) == (3, 8, 0)]
     # 32 outputs a thread take at most 128 registers of 168 and more: of these one is a check of the rest
     configs = [x for x in space if x["OUTPUTS"] == 64 or (x["BLOCK_N"], x["BLOCK_K"], x["num_warps"]) == (64, 32, 8)]
     return {
@@ -334,18 +330,18 @@ def interpreted(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What the PTX of a case stores, as `k_blocks` returns it."""
     winners, dtype = "winners" in case, NAMES[case.split("-")[0]]
-    config = gluon.FORWARD.default({"dtype": str(dtype), "winners": winners, "K": 4096})
+    config = by_gluon.FORWARD.default({"dtype": str(dtype), "winners": winners, "K": 4096})
     constants = gluon_tile.constants(config, dtype, "max_plus", winners, False, (9, 0))
     (B, M, _), N, threads = a.shape, b.shape[-1], 32 * constants["num_warps"]
     tiles = B * -(-M // constants["BLOCK_M"]) * -(-N // constants["BLOCK_N"])
-    rows_a, rows_b = (gluon.k_major(x, constants["BLOCK_K"], dtype).numpy() for x in (a.mT, b))
+    rows_a, rows_b = (by_gluon.k_major(x, constants["BLOCK_K"], dtype).numpy() for x in (a.mT, b))
     values = torch.full((B, splits, M, N), 7e3, dtype=dtype)
     blocks = torch.full((B, splits, M, N) if winners else (1,), -7, dtype=torch.int16)
     strides = [stride // rows.itemsize for rows in (rows_a, rows_b) for stride in rows.strides[:2]]
     sizes = [M, N, rows_a.shape[1], *strides, splits, 0, 0]
     extremes = torch.stack((*a.aminmax(), *b.aminmax()))
     tensors = [rows_a, rows_b, values.numpy(), blocks.numpy(), extremes.numpy()]
-    ptx.run(text, [*tensors, *sizes], tiles * splits, threads, 81 * 1024)
+    ptx_interpreter.run(text, [*tensors, *sizes], tiles * splits, threads, 81 * 1024)
     return values, blocks
 
 
@@ -381,11 +377,11 @@ def test_its_ptx_would_race_without_its_waits():
     changed.append(re.sub(waiting, r"\g<1>1;\2//\3", text, count=1, flags=re.DOTALL))
     assert len({text, *changed}) == 3
     for wrong in changed:
-        with pytest.raises(ptx.Race):
+        with pytest.raises(ptx_interpreter.Race):
             interpreted(PROGRAMS[0], wrong, a, b, 1)
 
 
-INTEGER_DTYPES = [dtype for dtype in gluon.DTYPES if not dtype.is_floating_point]
+INTEGER_DTYPES = [dtype for dtype in by_gluon.DTYPES if not dtype.is_floating_point]
 
 
 @needs_gluon
@@ -474,7 +470,7 @@ def test_pairs_of_winners_are_raised_by_masks():
 @settings(max_examples=300, deadline=None)
 @given(tiles=st.integers(1, 10_000), blocks=st.integers(1, 5_000), units=st.integers(1, 200))
 def test_splits_fill_the_device_and_none_is_in_vain(tiles, blocks, units):
-    splits = gluon.splits_that_fill(tiles, blocks, units)
+    splits = by_gluon.splits_that_fill(tiles, blocks, units)
     share = -(-blocks // splits)
     assert splits == 1 or splits * tiles <= 2 * units
     assert splits == 1 or share >= 2
@@ -496,7 +492,7 @@ def test_first_split_keeps_values_and_earliest_block(kind, splits, dtype):
         for with_winners in (False, True):
             values = torch.empty_like(expected)
             ids = torch.full_like(blocks, -1) if with_winners else blocks.new_empty(0)
-            gluon.first_split(parts, part_blocks, values, ids, semiring)
+            by_gluon.first_split(parts, part_blocks, values, ids, semiring)
             torch.testing.assert_close(values, expected, rtol=0, atol=0, equal_nan=True)
             if with_winners:  # refining does not look at the block of a NaN
                 assert torch.equal(ids[~values.isnan()], blocks[~values.isnan()])
@@ -546,7 +542,7 @@ def test_refine_reads_any_strides():
     sizes=st.tuples(st.integers(1, 3), st.integers(1, 40), st.sampled_from([1, 7, 16, 33, 64])),
     order=st.permutations([0, 1, 2]),
     offset=st.integers(0, 5),
-    dtype=st.sampled_from(gluon.DTYPES),
+    dtype=st.sampled_from(by_gluon.DTYPES),
     expanded=st.booleans(),
 )
 def test_k_major_rows_can_be_copied_16_bytes_at_a_time(sizes, order, offset, dtype, expanded):
@@ -556,7 +552,7 @@ def test_k_major_rows_can_be_copied_16_bytes_at_a_time(sizes, order, offset, dty
     x = storage[offset:].view(laid).permute([order.index(axis) for axis in range(3)])
     if expanded:
         x = x[:1].expand(B, -1, -1)
-    rows = gluon.k_major(x, 16, dtype)
+    rows = by_gluon.k_major(x, 16, dtype)
     assert rows.shape[:2] == (B, max(K, 16))
     assert torch.equal(rows[:, :K, :S], x)
     assert torch.equal(rows[:, K:, :S], x[:, -1:].expand(-1, rows.shape[1] - K, -1))
@@ -567,17 +563,17 @@ def test_k_major_rows_can_be_copied_16_bytes_at_a_time(sizes, order, offset, dty
 
 def test_k_major_copies_nothing_that_is_laid_out_already():
     x = torch.zeros(3, 32, 64)
-    assert gluon.k_major(x, 32, torch.float32) is x
-    assert gluon.k_major(x[:1].expand(3, -1, -1), 32, torch.float32).data_ptr() == x.data_ptr()
+    assert by_gluon.k_major(x, 32, torch.float32) is x
+    assert by_gluon.k_major(x[:1].expand(3, -1, -1), 32, torch.float32).data_ptr() == x.data_ptr()
     assert (
-        gluon.k_major(torch.zeros(1, 32, 5).expand(4, -1, -1), 32, torch.float32).untyped_storage().nbytes()
+        by_gluon.k_major(torch.zeros(1, 32, 5).expand(4, -1, -1), 32, torch.float32).untyped_storage().nbytes()
         == 32 * 16 * 4
     )
 
 
 def test_k_major_widens_int8():
     x = torch.arange(-128, 128, dtype=torch.int8).view(1, 16, 16)
-    rows = gluon.k_major(x, 16, torch.int16)
+    rows = by_gluon.k_major(x, 16, torch.int16)
     assert rows.dtype == torch.int16
     assert torch.equal(rows, x.short())
 
@@ -596,10 +592,10 @@ def both(
     """(Gluon's, the portable kernel's) values and winners, without and with winners, at a changed default config."""
     pairs = []
     for with_winners in (False, True):
-        default = gluon.FORWARD.default({"dtype": str(a.dtype), "winners": with_winners, "K": a.shape[-1]})
-        with autotune.override(gluon.FORWARD.name, {**default, **config}):
-            found = gluon.forward(a, b, semiring, with_winners, ignore_nan)
-        pairs.append((found, portable.forward(a, b, semiring, with_winners, ignore_nan)))
+        default = by_gluon.FORWARD.default({"dtype": str(a.dtype), "winners": with_winners, "K": a.shape[-1]})
+        with autotune.override(by_gluon.FORWARD.name, {**default, **config}):
+            found = by_gluon.forward(a, b, semiring, with_winners, ignore_nan)
+        pairs.append((found, by_triton.forward(a, b, semiring, with_winners, ignore_nan)))
     return pairs
 
 
@@ -654,7 +650,7 @@ def test_splits_change_nothing_on_a_gpu(splits, dtype):
 @DTYPES
 def test_every_config_agrees_on_a_gpu(dtype):
     a, b = on_device("ties", dtype, (2, 300, 517, 270))
-    for config in gluon.FORWARD.space:
+    for config in by_gluon.FORWARD.space:
         check_both(a, b, "max_plus", False, **config)
 
 
@@ -663,10 +659,10 @@ def test_every_config_agrees_on_a_gpu(dtype):
 def test_twenty_repetitions_are_one_result(dtype):
     """A copy that is not waited for would show here: many waves, deep K."""
     a, b = on_device("normal", dtype, (1, 2048, 1500, 2048))
-    first = gluon.forward(a, b, "max_plus", True, False)
+    first = by_gluon.forward(a, b, "max_plus", True, False)
     check_both(a, b, "max_plus", False)
     for _ in range(20):
-        again = gluon.forward(a, b, "max_plus", True, False)
+        again = by_gluon.forward(a, b, "max_plus", True, False)
         assert all(torch.equal(x, y) for x, y in zip(again, first, strict=True))
 
 
@@ -677,9 +673,9 @@ def test_beyond_two_to_the_31_outputs_on_a_gpu():
         pytest.skip("2^31 outputs of fp16 with winners and their operands need 24 GB of free memory")
     a = torch.randn(1, 1 << 16, 40, device="cuda", dtype=torch.float16)
     b = torch.randn(1, 40, (1 << 15) + 64, device="cuda", dtype=torch.float16)
-    values, winners = gluon.forward(a, b, "max_plus", True, False)
+    values, winners = by_gluon.forward(a, b, "max_plus", True, False)
     for rows in (slice(0, 8), slice(-8, None)):
-        expected, indices = portable.forward(a[:, rows], b, "max_plus", True, False)
+        expected, indices = by_triton.forward(a[:, rows], b, "max_plus", True, False)
         assert torch.equal(values[:, rows], expected)
         assert torch.equal(winners[:, rows], indices)
 

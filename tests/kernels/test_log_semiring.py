@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from tropigrad.kernels import backend, tropical_matmul, tropical_matvec
+from tropigrad.kernels import tropical_matmul, tropical_matvec
+from tropigrad.kernels.runtime import backend
 from tropigrad.kernels.tropical_matmul import tropical_matmul_ref
 
 NAN, INF = float("nan"), float("inf")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tropigrad.kernels import native
+from tropigrad.kernels.runtime.native import libraries as native
 
 SOURCE = 'extern "C" int answer() { return ANSWER; }\n'
 
@@ -75,7 +75,7 @@ def test_the_cache_folder_is_private(source, tmp_path):
 
 def test_processes_that_build_at_once_all_succeed(source, tmp_path):
     program = (
-        "import sys, pathlib; from tropigrad.kernels import native\n"
+        "import sys, pathlib; from tropigrad.kernels.runtime import native\n"
         "raise SystemExit(native.library(pathlib.Path(sys.argv[1]), 'ANSWER=42').answer() - 42)"
     )
     command = [sys.executable, "-W", "error", "-c", program, str(source)]
@@ -165,7 +165,7 @@ def test_a_read_only_folder_is_passed_over(source, tmp_path):
 
 
 def test_the_private_folder_goes_with_its_process():
-    command = [sys.executable, "-c", "from tropigrad.kernels import native; print(native.cache_folder())"]
+    command = [sys.executable, "-c", "from tropigrad.kernels.runtime import native; print(native.cache_folder())"]
     environment = os.environ | {"TROPIGRAD_CACHE_DIR": os.devnull}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert Path(run.stdout.strip()).name.startswith("tropigrad-native-")
@@ -176,7 +176,7 @@ def test_a_forked_process_leaves_its_parents_private_folder_alone():
     """Also where it ends as a program does, by sys.exit; it has a folder of its own."""
     program = (
         "import os, sys\n"
-        "from tropigrad.kernels import native\n"
+        "from tropigrad.kernels.runtime import native\n"
         "print(native.cache_folder(), flush=True)\n"
         "if not (child := os.fork()):\n"
         "    print(native.cache_folder(), flush=True)\n"
@@ -227,7 +227,7 @@ def test_a_forked_process_that_exits_leaves_its_parents_compilation_alone(source
     compiler = slow_compiler(tmp_path)
     program = (
         "import os, sys, threading, time, pathlib\n"
-        "from tropigrad.kernels import native\n"
+        "from tropigrad.kernels.runtime import native\n"
         "source, compiler = map(pathlib.Path, sys.argv[1:])\n"
         "work = threading.Thread(target=native.library, args=(source, 'ANSWER=42'))\n"
         "work.start()\n"
@@ -246,7 +246,9 @@ def test_a_forked_process_that_exits_leaves_its_parents_compilation_alone(source
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)
 def test_a_killed_build_leaves_no_half_library(source, tmp_path, monkeypatch, how):
     compiler = slow_compiler(tmp_path)
-    program = "import sys, pathlib; from tropigrad.kernels import native; native.library(pathlib.Path(sys.argv[1]))"
+    program = (
+        "import sys, pathlib; from tropigrad.kernels.runtime import native; native.library(pathlib.Path(sys.argv[1]))"
+    )
     source.write_text("#define ANSWER 42\n" + SOURCE)
     run = subprocess.Popen([sys.executable, "-c", program, str(source)], env=os.environ | {"CXX": str(compiler)},
                            stderr=subprocess.DEVNULL)  # fmt: skip

@@ -10,18 +10,18 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tropigrad.kernels import backend
 from tropigrad.kernels.path_step import (
     Layer,
     Options,
     Shape,
-    cpu,
+    by_cpp,
+    by_triton,
     path_step,
     path_step_ref,
-    portable,
     skeleton,
     take_step,
 )
+from tropigrad.kernels.runtime import backend
 from tropigrad.optim import GSGD, BasisPaths
 
 CHAINS = {
@@ -83,7 +83,7 @@ def _compiler():
 def test_the_cpp_kernel_takes_the_step_of_the_definition(name, settings, dtype, biases):
     options = SETTINGS[settings]
     ours, wanted = (chain(name, options, dtype, biases) for _ in range(2))
-    cpu.path_step(*ours, options)
+    by_cpp.path_step(*ours, options)
     path_step_ref(*wanted, options)
     tolerance = 1e-11 if dtype == torch.float64 else 2e-4
     for found, value in zip(changed(ours), changed(wanted), strict=True):
@@ -95,14 +95,14 @@ def test_the_cpp_kernel_takes_the_step_of_the_definition(name, settings, dtype, 
 
 def test_any_number_of_threads_gives_the_same_bits(monkeypatch):
     options = SETTINGS["momentum"]
-    monkeypatch.setattr(cpu, "_SMALL", 0)
+    monkeypatch.setattr(by_cpp, "_SMALL", 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     one = chain("long-rows", options, torch.float32)
-    cpu.path_step(*one, options)
+    by_cpp.path_step(*one, options)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     for _ in range(10):
         three = chain("long-rows", options, torch.float32)
-        cpu.path_step(*three, options)
+        by_cpp.path_step(*three, options)
         assert all(torch.equal(x, y) for x, y in zip(changed(one), changed(three), strict=True))
 
 
@@ -134,10 +134,10 @@ def test_a_pass_is_one_launch_for_as_many_layers_as_it_may_have(monkeypatch, mos
             self.launches += 1
             return self.kernel[grid]
 
-    kernels = Counted(portable._path_flows_kernel), Counted(portable._path_move_kernel)
-    monkeypatch.setattr(portable, "_path_flows_kernel", kernels[0])
-    monkeypatch.setattr(portable, "_path_move_kernel", kernels[1])
-    monkeypatch.setattr(portable, "_MOST", most)
+    kernels = Counted(by_triton._path_flows_kernel), Counted(by_triton._path_move_kernel)
+    monkeypatch.setattr(by_triton, "_path_flows_kernel", kernels[0])
+    monkeypatch.setattr(by_triton, "_path_move_kernel", kernels[1])
+    monkeypatch.setattr(by_triton, "_MOST", most)
     options = SETTINGS["momentum"]
     ours, wanted = (chain("hourglasses", options, torch.float32) for _ in range(2))
     with backend.forcing("triton"):
@@ -151,7 +151,7 @@ def test_a_pass_is_one_launch_for_as_many_layers_as_it_may_have(monkeypatch, mos
 def test_float64_takes_the_definition_where_triton_is_forced(monkeypatch):
     if reason := backend.why_off("triton", torch.device("cpu")):
         pytest.skip(reason)
-    monkeypatch.setattr(portable, "move", lambda *call: pytest.fail("the kernel would round to float32"))
+    monkeypatch.setattr(by_triton, "move", lambda *call: pytest.fail("the kernel would round to float32"))
     ours, wanted = (chain("equal", SETTINGS["plain"], torch.float64) for _ in range(2))
     with backend.forcing("triton"):
         step(*ours, SETTINGS["plain"])
@@ -161,8 +161,8 @@ def test_float64_takes_the_definition_where_triton_is_forced(monkeypatch):
 
 @pytest.mark.parametrize("name", ["torch", "cpp"])
 def test_a_forced_backend_serves(name, monkeypatch):
-    served, plan = [], cpu.plan
-    monkeypatch.setattr(cpu, "plan", lambda *call: served.append("cpp") or plan(*call))
+    served, plan = [], by_cpp.plan
+    monkeypatch.setattr(by_cpp, "plan", lambda *call: served.append("cpp") or plan(*call))
     call = chain("equal", SETTINGS["plain"], torch.float32)
     before = call[0][0].weight.clone()
     with backend.forcing(name):
@@ -200,7 +200,7 @@ def test_momenta_of_another_dtype_take_the_definition():
         layers[:] = [layer._replace(momentum=layer.momentum.float()) for layer in layers]
     with torch.no_grad():
         sizes, biased = [n for shape in ours[1].shapes for n in shape], [layer.bias is not None for layer in ours[0]]
-        take_step(*cpu.operands(ours[0]), *ours[2:], sizes, biased, options)
+        take_step(*by_cpp.operands(ours[0]), *ours[2:], sizes, biased, options)
     path_step_ref(*wanted, options)
     assert all(torch.equal(x, y) for x, y in zip(changed(ours), changed(wanted), strict=True))
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tropigrad import autotune
-from tropigrad.kernels import backend
-from tropigrad.kernels.path_step import Layer, Options, Shape, cpu, path_step_ref, portable, skeleton
+from tropigrad.kernels.path_step import Layer, Options, Shape, by_cpp, by_triton, path_step_ref, skeleton
+from tropigrad.kernels.runtime import backend
 
 CPU = torch.device("cpu")
 SHAPES = (Shape(1, 40, 130, 1), Shape(1, 50, 40, 1), Shape(2, 5, 25, 1), Shape(1, 3, 10, 1))
@@ -29,13 +29,13 @@ def stepped(step) -> list[torch.Tensor]:
     return [x for layer in layers for x in layer if x is not None] + [run_momentum, events]
 
 
-def by_triton(layers, bones, run_momentum, events, options) -> None:
-    path_step_ref(layers, bones, run_momentum, events, options, portable.node_flows, portable.move)
+def stepped_by_triton(layers, bones, run_momentum, events, options) -> None:
+    path_step_ref(layers, bones, run_momentum, events, options, by_triton.node_flows, by_triton.move)
 
 
 @pytest.mark.parametrize(
     ("path", "step", "kernels"),
-    [("cpp", cpu.path_step, [cpu.STEP]), ("triton", by_triton, [portable.FLOWS, portable.MOVE])],
+    [("cpp", by_cpp.path_step, [by_cpp.STEP]), ("triton", stepped_by_triton, [by_triton.FLOWS, by_triton.MOVE])],
     ids=["cpp", "triton"],
 )
 def test_a_step_asks_and_any_config_gives_the_same_bits(path, step, kernels):

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import conv2d, linear
 
-from tropigrad.kernels import backend, largest_path, native, path_norm, path_values
-from tropigrad.kernels.path_values import definition, path_values_ref, portable
-from tropigrad.kernels.path_values.network import network, pack, unpack
+from tropigrad.kernels import largest_path, path_norm, path_values
+from tropigrad.kernels.mathematics.network import network, pack, unpack
+from tropigrad.kernels.path_values import by_triton, definition, path_values_ref
 from tropigrad.kernels.path_values.spec import random_paths
+from tropigrad.kernels.runtime import backend, native
 
 NO_COMPILER = native.why_no_compiler()
 compiled = pytest.mark.skipif(bool(NO_COMPILER), reason=NO_COMPILER or "there is a compiler")
@@ -222,13 +223,13 @@ def test_the_triton_kernels_mask_what_is_outside(deterministic):
     lost = [0, 7, 8, 299]
     for row, column, node in zip(lost, (0, 1, 2, 3), (24, -1, 2**40, 2), strict=True):
         bad[0, row, column] = node
-    got, expected = portable.forward(flat, bad, layers), portable.forward(flat, paths, layers)
+    got, expected = by_triton.forward(flat, bad, layers), by_triton.forward(flat, paths, layers)
     expected[0, lost] = math.nan
     assert torch.equal(got.nan_to_num(1e9), expected.nan_to_num(1e9))
     assert got[0, lost].isnan().all()
     torch.use_deterministic_algorithms(deterministic)
     try:
-        got = portable.backward(dv, flat, bad, layers)
+        got = by_triton.backward(dv, flat, bad, layers)
     finally:
         torch.use_deterministic_algorithms(False)
     kept = torch.ones(300, dtype=torch.bool).index_fill(0, torch.tensor(lost), False)

@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from tropigrad.autotune import override
-from tropigrad.kernels import backend
-from tropigrad.kernels.tropical_matmul import portable, scatter
-from tropigrad.kernels.tropical_matmul.definition import FLOATS, INTEGERS, SELECTIVE, tropical_matmul_ref, winner_dtype
+from tropigrad.kernels.mathematics.semiring import SELECTIVE, winner_dtype
+from tropigrad.kernels.runtime import backend
+from tropigrad.kernels.runtime.arguments import FLOATS, INTEGERS
+from tropigrad.kernels.tropical_matmul import by_triton
+from tropigrad.kernels.tropical_matmul.definition import tropical_matmul_ref
+from tropigrad.kernels.tropical_winners_scatter import by_triton as scatter
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 OP = torch.ops.tropigrad.tropical_winners_scatter
@@ -73,8 +76,8 @@ def test_values_and_winners_equal_the_oracle(dtype, semiring, block_k):
         nan = "ignore" if ignore_nan else "propagate"
         expected, indices = tropical_matmul_ref(a, b, semiring=semiring, nan=nan)
         with override("tropical_matmul.triton", config):
-            values, winners = portable.forward(a, b, semiring, True, ignore_nan)
-            alone, nothing = portable.forward(a, b, semiring, False, ignore_nan)
+            values, winners = by_triton.forward(a, b, semiring, True, ignore_nan)
+            alone, nothing = by_triton.forward(a, b, semiring, False, ignore_nan)
         equal(values, expected)
         equal(alone, expected)
         equal(winners, indices.to(torch.int16))
@@ -86,7 +89,7 @@ def test_values_and_winners_equal_the_oracle(dtype, semiring, block_k):
 def test_sums_shorter_than_a_block(K, block_k):
     a, b = operands(torch.float32, K)
     with override("tropical_matmul.triton", {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": block_k, "num_warps": 2}):
-        values, winners = portable.forward(a, b, "max_plus", True, False)
+        values, winners = by_triton.forward(a, b, "max_plus", True, False)
     expected, indices = tropical_matmul_ref(a, b)
     equal(values, expected)
     equal(winners.long(), indices)
@@ -97,7 +100,7 @@ def test_winners_take_two_bytes_where_they_suffice():
         a, b = torch.zeros(1, 1, K, dtype=torch.int8, device=DEVICE), torch.zeros(1, K, 1, dtype=torch.int8)
         a[..., -1] = 1
         with override("tropical_matmul.triton", {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 32, "num_warps": 2}):
-            _, winners = portable.forward(a[..., -40:], b[..., -40:, :].to(DEVICE), "max_plus", True, False)
+            _, winners = by_triton.forward(a[..., -40:], b[..., -40:, :].to(DEVICE), "max_plus", True, False)
         assert winners.dtype == torch.int16
         assert winners.item() == 39
         assert winner_dtype(K) == (torch.int16 if K == 1 << 15 else torch.int32)
@@ -108,18 +111,18 @@ def test_rows_read_in_words_give_the_same(dtype):
     """Of A, as many k as eight bytes hold; read one by one where rows are not aligned, or K no multiple."""
     a, b = operands(dtype, 24)
     count = 8 // a.element_size()
-    assert portable._packed(a, 8) == count
+    assert by_triton._packed(a, 8) == count
     shifted = torch.cat([a.new_zeros(1), a.flatten()])[1:].view(a.shape)
     expected, indices = tropical_matmul_ref(a, b)
     for layout in (a, shifted, a.mT.contiguous().mT):
         if layout is not a:
-            assert portable._packed(layout, 8) == 1
-        values, winners = portable.forward(layout, b, "max_plus", True, False)
+            assert by_triton._packed(layout, 8) == 1
+        values, winners = by_triton.forward(layout, b, "max_plus", True, False)
         equal(values, expected)
         equal(winners.long(), indices)
     if count > 1:
-        assert portable._packed(a[..., :-1], 8) == 1
-        assert portable._packed(a, 1) == 1
+        assert by_triton._packed(a[..., :-1], 8) == 1
+        assert by_triton._packed(a, 1) == 1
 
 
 # ------------------------------------------------------------------------------------------------ backward
@@ -299,7 +302,7 @@ def test_strides_may_reach_beyond_two_to_the_31():
     b = a.mT
     a.copy_(torch.tensor([[[1, 2], [3, 4], [5, -6]]]))
     for x, y in ((a, b), (b, a)):
-        values, winners = portable.forward(x, y, "max_plus", True, False)
+        values, winners = by_triton.forward(x, y, "max_plus", True, False)
         expected, indices = tropical_matmul_ref(x.clone(), y.clone())
         equal(values, expected)
         equal(winners.long(), indices)
@@ -322,7 +325,7 @@ def test_results_of_more_than_two_to_the_31_elements():
         torch.zeros(1, 1, (1 << 15) + 8, dtype=torch.int16, device=DEVICE),
     )
     a[0, -1], b[..., -1] = 1, 2
-    values, winners = portable.forward(a, b, "max_plus", True, False)
+    values, winners = by_triton.forward(a, b, "max_plus", True, False)
     assert values[0, -1, -1].item() == 3
     assert values[0, -1, :-1].eq(1).all()
     assert values[0, :-1].sum().item() == 2 * (a.shape[1] - 1)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tropigrad.kernels import ptx
+from tropigrad.kernels.contract import ptx_interpreter
 
 THREADS = 64
 
@@ -12,7 +12,9 @@ def run(body: str, *arguments: np.ndarray | int) -> None:
     lines = [f"ld.param.b64 %rd{i}, [f_param_{i}];" for i in range(len(arguments))]
     lines += ["mov.u32 %r0, %tid.x;", "mul.wide.u32 %rd8, %r0, 4;", "add.s64 %rd9, %rd0, %rd8;"]
     lines += [line.strip() + ";" for line in body.strip().splitlines()]
-    ptx.run(".entry f(\n)\n{\n" + "\n".join(lines) + "\nret;\n// -- End function", arguments, 1, THREADS, 4096)
+    ptx_interpreter.run(
+        ".entry f(\n)\n{\n" + "\n".join(lines) + "\nret;\n// -- End function", arguments, 1, THREADS, 4096
+    )
 
 
 @pytest.mark.parametrize(
@@ -64,7 +66,7 @@ def test_copies_are_read_after_a_wait_and_a_barrier():
 )
 def test_races_are_told(waits, again, message):
     out, x = np.zeros(THREADS, np.int32), np.zeros(4 * THREADS, np.int32)
-    with pytest.raises(ptx.Race, match=message):
+    with pytest.raises(ptx_interpreter.Race, match=message):
         run("\n".join([COPY, *waits, NEIGHBOUR, LOAD, again, STORE]).replace("\n\n", "\n"), out, x)
 
 

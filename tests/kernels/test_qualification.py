@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from tropigrad.autotune import source_hash
-from tropigrad.kernels import backend, qualification
-from tropigrad.kernels.spec import REGISTRY
+from tropigrad.kernels.contract import qualification
+from tropigrad.kernels.contract.registry import REGISTRY
+from tropigrad.kernels.runtime import backend
 
 GPU = torch.device("cuda", 0)
 KERNELS = REGISTRY["tropical_matmul"].tuned["gluon"]
@@ -23,7 +24,7 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(qualification.importlib.metadata, "version", lambda name: "3.7.1")
     monkeypatch.setattr(qualification, "RECORDS", tmp_path)
-    monkeypatch.setattr(backend, "_agreeing", {})
+    monkeypatch.setattr(qualification, "_agreeing", {})
     monkeypatch.setattr(backend, "HAS_TRITON", True)
     monkeypatch.delenv("TROPIGRAD_BACKEND", raising=False)
     _forget()
@@ -113,19 +114,23 @@ def first_use(gpu, monkeypatch):
     return state
 
 
+def chosen(dtype: torch.dtype = torch.float32) -> str:
+    return backend.choose("an op", GPU, OFFERED, dtype, gluon_serves=qualification.gluon_serves)
+
+
 def test_at_first_use_it_is_compared_with_the_portable_kernel_once_a_dtype(first_use):
     for _ in range(2):
-        assert backend.choose("an op", GPU, OFFERED, torch.float32) == "gluon"
+        assert chosen(torch.float32) == "gluon"
     assert first_use.asked == ["gluon", "triton"] * 2
-    backend.choose("an op", GPU, OFFERED, torch.float16)
+    chosen(torch.float16)
     assert first_use.asked == ["gluon", "triton"] * 4
 
 
 def test_a_kernel_that_disagrees_is_off_with_one_warning(first_use):
     first_use.off = 1e-3
     with pytest.warns(RuntimeWarning, match=r"an op: the Gluon kernel of torch.float32 is off .* results differ at"):
-        assert backend.choose("an op", GPU, OFFERED) == "triton"
-    assert backend.choose("an op", GPU, OFFERED) == "triton"
+        assert chosen() == "triton"
+    assert chosen() == "triton"
 
 
 def test_a_kernel_that_fails_is_off_with_one_warning(first_use, monkeypatch):
@@ -134,12 +139,12 @@ def test_a_kernel_that_fails_is_off_with_one_warning(first_use, monkeypatch):
 
     monkeypatch.setattr(REGISTRY["an op"], "op", fails)
     with pytest.warns(RuntimeWarning, match="RuntimeError: does not compile; Triton's serves"):
-        assert backend.choose("an op", GPU, OFFERED) == "triton"
+        assert chosen() == "triton"
 
 
 def test_nothing_is_compared_inside_a_capture(first_use, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    assert backend.choose("an op", GPU, OFFERED) == "triton"
+    assert chosen() == "triton"
     assert first_use.asked == []
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    assert backend.choose("an op", GPU, OFFERED) == "gluon"
+    assert chosen() == "gluon"

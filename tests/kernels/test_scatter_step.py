@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from torch.nn.parameter import UninitializedParameter
 
 from tropigrad.autotune import override
-from tropigrad.kernels import backend, scatter_step
-from tropigrad.kernels.scatter_step import RULES, portable, scatter_step_ref
+from tropigrad.kernels import scatter_step
+from tropigrad.kernels.runtime import backend
+from tropigrad.kernels.scatter_step import RULES, by_triton, scatter_step_ref
 from tropigrad.kernels.scatter_step.definition import FLOATS
 
 CPU = torch.device("cpu")
@@ -174,7 +175,7 @@ def test_rows_that_repeat_much_on_any_number_of_threads(rule):
     assert all(torch.equal(w, found[0]) for w in found[1:])
 
 
-CONFIGS = list(portable.STEP.space)
+CONFIGS = list(by_triton.STEP.space)
 
 
 @interpreted
@@ -186,7 +187,7 @@ CONFIGS = list(portable.STEP.space)
 )
 def test_runs_are_cut_into_pieces(config, rule, monkeypatch):
     """One run over several pieces, one that ends at a cut, and short ones: by the sorted kernels, in one order."""
-    monkeypatch.setattr(portable, "PIECE", 32)
+    monkeypatch.setattr(by_triton, "PIECE", 32)
     rows = torch.tensor([2] * 97 + [0] * 31 + [1, 3, -1, 9, -5])
     rows = rows[torch.randperm(len(rows))]
     values = torch.randn(len(rows), 1, dtype=torch.float64)
@@ -197,7 +198,7 @@ def test_runs_are_cut_into_pieces(config, rule, monkeypatch):
         clock = (touched, number) if rule == "momentum" else (None, None)
         moment = state if rule in ("momentum", "adagrad") else None
         with override("scatter_step.triton", config):
-            portable.step(w, rows, None, values, 0.1, rule, 0.9, 1e-10, moment, *clock, deterministic=True)
+            by_triton.step(w, rows, None, values, 0.1, rule, 0.9, 1e-10, moment, *clock, deterministic=True)
         return w
 
     w = stepped(config)
@@ -212,7 +213,7 @@ def test_runs_are_cut_into_pieces(config, rule, monkeypatch):
 def test_in_any_order_what_is_out_of_range_is_masked():
     rows = torch.cat([torch.arange(70) % 4, torch.tensor([4, -1, -2, 2**40, -(2**40)])])
     w = torch.zeros(4, 1, 1)
-    portable.step(w, rows, None, torch.ones(75, 1), 1.0, "sgd", 0, 0, None, None, None, deterministic=False)
+    by_triton.step(w, rows, None, torch.ones(75, 1), 1.0, "sgd", 0, 0, None, None, None, deterministic=False)
     assert w.flatten().tolist() == [-18, -18, -17, -17]
 
 

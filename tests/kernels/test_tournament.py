@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tropigrad.kernels import Tournament, backend
-from tropigrad.kernels.tournament import definition, portable
+from tropigrad.kernels import Tournament
+from tropigrad.kernels.runtime import backend
+from tropigrad.kernels.tournament import by_triton, definition
 
 CPU = torch.device("cpu")
 BACKENDS = [
@@ -115,7 +116,7 @@ def test_on_a_gpu_a_position_out_of_range_is_masked():
     buffers = tournament._leaves, tournament._values, tournament._indices
     before = tournament._leaves.clone()
     positions = torch.tensor([[40, -2, 2**40, -(2**40)]])
-    portable.update(*buffers, positions, torch.full((1, 4), 99.0), True)
+    by_triton.update(*buffers, positions, torch.full((1, 4), 99.0), True)
     agrees(tournament, before[0])
 
 

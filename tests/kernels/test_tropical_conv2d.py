@@ -13,9 +13,10 @@ from scipy import ndimage
 from torch.nn.functional import conv2d, max_pool2d, unfold
 
 from tropigrad.autotune import override
-from tropigrad.kernels import native, tropical_conv2d, tropical_matmul
-from tropigrad.kernels.conformance import assert_same
-from tropigrad.kernels.tropical_conv2d import cpu
+from tropigrad.kernels import tropical_conv2d, tropical_matmul
+from tropigrad.kernels.contract.comparison import assert_same
+from tropigrad.kernels.runtime import native
+from tropigrad.kernels.tropical_conv2d import by_cpp
 from tropigrad.kernels.tropical_conv2d.spec import oracle
 
 NAN, INF = float("nan"), float("inf")
@@ -278,7 +279,7 @@ def test_any_form_equals_the_definition(seed):
         threads = int(torch.randint(0, 4, (), generator=generator))
         forced = {"positions": 1 << int(torch.randint(0, 13, (), generator=generator)), "threads": threads}
         for config in (None, forced):
-            with override(cpu.FORWARD.name, config) if config else nullcontext():
+            with override(by_cpp.FORWARD.name, config) if config else nullcontext():
                 got = tropical_conv2d(x, weight, **options, return_indices=True)
                 alone = tropical_conv2d(x, weight, **options)
             assert_same(got, expected, True, f"{tuple(x.shape)}, {tuple(weight.shape)}, {options}, {config}")
@@ -350,7 +351,7 @@ def test_a_winner_that_no_forward_gives_is_refused(winner, dtype):
 
 @pytest.mark.parametrize("case", range(4))
 def test_the_interpreted_kernels_equal_the_definition(case, set_backend):
-    from tropigrad.kernels import backend
+    from tropigrad.kernels.runtime import backend
 
     reason = backend.why_off("triton", torch.device("cpu"))
     if reason:

@@ -211,7 +211,7 @@ assert WHY in str(warning.message), warning
     [
         ({"PATH": ""}, "no C++ compiler found"),
         ({"CXX": "no-such-compiler"}, "CXX is 'no-such-compiler', which does not answer"),
-        ({"CXX": "c++ -include no-such-header.h"}, "cpu.cpp did not compile"),
+        ({"CXX": "c++ -include no-such-header.h"}, "by_cpp.cpp did not compile"),
     ],
     ids=["none", "misnamed", "failing"],
 )

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from tropigrad.autotune import override
-from tropigrad.kernels import native
-from tropigrad.kernels.tropical_matmul import cpu
-from tropigrad.kernels.tropical_matmul.definition import candidates, semiring_zero, value_dtype, winner_dtype
+from tropigrad.kernels.mathematics.semiring import candidates, semiring_zero, value_dtype, winner_dtype
+from tropigrad.kernels.runtime.native import libraries as native
+from tropigrad.kernels.tropical_matmul import by_cpp
+from tropigrad.kernels.tropical_winners_scatter import by_cpp as winners_scatter
 
 NAN, INF = float("nan"), float("inf")
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -88,9 +89,9 @@ def identical(got, expected):
 def check(a, b, semiring, nan, configs=(None,)):
     values, winners = oracle(a, b, semiring, nan)
     for config in configs:
-        with override(cpu.FORWARD.name, config) if config else nullcontext():
-            got, won = cpu.forward(a, b, semiring, True, nan == "ignore")
-            alone, none = cpu.forward(a, b, semiring, False, nan == "ignore")
+        with override(by_cpp.FORWARD.name, config) if config else nullcontext():
+            got, won = by_cpp.forward(a, b, semiring, True, nan == "ignore")
+            alone, none = by_cpp.forward(a, b, semiring, False, nan == "ignore")
         assert got.dtype == value_dtype(a.dtype)
         assert got.is_contiguous()
         assert won.dtype == winner_dtype(a.shape[-1])
@@ -123,7 +124,7 @@ def test_few_rows_or_columns_in_any_layout(dtype, nan, semiring):
         by_columns = a.mT.contiguous().mT
         for left, right in ((a, b), (b.mT, a.mT), (by_columns, b), (b.mT, by_columns.mT), (a, b[:1].expand_as(b))):
             check(left, right, semiring, nan)
-        check(a, b, semiring, nan, [{**cpu.FORWARD.default({}), "threads": 2}])
+        check(a, b, semiring, nan, [{**by_cpp.FORWARD.default({}), "threads": 2}])
 
 
 @pytest.mark.parametrize("where", [0, 63, 64, 1023, 1024, 4095, 4096, 4999])
@@ -131,11 +132,11 @@ def test_the_first_of_equals_and_the_first_nan_along_k(where):
     x = torch.zeros(1, 1, 5000)
     x[..., where] = 1
     b = torch.zeros(1, 5000, 2)
-    assert cpu.forward(x, b.mT.contiguous().mT, "max_plus", True, False)[1].flatten().tolist() == [where, where]
+    assert by_cpp.forward(x, b.mT.contiguous().mT, "max_plus", True, False)[1].flatten().tolist() == [where, where]
     x[..., where:] = 1
-    assert cpu.forward(x, b.mT.contiguous().mT, "max_plus", True, False)[1].flatten().tolist() == [where, where]
+    assert by_cpp.forward(x, b.mT.contiguous().mT, "max_plus", True, False)[1].flatten().tolist() == [where, where]
     x[..., where:] = NAN
-    values, winners = cpu.forward(x, b.mT.contiguous().mT, "max_plus", True, False)
+    values, winners = by_cpp.forward(x, b.mT.contiguous().mT, "max_plus", True, False)
     assert values.isnan().all()
     assert winners.flatten().tolist() == [where, where]
 
@@ -144,9 +145,9 @@ def test_the_first_of_equals_and_the_first_nan_along_k(where):
 def test_winners_are_as_wide_as_the_largest_k(K):
     a, b = torch.zeros(1, 2, K), torch.zeros(1, K, 3)
     a[:, 1, -1] = 1
-    values, winners = cpu.forward(a, b, "max_plus", True, False)
+    values, winners = by_cpp.forward(a, b, "max_plus", True, False)
     assert winners.tolist() == [[[0] * 3, [K - 1] * 3]]
-    da, db = cpu.scatter(values, winners, None, None, K, "max_plus", True, True)
+    da, db = winners_scatter.scatter(values, winners, None, None, K, "max_plus", True, True)
     assert da[0, 1, -1].item() == 3
     assert db[0, -1].tolist() == [1] * 3
 
@@ -193,7 +194,7 @@ def test_rounding_makes_ties_and_the_first_wins():
         [[[256.0, 256.0, 256.0, 256.0, 1.0]]], dtype=torch.bfloat16
     )  # 256 + 0.5 and 256 + 0.75 round to 256
     b = torch.tensor([[[-1.0], [0.0], [0.5], [0.75], [0.0]]], dtype=torch.bfloat16)
-    assert cpu.forward(a, b, "max_plus", True, False)[1].item() == 1
+    assert by_cpp.forward(a, b, "max_plus", True, False)[1].item() == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int16], ids=str)
@@ -208,7 +209,7 @@ def test_integers_saturate(dtype):
         ("max_times", [1, low, low], low, 0),
     ]:
         b = torch.tensor(column, dtype=dtype).view(1, 3, 1)
-        values, winners = cpu.forward(a, b, semiring, True, False)
+        values, winners = by_cpp.forward(a, b, semiring, True, False)
         assert (values.item(), winners.item()) == (value, winner), (semiring, column)
 
 
@@ -229,10 +230,10 @@ def test_every_int16(semiring):
 def test_nan_rules_by_hand():
     a = torch.tensor([[[NAN, -INF]], [[-INF, -INF]], [[NAN, NAN]], [[1.0, NAN]], [[INF, 0.0]]])
     b = torch.tensor([[[0.0], [0.0]]] * 4 + [[[-INF], [0.0]]])
-    values, winners = cpu.forward(a, b, "max_plus", True, True)
+    values, winners = by_cpp.forward(a, b, "max_plus", True, True)
     assert values.flatten().tolist() == [-INF, -INF, -INF, 1.0, 0.0]
     assert winners.flatten().tolist() == [1, 0, -1, 0, 1]
-    values, winners = cpu.forward(a, b, "max_plus", True, False)
+    values, winners = by_cpp.forward(a, b, "max_plus", True, False)
     assert values.isnan().flatten().tolist() == [True, False, True, True, True]
     assert winners.flatten().tolist() == [0, 0, 0, 1, 0]
 
@@ -260,7 +261,7 @@ def test_sums_in_either_form_are_the_definitions(dtype, by_fma):
     with native.building(form):
         for fill, (B, M, K, N), semiring in itertools.product((ordinary, special), SHAPES, SEMIRINGS[:2]):
             a, b = fill((B, M, K), dtype), fill((B, K, N), dtype)
-            values, winners = cpu.forward(a, b, semiring, True, False)
+            values, winners = by_cpp.forward(a, b, semiring, True, False)
             expected, positions = oracle(a, b, semiring, "propagate")
             assert torch.equal(values.double().nan_to_num(), expected.nan_to_num())
             assert torch.equal(winners.long(), positions)
@@ -269,20 +270,20 @@ def test_sums_in_either_form_are_the_definitions(dtype, by_fma):
 @pytest.mark.parametrize("by_fma", [False, True], ids=["addition", "fma"])
 def test_availability_is_told_before_a_call(monkeypatch, by_fma):
     monkeypatch.setattr(native, "adds_by_fma", lambda: by_fma)
-    assert native.library_of(cpu.SOURCE, torch.float64 if by_fma else torch.float32) or native.why_not(
+    assert native.library_of(by_cpp.SOURCE, torch.float64 if by_fma else torch.float32) or native.why_not(
         native.Form(by_fma=by_fma)
     )
     monkeypatch.setattr(native, "library", lambda source, *defines: None)
-    assert not native.library_of(cpu.SOURCE, torch.float32)
+    assert not native.library_of(by_cpp.SOURCE, torch.float32)
 
 
 def test_shift_equivariance_and_monotonicity():
     a, b = integers((2, 30, 40), torch.float32), integers((2, 40, 50), torch.float32)
-    values, winners = cpu.forward(a, b, "max_plus", True, False)
-    shifted, same = cpu.forward(a + 5, b - 2, "max_plus", True, False)
+    values, winners = by_cpp.forward(a, b, "max_plus", True, False)
+    shifted, same = by_cpp.forward(a + 5, b - 2, "max_plus", True, False)
     assert torch.equal(shifted, values + 3)
     assert torch.equal(same, winners)
-    raised, _ = cpu.forward(a, b + torch.rand_like(b), "max_plus", False, False)
+    raised, _ = by_cpp.forward(a, b + torch.rand_like(b), "max_plus", False, False)
     assert (raised >= values).all()
 
 
@@ -310,7 +311,9 @@ def test_scatter_equals_the_definition(dtype, semiring, of_winners):
             integers((B, N, M), dtype).mT,
         ):
             expected = scattered(dc, winners, a, b, K)
-            for got, want in zip(cpu.scatter(dc, winners, a, b, K, semiring, True, True), expected, strict=True):
+            for got, want in zip(
+                winners_scatter.scatter(dc, winners, a, b, K, semiring, True, True), expected, strict=True
+            ):
                 assert got.dtype == dtype
                 assert torch.equal(got.double(), want.to(dtype).double())
 
@@ -321,7 +324,7 @@ def test_scatter_gives_the_same_bits_on_any_number_of_threads():
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            results.append(cpu.scatter(dc, winners, None, None, 40, "max_plus", True, True))
+            results.append(winners_scatter.scatter(dc, winners, None, None, 40, "max_plus", True, True))
     finally:
         torch.set_num_threads(before)
     for da, db in results[1:]:
@@ -331,14 +334,14 @@ def test_scatter_gives_the_same_bits_on_any_number_of_threads():
 
 def test_scatter_of_half_precision_sums_in_float32():
     dc, winners = torch.ones(1, 1, 5000, dtype=torch.float16), torch.zeros(1, 1, 5000, dtype=torch.int32)
-    da, _ = cpu.scatter(dc, winners, None, None, 1, "max_plus", True, False)
+    da, _ = winners_scatter.scatter(dc, winners, None, None, 1, "max_plus", True, False)
     assert da.item() == 5000  # adding in float16 stops at 2048
 
 
 def test_scatter_leaves_out_what_is_not_needed():
     dc, winners = torch.ones(1, 2, 3), torch.zeros(1, 2, 3, dtype=torch.int32)
     for needs_a, needs_b in itertools.product((True, False), repeat=2):
-        da, db = cpu.scatter(dc, winners, None, None, 4, "max_plus", needs_a, needs_b)
+        da, db = winners_scatter.scatter(dc, winners, None, None, 4, "max_plus", needs_a, needs_b)
         assert da.shape == ((1, 2, 4) if needs_a else (0,))
         assert db.shape == ((1, 4, 3) if needs_b else (0,))
 
@@ -349,9 +352,9 @@ def test_a_winner_out_of_range_is_an_index_error(bad, needs):
     winners = torch.zeros(1, 2, 3, dtype=torch.int16 if abs(bad) < 2**15 else torch.int32)
     winners[0, 1, 2] = bad
     with pytest.raises(IndexError, match=r"outside \[-1, 4\)"):
-        cpu.scatter(torch.ones(1, 2, 3), winners, None, None, 4, "max_plus", *needs)
+        winners_scatter.scatter(torch.ones(1, 2, 3), winners, None, None, 4, "max_plus", *needs)
 
 
 def test_winners_of_another_dtype_are_a_type_error():
     with pytest.raises(TypeError, match=r"winners are torch\.int64; expected the forward's int16 or int32"):
-        cpu.scatter(torch.ones(1, 2, 3), torch.zeros(1, 2, 3).long(), None, None, 4, "max_plus", True, True)
+        winners_scatter.scatter(torch.ones(1, 2, 3), torch.zeros(1, 2, 3).long(), None, None, 4, "max_plus", True, True)

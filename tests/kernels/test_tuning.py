@@ -21,7 +21,6 @@ from tropigrad.autotune import Prediction
 from tropigrad.kernels import (
     Tournament,
     ahead_of_time,
-    backend,
     largest_path,
     path_norm,
     path_values,
@@ -29,11 +28,12 @@ from tropigrad.kernels import (
     tropical_conv2d,
     tropical_matmul,
     tropical_matvec,
-    tuning,
 )
+from tropigrad.kernels.contract import tuning
+from tropigrad.kernels.contract.registry import REGISTRY
+from tropigrad.kernels.runtime import backend
 from tropigrad.kernels.scatter_step import RULES
-from tropigrad.kernels.spec import REGISTRY
-from tropigrad.kernels.tropical_matmul import portable
+from tropigrad.kernels.tropical_matmul import by_triton
 from tropigrad.optim import GSGD, BasisPaths
 
 CPU = torch.device("cpu")
@@ -255,12 +255,12 @@ def main(capability: int) -> None:
     driver.set_active(Driver())  # type: ignore[arg-type]
     a, b = torch.zeros(1, 64, 40), torch.zeros(1, 40, 130)
     call = autotune.Call(
-        "", lambda: portable.forward(a, b, "max_plus", False, False), print, autotune.Work(64 * 40 * 130, 1, "add_max")
+        "", lambda: by_triton.forward(a, b, "max_plus", False, False), print, autotune.Work(64 * 40 * 130, 1, "add_max")
     )
-    with autotune.override(portable.FORWARD.name, CONFIGS[0]):
+    with autotune.override(by_triton.FORWARD.name, CONFIGS[0]):
         plans = ahead_of_time.plan(call.run)
     names = ("function", "blocks", "threads", "capability")
-    forecasts = tuning.forecast(CPU, call, portable.FORWARD, CONFIGS)
+    forecasts = tuning.forecast(CPU, call, by_triton.FORWARD, CONFIGS)
     print(
         json.dumps(
             {

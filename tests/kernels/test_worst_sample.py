@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tropigrad import autotune
-from tropigrad.kernels import backend, native
+from tropigrad.kernels.runtime import backend, native
 from tropigrad.kernels.worst_sample import (
     Dense,
     Samples,

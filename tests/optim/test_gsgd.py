@@ -12,10 +12,10 @@ from torch import nn
 from torch._dynamo.backends.registry import lookup_backend
 from torch.nn import functional
 
-from tropigrad.kernels import backend
 from tropigrad.kernels.path_step import Layer as Operand
 from tropigrad.kernels.path_step import Options, path_step_ref
 from tropigrad.kernels.path_step.definition import node_flows
+from tropigrad.kernels.runtime import backend
 from tropigrad.optim import GSGD, BasisPaths
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tropigrad.kernels import backend, native
+from tropigrad.kernels.runtime import backend, native
 from tropigrad.kernels.worst_sample import portable
 from tropigrad.nn import LinearMinMax, WorstSampleLoss
 from tropigrad.optim import WorstSampleSubgradient, worst_sample_subgradient

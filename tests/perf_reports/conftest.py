@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tropigrad.kernels.spec import Contender, Spec, Workload
+from tropigrad.kernels.contract.spec import Contender, Spec, Workload
 from tropigrad.perf_reports import page
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tropigrad.kernels.native import library, why_no_compiler
+from tropigrad.kernels.runtime.native import library, why_no_compiler
 from tropigrad.perf_reports import ceilings
 
 needs_compiler = pytest.mark.skipif(bool(why_no_compiler()), reason=f"no C++ compiler: {why_no_compiler()}")

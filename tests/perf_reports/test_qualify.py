@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tropigrad.kernels import backend
-from tropigrad.kernels.conformance import Case, NotHere
-from tropigrad.kernels.spec import REGISTRY
+from tropigrad.kernels.contract.conformance import Case, NotHere
+from tropigrad.kernels.contract.registry import REGISTRY
+from tropigrad.kernels.runtime import backend
 from tropigrad.perf_reports import qualify, results
 
 CPU = torch.device("cpu")
@@ -155,7 +155,7 @@ def test_gluon_kernels_are_repeated_where_they_can_run(monkeypatch):
 
 def test_a_repetition_compares_with_the_portable_kernel(monkeypatch):
     """With torch in the place of both: the sizes, the batches and the comparison are real."""
-    from tropigrad.kernels import conformance as suite
+    from tropigrad.kernels.contract.conformance import tables as suite
 
     asked = []
     forced = suite.forced

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from tropigrad.kernels.spec import Contender
+from tropigrad.kernels.contract.spec import Contender
 from tropigrad.perf_reports import benchmark, ceilings, report, results, startup, tuning
 from tropigrad.perf_reports.data import DataError
 from tropigrad.perf_reports.measure import Memory

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from tropigrad.kernels import native
+from tropigrad.kernels.runtime import native
 from tropigrad.perf_reports import results
 from tropigrad.perf_reports.results import SCHEMA_VERSION, Results, last_run, read
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from tropigrad.kernels import backend
+from tropigrad.kernels.runtime import backend
 from tropigrad.perf_reports import data
 from tropigrad.perf_reports.studies import maxplus_costs as costs
 

@@ -1,0 +1,1 @@
+"""What an op declares once (spec.py), and how it is held to it: conformance, tuning, qualification."""

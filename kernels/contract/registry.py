@@ -1,0 +1,44 @@
+"""The ops that have registered what they are: the conformance suite, the reports and the tuner find them here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from ... import autotune
+from ...autotune import Call, Problem
+from . import tuning
+from .spec import Shape, Spec
+
+REGISTRY: dict[str, Spec] = {}
+
+
+def register(spec: Spec) -> Spec:
+    """Put an op in the conformance suite, the reports and the tuner."""
+    if spec.name in REGISTRY:
+        raise ValueError(f"register: an op named {spec.name!r} is registered already")
+    REGISTRY[spec.name] = spec
+    kernels = tuple(kernel for of_backend in spec.tuned.values() for kernel in of_backend)
+    autotune.register(
+        autotune.Tunable(
+            spec.name, spec.shapes, kernels, spec.tuning_calls or _calls_of(spec), tuning.inspector, _calls_at(spec)
+        )
+    )
+    return spec
+
+
+def _calls_at(spec: Spec):
+    def calls(problem: Problem, dtype: torch.dtype, device: torch.device) -> Iterable[Call]:
+        with torch.device("cpu"):
+            inputs = spec.inputs_at(problem, dtype, device)
+        return () if inputs is None else tuning.calls_on(spec, inputs, dtype, device)
+
+    return calls
+
+
+def _calls_of(spec: Spec):
+    def calls(shape: Shape, dtype: torch.dtype, device: torch.device) -> Iterable[Call]:
+        return tuning.calls(spec, shape, dtype, device)
+
+    return calls

@@ -1,0 +1,171 @@
+"""How the tuner calls an op, proves its results and foresees its costs, all read from the op's spec.
+
+Each variant is called forward, with winners where it has them, and forward and backward where it is differentiable. An
+op that works in place is called again and again on what it wrote before, as its time asks for no other values; proven
+is what it makes of fresh inputs.
+The reference is the definition in torch, in chunks: TROPIGRAD_BACKEND=torch. Values and winners are compared `==` where
+the op is exact; gradients, which are sums, within the dtype's tolerance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...autotune import (
+    NOMINAL,
+    Call,
+    Ceilings,
+    Config,
+    Launch,
+    MachineCode,
+    Prediction,
+    Tuned,
+    Work,
+    fingerprint,
+    override,
+    predict,
+)
+from .. import ahead_of_time
+from ..runtime import backend
+from .comparison import assert_same
+from .spec import Shape, Spec
+
+_Run = Callable[[], tuple[Tensor, ...]]
+_NO_WORK = Work(0, 0, "add_max")
+
+
+def calls(spec: Spec, shape: Shape, dtype: torch.dtype, device: torch.device) -> Iterator[Call]:
+    """The calls of an op that launch kernels with a config."""
+    with torch.device("cpu"):  # where specs draw numbers, whatever the default is
+        inputs = spec.inputs(shape, dtype, device, 0)
+    return calls_on(spec, inputs, dtype, device, _work(spec, shape, dtype))
+
+
+def calls_on(
+    spec: Spec, inputs: tuple[Tensor, ...], dtype: torch.dtype, device: torch.device, work: Work = _NO_WORK
+) -> Iterator[Call]:
+    """The same on given inputs; without a work no forecast knows how fast they can be."""
+    if spec.in_place:
+        if _chosen(spec, {}, device) != "torch":
+            for name, prepare in spec.in_place.items():
+                fresh = partial(prepare, *inputs)
+                yield _call(name, fresh(), spec.is_exact({}), work, fresh)
+        return
+    for variant, kwargs in spec.variants.items():
+        chosen = _chosen(spec, kwargs, device)
+        if not spec.supports(dtype, kwargs) or chosen == "torch":
+            continue
+        exact = spec.is_exact(kwargs)
+        yield _call(variant, lambda kwargs=kwargs: (spec.op(*inputs, **kwargs),), exact, work)
+        if spec.has_winners(kwargs):
+            yield _call(
+                f"{variant}, with winners",
+                lambda kwargs=kwargs: tuple(spec.op(*inputs, **kwargs, return_indices=True)),
+                exact,
+                work,
+            )
+        if dtype.is_floating_point and spec.is_differentiable:
+            trained = partial(_trained, spec, inputs, kwargs)
+            yield _call(f"{variant}, trained", trained, exact, work)
+            if chosen != "cpp":  # which gives the same bits anyway, by the same kernels
+                yield _call(f"{variant}, trained, deterministic", _deterministic(trained), exact, work)
+
+
+def _chosen(spec: Spec, kwargs, device: torch.device) -> str:
+    """The backend that a variant runs on; torch, which has no kernels with a config, where there is no other."""
+    try:
+        return backend.choose(spec.name, device, spec.offers(kwargs))
+    except RuntimeError:  # TROPIGRAD_BACKEND forces what the variant lacks, or what cannot run here
+        return "torch"
+
+
+def _deterministic(run: _Run) -> _Run:
+    """`run` where torch asks for the same bits each time, but not for memory that is filled, which would be timed."""
+
+    options: Any = torch.utils.deterministic
+
+    def call():
+        before, fills = torch.are_deterministic_algorithms_enabled(), options.fill_uninitialized_memory
+        torch.use_deterministic_algorithms(True)
+        options.fill_uninitialized_memory = False
+        try:
+            return run()
+        finally:
+            torch.use_deterministic_algorithms(before)
+            options.fill_uninitialized_memory = fills
+
+    return call
+
+
+def _call(name: str, run: _Run, exact: bool, work: Work, fresh: Callable[[], _Run] | None = None) -> Call:
+    expected: list[tuple[Tensor, ...]] = []
+
+    def check(got: Any) -> None:
+        if not expected:
+            with backend.forcing("torch"):
+                expected.append(fresh()() if fresh else run())
+        # what follows the value in a trained call are its gradients
+        for index, (x, y) in enumerate(zip(got, expected[0], strict=True)):
+            assert_same(x, y, exact and not (index and y.is_floating_point()), f"output {index}")
+
+    return Call(name, run, check, work, fresh)
+
+
+def _trained(spec: Spec, inputs: tuple[Tensor, ...], kwargs) -> tuple[Tensor, ...]:
+    """The value, and the gradients under a gradient of ones."""
+    with torch.enable_grad():
+        args = [x.detach().requires_grad_(x.is_floating_point()) for x in inputs]
+        out = spec.op(*args, **kwargs)
+        leaves = [x for x in args if x.requires_grad]
+        return (out.detach(), *torch.autograd.grad(out, leaves, torch.ones_like(out)))
+
+
+def _work(spec: Spec, shape: Shape, dtype: torch.dtype) -> Work:
+    if not spec.workloads:
+        return _NO_WORK
+    cheapest = spec.workloads[0]
+    return Work(cheapest.operations(shape), cheapest.bytes(shape, dtype.itemsize), cheapest.mix)
+
+
+# ------------------------------------------------------------------------------------------------ forecasts
+
+
+def inspector(device: torch.device):
+    """The forecast of configs from their machine code, on a GPU that Triton compiles for; None elsewhere."""
+    runs = device.type == "cuda" and not torch.version.hip and not backend.why_off("triton", device)
+    return partial(forecast, device) if runs else None
+
+
+def forecast(
+    device: torch.device, call: Call, kernel: Tuned, configs: Sequence[Config], ceilings: Ceilings = NOMINAL
+) -> list[Prediction | str]:
+    """Each config's predicted cost, from machine code compiled ahead of time in parallel; or why it is out."""
+    plans: list[list[ahead_of_time.Plan] | str] = []
+    for config in configs:
+        try:
+            with override(kernel.name, config):
+                plans.append(ahead_of_time.plan(call.run))
+        except Exception as error:  # what cannot even be planned is no rival
+            plans.append(f"{type(error).__name__}: {error}")
+    codes = ahead_of_time.compile_all([plan for found in plans if not isinstance(found, str) for plan in found])
+    environment = fingerprint(device)
+    return [_forecast(found, codes, call.work, environment, ceilings) for found in plans]
+
+
+def _forecast(plans: list[ahead_of_time.Plan] | str, codes, work: Work, environment, ceilings) -> Prediction | str:
+    if isinstance(plans, str):
+        return plans
+    launches = []
+    for plan in plans:
+        code: MachineCode | str = codes[plan.name]
+        if isinstance(code, str):
+            return code
+        if code.stack:
+            return f"{plan.function} spills {code.stack} bytes of registers a thread"
+        launches.append(Launch(code, plan.blocks, plan.threads))
+    return predict(launches, work, environment, ceilings)

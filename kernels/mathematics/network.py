@@ -1,0 +1,183 @@
+"""A bias-free network as the list of its weights: which nodes its layers join, and what the path ops accept.
+
+A node of layer l is an element of the l-th activation, flattened: channel · (height · width) + row · width + column of
+a convolution, the feature of a Linear layer. Flattening an image for a Linear layer thus renames no node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..runtime import backend, memory
+from ..runtime.arguments import FLOATS, is_integer
+
+Size = int | Sequence[int]
+_LIMIT = 2**31  # of the nodes and the weights of one layer: the kernels number them by 32 bits
+
+
+class Layer(NamedTuple):
+    """A convolution of C × H × W nodes to O × P × Q with weights [O, C, KH, KW]; a Linear layer has one position."""
+
+    C: int
+    H: int
+    W: int
+    O: int
+    P: int
+    Q: int
+    KH: int
+    KW: int
+    SH: int
+    SW: int
+    PH: int
+    PW: int
+
+
+def nodes_into(layer: Layer) -> int:
+    return layer.C * layer.H * layer.W
+
+
+def nodes_out_of(layer: Layer) -> int:
+    return layer.O * layer.P * layer.Q
+
+
+def weights_of(layer: Layer) -> int:
+    return layer.O * layer.C * layer.KH * layer.KW
+
+
+def problem_of(flat: Tensor, paths: Tensor, layers: Sequence[Layer]) -> dict[str, int | str]:
+    """What the configs of the kernels depend on."""
+    widths = {"M": layers[0].O, "N": layers[0].C, "K": layers[-1].O, "weights": flat.shape[1]}
+    return {**widths, "P": paths.shape[0] * paths.shape[1], "dtype": str(flat.dtype)}
+
+
+def pack(layers: Sequence[Layer]) -> list[int]:
+    """As operators take them: a flat list of integers."""
+    return [size for layer in layers for size in layer]
+
+
+def unpack(sizes: Sequence[int]) -> list[Layer]:
+    width = len(Layer._fields)
+    return [Layer(*sizes[start : start + width]) for start in range(0, len(sizes), width)]
+
+
+def as_list(op: str, weights: Iterable[Tensor]) -> list[Tensor]:
+    """The weights of any iterable of them, such as an nn.ParameterList or a generator, which gives them once.
+
+    Raises:
+        TypeError: weights is no iterable, or one tensor, or a mapping.
+    """
+    if not isinstance(weights, list | tuple) and (
+        isinstance(weights, Tensor | Mapping | str) or not isinstance(weights, Iterable)
+    ):
+        raise TypeError(f"{op}: weights is a {type(weights).__name__}; expected a list of weights, one a layer")
+    return list(weights)
+
+
+def network(op: str, weights: Sequence[Tensor], input_size: Size | None, stride: Size, padding: Size) -> list[Layer]:
+    """The layers of these weights, checked; the message of an error names the weight.
+
+    Raises:
+        TypeError: weights are no strided float tensors of one dtype.
+        ValueError: there are none, their devices, ranks or sizes do not fit, or input_size, stride or padding does not.
+    """
+    _check_tensors(op, weights)
+    count = sum(w.dim() == 4 for w in weights)
+    strides = _pairs(op, "stride", stride, count, 1)
+    paddings = _pairs(op, "padding", padding, count, 0)
+    if weights[0].dim() == 4 and input_size is None:
+        raise ValueError(f"{op}: input_size is None; expected the (height, width) that the first convolution sees")
+    if weights[0].dim() == 2 and input_size is not None:
+        raise ValueError(f"{op}: input_size is {input_size}; expected None, as weights[0] is of a Linear layer")
+    layers: list[Layer] = []
+    for index, w in enumerate(weights):
+        if w.dim() == 2:
+            layer = Layer(w.shape[1], 1, 1, w.shape[0], 1, 1, 1, 1, 1, 1, 0, 0)
+            fits = not layers or nodes_out_of(layers[-1]) == layer.C
+        elif layers and weights[index - 1].dim() == 2:
+            raise ValueError(
+                f"{op}: weights[{index}] {tuple(w.shape)} of a convolution follows a Linear layer; expected "
+                "convolutions first, then Linear layers"
+            )
+        else:
+            (SH, SW), (PH, PW) = next(strides), next(paddings)
+            H, W = (layers[-1].P, layers[-1].Q) if layers else _pair(op, "input_size", input_size, 1)
+            O, C, KH, KW = w.shape
+            layer = Layer(C, H, W, O, (H + 2 * PH - KH) // SH + 1, (W + 2 * PW - KW) // SW + 1, KH, KW, SH, SW, PH, PW)
+            fits = not layers or C == layers[-1].O
+            if min(KH, KW, layer.P, layer.Q) < 1:
+                raise ValueError(
+                    f"{op}: weights[{index}] has a window of {KH} × {KW} over {H} × {W} nodes with padding "
+                    f"{PH} × {PW}; expected one that fits"
+                )
+        if not fits:
+            before = layers[-1]
+            expected = f"(out, {nodes_out_of(before)})" if w.dim() == 2 else f"(out, {before.O}, kh, kw)"
+            raise ValueError(
+                f"{op}: weights[{index}] has shape {tuple(w.shape)}; expected {expected}, to follow "
+                f"weights[{index - 1}]'s {tuple(weights[index - 1].shape)}"
+            )
+        if max(nodes_into(layer), nodes_out_of(layer), weights_of(layer)) >= _LIMIT:
+            raise ValueError(f"{op}: weights[{index}] {tuple(w.shape)} has 2³¹ weights or nodes; expected fewer")
+        layers.append(layer)
+    return layers
+
+
+def _check_tensors(op: str, weights: Sequence[Tensor]) -> None:
+    if not weights:
+        raise ValueError(f"{op}: weights is empty; expected one weight or more, from the input to the output")
+    for index, w in enumerate(weights):
+        memory.check_dense(op, f"weights[{index}]", w)
+        if w.dtype not in FLOATS:
+            raise TypeError(f"{op}: weights[{index}] is {w.dtype}; expected float64, float32, float16 or bfloat16")
+        if w.dim() not in (2, 4):
+            raise ValueError(
+                f"{op}: weights[{index}] has shape {tuple(w.shape)}; expected (out, in) or (out, in, kh, kw)"
+            )
+        if w.dtype != weights[0].dtype:
+            raise TypeError(
+                f"{op}: weights[{index}] is {w.dtype} and weights[0] is {weights[0].dtype}; expected one dtype"
+            )
+        if w.device != weights[0].device:
+            raise ValueError(
+                f"{op}: weights[{index}] is on {w.device} and weights[0] on {weights[0].device}; expected one device"
+            )
+
+
+def _pairs(op: str, name: str, value: Size, count: int, least: int):
+    """(height, width) of each convolution, from one integer for all, or one entry, an integer or a pair, for each."""
+    if not isinstance(value, list | tuple):
+        return iter([_pair(op, name, value, least)] * count)
+    if len(value) != count:
+        raise ValueError(
+            f"{op}: {name} has {len(value)} entries; expected an integer, or one entry for each of the {count} "
+            "convolutions"
+        )
+    return iter([_pair(op, name, entry, least) for entry in value])
+
+
+def _pair(op: str, name: str, value: Size | None, least: int) -> tuple[int, int]:
+    pair: Any = value if isinstance(value, list | tuple) else (value, value)
+    if len(pair) != 2 or not all(is_integer(n) and n >= least for n in pair):
+        raise ValueError(
+            f"{op}: {name} is {value}; expected integers, at least {least}: (height, width), or one for both"
+        )
+    return int(pair[0]), int(pair[1])
+
+
+def under_autocast(weights: Sequence[Tensor], sums: bool = False) -> Sequence[Tensor]:
+    """The weights as autocast wants them: nothing is cast down, weights of several dtypes meet in the widest, and where
+    there are sums of more than two terms, in float32 at least.
+    """
+    if not all(isinstance(w, Tensor) and w.dtype in FLOATS for w in weights):
+        return weights
+    device = weights[0].device.type if weights else ""
+    if device not in backend.DEVICES or not torch.is_autocast_enabled(device):
+        return weights
+    widest = torch.promote_types(weights[0].dtype, torch.float32) if sums else weights[0].dtype
+    for w in weights:
+        widest = torch.promote_types(widest, w.dtype)
+    return [w.to(widest) for w in weights]

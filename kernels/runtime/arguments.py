@@ -1,0 +1,16 @@
+"""What all ops ask of their arguments."""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any
+
+import torch
+
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+INTEGERS = (torch.int32, torch.int16, torch.int8)
+
+
+def is_integer(n: Any) -> bool:
+    """Whether n is an integer of Python's or NumPy's; a bool is none."""
+    return isinstance(n, numbers.Integral) and not isinstance(n, bool)

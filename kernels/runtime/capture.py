@@ -1,0 +1,39 @@
+"""Inside a CUDA-graph capture no kernel compiles: a graph would hold what happened to run beside it, or nothing.
+
+While a capture is seen, Triton's hook before a compilation refuses our kernels, naming the call that compiles them in
+time. It is taken away again afterwards: with it Triton would ask of every kernel in the process to be serialisable.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ...autotune import capturing
+from ...triton_or_stub import HAS_TRITON, triton
+
+_before: list[Any] = []  # the hook that ours stands before, while it does
+
+
+def watch(device: torch.device) -> None:
+    """Has the hook in place while a graph is captured on this device, and away while none is. Cheap."""
+    if capturing(device) == bool(_before) or not HAS_TRITON:
+        return
+    if _before:
+        triton.knobs.runtime.jit_cache_hook = _before.pop()
+    else:
+        _before.append(triton.knobs.runtime.jit_cache_hook)
+        triton.knobs.runtime.jit_cache_hook = _refuse
+
+
+def _refuse(**compilation: Any) -> Any:
+    function = compilation["fn"]
+    if str(function.module).startswith("tropigrad.") and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"{function.name} is not compiled yet, and a CUDA graph is being captured; expected a call with these "
+            "shapes, dtypes and options before the capture: call the op once, or "
+            "autotune.warm_up(op, shapes, dtype=..., device=...)"
+        )
+    before = _before[0] if _before else None
+    return before(**compilation) if before else None

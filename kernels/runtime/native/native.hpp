@@ -1,0 +1,295 @@
+// What the C++ kernels share: vectors, the element types of torch and their rounding, NaN, threads.
+//
+// Everything is in an unnamed namespace: each library is one translation unit, with symbols of its own.
+
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <new>
+#include <system_error>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+namespace {
+
+#ifdef ADD_BY_FMA
+#ifndef __FMA__
+#error "ADD_BY_FMA needs a processor with a fused multiply-add of vectors"
+#endif
+#include <immintrin.h>
+#endif
+
+// ------------------------------------------------------------------------------------------------ vectors
+
+#if defined(__AVX512F__)
+constexpr int VECTOR_BYTES = 64;
+#elif defined(__AVX__)
+constexpr int VECTOR_BYTES = 32;
+#else
+constexpr int VECTOR_BYTES = 16;
+#endif
+constexpr std::size_t CACHE_LINE = 64;
+
+template <class C>
+struct Simd {
+    using Index = std::conditional_t<sizeof(C) == 8, int64_t, std::conditional_t<sizeof(C) == 2, int16_t, int32_t>>;
+    typedef C Vector __attribute__((vector_size(VECTOR_BYTES)));
+    typedef Index IndexVector __attribute__((vector_size(VECTOR_BYTES)));
+    static constexpr int WIDTH = VECTOR_BYTES / sizeof(C);
+};
+
+template <class V, class T>
+inline V load(const T* source) {
+    V v;
+    std::memcpy(&v, source, sizeof v);
+    return v;
+}
+
+template <class V, class T>
+inline void store(T* target, V v) {
+    std::memcpy(target, &v, sizeof v);
+}
+
+template <class To, class From>
+inline To bit_cast(From from) {
+    static_assert(sizeof(To) == sizeof(From));
+    To to;
+    std::memcpy(&to, &from, sizeof to);
+    return to;
+}
+
+// The second operand where either is NaN, as the x86 instruction: a NaN in `best` stays.
+template <class V>
+inline V larger(V x, V best) {
+    return x > best ? x : best;
+}
+
+// fma(a, 1, b) rounds as a + b does. It is the faster way where the multiply-add has a pipe that the maximum does not
+// use and the addition has none (Intel before Skylake); native.py asks add_probe.cpp, and defines ADD_BY_FMA.
+struct Plus {
+    template <class A, class V>
+    static V of(A a, V b) {
+#if defined(ADD_BY_FMA) && defined(__AVX512F__)
+        if constexpr (std::is_same_v<V, Simd<float>::Vector>)
+            return V(_mm512_fmadd_ps(__m512(a - V{}), _mm512_set1_ps(1), __m512(b)));
+        if constexpr (std::is_same_v<V, Simd<double>::Vector>)
+            return V(_mm512_fmadd_pd(__m512d(a - V{}), _mm512_set1_pd(1), __m512d(b)));
+#elif defined(ADD_BY_FMA)  // and so AVX
+        if constexpr (std::is_same_v<V, Simd<float>::Vector>)
+            return V(_mm256_fmadd_ps(__m256(a - V{}), _mm256_set1_ps(1), __m256(b)));
+        if constexpr (std::is_same_v<V, Simd<double>::Vector>)
+            return V(_mm256_fmadd_pd(__m256d(a - V{}), _mm256_set1_pd(1), __m256d(b)));
+#endif
+        return a + b;
+    }
+};
+
+struct Times {
+    template <class A, class V>
+    static V of(A a, V b) { return a * b; }
+};
+
+// A long sum, in as many parts on every processor, however wide its vectors are: so each gives the same bits.
+template <class C>
+struct PartialSums {
+    static constexpr int VECTORS = 64 / VECTOR_BYTES, COUNT = 64 / sizeof(C);
+    typename Simd<C>::Vector parts[VECTORS] = {};
+
+    C total() const {
+        C sums[COUNT];
+        std::memcpy(sums, parts, sizeof sums);
+        for (int half = COUNT / 2; half > 0; half /= 2)
+            for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
+        return sums[0];
+    }
+};
+
+// ------------------------------------------------------------------------------------------------ element types
+
+struct Half { uint16_t bits; };
+struct Brain { uint16_t bits; };
+
+template <class C, class T>
+inline C widen(T x) {
+    if constexpr (std::is_same_v<T, Brain>) {
+        return bit_cast<float>(uint32_t(x.bits) << 16);
+    } else if constexpr (std::is_same_v<T, Half>) {
+        const uint32_t sign = uint32_t(x.bits & 0x8000) << 16, magnitude = x.bits & 0x7fff;
+        const uint32_t normal = (magnitude << 13) + (magnitude < 0x7c00 ? 112u << 23 : 224u << 23);
+        const float subnormal = float(int32_t(magnitude)) * 0x1p-24f;
+        return bit_cast<float>(sign | (magnitude < 0x0400 ? bit_cast<uint32_t>(subnormal) : normal));
+    } else {
+        return C(x);
+    }
+}
+
+// x is a value of T already: nothing is rounded here.
+template <class T, class C>
+inline T narrow_exact(C x) {
+    if constexpr (std::is_same_v<T, Brain>) {
+        return {uint16_t(bit_cast<uint32_t>(x) >> 16)};
+    } else if constexpr (std::is_same_v<T, Half>) {
+        const uint32_t bits = bit_cast<uint32_t>(x), magnitude = bits & 0x7fffffff;
+        const bool is_subnormal = magnitude < 0x38800000;  // 2^-14
+        const uint32_t subnormal = uint32_t(int32_t(bit_cast<float>(is_subnormal ? magnitude : 0u) * 0x1p24f));
+        const uint32_t finite = is_subnormal ? subnormal : (magnitude - (112u << 23)) >> 13;
+        const uint32_t special = magnitude > 0x7f800000 ? 0x7e00 : 0x7c00;
+        return {uint16_t((bits >> 16 & 0x8000) | (magnitude >= 0x7f800000 ? special : finite))};
+    } else {
+        return T(x);
+    }
+}
+
+// Rounding of a sum or product to the element type, kept in the compute type; F is a scalar or a vector.
+
+struct Unrounded {
+    explicit Unrounded(bool) {}
+    template <class F>
+    F operator()(F x) const { return x; }
+};
+
+struct ToBrain {
+    explicit ToBrain(bool) {}
+    template <class F>
+    F operator()(F x) const {
+        using U = std::conditional_t<sizeof(F) == 4, int32_t, Simd<float>::IndexVector>;
+        const U bits = bit_cast<U>(x);
+        return bit_cast<F>((bits + 0x7fff + (bits >> 16 & 1)) & int32_t(0xffff0000));
+    }
+};
+
+struct ToHalf {
+    explicit ToHalf(bool) {}
+    template <class F>
+    F operator()(F x) const {
+        using U = std::conditional_t<sizeof(F) == 4, int32_t, Simd<float>::IndexVector>;
+        // 1.5 · 2^(e + 13) ends where a half of exponent e ends: adding it rounds to nearest even, subnormals too
+        const U smallest = U{} + (113 << 23), exponent = bit_cast<U>(x) & 0x7f800000;
+        const U shift = (exponent > smallest ? exponent : smallest) + ((13 << 23) | 0x400000);
+        const F magic = bit_cast<F>(shift), infinity = F{} + std::numeric_limits<float>::infinity();
+        const F rounded = (x + magic) - magic;
+        const F finite_or_positive = rounded > F{} + 65504.f ? infinity : rounded;
+        return rounded < F{} - 65504.f ? -infinity : finite_or_positive;
+    }
+};
+
+// To the bounds of the integers I, or of their negatives, in a C that holds every sum or product that matters.
+template <class I, class C>
+struct Saturated {
+    C low, high;
+    explicit Saturated(bool negated)
+        : low(negated ? -C(std::numeric_limits<I>::max()) : C(std::numeric_limits<I>::min())),
+          high(negated ? -C(std::numeric_limits<I>::min()) : C(std::numeric_limits<I>::max())) {}
+    template <class F>
+    F operator()(F x) const {
+        const F floor = F{} + low, ceiling = F{} + high;
+        const F raised = x > floor ? x : floor;
+        return raised < ceiling ? raised : ceiling;
+    }
+};
+
+// One library serves one element type, so that nobody waits for the compilation of the others.
+#ifndef ELEMENT
+#define ELEMENT float  // or double, Half, Brain, int32_t, int16_t, int8_t
+#endif
+using Element = ELEMENT;
+constexpr bool IS_HALF = std::is_same_v<Element, Half>, IS_BRAIN = std::is_same_v<Element, Brain>;
+using Compute = std::conditional_t<IS_HALF || IS_BRAIN, float, Element>;
+using Rounding = std::conditional_t<IS_HALF, ToHalf, std::conditional_t<IS_BRAIN, ToBrain, Unrounded>>;
+
+// ------------------------------------------------------------------------------------------------ NaN
+
+enum Special { HAS_NAN = 1, HAS_PLUS_INFINITY = 2, HAS_MINUS_INFINITY = 4 };
+
+template <class C>
+inline int classify(const C* x, int64_t count) {
+    if constexpr (std::is_floating_point_v<C>) {
+        using U = typename Simd<C>::Index;
+        const U magnitude = std::numeric_limits<U>::max(), infinity = bit_cast<U>(std::numeric_limits<C>::infinity());
+        U largest = 0;
+        for (int64_t i = 0; i < count; ++i) {
+            const U bits = bit_cast<U>(x[i]) & magnitude;
+            largest = bits > largest ? bits : largest;
+        }
+        if (largest < infinity) return 0;
+        int special = 0;
+        for (int64_t i = 0; i < count; ++i) {
+            const U bits = bit_cast<U>(x[i]);
+            special |= (bits & magnitude) > infinity ? HAS_NAN : 0;
+            special |= bits == infinity ? HAS_PLUS_INFINITY : 0;
+            special |= bits < 0 && (bits & magnitude) == infinity ? HAS_MINUS_INFINITY : 0;
+        }
+        return special;
+    }
+    return 0;
+}
+
+template <class Op>
+inline bool can_make_nan(int a, int b) {
+    constexpr int infinite = HAS_PLUS_INFINITY | HAS_MINUS_INFINITY;
+    if ((a | b) & HAS_NAN) return true;
+    if constexpr (std::is_same_v<Op, Times>) return ((a | b) & infinite) != 0;
+    const auto opposed = [](int a, int b) { return (a & HAS_PLUS_INFINITY) && (b & HAS_MINUS_INFINITY); };
+    return opposed(a, b) || opposed(b, a);
+}
+
+// ------------------------------------------------------------------------------------------------ threads
+
+using Body = void (*)(void*);
+using Parallel = void (*)(Body body, void* data, unsigned threads, unsigned flags);
+Parallel torch_team = nullptr;  // GOMP_parallel of the OpenMP runtime that torch computes with
+
+// work(t) for t < threads, or for fewer t: tasks are drawn from a counter, and fewer threads finish them all.
+// In torch's own team where there is one: its workers spin for a while after every torch operation, and threads of our
+// own, which compete with them for the cores, were seen to make a call after torch.matmul 2.5 times as long.
+template <class Work>
+void in_parallel(int threads, const Work& work) {
+    if (threads == 1) return work(0);
+    if (torch_team) {
+        struct Members {
+            const Work& work;
+            std::atomic<int> next{0};
+        } members{work};
+        const Body join = [](void* data) {
+            Members& members = *static_cast<Members*>(data);
+            members.work(members.next.fetch_add(1, std::memory_order_relaxed));
+        };
+        return torch_team(join, &members, unsigned(threads), 0);
+    }
+    std::vector<std::thread> others;
+    others.reserve(threads);
+    for (int t = 1; t < threads; ++t) {
+        try {
+            others.emplace_back([&work, t] { work(t); });
+        } catch (const std::system_error&) {
+            break;
+        }
+    }
+    work(0);
+    for (auto& thread : others) thread.join();
+}
+
+inline int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
+
+enum Status { DONE = 0, OUT_OF_MEMORY = 1, INDEX_OUT_OF_RANGE = 2 };  // what a library's functions return
+
+// work() tells whether every index was in range.
+template <class Work>
+int guarded(const Work& work) noexcept {
+    try {
+        return work() ? DONE : INDEX_OUT_OF_RANGE;
+    } catch (const std::bad_alloc&) {
+        return OUT_OF_MEMORY;
+    }
+}
+
+}  // namespace
+
+// parallel: GOMP_parallel of torch's OpenMP runtime; null for fresh threads at every call.
+extern "C" void tropigrad_set_team(Parallel parallel) { torch_team = parallel; }

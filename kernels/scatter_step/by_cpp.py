@@ -1,0 +1,84 @@
+"""The C++ step (by_cpp.cpp), called on torch tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...autotune import Space, Tuned
+from ..runtime import dispatch, native
+from .definition import RULES, STATE_OVERLAPS
+
+SOURCE = Path(__file__).with_name("by_cpp.cpp")
+
+# BUCKET: entries, about; a bucket and its table are to stay in a core's cache. Each key's values are added in the order
+# of the list, whatever its bucket: the same bits. Polyak's norm goes bucket by bucket, and so keeps the default.
+STEP = Tuned(
+    "scatter_step.cpp",
+    Space({"BUCKET": (1 << 12, 1 << 13, 1 << 14, 1 << 15, 1 << 16), "threads": native.THREADS}),
+    default=lambda problem: {"BUCKET": 1 << 14, "threads": 0},
+    source=SOURCE,
+)
+_SMALL = 1 << 15  # elements that are done before a thread would start
+
+
+@native.cached
+def _function(dtype: torch.dtype):
+    found = native.required("scatter_step", SOURCE, dtype)
+    return found.scatter_step
+
+
+def step(
+    param: Tensor,
+    rows: Tensor,
+    columns: Tensor | None,
+    values: Tensor,
+    lr: float,
+    rule: str,
+    momentum: float,
+    eps: float,
+    moment: Tensor | None,
+    touched: Tensor | None,
+    number: Tensor | None,
+) -> None:
+    """`_step` of the package; rows, columns and values are contiguous, and no size is 0.
+
+    Raises:
+        IndexError: an index is out of range.
+        ValueError: the state lies in param or in itself.
+        MemoryError: there is no room for a copy of the entries. Nothing was written, in any of the three cases.
+    """
+    tensors = param, rows, columns, values
+    others = float(lr), None, float(momentum), float(eps), moment, touched, number
+    status, _ = dispatch.run(plan(*tensors, rule), *tensors, *others)
+    if status == 1:
+        raise MemoryError(f"scatter_step: no memory for a copy of {len(rows)} entries")
+    if status == 3:
+        raise ValueError(STATE_OVERLAPS)
+    if status:
+        R = param.shape[0]
+        what, columns_too = ("indices", "") if columns is None else ("rows", f" and columns in [-1, {param.shape[1]})")
+        raise IndexError(
+            f"scatter_step: an index is out of range; expected {what} in [-1, {R}){columns_too}, -1 to skip; "
+            "nothing was written"
+        )
+
+
+def plan(param: Tensor, rows: Tensor, columns: Tensor | None, values: Tensor, rule: str) -> dispatch.Plan:
+    """The plan of `step` for tensors that lie in memory as these do."""
+    sizes, strides = param.shape, param.stride()
+    R, (C, of_row, of_column) = sizes[0], (1, strides[0], strides[0])
+    if columns is not None:
+        C, of_column = sizes[1], strides[1]
+    is_wide = len(sizes) > (1 if columns is None else 2)
+    D, of_inner = (sizes[-1], strides[-1]) if is_wide else (1, 1)
+    nnz = rows.shape[0]
+    problem = {"R": R, "C": C, "nnz": nnz, "D": D, "dtype": str(param.dtype)}
+    config = STEP.config(problem, param.device)
+    bucket = (STEP.default(problem) if rule == "polyak" else config)["BUCKET"]
+    threads = native.threads(config["threads"], nnz * D, _SMALL)
+    of_indices = rows.dtype == torch.int64, RULES.index(rule)
+    call = native.integers(nnz, R, C, D, of_row, of_column, of_inner, bucket, *of_indices, threads)
+    return dispatch.plan(_function(param.dtype), (), call)
