@@ -14,9 +14,9 @@ import numpy
 import torch
 
 from .. import autotune
+from ..triton_or_stub import HAS_GLUON, HAS_TRITON, triton
 from . import capture, native, qualification
 from .spec import REGISTRY
-from .triton_or_stub import HAS_GLUON, HAS_TRITON, triton
 
 DEVICES = ("cpu", "cuda", "xpu", "mps")  # what operators are registered for; AMD's GPUs are "cuda" to torch
 BACKENDS = ("auto", "gluon", "triton", "cpp", "torch")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..autotune import capturing
-from .triton_or_stub import HAS_TRITON, triton
+from ..triton_or_stub import HAS_TRITON, triton
 
 _before: list[Any] = []  # the hook that ours stands before, while it does
 

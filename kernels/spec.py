@@ -132,9 +132,7 @@ def register(spec: Spec) -> Spec:
     REGISTRY[spec.name] = spec
     kernels = tuple(kernel for of_backend in spec.tuned.values() for kernel in of_backend)
     autotune.register(
-        autotune.Tunable(
-            spec.name, spec.shapes, kernels, spec.tuning_calls or _calls_of(spec), _inspector, _calls_at(spec)
-        )
+        autotune.Tunable(spec.name, spec.shapes, kernels, spec.tuning_calls or _calls_of(spec), _calls_at(spec))
     )
     return spec
 
@@ -157,9 +155,3 @@ def _calls_of(spec: Spec):
         return calls(spec, shape, dtype, device)
 
     return calls
-
-
-def _inspector(device: torch.device):
-    from .tuning import inspector  # likewise
-
-    return inspector(device)

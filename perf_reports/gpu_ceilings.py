@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ..autotune.timing import interleaved
-from ..kernels.triton_or_stub import tl, triton
+from ..triton_or_stub import tl, triton
 from .ceilings import GIGA, Ceiling
 
 CHAINS = 8  # of dependent steps per thread: with 4 blocks on a multiprocessor they hide the latency of both pipes

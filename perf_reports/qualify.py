@@ -37,8 +37,8 @@ from typing import Any
 import torch
 
 from .. import autotune
+from ..autotune.device import default_device
 from ..autotune.explanation import pairs
-from ..autotune.tunable import default_device
 from ..kernels import backend, conformance, qualification
 from ..kernels.spec import REGISTRY
 from . import benchmark, ceilings, gpu_ceilings, output, results, tuning

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ...autotune import Config, Space, Tuned
-from ..triton_or_stub import tl, triton
+from ...triton_or_stub import tl, triton
 from .network import Layer, problem_of, weights_of
 
 FIELDS = len(Layer._fields) + 1  # of a layer in the table: its sizes, and where its weights begin

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ...autotune import Config, Space, Tuned
-from ..triton_or_stub import tl, triton
+from ...triton_or_stub import tl, triton
 from .definition import compute_dtype
 
 FEW = 64  # entries up to which every program looks at all of them

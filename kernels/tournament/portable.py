@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...autotune import Space, Tuned
-from ..triton_or_stub import tl, triton
+from ...triton_or_stub import tl, triton
 from .definition import FAN, levels
 
 BUILD = Tuned(

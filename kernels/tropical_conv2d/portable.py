@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...autotune import Space, Tuned
-from ..triton_or_stub import tl, triton
+from ...triton_or_stub import tl, triton
 from ..tropical_matmul.candidates import combine
 from ..tropical_matmul.definition import semiring_zero, value_dtype, winner_dtype
 from .definition import Window

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..triton_or_stub import tl, triton
+from ...triton_or_stub import tl, triton
 
 
 @triton.jit

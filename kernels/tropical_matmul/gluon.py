@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ...autotune import Space, Tuned
-from ..triton_or_stub import tl, triton
+from ...triton_or_stub import tl, triton
 from .definition import value_dtype, winner_dtype
 from .gluon_tile import HALVES, _tropical_matmul_gluon_kernel, constants, lanes
 from .refine import refine

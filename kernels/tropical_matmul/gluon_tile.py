@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from ...autotune import Config
-from ..triton_or_stub import async_copy, gl, gluon, tl
+from ...triton_or_stub import async_copy, gl, gluon, tl
 from .definition import semiring_zero
 
 HALVES = ("torch.float16", "torch.bfloat16")

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from ...autotune import Space, Tuned
+from ...triton_or_stub import tl, triton
 from .. import backend
 from ..dispatch import Gradient, operator
-from ..triton_or_stub import tl, triton
 from ..vmap import inner_batch, join_batch, leave_batch
 from .candidates import combine
 from .definition import scale_of_differences

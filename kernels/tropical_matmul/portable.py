@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ...autotune import Config, Space, Tuned
-from ..triton_or_stub import tl, triton
+from ...triton_or_stub import tl, triton
 from .candidates import candidate, rounded
 from .definition import semiring_zero, value_dtype, winner_dtype
 from .refine import refine

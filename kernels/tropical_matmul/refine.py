@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ...autotune import Space, Tuned
-from ..triton_or_stub import tl, triton
+from ...triton_or_stub import tl, triton
 from .candidates import combine
 from .definition import semiring_zero
 from .rows import piece_of_a_row

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ...autotune import Config, Space, Tuned
-from ..triton_or_stub import tl, triton
+from ...triton_or_stub import tl, triton
 from .rows import piece_of_a_row
 
 DETERMINISTIC_DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ...autotune import Config, Space, Tuned, capturing
-from ..triton_or_stub import tl, triton
+from ...triton_or_stub import tl, triton
 from .definition import GOING, Activations, Dense, State, Weights, activate_ref
 from .graph import Repeated
 from .samples import visit

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from tropigrad.kernels import ahead_of_time, backend
+from tropigrad.autotune.machine import ahead_of_time
+from tropigrad.kernels import backend
 from tropigrad.kernels.path_step import Shape
 from tropigrad.kernels.path_step import portable as path_step
 from tropigrad.kernels.path_values import portable as paths

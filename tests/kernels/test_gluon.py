@@ -21,8 +21,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tropigrad import autotune
-from tropigrad.kernels import ahead_of_time, backend, ptx, triton_or_stub
+from tropigrad import autotune, triton_or_stub
+from tropigrad.autotune.machine import ahead_of_time
+from tropigrad.kernels import backend, ptx
 from tropigrad.kernels.tropical_matmul import gluon, gluon_tile, portable, refine
 from tropigrad.kernels.tropical_matmul.definition import (
     SELECTIVE,
