@@ -236,7 +236,7 @@ def test_flashinfer_3363_keys_are_complete(change):
     assert cpu.FORWARD.key(problem | change) != key
     assert set(key) == {"kernel", "source", "problem"}
     native = Path(tropigrad.kernels.__file__).with_name("native.hpp").resolve().read_text()
-    assert "in_parallel" in native  # what cpu.cpp includes, and its hash with it: see test_tuned.py
+    assert "in_parallel" in native  # what cpu.cpp includes, and its hash with it: see test_keys.py
 
 
 @needs_compiler
