@@ -6,29 +6,19 @@ compute capability, and last the default. Nothing is ever tuned unless it is ask
 `with mode("tune")`, or by TROPIGRAD_AUTOTUNE=tune.
 """
 
-from .cost import NOMINAL, Ceilings, Launch, MachineCode, Prediction, Work, predict
-from .device import Fingerprint, fingerprint
+from .cache import Entry, Store, cache_dir, store
+from .contest import Finding, Task, WrongDefault, search
+from .device import Fingerprint, capturing, fingerprint
 from .explanation import Explanation, explain
+from .keys import Problem, source_hash
+from .machine.cost import NOMINAL, Ceilings, Launch, MachineCode, Prediction, Work, predict
 from .ranks import RanksDiffer, synchronise
-from .search import Finding, Task, WrongDefault, search
+from .scope import Choice, mode, observed, on_scope, override, recorded, unremembered
+from .shipped import export
 from .space import Config, Limits, Needs, Space
-from .store import Entry, Store, cache_dir, export, store
-from .tunable import TUNABLE, Call, Tunable, register, tune, warm_up
-from .tuned import (
-    Choice,
-    Problem,
-    Tuned,
-    capturing,
-    mode,
-    observed,
-    on_reload,
-    on_scope,
-    override,
-    recorded,
-    reload,
-    source_hash,
-    unremembered,
-)
+from .tunable import TUNABLE, Call, Tunable, register
+from .tuned import Tuned, on_reload, reload
+from .tuning import tune, warm_up
 
 __all__ = [
     "NOMINAL",

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from ..version import __version__
+
 POLICY = "interleaved medians, default among them, 1"  # how rivals are timed: another way, other configs
 
 
@@ -28,8 +30,7 @@ class Fingerprint:
     triton: str  # "" where there is none
     driver: str = ""  # of a GPU
     ptxas: str = ""  # likewise
-    # not imported by name: the package's own top draws in every floor above this one
-    library: str = importlib.import_module("..", __package__).__version__
+    library: str = __version__
     policy: str = POLICY
 
     @property
@@ -41,6 +42,15 @@ class Fingerprint:
 def fingerprint(device: torch.device) -> Fingerprint:
     """The fingerprint of a device; remembered, so that asking again costs a dictionary look-up."""
     return _fingerprint(device.type, device.index, torch.get_num_threads() if device.type == "cpu" else 0)
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph is being captured: nothing may tune, compile or synchronise then."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 @functools.cache

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 
-from .cost import NOMINAL, Ceilings, Prediction, roofline
-from .device import Fingerprint, fingerprint
+from .cache import Entry, store
+from .device import Fingerprint, default_device, fingerprint
+from .forecast import inspector
+from .keys import Problem, bucket
+from .machine.cost import NOMINAL, Ceilings, Prediction, roofline
+from .scope import Choice, mode
 from .space import Config
-from .store import Entry, store
-from .tunable import Inspect, Launched, Tunable, default_device, find, launches, shapes_of
-from .tuned import Choice, Problem, bucket, mode
+from .tunable import Launched, Tunable, find, launches, shapes_of
 
 RIVALS = 5  # that the text names
 
@@ -118,16 +120,14 @@ def explain(
 def _explain(
     tunable: Tunable, shape, dtype: torch.dtype, device: torch.device, ceilings: Ceilings
 ) -> Iterator[Explained]:
-    inspect = tunable.inspect(device)
+    inspect = inspector(device)
     with mode("replay"):
         for launched in launches(tunable, shape, dtype, device):
             entry = store().get(fingerprint(device), launched.kernel.key(launched.problem))
             yield _explained(launched, entry, device, inspect, ceilings)
 
 
-def _explained(
-    launched: Launched, entry: Entry | None, device: torch.device, inspect: Inspect | None, ceilings: Ceilings
-) -> Explained:
+def _explained(launched: Launched, entry: Entry | None, device: torch.device, inspect, ceilings: Ceilings) -> Explained:
     rivals = [*entry.evidence.get("rivals", ())] if entry else []
     timed = sorted(((r["config"], r["ratio"]) for r in rivals if not r["rejected"] and r["ratio"]), key=lambda r: r[1])
     prediction = roofline(launched.call.work, fingerprint(device), device, ceilings)

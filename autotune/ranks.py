@@ -8,9 +8,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from .device import fingerprint
-from .store import canonical, store, tables
-from .tunable import default_device
+from .cache import store
+from .device import default_device, fingerprint
+from .keys import canonical
+from .shipped import tables
 from .tuned import reload
 
 

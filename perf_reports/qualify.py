@@ -37,8 +37,8 @@ from typing import Any
 import torch
 
 from .. import autotune
+from ..autotune.device import default_device
 from ..autotune.explanation import pairs
-from ..autotune.tunable import default_device
 from ..kernels.contract import conformance, qualification
 from ..kernels.contract.registry import REGISTRY
 from ..kernels.runtime import backend

@@ -36,7 +36,7 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..autotune.tuned import MODES
+from ..autotune.scope import MODES
 from ..kernels.runtime import backend, native
 
 SCHEMA_VERSION = 1

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 
 from .. import autotune, kernels  # noqa: F401  kernels registers the ops
+from ..autotune.cache import Store
+from ..autotune.contest import Progress
+from ..autotune.device import default_device
 from ..autotune.explanation import pairs
-from ..autotune.search import Progress
-from ..autotune.store import Store
-from ..autotune.tunable import default_device, find, shapes_of
+from ..autotune.tunable import find, shapes_of
 from ..kernels.contract.registry import REGISTRY
 from .ceilings import GIGA, WAYS, bandwidth_roof, compute_roof
 

@@ -13,6 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from tropigrad import __version__, autotune, cli
+from tropigrad.autotune import shipped
 from tropigrad.cli import app
 from tropigrad.kernels.runtime import native
 from tropigrad.kernels.tropical_matmul import by_cpp
@@ -359,7 +360,7 @@ def test_tune_then_explain_then_the_cache(tropigrad, own_cache):
 
 
 def test_export_writes_the_table_of_this_device(tropigrad, own_cache, monkeypatch, tmp_path):
-    monkeypatch.setattr(sys.modules["tropigrad.autotune.store"], "TABLES", tmp_path / "tables")
+    monkeypatch.setattr(shipped, "TABLES", tmp_path / "tables")
     monkeypatch.setattr(tuning, "run", lambda plan, **options: [])
     assert tropigrad("tune", "--export").exit_code == 2  # nothing is tuned: no empty table is shipped
     here = autotune.fingerprint(torch.device("cuda" if torch.cuda.is_available() else "cpu"))

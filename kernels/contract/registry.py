@@ -21,9 +21,7 @@ def register(spec: Spec) -> Spec:
     REGISTRY[spec.name] = spec
     kernels = tuple(kernel for of_backend in spec.tuned.values() for kernel in of_backend)
     autotune.register(
-        autotune.Tunable(
-            spec.name, spec.shapes, kernels, spec.tuning_calls or _calls_of(spec), tuning.inspector, _calls_at(spec)
-        )
+        autotune.Tunable(spec.name, spec.shapes, kernels, spec.tuning_calls or _calls_of(spec), _calls_at(spec))
     )
     return spec
 

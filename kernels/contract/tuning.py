@@ -1,4 +1,4 @@
-"""How the tuner calls an op, proves its results and foresees its costs, all read from the op's spec.
+"""How the tuner calls an op and proves its results, read from the op's spec.
 
 Each variant is called forward, with winners where it has them, and forward and backward where it is differentiable. An
 op that works in place is called again and again on what it wrote before, as its time asks for no other values; proven
@@ -9,7 +9,7 @@ the op is exact; gradients, which are sums, within the dtype's tolerance.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -17,20 +17,9 @@ import torch
 from torch import Tensor
 
 from ...autotune import (
-    NOMINAL,
     Call,
-    Ceilings,
-    Config,
-    Launch,
-    MachineCode,
-    Prediction,
-    Tuned,
     Work,
-    fingerprint,
-    override,
-    predict,
 )
-from .. import ahead_of_time
 from ..runtime import backend
 from .comparison import assert_same
 from .spec import Shape, Spec
@@ -130,42 +119,3 @@ def _work(spec: Spec, shape: Shape, dtype: torch.dtype) -> Work:
         return _NO_WORK
     cheapest = spec.workloads[0]
     return Work(cheapest.operations(shape), cheapest.bytes(shape, dtype.itemsize), cheapest.mix)
-
-
-# ------------------------------------------------------------------------------------------------ forecasts
-
-
-def inspector(device: torch.device):
-    """The forecast of configs from their machine code, on a GPU that Triton compiles for; None elsewhere."""
-    runs = device.type == "cuda" and not torch.version.hip and not backend.why_off("triton", device)
-    return partial(forecast, device) if runs else None
-
-
-def forecast(
-    device: torch.device, call: Call, kernel: Tuned, configs: Sequence[Config], ceilings: Ceilings = NOMINAL
-) -> list[Prediction | str]:
-    """Each config's predicted cost, from machine code compiled ahead of time in parallel; or why it is out."""
-    plans: list[list[ahead_of_time.Plan] | str] = []
-    for config in configs:
-        try:
-            with override(kernel.name, config):
-                plans.append(ahead_of_time.plan(call.run))
-        except Exception as error:  # what cannot even be planned is no rival
-            plans.append(f"{type(error).__name__}: {error}")
-    codes = ahead_of_time.compile_all([plan for found in plans if not isinstance(found, str) for plan in found])
-    environment = fingerprint(device)
-    return [_forecast(found, codes, call.work, environment, ceilings) for found in plans]
-
-
-def _forecast(plans: list[ahead_of_time.Plan] | str, codes, work: Work, environment, ceilings) -> Prediction | str:
-    if isinstance(plans, str):
-        return plans
-    launches = []
-    for plan in plans:
-        code: MachineCode | str = codes[plan.name]
-        if isinstance(code, str):
-            return code
-        if code.stack:
-            return f"{plan.function} spills {code.stack} bytes of registers a thread"
-        launches.append(Launch(code, plan.blocks, plan.threads))
-    return predict(launches, work, environment, ceilings)

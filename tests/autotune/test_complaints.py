@@ -14,13 +14,24 @@ import torch
 
 import tropigrad.kernels
 from tropigrad import autotune
-from tropigrad.autotune import Entry, Fingerprint, Space, Store, Tuned, fingerprint, reload
-from tropigrad.autotune.store import canonical
+from tropigrad.autotune import (
+    Entry,
+    Fingerprint,
+    Space,
+    Store,
+    Tuned,
+    contest,
+    fingerprint,
+    reload,
+    shipped,
+    timing,
+    tuned,
+    tuning,
+)
+from tropigrad.autotune.keys import canonical
 from tropigrad.kernels.runtime.native import why_no_compiler
 from tropigrad.kernels.tropical_matmul import by_cpp, tropical_matmul
-
-search_module = sys.modules["tropigrad.autotune.search"]
-store_module = sys.modules["tropigrad.autotune.store"]
+from tropigrad.kernels.tropical_winners_scatter import by_cpp as winners_scatter
 
 CPU = torch.device("cpu")
 HERE = Fingerprint("a GPU", "9.0", 132, "2.13", "3.7")
@@ -36,14 +47,14 @@ def few(monkeypatch):
     """Four configs of the C++ kernel, timed briefly."""
     choices = by_cpp.FORWARD.space.choices.items()
     space = Space({name: values[: 2 if index < 2 else 1] for index, (name, values) in enumerate(choices)})
-    monkeypatch.setattr(search_module, "DUEL_S", 0.1)
+    monkeypatch.setattr(contest, "DUEL_S", 0.1)
     default = {name: values[0] for name, values in space.choices.items()}
     monkeypatch.setattr(
         by_cpp, "FORWARD", few := Tuned(by_cpp.FORWARD.name, space, lambda _: default, by_cpp.FORWARD.source)
     )
     tunable = autotune.TUNABLE["tropical_matmul"]
     kernels = few, winners_scatter.SCATTER
-    fewer = autotune.Tunable(tunable.name, tunable.shapes, kernels, tunable.calls, tunable.inspect)
+    fewer = autotune.Tunable(tunable.name, tunable.shapes, kernels, tunable.calls)
     monkeypatch.setitem(autotune.TUNABLE, "tropical_matmul", fewer)
     return few
 
@@ -52,7 +63,7 @@ def few(monkeypatch):
 def clock(monkeypatch):
     """A list of one number: the time that the search goes by."""
     now = [0.0]
-    for module in (sys.modules["tropigrad.autotune.timing"], search_module):
+    for module in (timing, contest):
         monkeypatch.setattr(module, "perf_counter", lambda: now[0])
     return now
 
@@ -76,8 +87,7 @@ def test_triton_1072_what_was_tuned_is_reused(few):
 
 
 def test_what_a_budget_does_not_reach_is_said_and_not_called(monkeypatch):
-    tunable = sys.modules["tropigrad.autotune.tunable"]
-    monkeypatch.setattr(tunable, "launches", lambda *what: pytest.fail("it is called"))
+    monkeypatch.setattr(tuning, "launches", lambda *what: pytest.fail("it is called"))
     found = autotune.tune("tropical_matmul", [SHAPE, SHAPE | {"M": 3}], budget_s=-1.0)
     assert [(f.kernel, f.problem["M"], f.how) for f in found] == [
         ("tropical_matmul", 24, "cut off"),
@@ -92,7 +102,7 @@ def test_triton_4020_what_was_tuned_travels(few, tmp_path, monkeypatch):
     here = fingerprint(CPU)
     autotune.export(here, autotune.store().whole(here), tmp_path / "tables")
     monkeypatch.setenv("TROPIGRAD_CACHE_DIR", str(tmp_path / "another"))
-    monkeypatch.setattr(store_module, "TABLES", tmp_path / "tables")
+    monkeypatch.setattr(shipped, "TABLES", tmp_path / "tables")
     reload()
     assert launched() == autotune.Choice(dict(found[0].config), f"shipped table of {here.device}")
 
@@ -129,7 +139,7 @@ def test_triton_9822_one_more_config_retunes_nothing_but_itself(tmp_path, clock)
 
 
 def test_triton_7932_there_is_a_switch_that_skips_tuning_now(monkeypatch):
-    monkeypatch.setattr(search_module, "search", lambda *args, **kwargs: pytest.fail("it is tuned"))
+    monkeypatch.setattr(tuning, "search", lambda *args, **kwargs: pytest.fail("it is tuned"))
     monkeypatch.setenv("TROPIGRAD_AUTOTUNE", "off")
     reload()
     assert launched().source == "default"
@@ -200,7 +210,6 @@ def test_pytorch_119698_no_corruption_under_races(tmp_path):
 @needs_compiler
 def test_triton_10596_nothing_is_tuned_inside_a_capture(few, monkeypatch):
     """The default serves, and is not remembered: outside the capture the same call is tuned."""
-    tuned = sys.modules["tropigrad.autotune.tuned"]
     monkeypatch.setattr(tuned, "capturing", lambda device: True)
     with autotune.mode("tune"):
         assert launched().source == "default"
@@ -229,8 +238,8 @@ def test_flashinfer_3363_keys_are_complete(change):
     key = by_cpp.FORWARD.key(problem)
     assert by_cpp.FORWARD.key(problem | change) != key
     assert set(key) == {"kernel", "source", "problem"}
-    native = by_cpp.SOURCE.resolve().parent.parent.joinpath("runtime/native/native.hpp").read_text()
-    assert "in_parallel" in native  # what by_cpp.cpp includes, and its hash with it: see test_tuned.py
+    native = by_cpp.SOURCE.resolve().parents[1].joinpath("runtime/native/native.hpp").read_text()
+    assert "in_parallel" in native  # what cpu.cpp includes, and its hash with it: see test_keys.py
 
 
 @needs_compiler
@@ -261,12 +270,11 @@ def test_the_mode_tune_tunes_in_the_call_and_once(few, where):
 
 
 def test_tuning_that_fails_in_a_call_is_a_warning_and_the_default(monkeypatch):
-    tunable = sys.modules["tropigrad.autotune.tunable"]
 
     def fails(*args, **kwargs):
         raise OSError("no more threads")
 
-    monkeypatch.setattr(tunable, "search", fails)
+    monkeypatch.setattr(tuning, "search", fails)
     with autotune.mode("tune"), pytest.warns(RuntimeWarning, match="runs with its default, for tuning it failed: no"):
         assert launched().source == "default"
 
@@ -286,6 +294,7 @@ def test_no_kernel_tunes_itself():
 TUNE = """
 import sys, torch, tropigrad.kernels
 from tropigrad import autotune
+from tropigrad.autotune import contest, shipped, timing, tuned, tuning
 list(autotune.tune("tropical_matmul", {"M": 24, "K": 40, "N": 33}, budget_s=1000))
 """
 
@@ -303,14 +312,14 @@ def test_a_killed_tuning_goes_on_from_what_it_had_measured(tmp_path, monkeypatch
         tuning.wait()
     (journal,) = tmp_path.rglob("journal/*.jsonl")
     known = [json.loads(line) for line in journal.read_text().splitlines() if line.endswith("}")]
-    proven, prove = [], search_module._Search.prove
+    proven, prove = [], contest._Search.prove
 
     def spied(self, rival):
         proven.append((canonical(self.task.kernel.key(self.task.problem)), rival.config))
         return prove(self, rival)
 
-    monkeypatch.setattr(search_module._Search, "prove", spied)
-    monkeypatch.setattr(search_module, "DUEL_S", 0.1)
+    monkeypatch.setattr(contest._Search, "prove", spied)
+    monkeypatch.setattr(contest, "DUEL_S", 0.1)
     found = autotune.tune("tropical_matmul", SHAPE, budget_s=12)
     assert len(known) >= 7
     assert not [record for record in known if (record["of"], record["config"]) in proven]

@@ -1,16 +1,15 @@
 """explain: the whole text, once by heart; and what it says of configs that were passed over."""
 
 import os
-import sys
 
 import pytest
 import torch
 
 from tropigrad import autotune
-from tropigrad.autotune import Call, Fingerprint, Space, Tunable, Tuned, Work, explain
+from tropigrad.autotune import Call, Fingerprint, Space, Tunable, Tuned, Work, explain, explanation, tuned
 
 HERE = Fingerprint("a GPU", "9.0", 132, "2.13.0", "3.7.1", "570.1", "12.8", library="0.1.0")
-MODULES = [sys.modules[f"tropigrad.autotune.{name}"] for name in ("explanation", "tuned")]
+MODULES = [explanation, tuned]
 CPU = torch.device("cpu")
 
 OF_THE_DEFAULT = """\

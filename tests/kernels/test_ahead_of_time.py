@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from tropigrad.kernels import ahead_of_time, log_matmul
+from tropigrad.autotune.machine import ahead_of_time
+from tropigrad.kernels import log_matmul
 from tropigrad.kernels.path_step import Shape
 from tropigrad.kernels.path_step import by_triton as path_step
 from tropigrad.kernels.path_values import by_triton as paths

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tropigrad import autotune, triton_or_stub
-from tropigrad.kernels import ahead_of_time
+from tropigrad.autotune.machine import ahead_of_time
 from tropigrad.kernels.contract import ptx_interpreter
 from tropigrad.kernels.mathematics.semiring import SELECTIVE, candidates, semiring_zero, value_dtype, winner_dtype
 from tropigrad.kernels.runtime import backend

@@ -18,9 +18,11 @@ from torch import nn
 
 from tropigrad import autotune
 from tropigrad.autotune import Prediction
+from tropigrad.autotune import tuning as autotune_tuning
+from tropigrad.autotune.forecast import forecast
+from tropigrad.autotune.machine import ahead_of_time
 from tropigrad.kernels import (
     Tournament,
-    ahead_of_time,
     largest_path,
     path_norm,
     path_values,
@@ -204,7 +206,7 @@ def test_every_form_of_a_call_can_be_tuned_in_its_midst(form, monkeypatch, tmp_p
     """Whatever kernels it launches, at whatever problems: warnings, of which one is that nothing leads there, fail."""
     form()  # compiled, outside the cache that follows
     monkeypatch.setenv("TROPIGRAD_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(sys.modules["tropigrad.autotune.tunable"], "IN_A_CALL_S", 0.01)
+    monkeypatch.setattr(autotune_tuning, "IN_A_CALL_S", 0.01)
     autotune.reload()
     try:
         with autotune.mode("tune"), autotune.recorded() as choices:
@@ -260,7 +262,7 @@ def main(capability: int) -> None:
     with autotune.override(by_triton.FORWARD.name, CONFIGS[0]):
         plans = ahead_of_time.plan(call.run)
     names = ("function", "blocks", "threads", "capability")
-    forecasts = tuning.forecast(CPU, call, by_triton.FORWARD, CONFIGS)
+    forecasts = forecast(CPU, call, by_triton.FORWARD, CONFIGS)
     print(
         json.dumps(
             {

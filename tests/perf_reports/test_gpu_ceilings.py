@@ -11,7 +11,7 @@ import sys
 import pytest
 import torch
 
-from tropigrad.kernels import ahead_of_time
+from tropigrad.autotune.machine import ahead_of_time
 from tropigrad.perf_reports import gpu_ceilings
 
 pytest.importorskip("triton", reason="triton is not installed")

@@ -8,7 +8,7 @@ import torch
 
 from tropigrad import autotune
 from tropigrad.autotune import Ceilings, Work
-from tropigrad.autotune.cost import predict, roofline
+from tropigrad.autotune.machine.cost import predict, roofline
 from tropigrad.perf_reports import ceilings, qualify, tuning
 
 CPU = torch.device("cpu")

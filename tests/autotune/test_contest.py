@@ -1,21 +1,26 @@
 """The search on a clock that only the kernels move: what wins, what never may, what a kill and a budget leave."""
 
-import itertools
 import random
 
 import pytest
 import torch
 
-from tropigrad.autotune import Limits, Needs, Prediction, Space, Store, Task, Tuned, WrongDefault, fingerprint
-from tropigrad.autotune import search as search_config
-from tropigrad.autotune import tuned as tuned_module
-from tropigrad.autotune.search import CANDIDATES, ROUNDS
-from tropigrad.autotune.store import canonical
-
-import sys  # isort: skip
-
-search_module = sys.modules["tropigrad.autotune.search"]  # its name in the package is the function's
-timing_module = sys.modules["tropigrad.autotune.timing"]
+from tropigrad.autotune import (
+    Limits,
+    Needs,
+    Prediction,
+    Space,
+    Store,
+    Task,
+    Tuned,
+    WrongDefault,
+    contest,
+    fingerprint,
+    timing,
+    tuned,
+)
+from tropigrad.autotune.contest import CANDIDATES, ROUNDS
+from tropigrad.autotune.keys import canonical
 
 CPU = torch.device("cpu")
 PROBLEM = {"M": 64}
@@ -43,7 +48,7 @@ class Bench:
 
     def search(self, **options):
         task = Task(self.kernel, PROBLEM, CPU, self.run, self.check, inspect=self.inspect)
-        return search_config(task, store=self.store, **{"budget_s": 1e6, **options})
+        return contest.search(task, store=self.store, **{"budget_s": 1e6, **options})
 
     @property
     def tried(self):
@@ -60,7 +65,7 @@ def bench(tmp_path, monkeypatch):
 
     space = {"BLOCK": (16, 32, 64, 128), "STAGES": (1, 2, 3, 4), "num_warps": (1, 2, 4, 8)}
     found = Bench(tmp_path, space, seconds, {"BLOCK": 64, "STAGES": 1, "num_warps": 4})
-    for module in (search_module, timing_module):
+    for module in (contest, timing):
         monkeypatch.setattr(module, "perf_counter", lambda: found.now)
     return found
 
@@ -132,7 +137,7 @@ def test_what_the_device_forbids_is_never_launched(bench, monkeypatch):
     kernel = bench.kernel
     bench.kernel = Tuned(kernel.name, kernel.space, kernel.default, kernel.source, lambda _, c: Needs(c["BLOCK"] * 2))
     bounds = Limits(threads=128, warp=32, shared=0)
-    for module in (search_module, tuned_module):
+    for module in (contest, tuned):
         monkeypatch.setattr(module, "limits", lambda device: bounds)
     found = bench.search()
     assert found.config == {"BLOCK": 32, "STAGES": 3, "num_warps": 4}
@@ -140,7 +145,7 @@ def test_what_the_device_forbids_is_never_launched(bench, monkeypatch):
 
 
 def test_a_spill_is_rejected_and_the_forecast_ranks(bench, monkeypatch):
-    monkeypatch.setattr(search_module, "CANDIDATES", 3)
+    monkeypatch.setattr(contest, "CANDIDATES", 3)
     order = []
 
     def inspect(configs):
@@ -161,7 +166,7 @@ def test_a_spill_is_rejected_and_the_forecast_ranks(bench, monkeypatch):
 
 def test_the_descent_finds_what_was_no_candidate(bench, monkeypatch):
     """From any start: the time has one minimum, so each step of the descent is one towards it."""
-    monkeypatch.setattr(search_module, "CANDIDATES", 2)
+    monkeypatch.setattr(contest, "CANDIDATES", 2)
     found = bench.search()
     assert found.config == BEST
     assert len(bench.tried) < len(list(bench.kernel.space))
@@ -208,7 +213,7 @@ def test_a_kill_costs_no_more_than_the_batch_it_hit(bench, after):
         bench.search()
     known = {canonical(r["config"]) for r in bench.store.journal(fingerprint(CPU), bench.kernel.key(PROBLEM)).read()}
     # of a batch, only what was under way is unknown
-    assert len(bench.tried - known - {default}) <= search_module.BATCH + 1
+    assert len(bench.tried - known - {default}) <= contest.BATCH + 1
     bench.answer = answer
     bench.calls.clear()
     assert bench.search().config == BEST
@@ -254,8 +259,8 @@ def test_progress_is_told(bench):
 
 def test_a_space_larger_than_the_candidates_is_sampled_the_same_each_time(bench, monkeypatch):
     assert len(list(bench.kernel.space)) <= CANDIDATES
-    monkeypatch.setattr(search_module, "CANDIDATES", 10)
-    monkeypatch.setattr(search_module, "_descend", lambda state, champion: champion)
+    monkeypatch.setattr(contest, "CANDIDATES", 10)
+    monkeypatch.setattr(contest, "_descend", lambda state, champion: champion)
     bench.search()
     first, bench.calls = bench.tried, []
     bench.search(again=True)
@@ -266,18 +271,3 @@ def test_a_space_larger_than_the_candidates_is_sampled_the_same_each_time(bench,
 def test_rungs_time_longer_and_longer():
     assert list(ROUNDS) == sorted(set(ROUNDS))
     assert all(rounds >= 3 for rounds in ROUNDS)
-
-
-def test_neighbours_differ_in_one_choice_by_one():
-    space = Space({"x": (1, 2, 3), "y": (5, 7)})
-    assert list(space.neighbours({"x": 2, "y": 5})) == [{"x": 1, "y": 5}, {"x": 3, "y": 5}, {"x": 2, "y": 7}]
-    for config in space:
-        for other in space.neighbours(config):
-            assert other in space
-            assert config in list(space.neighbours(other))
-    reached, waiting = set(), [next(iter(space))]
-    while waiting:
-        config = waiting.pop()
-        reached.add(canonical(config))
-        waiting += [other for other in space.neighbours(config) if canonical(other) not in reached]
-    assert len(reached) == len(list(itertools.product((1, 2, 3), (5, 7))))

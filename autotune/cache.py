@@ -16,7 +16,6 @@ import functools
 import hashlib
 import json
 import os
-import re
 import secrets
 import shutil
 import warnings
@@ -26,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from .device import Fingerprint
+from .keys import canonical
 from .space import Config
 
 SCHEMA = "v1"
-TABLES = Path(__file__).parent / "tables"
 LARGEST_ENTRY = 1 << 22  # bytes; what is larger was not written here
 
 Key = Mapping[str, Any]  # {"kernel": ..., "source": sha256, "problem": {...}}
@@ -90,8 +89,8 @@ class Store:
         path, manifest = self.path(environment, key), self.environment_folder(environment) / "manifest.json"
         try:
             if not manifest.exists():
-                _publish(manifest, {"schema": SCHEMA, **asdict(environment)})
-            _publish(path, {**content, "checksum": _checksum(content)})
+                publish(manifest, {"schema": SCHEMA, **asdict(environment)})
+            publish(path, {**content, "checksum": _checksum(content)})
         except OSError as error:
             warnings.warn(f"tropigrad: the config was not stored in {path}: {error}", RuntimeWarning, stacklevel=2)
             return False
@@ -101,7 +100,7 @@ class Store:
         """Keeps what else is known of an environment; False, with a warning, where the disk refuses."""
         path = self.environment_folder(environment) / f"{name}.json"
         try:
-            _publish(path, {"content": content, "checksum": _checksum({"content": content})})
+            publish(path, {"content": content, "checksum": _checksum({"content": content})})
         except OSError as error:
             warnings.warn(f"tropigrad: {name} was not stored in {path}: {error}", RuntimeWarning, stacklevel=2)
             return False
@@ -110,7 +109,7 @@ class Store:
     def noted(self, environment: Fingerprint, name: str) -> Any | None:
         """What `note` kept; None where there is nothing that can be read."""
         try:
-            found = json.loads(_bytes(self.environment_folder(environment) / f"{name}.json"))
+            found = json.loads(contents(self.environment_folder(environment) / f"{name}.json"))
             return found["content"] if found["checksum"] == _checksum({"content": found["content"]}) else None
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
@@ -132,7 +131,7 @@ class Store:
     def manifest(self, environment_hash: str) -> dict[str, Any]:
         """What an environment is; empty where nobody can tell."""
         try:
-            found = json.loads(_bytes(self.root / SCHEMA / environment_hash / "manifest.json"))
+            found = json.loads(contents(self.root / SCHEMA / environment_hash / "manifest.json"))
         except (OSError, ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
@@ -169,7 +168,7 @@ class Journal:
 
     def read(self) -> list[dict[str, Any]]:
         try:
-            lines = _bytes(self.path).decode(errors="replace").splitlines()
+            lines = contents(self.path).decode(errors="replace").splitlines()
         except OSError:
             return []
         found = []
@@ -198,76 +197,6 @@ def store() -> Store:
     return Store(cache_dir())
 
 
-# ------------------------------------------------------------------------------------------------ shipped tables
-
-
-def shipped(environment: Fingerprint, key: Key) -> tuple[Config, str] | None:
-    """A config from the tables that come with the library: this GPU's, else one of the same compute capability."""
-    known = tables()
-    same = [table for table in known if table["device"] == environment.device]
-    kin = [table for table in known if table["capability"] == environment.capability and table not in same]
-    for table in (*same, *kin):
-        config = table["configs"].get(canonical(key))
-        if config is not None:
-            return config, f"shipped table of {table['device']}"
-    return None
-
-
-def export(environment: Fingerprint, entries: list[Entry], folder: Path | None = None) -> Path:
-    """Writes a device's shipped table: these entries, and those it had of other kernels and problems.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
-    folder = TABLES if folder is None else folder
-    name = re.sub(r"[^a-z0-9]+", "-", environment.device.lower()).strip("-")
-    path = folder / f"{name}.json"
-    had = _table(path)["entries"] if path.exists() else []
-    merged = {canonical([e["key"]["kernel"], e["key"]["problem"]]): e for e in had}
-    for entry in entries:
-        found = {"key": entry.key, "config": entry.config, "gain": entry.evidence.get("gain")}
-        merged[canonical([entry.key["kernel"], entry.key["problem"]])] = found
-    content = {
-        "schema": SCHEMA,
-        "device": environment.device,
-        "capability": environment.capability,
-        "environment": asdict(environment),
-        "entries": [merged[name] for name in sorted(merged)],
-    }
-    _publish(path, content)
-    tables.cache_clear()
-    return path
-
-
-@functools.cache
-def tables() -> list[dict[str, Any]]:
-    """The shipped tables that can be read."""
-    found = []
-    for path in sorted(TABLES.glob("*.json")):
-        try:
-            found.append(_table(path))
-        except (OSError, ValueError) as error:
-            warn_once(f"tropigrad: ignoring the shipped table {path}: {error}; reinstall tropigrad, or remove the file")
-    return found
-
-
-def _table(path: Path) -> dict[str, Any]:
-    try:
-        table = json.loads(_bytes(path))
-        configs = {canonical(entry["key"]): entry["config"] for entry in table["entries"]}
-        return {name: table[name] for name in ("device", "capability", "entries")} | {"configs": configs}
-    except (KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{type(error).__name__}: {error}") from None
-
-
-# ------------------------------------------------------------------------------------------------ files
-
-
-def canonical(value: Any) -> str:
-    """One text for equal keys or configs."""
-    return json.dumps(value, sort_keys=True)
-
-
 def _digest(key: Key) -> str:
     return hashlib.sha256(canonical(key).encode()).hexdigest()[:32]
 
@@ -276,7 +205,7 @@ def _checksum(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical(content).encode()).hexdigest()[:16]
 
 
-def _bytes(path: Path) -> bytes:
+def contents(path: Path) -> bytes:
     # not blocking: what lies there may be a pipe
     with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
         return file.read(LARGEST_ENTRY) or b""
@@ -289,7 +218,7 @@ def _read(path: Path, environment: str) -> Entry:
         OSError, ValueError: it cannot be read, is damaged, or belongs to another environment; the message says which.
     """
     try:
-        content = json.loads(_bytes(path))
+        content = json.loads(contents(path))
         checksum = content.pop("checksum")
         entry = Entry(dict(content["key"]), dict(content["config"]), dict(content["evidence"]))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -301,7 +230,7 @@ def _read(path: Path, environment: str) -> Entry:
     return entry
 
 
-def _publish(path: Path, content: Mapping[str, Any]) -> None:
+def publish(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a file whole or not at all.
 
     Raises:

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
-from ..autotune import MachineCode
-from ..triton_or_stub import HAS_TRITON, triton
+from ...triton_or_stub import HAS_TRITON, triton
+from .cost import MachineCode
 
 
 class _Syntax(NamedTuple):

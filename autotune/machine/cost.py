@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .device import Fingerprint
+from ..device import Fingerprint
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,14 @@ from typing import Any
 
 import torch
 
-from .cost import Prediction
+from .cache import Entry, Journal, Store
 from .device import fingerprint
+from .keys import Problem, canonical
+from .machine.cost import Prediction
+from .scope import mode, override
 from .space import Config, limits
-from .store import Entry, Journal, Store, canonical
 from .timing import Interval, Samples, interleaved
-from .tuned import Problem, Tuned, mode, override
+from .tuned import Tuned
 
 CANDIDATES = 64  # that are timed at the most before the descent
 BATCH = 7  # rivals beside the default in one interleaved run

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tropigrad.autotune import Entry, Fingerprint, Store, export
+from tropigrad.autotune import Entry, Fingerprint, Store
 
 HERE = Fingerprint("a GPU", "9.0", 132, "2.13", "3.7")
 KEY = {"kernel": "op.triton", "source": "abc", "problem": {"M": 64}}
@@ -194,9 +194,6 @@ def test_a_journal_that_cannot_be_written_costs_the_resumption_alone(tmp_path):
     assert journal.read() == []
 
 
-# ------------------------------------------------------------------------------------------------ list, clear, export
-
-
 def test_entries_are_listed_with_what_is_wrong_with_them(store):
     for number in range(3):
         store.put(HERE, KEY | {"source": str(number)}, CONFIG)
@@ -218,13 +215,3 @@ def test_clear_takes_one_environment_or_all(store):
     assert store.get(elsewhere, KEY)
     assert store.clear() == 1
     assert store.clear() == 0
-
-
-def test_an_exported_table_keeps_what_it_had_of_other_problems(tmp_path):
-    other = KEY | {"problem": {"M": 128}}
-    newer = KEY | {"source": "newer"}
-    export(HERE, [Entry(KEY, CONFIG), Entry(other, CONFIG)], tmp_path)
-    path = export(HERE, [Entry(newer, {"BLOCK": 32}, {"gain": {"value": 1.5}})], tmp_path)
-    table = json.loads(path.read_text())
-    assert (path.name, table["device"], table["capability"]) == ("a-gpu.json", "a GPU", "9.0")
-    assert [(entry["key"], entry["config"]["BLOCK"]) for entry in table["entries"]] == [(other, 64), (newer, 32)]
