@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .. import autotune, kernels  # noqa: F401  kernels registers the ops
+from .. import autotune, kernels, optim  # noqa: F401  kernels and optim register what can be tuned
 from ..autotune.explanation import pairs
 from ..autotune.search import Progress
 from ..autotune.store import Store

@@ -21,7 +21,7 @@ from tropigrad.kernels.scatter_step import portable as sparse
 from tropigrad.kernels.tournament import portable as trees
 from tropigrad.kernels.tropical_conv2d import portable as convolution
 from tropigrad.kernels.tropical_matmul import log, portable, scatter
-from tropigrad.kernels.worst_sample import portable as worst_sample
+from tropigrad.optim.worst_sample import by_triton as worst_sample
 
 pytest.importorskip("triton", reason="triton is not installed")
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 
-from ..triton_or_stub import tl, triton
+from ...kernels.triton_or_stub import tl, triton
 
 INFINITY = tl.constexpr(math.inf)
 NOBODY = tl.constexpr((1 << 31) - 1)  # above the number of any sample

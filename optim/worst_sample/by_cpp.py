@@ -1,4 +1,4 @@
-"""The iterations in C++ (cpu.cpp), called through ctypes on the tensors of a run."""
+"""The iterations in C++ (by_cpp.cpp), called through ctypes on the tensors of a run."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ...autotune import Space, Tuned
-from .. import native
-from ..tropical_matmul import tropical_matmul
+from ...kernels import native
+from ...kernels.tropical_matmul import tropical_matmul
 from .definition import (
     IDLE,
     LOSSES,
@@ -25,7 +25,7 @@ from .definition import (
     observe,
 )
 
-_SOURCE = Path(__file__).with_name("cpu.cpp")
+_SOURCE = Path(__file__).with_name("by_cpp.cpp")
 DTYPES = (torch.float32, torch.float64)
 MEMORIES = ("winners", "trees")
 # SMALL: leaves that an iteration looks at, in all samples, before it takes threads. Every choice gives the same bits.
@@ -38,7 +38,7 @@ ITERATE = Tuned(
 
 
 class _Problem(ctypes.Structure):
-    """Problem in cpu.cpp."""
+    """Problem in by_cpp.cpp."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("N", "training", "d", "p", "q", "K", "columns")),

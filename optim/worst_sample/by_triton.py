@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from ...autotune import Config, Space, Tuned, capturing
-from ..triton_or_stub import tl, triton
+from ...kernels.triton_or_stub import tl, triton
+from .captured_loop import Repeated
 from .definition import GOING, Activations, Dense, State, Weights, activate_ref
-from .graph import Repeated
 from .samples import visit
 from .step import RETURN, advance
 

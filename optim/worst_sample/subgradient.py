@@ -1,7 +1,7 @@
 """Subgradient descent on the worst sample, F(W) = max_n ℓ_n(W), of a linear-min-max network: W ← W − γ g.
 
 g has a few entries, and a step changes few activations: an iteration costs O(N), not O(N q p), and gives the iterates
-of dense backprop bit for bit. Mathematics, steps and sources: kernels/worst_sample/definition.py.
+of dense backprop bit for bit. Mathematics, steps and sources: definition.py.
 """
 
 from __future__ import annotations
@@ -20,24 +20,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..kernels import backend
-from ..kernels.worst_sample import (
-    DTYPES,
-    MEMORIES,
-    Dense,
-    Samples,
-    Settings,
-    Sharded,
-    Sparse,
-    State,
-    Weights,
-    activate,
-    beginning,
-    bytes_needed,
-    is_available,
-)
-from ..kernels.worst_sample.definition import DIVERGED, GOING, LOSSES, STEPS
-from ..kernels.worst_sample.portable import LARGEST, Cached, why_not
+from ...kernels import backend
+from .by_cpp import DTYPES, MEMORIES, Sparse, activate, bytes_needed, is_available
+from .by_triton import LARGEST, Cached, why_not
+from .definition import DIVERGED, GOING, LOSSES, STEPS, Dense, Samples, Settings, State, Weights, beginning
+from .sharded import Sharded
 
 _STATUS = ("going", "target met", "within rounding of the target", "diverged")
 _SLICE_SECONDS = 0.2  # at the end of which Ctrl-C is heard and progress told

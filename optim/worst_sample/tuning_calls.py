@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ...autotune import Call, Tunable, Work, register
-from .. import backend
-from . import cpu
+from ...kernels import backend
+from . import by_cpp
 from .definition import Dense, Samples, Settings, State, Weights, beginning
 
 ITERATIONS = 16
@@ -52,27 +52,27 @@ def _steps(loop) -> Callable[[], tuple[Tensor, ...]]:
 
 def calls(shape: Mapping[str, int], dtype: torch.dtype, device: torch.device) -> Iterator[Call]:
     """With each memory, where C++ serves."""
-    if backend.choose("worst_sample", device, ("torch", "cpp"), dtype) != "cpp" or dtype not in cpu.DTYPES:
+    if backend.choose("worst_sample", device, ("torch", "cpp"), dtype) != "cpp" or dtype not in by_cpp.DTYPES:
         return
     expected: list[Tensor] = []
 
     def check(got: tuple[Tensor, ...]) -> None:
         if not expected:
-            expected.extend(_steps(Dense(begin(shape, dtype), cpu.activate))())
+            expected.extend(_steps(Dense(begin(shape, dtype), by_cpp.activate))())
         for what, found, wanted in zip(("F", "W1", "W2"), got, expected, strict=True):
             assert torch.equal(found, wanted), f"{what} differs"
 
     N, p, q, K = (shape[letter] for letter in "NpqK")
     moved = ITERATIONS * 2 * N  # a leaf of two units, and one each of every class
     work = Work(moved * (1 + K), moved * (1 + K) * 2 * dtype.itemsize, "gather")
-    for memory in cpu.MEMORIES:
-        if cpu.bytes_needed(N, p, q, K, dtype.itemsize, memory) <= 1 << 30:
+    for memory in by_cpp.MEMORIES:
+        if by_cpp.bytes_needed(N, p, q, K, dtype.itemsize, memory) <= 1 << 30:
             fresh = partial(_begun, shape, dtype, memory)
             yield Call(f"{ITERATIONS} iterations, {memory}", fresh(), check, work, fresh)
 
 
 def _begun(shape: Mapping[str, int], dtype: torch.dtype, memory: str) -> Callable[[], tuple[Tensor, ...]]:
-    return _steps(cpu.Sparse(begin(shape, dtype), memory))
+    return _steps(by_cpp.Sparse(begin(shape, dtype), memory))
 
 
-register(Tunable("worst_sample", SHAPES, (cpu.ITERATE,), calls))
+register(Tunable("worst_sample", SHAPES, (by_cpp.ITERATE,), calls))

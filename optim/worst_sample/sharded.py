@@ -14,7 +14,7 @@ import math
 import torch.distributed as dist
 from torch import Tensor
 
-from .cpu import Sparse
+from .by_cpp import Sparse
 from .definition import Dense, Moves, Observation, State
 
 

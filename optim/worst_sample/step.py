@@ -11,7 +11,7 @@ The kept weights follow by a journal of the moved entries, each of which is copi
 
 from __future__ import annotations
 
-from ..triton_or_stub import tl, triton
+from ...kernels.triton_or_stub import tl, triton
 from .definition import DIVERGED, GOING, IDLE, MET, PATIENCE, ROUNDED
 from .samples import INFINITY, NOBODY, first_largest
 
