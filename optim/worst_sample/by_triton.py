@@ -22,6 +22,7 @@ from torch import Tensor
 from ...autotune import Config, Space, Tuned, capturing
 from ...kernels.triton_or_stub import tl, triton
 from .captured_loop import Repeated
+from .checks import WHERE
 from .definition import GOING, Activations, Dense, State, Weights, activate_ref
 from .samples import visit
 from .step import RETURN, advance
@@ -257,8 +258,8 @@ class Cached(Dense):
         progress = self.state.progress
         if capturing(self._words.device):
             raise RuntimeError(
-                "WorstSampleSubgradient: a CUDA graph is being captured; expected a call outside: its iterations are "
-                "in a graph of their own already"
+                f"{WHERE}: a CUDA graph is being captured; expected a call outside: its iterations are in a graph of "
+                "their own already"
             )
         if math.isinf(progress.loss):
             self._observe()
