@@ -7,7 +7,6 @@ of dense backprop bit for bit. Mathematics, steps and sources: definition.py.
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 import os
 import time
@@ -19,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ...kernels import backend
+from ..distributed import check_equal, check_group, digest, of_ranks, rank_in
 from .by_cpp import DTYPES, MEMORIES, Sparse, activate, bytes_needed, is_available
 from .by_triton import LARGEST, Cached, why_not
 from .checks import (
@@ -114,10 +114,7 @@ class WorstSampleSubgradient:
         train_A: bool | None = None,
         validation: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        if group is not None and not isinstance(group, dist.ProcessGroup):
-            raise TypeError(
-                f"{WHERE}: group is a {type(group).__name__}; expected a torch.distributed.ProcessGroup, or None"
-            )
+        check_group(WHERE, group)
         check_choice("step", step, STEPS)
         check_choice("loss", loss, LOSSES)
         check_choice("memory", memory, ("auto", *MEMORIES))
@@ -140,13 +137,13 @@ class WorstSampleSubgradient:
             samples.y = torch.cat([labels, validation_labels])
         settings = Settings(loss, margin, step, target, length, train_A)
         watched = None if validation is None else len(validation[0])
-        share = _Share(settings, _digest(weights), len(x), watched, labels.unique().tolist())
-        shares = [share] if group is None else _gathered(share, group)
-        present = {label for of_rank in shares for label in of_rank.classes}
+        share = _Share(settings, digest(weights), len(x), watched, labels.unique().tolist())
+        shares = _shares_of_ranks(share, group)
+        present = {label for each in shares for label in each.classes}
         if len(present) < 2:
             raise ValueError(f"{WHERE}: all samples are of class {present.pop()}; expected two classes or more")
-        self._group, self._first = group, sum(of_rank.samples for of_rank in shares[: group.rank() if group else 0])
-        self._watched = sum(of_rank.watched or 0 for of_rank in shares)
+        self._group, self._first = group, sum(each.samples for each in shares[: rank_in(group)])
+        self._watched = sum(each.watched or 0 for each in shares)
         self._state = State(
             settings,
             samples,
@@ -154,7 +151,7 @@ class WorstSampleSubgradient:
             _copied(weights),
             None if validation is None else _copied(weights),
             beginning(settings),
-            torch.zeros(sum(of_rank.samples for of_rank in shares), dtype=torch.int64, device=x.device),
+            torch.zeros(sum(each.samples for each in shares), dtype=torch.int64, device=x.device),
         )
         self._asked = memory
         self.memory, self.why = _choose(self._state, memory, is_shared=group is not None)
@@ -393,7 +390,7 @@ class WorstSampleSubgradient:
         )
 
     def _on_any_rank(self, flag: bool) -> bool:
-        return flag if self._group is None else any(_of_ranks(flag, self._group))
+        return any(of_ranks(flag, self._group))
 
     def _take_up(self) -> None:
         """The weights as others left them. F and what was kept follow from the next observation."""
@@ -408,8 +405,8 @@ class WorstSampleSubgradient:
         except (TypeError, ValueError) as found:
             error = found
         if self._group is not None:  # no rank may go on without the others
-            seen = _of_ranks(str(error) if error else _digest(self._state.weights), self._group)
-            if not error and len({*seen}) > 1:
+            states = of_ranks(str(error) if error else digest(self._state.weights), self._group)
+            if not error and len({*states}) > 1:
                 error = ValueError(
                     f"{WHERE}: the ranks have changed the weights differently, or some of them not; expected the same "
                     "change on all ranks"
@@ -436,34 +433,14 @@ class _Share(NamedTuple):
     classes: list[int]
 
 
-def _digest(weights: Weights) -> str:
-    sha = hashlib.sha256()
-    for w in weights:
-        sha.update(f"{tuple(w.shape)} {w.dtype}".encode())
-        sha.update(w.view(torch.uint8).cpu().numpy().data)
-    return sha.hexdigest()
-
-
-def _of_ranks(given: Any, group: dist.ProcessGroup) -> list[Any]:
-    found = [given] * group.size()
-    dist.all_gather_object(found, given, group=group)
-    return found
-
-
-def _gathered(share: _Share, group: dist.ProcessGroup) -> list[_Share]:
+def _shares_of_ranks(share: _Share, group: dist.ProcessGroup | None) -> list[_Share]:
     """The shares of all ranks, or on every rank an error that names what differs between them."""
-    shares = _of_ranks(share, group)
-    for rank, other in enumerate(shares):
-        pairs = {
-            "the weights": (other.weights, shares[0].weights),
-            "the settings": (other.settings, shares[0].settings),
-        }
-        pairs["validation"] = other.watched is None, shares[0].watched is None
-        if differing := [name for name, (theirs, first) in pairs.items() if theirs != first]:
-            raise ValueError(
-                f"{WHERE}: ranks 0 and {rank} differ in {', '.join(differing)}; expected the same model and options "
-                "on all ranks, and validation samples on all or none"
-            )
+    shares = of_ranks(share, group)
+    facts = [
+        {"the weights": each.weights, "the settings": each.settings, "validation": each.watched is None}
+        for each in shares
+    ]
+    check_equal(WHERE, facts, "the same model and options on all ranks, and validation samples on all or none")
     return shares
 
 
