@@ -1,5 +1,6 @@
 """Worst-sample iterations: every memory leaves the bits of the dense definition, which is autograd's subgradient."""
 
+import contextlib
 import math
 from typing import Any
 
@@ -259,15 +260,17 @@ def on_device(state):
 
 @pytest.fixture
 def caches(monkeypatch):
-    """`caches(state, form)`: a loop of one "program", or of "launches"."""
+    """`caches(state, form)`: a loop of one "program", or of "launches"; `tiles` hold until the test ends."""
+    with contextlib.ExitStack() as overrides:
 
-    def begun(state, form, tiles=TILES):
-        with monkeypatch.context() as patch:
-            patch.setattr(by_triton, "LARGEST", 0 if form == "launches" else 1 << 14)
-            with autotune.override(by_triton.PROGRAM.name, tiles), autotune.override(by_triton.ITERATION.name, tiles):
+        def begun(state, form, tiles=TILES):
+            for kernel in (by_triton.PROGRAM, by_triton.ITERATION):
+                overrides.enter_context(autotune.override(kernel.name, tiles))
+            with monkeypatch.context() as patch:
+                patch.setattr(by_triton, "LARGEST", 0 if form == "launches" else 1 << 14)
                 return by_triton.Cached(state)
 
-    return begun
+        yield begun
 
 
 def assert_alike(dense, cached, iterations):
