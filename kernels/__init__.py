@@ -17,7 +17,6 @@ from .tropical_matmul import spec as _spec  # noqa: F401  registers the op
 from .tropical_matmul import tropical_matmul
 from .tropical_matvec import tropical_matvec
 from .tropical_winners_grad import tropical_winners_grad
-from .worst_sample import tunable as _worst_sample  # noqa: F401  registers it with the tuner
 
 __all__ = [
     "Tournament",

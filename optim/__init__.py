@@ -3,6 +3,7 @@
 from .basis_paths import BasisPaths
 from .gsgd import GSGD
 from .path_sgd import PathSGD
-from .worst_sample_subgradient import WorstSampleSubgradient
+from .worst_sample import tuning_calls as _tuning_calls  # noqa: F401  registers its iterations with the tuner
+from .worst_sample.subgradient import WorstSampleSubgradient
 
 __all__ = ["GSGD", "BasisPaths", "PathSGD", "WorstSampleSubgradient"]

@@ -4,7 +4,7 @@
 
 g has at most four entries. `WorstSampleSubgradient` touches what they move; its rivals go through the same iterates by
 a dense evaluation, of fused products or of all candidates in memory, or train by mini-batches. Mathematics, steps and
-sources: kernels/worst_sample/definition.py. The network and its start are those of Enaieh & Fercoq, arXiv 2603.04133;
+sources: optim/worst_sample/definition.py. The network and its start are those of Enaieh & Fercoq, arXiv 2603.04133;
 loss, step rule and settings are our own.
 """
 
@@ -24,11 +24,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...autotune.timing import synchronize
-from ...kernels.worst_sample import is_available
-from ...kernels.worst_sample.definition import IDLE, Settings, beginning, step_length
 from ...nn import KMedoidsInit, LinearMinMax, WorstSampleLoss
 from ...optim import WorstSampleSubgradient
-from ...optim.worst_sample_subgradient import Iterate
+from ...optim.worst_sample import is_available
+from ...optim.worst_sample.definition import IDLE, Settings, beginning, step_length
+from ...optim.worst_sample.subgradient import Iterate
 from .. import data
 from ..data import Dataset
 from ..measure import peak_memory

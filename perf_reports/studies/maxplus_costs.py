@@ -26,9 +26,9 @@ from typing import Any
 
 import torch
 
-from ...kernels.worst_sample import Dense, Samples, Settings, Sparse, State, Weights, activate, beginning
-from ...kernels.worst_sample.portable import Cached
 from ...nn import LinearMinMax, WorstSampleLoss
+from ...optim.worst_sample import Dense, Samples, Settings, Sparse, State, Weights, activate, beginning
+from ...optim.worst_sample.by_triton import Cached
 from .. import output
 from ..data import Dataset, load, read_mnist
 from ..results import machine

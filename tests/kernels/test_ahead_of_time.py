@@ -24,7 +24,7 @@ from tropigrad.kernels.tournament import by_triton as trees
 from tropigrad.kernels.tropical_conv2d import by_triton as convolution
 from tropigrad.kernels.tropical_matmul import by_triton
 from tropigrad.kernels.tropical_winners_scatter import by_triton as scatter
-from tropigrad.kernels.worst_sample import portable as worst_sample
+from tropigrad.optim.worst_sample import by_triton as worst_sample
 
 pytest.importorskip("triton", reason="triton is not installed")
 

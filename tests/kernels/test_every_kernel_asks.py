@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import tropigrad.kernels
+import tropigrad.optim
 from tropigrad import autotune
 from tropigrad.autotune.tunable import launches
 from tropigrad.kernels.contract.comparison import assert_same
@@ -42,7 +43,11 @@ PATHS = [
     for path in ("cpp", "triton")
     if path in (REGISTRY[op].backends if op in REGISTRY else ("cpp",))
 ]
-SOURCES = sorted(Path(tropigrad.kernels.__file__).resolve().parent.rglob("*.py"))
+SOURCES = sorted(
+    path
+    for folder in (tropigrad.kernels, tropigrad.optim)
+    for path in Path(str(folder.__file__)).resolve().parent.rglob("*.py")
+)
 
 
 def shape_of(op: str, path: str) -> dict[str, int]:

@@ -16,7 +16,7 @@
 // looked at; a leaf that is read before its turn is then merely found unchanged. Samples do not depend on each other, so
 // any number of threads, in any order, leave the same bits.
 
-#include "../runtime/native/native.hpp"
+#include "../../kernels/runtime/native/native.hpp"
 
 #include <cmath>
 #include <utility>

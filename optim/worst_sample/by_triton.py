@@ -21,8 +21,9 @@ from torch import Tensor
 
 from ...autotune import Config, Space, Tuned, capturing
 from ...triton_or_stub import tl, triton
+from .captured_loop import Repeated
+from .checks import WHERE
 from .definition import GOING, Activations, Dense, State, Weights, activate_ref
-from .graph import Repeated
 from .samples import visit
 from .step import RETURN, advance
 
@@ -79,7 +80,7 @@ ITERATION = Tuned(
 
 
 def why_not(state: State) -> str:
-    """Why the run cannot be on caches, and every iteration is dense; "" where it can."""
+    """Why a run must be dense in every iteration; "" where it can keep caches."""
     if state.settings.train_a:
         return "A is trained, and moves a leaf of every unit"
     if state.weights.w1.dtype not in (torch.float32, torch.float64):
@@ -88,14 +89,13 @@ def why_not(state: State) -> str:
 
 
 class Run(NamedTuple):
-    """What lies on the device."""
+    """The numbers and tensors of a run, as the kernels take them."""
 
     N: Any  # samples, of which `training` come first
     training: Any
     p: Any
     q: Any
     K: Any
-    blocks: Any
     line: Any  # entries of a line of the journal: twice the routes
     z: Any  # [N, p]
     zt: Any  # [p, N]
@@ -113,11 +113,7 @@ class Run(NamedTuple):
     best_w2: Any
     right_w1: Any  # of the most validation samples classified rightly
     right_w2: Any
-    largest: Any  # [blocks]: of each block the largest ℓ, whose it is, and how many validation samples are right
-    worst: Any  # [blocks] int32
-    right: Any  # [blocks] int32
     finished: Any  # [1] int32: blocks, of this iteration
-    lists: Any  # [programs, 1 + K, BLOCK] int32
     route_k: Any  # [routes] int32: the classes, units and leaves of the last step
     route_j: Any
     route_i: Any
@@ -129,6 +125,12 @@ class Run(NamedTuple):
     levels: Any  # [2] fp64: Δ and the target
     roots: Any  # [_LONGEST] fp64: by which "sqrt" and "power" divide, of each coming iteration
     trace: Any  # [_LONGEST] fp64
+    # of one config, within an iteration
+    blocks: Any = None
+    largest: Any = None  # [blocks]: of each block the largest ℓ, whose it is, and how many validation samples are right
+    worst: Any = None  # [blocks] int32
+    right: Any = None  # [blocks] int32
+    lists: Any = None  # [programs, 1 + K, BLOCK] int32
 
 
 @triton.jit
@@ -177,29 +179,25 @@ class Cached(Dense):
         super().__init__(state, activate)
         samples, weights, settings = state.samples, state.weights, state.settings
         (q, p), K, N, device = weights.w1.shape, len(weights.w2), len(samples.y), weights.w1.device
-        is_program, is_hinge = N <= LARGEST, settings.loss == "hinge"
-        problem = {"N": N, "p": p, "q": q, "K": K, "loss": settings.loss, "dtype": str(weights.w1.dtype)}
-        tiles = (PROGRAM if is_program else ITERATION).config(problem, device)
-        blocks, routes = -(-N // tiles["BLOCK"]), 2 if is_hinge else K
+        is_hinge = settings.loss == "hinge"
+        self._kernel = PROGRAM if N <= LARGEST else ITERATION
+        self._problem = {"N": N, "p": p, "q": q, "K": K, "loss": settings.loss, "dtype": str(weights.w1.dtype)}
+        routes = 2 if is_hinge else K
         lines = -(-(weights.w1.numel() + weights.w2.numel()) // (2 * routes)) + _LONGEST
         self._kept = state.best, state.best_right or state.best
 
-        def empty(*shape: int, dtype: torch.dtype = weights.w1.dtype) -> Tensor:
-            return torch.empty(shape, dtype=dtype, device=device)
-
+        empty = self._empty
         self._words = torch.zeros(_INTEGERS + _FLOATS + _COUNTERS, dtype=torch.int64, device=device)
         integers, floats, counters = self._words.split([_INTEGERS, _FLOATS, _COUNTERS])
         levels = [settings.margin, settings.target, torch.finfo(weights.w1.dtype).eps]
         self._run = Run(
-            N, samples.training, p, q, K, blocks, 2 * routes,
+            N, samples.training, p, q, K, line=2 * routes,
             z=self.z, zt=self.z.T.contiguous(), y=samples.y,
             u=empty(N, q), ut=empty(q, N), i=empty(q, N, dtype=torch.int32), unit_bound=empty(q, N),
             f=empty(K, N), j=empty(K, N, dtype=torch.int32), score_bound=empty(K, N),
             w1=weights.w1, w2=weights.w2, best_w1=state.best.w1, best_w2=state.best.w2,
             right_w1=self._kept[1].w1, right_w2=self._kept[1].w2,
-            largest=empty(blocks), worst=empty(blocks, dtype=torch.int32), right=empty(blocks, dtype=torch.int32),
             finished=torch.zeros(1, dtype=torch.int32, device=device),
-            lists=empty(1 if is_program else blocks, 1 + K, tiles["BLOCK"], dtype=torch.int32),
             route_k=empty(routes, dtype=torch.int32), route_j=empty(routes, dtype=torch.int32),
             route_i=empty(routes, dtype=torch.int32),
             journal=empty(lines, 2 * routes, dtype=torch.int64), times=state.times_worst,
@@ -208,39 +206,63 @@ class Cached(Dense):
             roots=empty(_LONGEST, dtype=torch.float64), trace=empty(_LONGEST, dtype=torch.float64),
         )  # fmt: skip
         # no multiplication and addition in one: the definition rounds both
-        shared = {"WATCHED": state.best_right is not None, "HINGE": is_hinge, "enable_fp_fusion": False}
-        shared["CLASSES"] = max(2, triton.next_power_of_2(K))
-        is_polyak = settings.step == "polyak"
-
-        def iterate() -> None:
-            _iteration_kernel[(blocks,)](self._run, POLYAK=is_polyak, **shared, **tiles)
-
-        def iterate_all(count: int) -> None:
-            with torch.cuda.device_of(self._words):  # Triton launches on the present device
-                if is_program:
-                    _program_kernel[(1,)](self._run, POLYAK=is_polyak, **shared, **tiles)
-                else:
-                    _advance_kernel[(1,)](self._run, POLYAK=is_polyak, **shared)
-                    repeated(count)
-
-        if not is_program:
-            with torch.cuda.device_of(self._words):
-                repeated = Repeated(iterate, device)  # nothing is asked for yet
-        self._iterate = iterate_all
+        self._constants = {"WATCHED": state.best_right is not None, "HINGE": is_hinge, "enable_fp_fusion": False}
+        self._constants |= {"CLASSES": max(2, triton.next_power_of_2(K)), "POLYAK": settings.step == "polyak"}
+        self._launches: dict[frozenset[tuple[str, int]], Callable[[int], None]] = {}
+        self._launches_now()  # compiled here; nothing is asked for yet
         self._fill()
 
+    def _empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        w1 = self.state.weights.w1
+        return torch.empty(shape, dtype=dtype or w1.dtype, device=w1.device)
+
+    def _launches_now(self) -> Callable[[int], None]:
+        """Launches so many iterations, with the config of now; each config is laid out once."""
+        tiles = self._kernel.config(self._problem, self._words.device)
+        launch = self._launches.get(frozenset(tiles.items()))
+        if launch is None:
+            with torch.cuda.device_of(self._words):  # Triton launches on the present device
+                launch = self._launches[frozenset(tiles.items())] = self._laid_out(tiles)
+        return launch
+
+    def _laid_out(self, tiles: Config) -> Callable[[int], None]:
+        """The launches of a config, and what its blocks tell each other within an iteration."""
+        run, constants, is_program = self._run, self._constants, self._kernel is PROGRAM
+        blocks = -(-run.N // tiles["BLOCK"])
+        run = run._replace(
+            blocks=blocks,
+            largest=self._empty(blocks),
+            worst=self._empty(blocks, dtype=torch.int32),
+            right=self._empty(blocks, dtype=torch.int32),
+            lists=self._empty(1 if is_program else blocks, 1 + run.K, tiles["BLOCK"], dtype=torch.int32),
+        )
+        if is_program:
+            return lambda count: _program_kernel[(1,)](run, **constants, **tiles)
+        repeated = Repeated(lambda: _iteration_kernel[(blocks,)](run, **constants, **tiles), self._words.device)
+
+        def iterate(count: int) -> None:
+            _advance_kernel[(1,)](run, **constants)
+            repeated(count)
+
+        return iterate
+
+    def _iterate(self, count: int) -> None:
+        launch = self._launches_now()
+        with torch.cuda.device_of(self._words):
+            launch(count)
+
     def _fill(self) -> None:
-        """The caches, of a dense evaluation: of the bounds it tells that no leaf beats its winner."""
+        """Fills the caches from a dense evaluation, which bounds a winner's rivals by the winner itself."""
         u, i, f, j = self.activations
         run = self._run
-        for cache, found in ((run.u, u), (run.i, i.T), (run.j, j.T)):
-            cache.copy_(found)
-        for cache, found in ((run.ut, u), (run.unit_bound, u), (run.f, f), (run.score_bound, f)):
-            cache.copy_(found.T)
+        for cache, values in ((run.u, u), (run.i, i.T), (run.j, j.T)):
+            cache.copy_(values)
+        for cache, values in ((run.ut, u), (run.unit_bound, u), (run.f, f), (run.score_bound, f)):
+            cache.copy_(values.T)
         self._note()
 
     def _note(self) -> None:
-        """Begins the journal anew: with what differs from the kept weights."""
+        """Begins the journal with the entries that differ from the kept weights."""
         ours, *kept = (torch.cat([of.w1.flatten(), of.w2.flatten()]) for of in (self.state.weights, *self._kept))
         entries = torch.stack([ours != theirs for theirs in kept]).any(dim=0).nonzero().flatten()
         lines = -(-len(entries) // self._run.line)
@@ -249,7 +271,7 @@ class Cached(Dense):
         self._noted, self._copied = lines, [0, 0]
 
     def run(self, iterations: int, trace: Tensor) -> int:
-        """As Dense.run.
+        """At most so many iterations; arguments and result as in Dense.run.
 
         Raises:
             RuntimeError: inside the capture of a CUDA graph, where nobody can look at how the run stands.
@@ -257,14 +279,17 @@ class Cached(Dense):
         progress = self.state.progress
         if capturing(self._words.device):
             raise RuntimeError(
-                "WorstSampleSubgradient: a CUDA graph is being captured; expected a call outside: its iterations are "
-                "in a graph of their own already"
+                f"{WHERE}: a CUDA graph is being captured; expected a call outside: its iterations are in a graph of "
+                "their own already"
             )
         if math.isinf(progress.loss):
             self._observe()
         done = 0
         while done < iterations and progress.status == GOING:
-            done += self._launch(trace[done : done + _LONGEST])
+            launched = self._launch(trace[done : done + _LONGEST])
+            done += launched
+            if launched == 0 and progress.status == GOING:  # the tuner plans these launches, and none was made
+                break
             if progress.status == RETURN:
                 for ours, best in zip(self.state.weights, self.state.best, strict=True):
                     ours.copy_(best)
@@ -294,8 +319,8 @@ class Cached(Dense):
             self._iterate(count)
             self._words.cpu()  # waits for the device; Ctrl-C is heard here, and the iterations are done all the same
         finally:
-            found = self._words.cpu()
-            words.copy_(found[: len(words)])
-            done, _, _, self._noted, *self._copied = found[len(words) :].tolist()
+            now = self._words.cpu()
+            words.copy_(now[: len(words)])
+            done, _, _, self._noted, *self._copied = now[len(words) :].tolist()
         trace[:done] = run.trace[:done].to(trace.device)
         return done

@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 
 from tropigrad.kernels.runtime import backend, native
-from tropigrad.kernels.worst_sample import portable
 from tropigrad.nn import LinearMinMax, WorstSampleLoss
-from tropigrad.optim import WorstSampleSubgradient, worst_sample_subgradient
+from tropigrad.optim import WorstSampleSubgradient
+from tropigrad.optim.worst_sample import by_triton, subgradient
 
 needs_compiler = pytest.mark.skipif(bool(native.why_no_compiler()), reason=native.why_no_compiler())
 MARGIN = 4.0
@@ -117,7 +117,7 @@ def test_a_machine_without_a_compiler_gives_the_same(set_backend, memory):
 @pytest.mark.parametrize("memory", ["program", "graph"])
 def test_caches_in_triton_give_the_same(set_backend, monkeypatch, memory):
     if memory == "graph":
-        for module in (portable, worst_sample_subgradient):
+        for module in (by_triton, subgradient):
             monkeypatch.setattr(module, "LARGEST", 0)
     x, y = blobs()
     generator = torch.Generator().manual_seed(1)
@@ -350,7 +350,7 @@ import copy, json, pickle, sys
 from datetime import timedelta
 import torch, torch.distributed as dist
 from tropigrad.nn import LinearMinMax
-from tropigrad.optim import WorstSampleSubgradient, worst_sample_subgradient
+from tropigrad.optim import WorstSampleSubgradient
 
 folder, rank = sys.argv[1], int(sys.argv[2])
 torch.set_num_threads(1)

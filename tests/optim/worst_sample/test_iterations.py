@@ -1,5 +1,6 @@
 """Worst-sample iterations: every memory leaves the bits of the dense definition, which is autograd's subgradient."""
 
+import contextlib
 import math
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from tropigrad import autotune
 from tropigrad.kernels.runtime import backend, native
-from tropigrad.kernels.worst_sample import (
+from tropigrad.optim.worst_sample import (
     Dense,
     Samples,
     Settings,
@@ -19,9 +20,10 @@ from tropigrad.kernels.worst_sample import (
     Weights,
     activate,
     beginning,
-    portable,
+    by_triton,
 )
-from tropigrad.kernels.worst_sample.definition import (
+from tropigrad.optim.worst_sample.captured_loop import Repeated
+from tropigrad.optim.worst_sample.definition import (
     DIVERGED,
     MET,
     ROUNDED,
@@ -31,7 +33,6 @@ from tropigrad.kernels.worst_sample.definition import (
     sample_losses,
     step_length,
 )
-from tropigrad.kernels.worst_sample.graph import Repeated
 
 needs_compiler = pytest.mark.skipif(bool(native.why_no_compiler()), reason=native.why_no_compiler())
 MEMORIES = ("winners", "trees")
@@ -259,15 +260,17 @@ def on_device(state):
 
 @pytest.fixture
 def caches(monkeypatch):
-    """`caches(state, form)`: a loop of one "program", or of "launches"."""
+    """`caches(state, form)`: a loop of one "program", or of "launches"; `tiles` hold until the test ends."""
+    with contextlib.ExitStack() as overrides:
 
-    def begun(state, form, tiles=TILES):
-        with monkeypatch.context() as patch:
-            patch.setattr(portable, "LARGEST", 0 if form == "launches" else 1 << 14)
-            with autotune.override(portable.PROGRAM.name, tiles), autotune.override(portable.ITERATION.name, tiles):
-                return portable.Cached(state)
+        def begun(state, form, tiles=TILES):
+            for kernel in (by_triton.PROGRAM, by_triton.ITERATION):
+                overrides.enter_context(autotune.override(kernel.name, tiles))
+            with monkeypatch.context() as patch:
+                patch.setattr(by_triton, "LARGEST", 0 if form == "launches" else 1 << 14)
+                return by_triton.Cached(state)
 
-    return begun
+        yield begun
 
 
 def assert_alike(dense, cached, iterations):
@@ -387,7 +390,7 @@ def test_how_a_run_on_caches_ends(caches, form, status, options):
 @pytest.mark.parametrize("form", ["program", "launches"])
 def test_a_long_run_is_looked_at_in_between(caches, form, monkeypatch):
     """And its journal, once full, begins anew."""
-    monkeypatch.setattr(portable, "_LONGEST", 2)
+    monkeypatch.setattr(by_triton, "_LONGEST", 2)
     dense = Dense(on_device(run_of(4, ties=False, **FEW)))
     cached = caches(on_device(run_of(4, ties=False, **FEW)), form)
     lines = len(cached._run.journal)
@@ -416,9 +419,9 @@ def test_ctrl_c_leaves_whole_iterations_on_caches(caches):
 
 
 def test_what_has_no_caches_is_dense():
-    assert not portable.why_not(run_of(0))
-    assert "A is trained" in portable.why_not(run_of(0, train_a=True))
-    assert "torch.float16" in portable.why_not(run_of(0, dtype=torch.float16))
+    assert not by_triton.why_not(run_of(0))
+    assert "A is trained" in by_triton.why_not(run_of(0, train_a=True))
+    assert "torch.float16" in by_triton.why_not(run_of(0, dtype=torch.float16))
 
 
 def test_repeated_launches_are_counted_where_there_is_no_graph():
@@ -436,7 +439,7 @@ def test_repeated_launches_are_counted_where_there_is_no_graph():
 @pytest.mark.parametrize("N", [300, 20_000], ids=["program", "graph"])
 def test_a_gpu_goes_through_the_iterates_of_the_cpu(options, N):
     sizes: dict[str, Any] = {"N": N, "p": 40, "q": 30, "K": 10, "watched": 200, "ties": False, **options}
-    ours, theirs = portable.Cached(on_device(run_of(7, **sizes)), activate), Sparse(run_of(7, **sizes), "winners")
+    ours, theirs = by_triton.Cached(on_device(run_of(7, **sizes)), activate), Sparse(run_of(7, **sizes), "winners")
     if options.get("loss") == "cross_entropy":  # exp and log are each library's own
         torch.testing.assert_close(advance(ours, 40), advance(theirs, 40), rtol=1e-6, atol=0)
         return

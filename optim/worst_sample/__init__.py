@@ -1,6 +1,6 @@
 """Iterations of subgradient descent on the worst sample of a linear-min-max network (see definition.py)."""
 
-from .cpu import DTYPES, MEMORIES, Sparse, activate, bytes_needed, is_available
+from .by_cpp import DTYPES, MEMORIES, Sparse, activate, bytes_needed, is_available
 from .definition import Dense, Progress, Samples, Settings, State, Weights, beginning
 from .sharded import Sharded
 

@@ -1,58 +1,42 @@
 """Subgradient descent on the worst sample, F(W) = max_n ℓ_n(W), of a linear-min-max network: W ← W − γ g.
 
 g has a few entries, and a step changes few activations: an iteration costs O(N), not O(N q p), and gives the iterates
-of dense backprop bit for bit. Mathematics, steps and sources: kernels/worst_sample/definition.py.
+of dense backprop bit for bit. Mathematics, steps and sources: definition.py.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
-import numbers
-import operator
 import os
 import time
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..kernels.runtime import backend
-from ..kernels.worst_sample import (
-    DTYPES,
-    MEMORIES,
-    Dense,
-    Samples,
-    Settings,
-    Sharded,
-    Sparse,
-    State,
-    Weights,
-    activate,
-    beginning,
-    bytes_needed,
-    is_available,
+from ...kernels.runtime import backend
+from ..distributed import check_equal, check_group, digest, of_ranks, rank_in
+from .by_cpp import DTYPES, MEMORIES, Sparse, activate, bytes_needed, is_available
+from .by_triton import LARGEST, Cached, why_not
+from .checks import (
+    WHERE,
+    LinearMinMaxLike,
+    check_choice,
+    check_count,
+    check_model,
+    check_number,
+    check_samples,
+    check_squares,
+    check_weights,
 )
-from ..kernels.worst_sample.definition import DIVERGED, GOING, LOSSES, STEPS
-from ..kernels.worst_sample.portable import LARGEST, Cached, why_not
+from .definition import DIVERGED, GOING, LOSSES, STEPS, Dense, Samples, Settings, State, Weights, beginning
+from .sharded import Sharded
 
 _STATUS = ("going", "target met", "within rounding of the target", "diverged")
 _SLICE_SECONDS = 0.2  # at the end of which Ctrl-C is heard and progress told
-_WHERE = "WorstSampleSubgradient"
-
-
-class LinearMinMaxLike(Protocol):
-    """What is trained: f_k = max_j (u_j + W2_kj), u_j = min_i (z_i + W1_ji), z = A x."""
-
-    @property
-    def A(self) -> Tensor: ...  # [p, d]
-    @property
-    def W1(self) -> Tensor: ...  # [q, p]
-    @property
-    def W2(self) -> Tensor: ...  # [K, q]
 
 
 class Iterate(NamedTuple):
@@ -130,39 +114,36 @@ class WorstSampleSubgradient:
         train_A: bool | None = None,
         validation: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        if group is not None and not isinstance(group, dist.ProcessGroup):
-            raise TypeError(
-                f"{_WHERE}: group is a {type(group).__name__}; expected a torch.distributed.ProcessGroup, or None"
-            )
-        _check_choice("step", step, STEPS)
-        _check_choice("loss", loss, LOSSES)
-        _check_choice("memory", memory, ("auto", *MEMORIES))
+        check_group(WHERE, group)
+        check_choice("step", step, STEPS)
+        check_choice("loss", loss, LOSSES)
+        check_choice("memory", memory, ("auto", *MEMORIES))
         self.model = model
-        weights = _check_weights(model)
-        margin = _check_number("margin", margin, weights.w2.dtype, positive=True)
-        target = _check_number("target", target, torch.float64, positive=False)
-        length = 0.0 if length is None else _check_number("length", length, torch.float64, positive=True)
+        weights = check_weights(model)
+        margin = check_number("margin", margin, weights.w2.dtype, positive=True)
+        target = check_number("target", target, torch.float64, positive=False)
+        length = 0.0 if length is None else check_number("length", length, torch.float64, positive=True)
         train_A = weights.a.requires_grad if train_A is None else bool(train_A)
         weights = Weights(*(w.detach() for w in weights))
-        labels = _check_samples("x", "y", x, y, weights)
+        labels = check_samples("x", "y", x, y, weights)
         samples = Samples(x.detach().contiguous(), labels, len(x))
         if train_A:
-            _check_squares(samples.x)
+            check_squares(samples.x)
         if validation is not None:
             if not isinstance(validation, tuple) or len(validation) != 2:
-                raise TypeError(f"{_WHERE}: validation is a {type(validation).__name__}; expected a pair (x, y)")
-            validation_labels = _check_samples("validation[0]", "validation[1]", *validation, weights)
+                raise TypeError(f"{WHERE}: validation is a {type(validation).__name__}; expected a pair (x, y)")
+            validation_labels = check_samples("validation[0]", "validation[1]", *validation, weights)
             samples.x = torch.cat([samples.x, validation[0].detach()])
             samples.y = torch.cat([labels, validation_labels])
         settings = Settings(loss, margin, step, target, length, train_A)
         watched = None if validation is None else len(validation[0])
-        share = _Share(settings, _digest(weights), len(x), watched, labels.unique().tolist())
-        shares = [share] if group is None else _gathered(share, group)
-        present = {label for of_rank in shares for label in of_rank.classes}
+        share = _Share(settings, digest(weights), len(x), watched, labels.unique().tolist())
+        shares = _shares_of_ranks(share, group)
+        present = {label for each in shares for label in each.classes}
         if len(present) < 2:
-            raise ValueError(f"{_WHERE}: all samples are of class {present.pop()}; expected two classes or more")
-        self._group, self._first = group, sum(of_rank.samples for of_rank in shares[: group.rank() if group else 0])
-        self._watched = sum(of_rank.watched or 0 for of_rank in shares)
+            raise ValueError(f"{WHERE}: all samples are of class {present.pop()}; expected two classes or more")
+        self._group, self._first = group, sum(each.samples for each in shares[: rank_in(group)])
+        self._watched = sum(each.watched or 0 for each in shares)
         self._state = State(
             settings,
             samples,
@@ -170,18 +151,18 @@ class WorstSampleSubgradient:
             _copied(weights),
             None if validation is None else _copied(weights),
             beginning(settings),
-            torch.zeros(sum(of_rank.samples for of_rank in shares), dtype=torch.int64, device=x.device),
+            torch.zeros(sum(each.samples for each in shares), dtype=torch.int64, device=x.device),
         )
         self._asked = memory
         self.memory, self.why = _choose(self._state, memory, is_shared=group is not None)
         self._loop = self._begun()
         self._slice = 1  # iterations between two looks at the clock
         self._loop.run(0, _trace(0))  # F at the start
-        self._known = _copied(weights)  # what the caches are of
+        self._cached_weights = _copied(weights)  # what the caches are of
         overflows = not math.isfinite(self.loss) or not self._loop.z.isfinite().all()
         if self._on_any_rank(overflows):
             raise ValueError(
-                f"{_WHERE}: A x, W1 and W2 of the start add up to more than {weights.a.dtype} holds (F is "
+                f"{WHERE}: A x, W1 and W2 of the start add up to more than {weights.a.dtype} holds (F is "
                 f"{self.loss}); expected finite activations: rescale x or the weights"
             )
 
@@ -201,7 +182,7 @@ class WorstSampleSubgradient:
             TypeError: n is no integer.  ValueError: n is less than 1; the weights have moved to other memory, or the
                 ranks of `group` have changed them differently.
         """
-        n = _count(n)
+        n = check_count(n)
         if self._has_changed():
             self._take_up()
         trace = _trace(n)
@@ -225,18 +206,18 @@ class WorstSampleSubgradient:
         if self._state.progress.status == DIVERGED:
             if math.isfinite(self.loss):
                 raise FloatingPointError(
-                    f"{_WHERE}: after {self.iteration} iterations the next step would leave weights that are not "
+                    f"{WHERE}: after {self.iteration} iterations the next step would leave weights that are not "
                     f"finite in {self._state.weights.w2.dtype}, and was not taken; load_best() returns, and a smaller "
                     "length goes less far"
                 )
             raise FloatingPointError(
-                f"{_WHERE}: F is {self.loss} after {self.iteration} iterations; load_best() returns"
+                f"{WHERE}: F is {self.loss} after {self.iteration} iterations; load_best() returns"
             )
         return trace[:done]
 
     def load_best(self, by: Literal["loss", "validation"] = "loss") -> Iterate:
         """Put the model at a kept iterate: of the least F, or of the best validation accuracy."""
-        _check_choice("by", by, ("loss", "validation"))
+        check_choice("by", by, ("loss", "validation"))
         iterate = self.best if by == "loss" else self.best_validation
         self._write(iterate.weights)
         self._take_up()
@@ -273,7 +254,7 @@ class WorstSampleSubgradient:
         """
         state, progress = self._state, self._state.progress
         if state.best_right is None:
-            raise ValueError(f"{_WHERE}: no validation samples were given; expected validation=(x, y)")
+            raise ValueError(f"{WHERE}: no validation samples were given; expected validation=(x, y)")
         accuracy = progress.best_right / self._watched
         return Iterate(progress.best_right_iteration, progress.best_right_loss, accuracy, _named(state.best_right))
 
@@ -316,7 +297,7 @@ class WorstSampleSubgradient:
         """
         ours = self.state_dict()
         if not isinstance(found, dict) or found.keys() != ours.keys():
-            raise ValueError(f"{_WHERE}.load_state_dict: expected what state_dict() returns, with {', '.join(ours)}")
+            raise ValueError(f"{WHERE}.load_state_dict: expected what state_dict() returns, with {', '.join(ours)}")
         other = [
             f"{name} is {found['settings'].get(name)!r} there and {value!r} here"
             for name, value in ours["settings"].items()
@@ -336,7 +317,7 @@ class WorstSampleSubgradient:
         if found["progress"].keys() != ours["progress"].keys():
             other.append("progress is of another version")
         if other:
-            raise ValueError(f"{_WHERE}.load_state_dict: {'; '.join(other)}")
+            raise ValueError(f"{WHERE}.load_state_dict: {'; '.join(other)}")
         state = self._state
         self._write(found["weights"])
         for kept, of in ((state.best, "best"), (state.best_right, "best_validation")):
@@ -349,14 +330,18 @@ class WorstSampleSubgradient:
         self._loop = self._begun()
 
     def _parts(self) -> dict[str, Any]:
-        """All but the caches, which hold addresses; what a shallow copy must not share is copied."""
+        """Everything but the caches, which hold addresses; copies of all that a shallow copy must not share."""
         parts = {name: value for name, value in vars(self).items() if name not in ("_loop", "_state")}
-        return parts | {"_known": _copied(self._known), "samples": self._state.samples, "run": self.state_dict()}
+        return parts | {
+            "_cached_weights": _copied(self._cached_weights),
+            "samples": self._state.samples,
+            "run": self.state_dict(),
+        }
 
     def __getstate__(self) -> dict[str, Any]:
         if self._group is not None:
             raise TypeError(
-                f"{_WHERE}: a process group cannot be pickled; expected state_dict(), and load_state_dict() of one "
+                f"{WHERE}: a process group cannot be pickled; expected state_dict(), and load_state_dict() of one "
                 "that every rank makes with group="
             )
         return self._parts()
@@ -367,7 +352,7 @@ class WorstSampleSubgradient:
         progress = beginning(settings := Settings(**run["settings"]))
         for name, value in run["progress"].items():
             setattr(progress, name, value)
-        weights = Weights(*(w.detach() for w in _check_weights(self.model)))
+        weights = Weights(*(w.detach() for w in check_weights(self.model)))
         best, best_right = (run[of] and Weights(*run[of].values()) for of in ("best", "best_validation"))
         self._state = State(settings, samples, weights, best, best_right, progress, run["times_worst"])
         # the machine that unpickles may have no compiler
@@ -396,38 +381,38 @@ class WorstSampleSubgradient:
         return own if self._group is None else Sharded(self._state, own, self._group, self._first)
 
     def _note_weights(self) -> None:
-        """The weights are as the caches know them, and autograd must see that they have changed."""
+        """Notes that the caches are of the present weights, and tells autograd that these have changed."""
         torch.autograd.graph.increment_version((self.model.A, self.model.W1, self.model.W2))
-        for known, w in zip(self._known, self._state.weights, strict=True):
-            known.copy_(w)
+        for cached, w in zip(self._cached_weights, self._state.weights, strict=True):
+            cached.copy_(w)
 
     def _has_changed(self) -> bool:
-        """Whether others have changed the weights: told by values, as .data and NumPy count no versions."""
-        pairs = zip(_check_model(self.model), self._state.weights, self._known, strict=True)
+        """Whether the caller has changed the weights, by their values: .data and NumPy count no versions."""
+        pairs = zip(check_model(self.model), self._state.weights, self._cached_weights, strict=True)
         return self._on_any_rank(
-            any(w.data_ptr() != bound.data_ptr() or not torch.equal(w, known) for w, bound, known in pairs)
+            any(w.data_ptr() != bound.data_ptr() or not torch.equal(w, cached) for w, bound, cached in pairs)
         )
 
     def _on_any_rank(self, flag: bool) -> bool:
-        return flag if self._group is None else any(_of_ranks(flag, self._group))
+        return any(of_ranks(flag, self._group))
 
     def _take_up(self) -> None:
-        """The weights as others left them. F and what was kept follow from the next observation."""
+        """Begins at the weights as the caller left them. F and what was kept follow from the next observation."""
         error: Exception | None = None
         try:
-            now = _check_weights(self.model)
+            now = check_weights(self.model)
             if any(w.data_ptr() != bound.data_ptr() for w, bound in zip(now, self._state.weights, strict=True)):
                 raise ValueError(
-                    f"{_WHERE}: the model's weights have moved to other memory (model.to, an assigned parameter); "
+                    f"{WHERE}: the model's weights have moved to other memory (model.to, an assigned parameter); "
                     "make a new WorstSampleSubgradient, and load_state_dict to go on"
                 )
-        except (TypeError, ValueError) as found:
-            error = found
+        except (TypeError, ValueError) as unfit:
+            error = unfit
         if self._group is not None:  # no rank may go on without the others
-            seen = _of_ranks(str(error) if error else _digest(self._state.weights), self._group)
-            if not error and len({*seen}) > 1:
+            states = of_ranks(str(error) if error else digest(self._state.weights), self._group)
+            if not error and len({*states}) > 1:
                 error = ValueError(
-                    f"{_WHERE}: the ranks have changed the weights differently, or some of them not; expected the same "
+                    f"{WHERE}: the ranks have changed the weights differently, or some of them not; expected the same "
                     "change on all ranks"
                 )
         if error:
@@ -443,7 +428,7 @@ class WorstSampleSubgradient:
 
 
 class _Share(NamedTuple):
-    """What a rank brings."""
+    """A rank's part of the run: what must be equal on all, and how much it brings."""
 
     settings: Settings
     weights: str
@@ -452,34 +437,14 @@ class _Share(NamedTuple):
     classes: list[int]
 
 
-def _digest(weights: Weights) -> str:
-    sha = hashlib.sha256()
-    for w in weights:
-        sha.update(f"{tuple(w.shape)} {w.dtype}".encode())
-        sha.update(w.view(torch.uint8).cpu().numpy().data)
-    return sha.hexdigest()
-
-
-def _of_ranks(given: Any, group: dist.ProcessGroup) -> list[Any]:
-    found = [given] * group.size()
-    dist.all_gather_object(found, given, group=group)
-    return found
-
-
-def _gathered(share: _Share, group: dist.ProcessGroup) -> list[_Share]:
+def _shares_of_ranks(share: _Share, group: dist.ProcessGroup | None) -> list[_Share]:
     """The shares of all ranks, or on every rank an error that names what differs between them."""
-    shares = _of_ranks(share, group)
-    for rank, other in enumerate(shares):
-        pairs = {
-            "the weights": (other.weights, shares[0].weights),
-            "the settings": (other.settings, shares[0].settings),
-        }
-        pairs["validation"] = other.watched is None, shares[0].watched is None
-        if differing := [name for name, (theirs, first) in pairs.items() if theirs != first]:
-            raise ValueError(
-                f"{_WHERE}: ranks 0 and {rank} differ in {', '.join(differing)}; expected the same model and options "
-                "on all ranks, and validation samples on all or none"
-            )
+    shares = of_ranks(share, group)
+    facts = [
+        {"the weights": each.weights, "the settings": each.settings, "validation": each.watched is None}
+        for each in shares
+    ]
+    check_equal(WHERE, facts, "the same model and options on all ranks, and validation samples on all or none")
     return shares
 
 
@@ -487,9 +452,9 @@ def _choose(state: State, memory: str, is_shared: bool) -> tuple[str, str]:
     """The memory, and why."""
     weights, device = state.weights, state.weights.a.device
     dtype, (q, p), K, N = weights.a.dtype, weights.w1.shape, len(weights.w2), len(state.samples.x)
-    chosen = backend.choose(_WHERE, device, ("torch", "cpp", "triton"), dtype)
+    chosen = backend.choose(WHERE, device, ("torch", "cpp", "triton"), dtype)
     if chosen == "cpp" and dtype not in DTYPES:
-        raise TypeError(f"{_WHERE}: the weights are {dtype}; expected torch.float32 or torch.float64 on the CPU")
+        raise TypeError(f"{WHERE}: the weights are {dtype}; expected torch.float32 or torch.float64 on the CPU")
     reason = f"backend {chosen} on {device} has no cache for this run"
     if chosen == "triton":
         reason = "several processes share the samples out" if is_shared else why_not(state)
@@ -500,16 +465,16 @@ def _choose(state: State, memory: str, is_shared: bool) -> tuple[str, str]:
     if chosen != "cpp" or not is_available(dtype):
         return "dense", f"every iteration is dense: {reason}"
     sizes = {name: bytes_needed(N, p, q, K, weights.a.element_size(), name) for name in MEMORIES}
-    said = ", ".join(f"{name} {size / 2**20:.4g} MiB" for name, size in sizes.items())
+    listed = ", ".join(f"{name} {size / 2**20:.4g} MiB" for name, size in sizes.items())
     wanted = "winners" if memory == "auto" else memory
     held = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
     if sizes[wanted] > held:
         raise MemoryError(
-            f"{_WHERE}: {wanted} need {sizes[wanted] / 2**30:.3g} GiB for N = {N}, p = {p}, q = {q}, K = {K}; this "
-            f"machine has {held / 2**30:.3g} GiB ({said}); use memory='winners', fewer samples or fewer hidden units"
+            f"{WHERE}: {wanted} need {sizes[wanted] / 2**30:.3g} GiB for N = {N}, p = {p}, q = {q}, K = {K}; this "
+            f"machine has {held / 2**30:.3g} GiB ({listed}); use memory='winners', fewer samples or fewer hidden units"
         )
     asked = "asked for" if memory == wanted else "faster than trees at every size measured, and smaller"
-    return wanted, f"{wanted}: {asked} ({said})"
+    return wanted, f"{wanted}: {asked} ({listed})"
 
 
 def _copied(weights: Weights) -> Weights:
@@ -520,101 +485,5 @@ def _named(weights: Weights) -> dict[str, Tensor]:
     return {name: w.clone() for name, w in zip(("A", "W1", "W2"), weights, strict=True)}
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{_WHERE}: {name} is {value!r}; expected one of {', '.join(map(repr, choices))}")
-
-
-def _check_number(name: str, value: float, dtype: torch.dtype, positive: bool) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{_WHERE}: {name} is {value!r}; expected a number")
-    rounded = torch.tensor(float(value), dtype=torch.float64, device="cpu").to(dtype).item()
-    if not (0 < rounded < math.inf if positive else 0 <= rounded < math.inf):
-        sign = "positive" if positive else "not negative"
-        of = "" if dtype == torch.float64 else f" in {dtype}"
-        raise ValueError(f"{_WHERE}: {name} is {value}; expected a finite number, {sign}{of}")
-    return float(value)
-
-
-def _count(n: int) -> int:
-    try:
-        count = operator.index(n)
-    except TypeError:
-        count = None
-    if count is None or isinstance(n, bool):
-        raise TypeError(f"{_WHERE}.step: n is {n!r}; expected an integer, at least 1")
-    if count < 1:
-        raise ValueError(f"{_WHERE}.step: n is {n}; expected at least 1")
-    return count
-
-
 def _trace(n: int) -> Tensor:
     return torch.empty(n, dtype=torch.float64, device="cpu")
-
-
-def _check_squares(x: Tensor) -> None:
-    """‖g‖² holds that of a sample where A is trained."""
-    most = math.sqrt(torch.finfo(torch.float64).max / (4 * x.shape[1]))
-    low, high = (bound.item() for bound in x.aminmax())
-    if max(-low, high) > most:
-        raise ValueError(
-            f"{_WHERE}: x spans [{low:.3g}, {high:.3g}]; expected no more than {most:.3g} where A is trained, for the "
-            "squares of a sample to add up: rescale x"
-        )
-
-
-def _check_model(model: LinearMinMaxLike) -> Weights:
-    missing = [name for name in ("A", "W1", "W2") if not isinstance(getattr(model, name, None), Tensor)]
-    if missing:
-        raise TypeError(
-            f"{_WHERE}: {type(model).__name__} has no tensor {', '.join(missing)}; expected A [p, d], W1 [q, p] and "
-            "W2 [K, q], as in tropigrad.nn.LinearMinMax"
-        )
-    return Weights(model.A, model.W1, model.W2)
-
-
-def _check_weights(model: LinearMinMaxLike) -> Weights:
-    a, w1, w2 = weights = _check_model(model)
-    shapes = ", ".join(f"{name} {tuple(w.shape)}" for name, w in zip(("A", "W1", "W2"), weights, strict=True))
-    fits = a.dim() == w1.dim() == w2.dim() == 2 and w1.shape[1] == a.shape[0] and w2.shape[1] == w1.shape[0]
-    if not fits or min(*a.shape, *w1.shape) < 1 or len(w2) < 2:
-        raise ValueError(f"{_WHERE}: the model has {shapes}; expected A [p, d], W1 [q, p] and W2 [K, q] with K ≥ 2")
-    if not a.dtype == w1.dtype == w2.dtype or not a.device == w1.device == w2.device or not a.is_floating_point():
-        kinds = ", ".join(f"{w.dtype} on {w.device}" for w in weights)
-        raise TypeError(f"{_WHERE}: the weights are {kinds}; expected one floating dtype and one device")
-    if a.is_meta:
-        raise ValueError(f"{_WHERE}: the weights are on meta, which holds no values; expected them on a device")
-    for name, w in zip(("A", "W1", "W2"), weights, strict=True):
-        if not w.is_contiguous():
-            raise ValueError(f"{_WHERE}: {name} has strides {w.stride()}; expected it contiguous: .contiguous()")
-        if not w.isfinite().all():
-            raise ValueError(f"{_WHERE}: {name} holds NaN or infinite values; expected finite weights")
-    return weights
-
-
-def _check_samples(x_name: str, y_name: str, x: Tensor, y: Tensor, weights: Weights) -> Tensor:
-    """The labels as int32, or an error that names what does not fit."""
-    d, K = weights.a.shape[1], len(weights.w2)
-    for name, given in ((x_name, x), (y_name, y)):
-        if not isinstance(given, Tensor) or given.layout != torch.strided:
-            what = given.layout if isinstance(given, Tensor) else f"a {type(given).__name__}"
-            raise TypeError(f"{_WHERE}: {name} is {what}; expected a dense torch.Tensor")
-    if x.dim() != 2 or x.shape[1] != d or len(x) == 0:
-        raise ValueError(f"{_WHERE}: {x_name} has shape {tuple(x.shape)}; expected [N, {d}] with N ≥ 1")
-    if x.dtype != weights.a.dtype or x.device != weights.a.device:
-        raise TypeError(
-            f"{_WHERE}: {x_name} is {x.dtype} on {x.device}; expected {weights.a.dtype} on {weights.a.device}, as the "
-            "weights"
-        )
-    if y.shape != x.shape[:1]:
-        raise ValueError(f"{_WHERE}: {y_name} has shape {tuple(y.shape)}; expected [{len(x)}], one label for each row")
-    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        raise TypeError(f"{_WHERE}: {y_name} is {y.dtype}; expected integer class labels")
-    if y.min() < 0 or y.max() >= K:
-        raise ValueError(f"{_WHERE}: {y_name} spans [{y.min()}, {y.max()}]; expected labels in [0, {K - 1}]")
-    if not x.isfinite().all():
-        row = int((~x.isfinite()).any(dim=1).nonzero()[0])
-        raise ValueError(
-            f"{_WHERE}: {x_name} holds NaN or infinite values, first in row {row}; expected finite features"
-        )
-    return y.to(x.device, torch.int32, copy=True)

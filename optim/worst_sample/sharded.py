@@ -14,8 +14,9 @@ import math
 import torch.distributed as dist
 from torch import Tensor
 
-from .cpu import Sparse
-from .definition import Dense, Moves, Observation, State
+from ..distributed import largest, of_ranks
+from .by_cpp import Sparse
+from .definition import Dense, Moves, State
 
 
 class Sharded(Dense):
@@ -39,8 +40,7 @@ class Sharded(Dense):
     def _exchange(self) -> None:
         ours = self._own.seen
         ours = ours._replace(worst=ours.worst + self._first)
-        of_ranks: list[Observation] = [ours] * self._group.size()
-        dist.all_gather_object(of_ranks, ours, group=self._group)
-        worst = max(of_ranks, key=lambda seen: (math.isnan(seen.loss), seen.loss))  # the first of equal ones
-        right = sum(seen.right for seen in of_ranks) if ours.right >= 0 else -1
+        everybody = of_ranks(ours, self._group)
+        worst = largest(everybody, key=lambda seen: (math.isnan(seen.loss), seen.loss))
+        right = sum(seen.right for seen in everybody) if ours.right >= 0 else -1
         self.seen = worst._replace(right=right)

@@ -1,4 +1,4 @@
-"""The iterations in C++ (cpu.cpp), called through ctypes on the tensors of a run."""
+"""The iterations in C++ (by_cpp.cpp), called through ctypes on the tensors of a run."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ...autotune import Space, Tuned
-from ..runtime import native
-from ..tropical_matmul import tropical_matmul
+from ...kernels.runtime import native
+from ...kernels.tropical_matmul import tropical_matmul
 from .definition import (
     IDLE,
     LOSSES,
@@ -25,7 +25,7 @@ from .definition import (
     observe,
 )
 
-_SOURCE = Path(__file__).with_name("cpu.cpp")
+_SOURCE = Path(__file__).with_name("by_cpp.cpp")
 DTYPES = (torch.float32, torch.float64)
 MEMORIES = ("winners", "trees")
 # SMALL: leaves that an iteration looks at, in all samples, before it takes threads. Every choice gives the same bits.
@@ -38,7 +38,7 @@ ITERATE = Tuned(
 
 
 class _Problem(ctypes.Structure):
-    """Problem in cpu.cpp."""
+    """Mirrors `struct Problem` in by_cpp.cpp, field by field."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("N", "training", "d", "p", "q", "K", "columns")),
@@ -59,26 +59,26 @@ class _Problem(ctypes.Structure):
 
 @native.cached
 def _functions(dtype: torch.dtype):
-    found = native.library_of(_SOURCE, dtype)
-    if found is None:
+    library = native.library_of(_SOURCE, dtype)
+    if library is None:
         return None
     problem = ctypes.POINTER(_Problem)
-    found.worst_sample_project.argtypes = [problem]
-    found.worst_sample_build.argtypes = [problem, ctypes.c_int]
+    library.worst_sample_project.argtypes = [problem]
+    library.worst_sample_build.argtypes = [problem, ctypes.c_int]
     counter = ctypes.POINTER(ctypes.c_int64)
     pairs = (ctypes.c_void_p, ctypes.c_int64)
-    found.worst_sample_follow.argtypes = [problem, ctypes.c_int, *pairs, *pairs, *pairs]
-    found.worst_sample_run.argtypes = [problem, ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, counter]
-    return found
+    library.worst_sample_follow.argtypes = [problem, ctypes.c_int, *pairs, *pairs, *pairs]
+    library.worst_sample_run.argtypes = [problem, ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, counter]
+    return library
 
 
 def is_available(dtype: torch.dtype) -> bool:
-    """Whether the loop of this dtype could be compiled, now if need be; where not, one warning has said why."""
+    """Whether the loop of this dtype could be compiled, now if need be. If it could not, one warning has told why."""
     return _functions(dtype) is not None
 
 
 def bytes_needed(N: int, p: int, q: int, K: int, itemsize: int, memory: str) -> int:
-    """What a memory takes beside the samples and the weights, where no half of z tells the other."""
+    """Bytes that a memory takes beside the samples and the weights, at the most: the whole of z is counted."""
     index = _index(p, q).itemsize
     shared = N * ((p + q + K + 1) * itemsize + (q + K) * index + 1)
     if memory == "winners":
@@ -169,7 +169,7 @@ class Sparse:
             progress=ctypes.pointer(state.progress),
         )
         self._wide = index == torch.int32
-        self._what = {"N": N, "d": d, "p": p, "q": q, "K": K, "memory": memory, "dtype": str(dtype)}
+        self._sizes = {"N": N, "d": d, "p": p, "q": q, "K": K, "memory": memory, "dtype": str(dtype)}
         self._ask()
         functions = _functions(dtype)
         assert functions is not None
@@ -178,7 +178,7 @@ class Sparse:
         _check(functions.worst_sample_build(self._problem, self._wide))
 
     def _ask(self) -> None:
-        config = ITERATE.config(self._what, self._z.device)
+        config = ITERATE.config(self._sizes, self._z.device)
         self._problem.small = config["SMALL"]
         self._problem.threads = native.threads(config["threads"], 1, 0)  # of an iteration C++ itself looks at the work
 
@@ -190,9 +190,9 @@ class Sparse:
         return done.value
 
     def follow(self, moves: Moves) -> None:
-        """The weights have moved by another's hand: the caches follow."""
-        lists = [torch.tensor(of, dtype=torch.int64, device="cpu") for of in moves]
-        arguments = [value for of in lists for value in (of.data_ptr(), len(of))]
+        """Has the caches follow weights that the caller has moved."""
+        lists = [torch.tensor(places, dtype=torch.int64, device="cpu") for places in moves]
+        arguments = [value for places in lists for value in (places.data_ptr(), len(places))]
         self._ask()
         _check(self._functions.worst_sample_follow(self._problem, self._wide, *arguments))
 

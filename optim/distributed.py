@@ -1,0 +1,66 @@
+"""Exchanges between the ranks of torch.distributed: every rank gets the same answer, in the order of the ranks.
+
+A group of None is one process, which is its own and only rank.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def check_group(where: str, group: Any) -> None:
+    """
+    Raises:
+        TypeError: `group` is neither a process group nor None.
+    """
+    if group is not None and not isinstance(group, dist.ProcessGroup):
+        raise TypeError(
+            f"{where}: group is a {type(group).__name__}; expected a torch.distributed.ProcessGroup, or None"
+        )
+
+
+def rank_in(group: dist.ProcessGroup | None) -> int:
+    return 0 if group is None else group.rank()
+
+
+def of_ranks(value: T, group: dist.ProcessGroup | None) -> list[T]:
+    """The values of all ranks. A collective call: every rank makes it."""
+    if group is None:
+        return [value]
+    values = [value] * group.size()
+    dist.all_gather_object(values, value, group=group)
+    return values
+
+
+def largest(candidates: Iterable[T], key: Callable[[T], Any]) -> T:
+    """The largest of the ranks' candidates; of equal ones that of the lowest rank, as one process would choose."""
+    return max(candidates, key=key)
+
+
+def digest(tensors: Iterable[Tensor]) -> str:
+    """A hash of shapes, dtypes and bits: equal on two ranks where the tensors are."""
+    sha = hashlib.sha256()
+    for tensor in tensors:
+        sha.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+        sha.update(tensor.view(torch.uint8).cpu().numpy().data)
+    return sha.hexdigest()
+
+
+def check_equal(where: str, facts: Sequence[Mapping[str, Any]], expected: str) -> None:
+    """Holds the facts of each rank against those of rank 0.
+
+    Raises:
+        ValueError: some differ; the message names them, the rank, and what was expected.
+    """
+    for rank, of_rank in enumerate(facts):
+        differing = [name for name, fact in of_rank.items() if fact != facts[0][name]]
+        if differing:
+            raise ValueError(f"{where}: ranks 0 and {rank} differ in {', '.join(differing)}; expected {expected}")
