@@ -14,28 +14,28 @@ import torch
 
 from ..kernels import backend, dispatch, native, qualification
 from ..kernels.spec import REGISTRY
-from . import results
+from . import environment
 
 _PROBE = '#include "{}"\nextern "C" int tropigrad_vector_bits() {{ return 8 * VECTOR_BYTES; }}\n'
 
 
 def examine() -> dict[str, Any]:
     """Facts for machines; "problems" lists what should work here and does not."""
-    problems = results.wrong_variables()
+    problems = environment.wrong_variables()
     data = os.environ.get("TROPIGRAD_DATA")
     if data and not Path(data).is_dir():
         problems.append(f"TROPIGRAD_DATA is {data!r}, which is no folder; expected one of MNIST-format files, or unset")
     devices = [torch.device("cpu"), *(torch.device("cuda", i) for i in range(torch.cuda.device_count()))]
     backends = {str(device): _backends(device) for device in devices}
     found = {
-        "versions": results.versions(),
-        "machine": results.machine(),
+        "versions": environment.versions(),
+        "machine": environment.machine(),
         "interpreted": backend.interpreted(),
         "backends": backends,
         "compiler": _compiler(problems),
         "operators": dispatch.who_registers(),
         "cache": _cache(problems),
-        "environment": results.environment(),
+        "environment": environment.variables(),
         "problems": problems,
     }
     name = os.environ.get("TROPIGRAD_BACKEND", "auto")

@@ -41,7 +41,9 @@ from ..autotune.explanation import pairs
 from ..autotune.tunable import default_device
 from ..kernels import backend, conformance, qualification
 from ..kernels.spec import REGISTRY
-from . import benchmark, ceilings, gpu_ceilings, output, results, tuning
+from . import environment, output, tune
+from .measuring import benchmark, ceilings, gpu_ceilings
+from .records import Results, read
 
 Progress = Callable[[str, int, int, str], None]  # (stage, done, total, what is being done)
 
@@ -103,18 +105,18 @@ def run(
     unknown = sorted({*ops} - {*REGISTRY})
     if unknown:
         raise BadRequest(f"nothing is named {', '.join(unknown)}; expected some of: {', '.join(REGISTRY)}")
-    if wrong := results.wrong_variables():
+    if wrong := environment.wrong_variables():
         raise BadRequest("; ".join(wrong))
     if (out / RESULTS).exists() != resume:
         what = "holds a run already; --resume goes on with it" if not resume else "holds no run to resume"
         raise BadRequest(f"{out} {what}; or give another folder: --out DIR")
     out.mkdir(parents=True, exist_ok=True)
     start, device = perf_counter(), default_device()
-    earlier = results.read(out / RESULTS) if resume else []
+    earlier = read(out / RESULTS) if resume else []
     outcome = Outcome(out, autotune.fingerprint(device).device)
     specs = [spec for name, spec in REGISTRY.items() if not ops or name in ops]
-    with results.Results(out / RESULTS) as kept:
-        kept.add(results.head({"budget_s": budget_s, "resume": resume, "ops": list(ops)}))
+    with Results(out / RESULTS) as kept:
+        kept.add(environment.head({"budget_s": budget_s, "resume": resume, "ops": list(ops)}))
         phases = {
             "conformance": lambda left, tell: _conformance(out, tuple(s.name for s in specs), left, outcome, tell),
             "ceilings": lambda left, tell: _ceilings(device, earlier, left, outcome, tell),
@@ -313,7 +315,7 @@ def _ceilings(device: torch.device, earlier, left: float, outcome: Outcome, prog
     for record in measure:
         yield record
         found.append(record)
-    tuning.keep_ceilings(found, device, "tropigrad qualify")
+    tune.keep_ceilings(found, device, "tropigrad qualify")
 
 
 def _tuning(specs, device: torch.device, left: float, outcome: Outcome, progress) -> Iterator[dict[str, Any]]:
@@ -379,10 +381,10 @@ def _write(out: Path, specs, device: torch.device, records, outcome: Outcome, se
         record = qualification.record(gluon, device, len(proven))
         (out / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         said.append(f"The Gluon kernels passed {len(proven)} cases: {RECORD}, in kernels/qualified/, turns them on.")
-    environment = autotune.fingerprint(device)
-    entries = autotune.store().whole(environment)
+    here = autotune.fingerprint(device)
+    entries = autotune.store().whole(here)
     if entries:
-        table = autotune.export(environment, entries, out)
+        table = autotune.export(here, entries, out)
         table.replace(out / f"3-{table.name}")
         said.append(f"{len(entries)} tuned configs: 3-{table.name}, as autotune/tables/{table.name}, ships them.")
     (out / SUMMARY).write_text("\n".join(_summary(records, outcome, said, seconds)) + "\n", encoding="utf-8")
@@ -390,7 +392,7 @@ def _write(out: Path, specs, device: torch.device, records, outcome: Outcome, se
 
 def _draw(records, outcome: Outcome) -> None:
     try:
-        from .roofline import draw  # needs matplotlib
+        from .page.roofline import draw  # needs matplotlib
     except ModuleNotFoundError as error:
         outcome.cut_off.append(f"the roofline's picture: {error.name} is not installed")
     else:

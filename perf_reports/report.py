@@ -14,7 +14,10 @@ from typing import Any
 import torch
 
 from ..kernels.spec import REGISTRY
-from . import benchmark, ceilings, data, page, results, speedups, startup, tuning
+from . import data, environment, tune
+from .measuring import benchmark, ceilings, startup
+from .page import page, speedups
+from .records import Results
 from .studies import gsgd, maxplus
 
 Progress = Callable[[str, int, int, str], None]  # (stage, done, total, what is being done)
@@ -83,7 +86,7 @@ def run(
     unknown = [name for name in only if name not in names()]
     if unknown:
         raise BadRequest(f"nothing is named {', '.join(map(repr, unknown))}; expected some of: {', '.join(names())}")
-    if wrong := results.wrong_variables():
+    if wrong := environment.wrong_variables():
         raise BadRequest("; ".join(wrong))
     data_dir = data.find_data_dir(data_dir)
     studies = [name for name in STUDIES if not only or name in only]
@@ -94,14 +97,14 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     start = perf_counter()
     interrupted = False
-    with results.Results(out / "results.jsonl") as kept:
+    with Results(out / "results.jsonl") as kept:
         settings = {
             "quick": quick,
             "only": list(only),
             "data_dir": None if data_dir is None else str(data_dir),
             "seed": seed,
         }
-        kept.add(results.head(settings))
+        kept.add(environment.head(settings))
         try:
             for record in _measured(studies, cells, quick, data_dir, seed, progress):
                 kept.add(record)
@@ -134,7 +137,7 @@ def _measured(
         for record in ceilings.measure(quick=quick, progress=on("ceilings")):
             yield record
             roofs.append(record)
-        tuning.keep_ceilings(roofs, torch.device("cpu"), "tropigrad report")
+        tune.keep_ceilings(roofs, torch.device("cpu"), "tropigrad report")
         yield from startup.measure(quick=quick, progress=on("startup"))
     for name in studies:
         yield from STUDIES[name](data_dir=data_dir, quick=quick, seed=seed, progress=on("training"))

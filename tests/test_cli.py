@@ -16,7 +16,7 @@ from tropigrad import __version__, autotune, cli
 from tropigrad.cli import app
 from tropigrad.kernels import native
 from tropigrad.kernels.tropical_matmul import cpu
-from tropigrad.perf_reports import doctor, output, qualify, report, tuning
+from tropigrad.perf_reports import doctor, output, qualify, report, tune
 
 
 @pytest.fixture
@@ -97,8 +97,8 @@ def test_an_unknown_name_is_answered_in_one_line_with_the_known(tropigrad, tmp_p
 def test_a_missing_extra_is_named_with_the_fix(tropigrad, monkeypatch):
     monkeypatch.delitem(sys.modules, "tropigrad.perf_reports.report")
     monkeypatch.delattr("tropigrad.perf_reports.report")
-    monkeypatch.delitem(sys.modules, "tropigrad.perf_reports.page")
-    monkeypatch.delattr("tropigrad.perf_reports.page")
+    monkeypatch.delitem(sys.modules, "tropigrad.perf_reports.page.page")
+    monkeypatch.delattr("tropigrad.perf_reports.page.page")
     monkeypatch.setitem(sys.modules, "jinja2", None)
     done = tropigrad("report")
     assert done.exit_code == 2
@@ -286,7 +286,7 @@ def test_what_has_no_spelling_is_escaped(monkeypatch):
     [
         ("tropigrad", {"PYTHONIOENCODING": "ascii"}),
         ("tropigrad.perf_reports.qualify", {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}),
-        ("tropigrad.perf_reports.studies.maxplus_costs", {"PYTHONIOENCODING": "ascii"}),
+        ("tropigrad.perf_reports.studies.maxplus.costs", {"PYTHONIOENCODING": "ascii"}),
     ],
     ids=["command", "qualify, C locale", "costs"],
 )
@@ -360,7 +360,7 @@ def test_tune_then_explain_then_the_cache(tropigrad, own_cache):
 
 def test_export_writes_the_table_of_this_device(tropigrad, own_cache, monkeypatch, tmp_path):
     monkeypatch.setattr(sys.modules["tropigrad.autotune.store"], "TABLES", tmp_path / "tables")
-    monkeypatch.setattr(tuning, "run", lambda plan, **options: [])
+    monkeypatch.setattr(tune, "run", lambda plan, **options: [])
     assert tropigrad("tune", "--export").exit_code == 2  # nothing is tuned: no empty table is shipped
     here = autotune.fingerprint(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     own_cache.put(here, {"kernel": "op", "source": "x", "problem": {}}, {"BLOCK": 16})
@@ -375,7 +375,7 @@ def test_a_wrong_default_is_1(tropigrad, own_cache, monkeypatch):
     def wrong(*args, **kwargs):
         raise autotune.WrongDefault("tropical_matmul.cpp at {}: output 0 differs")
 
-    monkeypatch.setattr(tuning, "run", wrong)
+    monkeypatch.setattr(tune, "run", wrong)
     done = tropigrad("tune")
     assert done.exit_code == 1
     assert done.stderr.splitlines()[-1] == "tropigrad: tropical_matmul.cpp at {}: output 0 differs"
@@ -385,7 +385,7 @@ def test_an_interrupted_tuning_says_how_to_go_on(tropigrad, own_cache, monkeypat
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tuning, "run", interrupted)
+    monkeypatch.setattr(tune, "run", interrupted)
     done = tropigrad("tune")
     assert done.exit_code == 130
     assert "the same command goes on from there" in done.stderr

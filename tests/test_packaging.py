@@ -12,12 +12,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("autotune", "kernels", "nn", "optim", "perf_reports")
-SHIPPED = (".py", ".cpp", ".hpp", ".json", ".jinja", ".css", ".js")
+SHIPPED = (".py", ".cpp", ".hpp", ".json", ".html", ".css", ".js")
 
 
 def sources() -> set[str]:
     """The package's files, by their place in an installed package."""
-    found = {f"tropigrad/{name}" for name in ("__init__.py", "__main__.py", "cli.py", "py.typed")}
+    found = {f"tropigrad/{name}" for name in ("__init__.py", "__main__.py", "cli/__init__.py", "py.typed")}
     for folder in FOLDERS:
         for path in (ROOT / folder).rglob("*"):
             if path.suffix in SHIPPED and "out" not in path.relative_to(ROOT).parts:

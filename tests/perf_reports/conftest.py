@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tropigrad.kernels.spec import Contender, Spec, Workload
-from tropigrad.perf_reports import page
+from tropigrad.perf_reports.page import page
 
 
 def training(method, iteration, seconds, loss, accuracy, role="ours"):

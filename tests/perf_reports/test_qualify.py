@@ -15,7 +15,7 @@ import torch
 from tropigrad.kernels import backend
 from tropigrad.kernels.conformance import Case, NotHere
 from tropigrad.kernels.spec import REGISTRY
-from tropigrad.perf_reports import qualify, results
+from tropigrad.perf_reports import qualify, records
 
 CPU = torch.device("cpu")
 
@@ -214,6 +214,6 @@ def test_killed_in_the_middle_it_resumes_and_leaves_eight_files_at_the_most(tmp_
     assert "## Cut off by the budget" in text
     assert "* ceilings" in text
     assert "tuning of tropical_matmul" in text
-    kinds = [record["kind"] for record in results.read(out / qualify.RESULTS)]
+    kinds = [record["kind"] for record in records.read(out / qualify.RESULTS)]
     assert kinds.count("run") == 2
     assert kinds[-1] == "run_end"
