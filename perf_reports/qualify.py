@@ -12,7 +12,7 @@ The folder then holds, most important first, at most eight files:
     1-summary.md         what passed, what failed, what was cut off
     2-qualified.json     the record that turns the Gluon kernels on, where they passed: copy it to kernels/qualified/
     3-<gpu>.json         the tuned configs: copy it to autotune/tables/
-    4-results.jsonl      every measurement (results.py)
+    4-results.jsonl      every measurement (records.py)
     5-conformance.jsonl  every case
     roofline.png, .svg   where matplotlib is installed
 
@@ -28,7 +28,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter, sleep
@@ -42,10 +42,10 @@ from ..autotune.tunable import default_device
 from ..kernels import backend, conformance, qualification
 from ..kernels.spec import REGISTRY
 from . import environment, output, tune
+from .commands import BadRequest, Progress, StageProgress
+from .durations import parse_duration
 from .measuring import benchmark, ceilings, gpu_ceilings
 from .records import Results, read
-
-Progress = Callable[[str, int, int, str], None]  # (stage, done, total, what is being done)
 
 SUMMARY, RECORD, RESULTS, CASES = "1-summary.md", "2-qualified.json", "4-results.jsonl", "5-conformance.jsonl"
 PHASES = {"conformance": 0.45, "ceilings": 0.05, "tuning": 0.3, "speed": 0.2}  # shares of the budget
@@ -54,12 +54,8 @@ _TEXT: dict[str, Any] = {"text": True, "encoding": "utf-8", "errors": "replace"}
 POISONED = 3  # exit status of a process whose device context is spoilt
 
 
-class BadRequest(ValueError):
-    """An unknown op, a variable that means nothing, or a folder that holds another run; the message says what to do."""
-
-
 @dataclass
-class Outcome:
+class QualificationOutcome:
     """What a qualification came to."""
 
     out: Path
@@ -86,8 +82,8 @@ def run(
     budget_s: float = 480.0,
     resume: bool = False,
     ops: Sequence[str] = (),
-    progress: Progress = lambda stage, done, total, what: None,
-) -> Outcome:
+    progress: StageProgress = lambda stage, done, total, what: None,
+) -> QualificationOutcome:
     """Qualify the GPU that is here, or the CPU where there is none.
 
     Args:
@@ -113,7 +109,7 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     start, device = perf_counter(), default_device()
     earlier = read(out / RESULTS) if resume else []
-    outcome = Outcome(out, autotune.fingerprint(device).device)
+    outcome = QualificationOutcome(out, autotune.fingerprint(device).device)
     specs = [spec for name, spec in REGISTRY.items() if not ops or name in ops]
     with Results(out / RESULTS) as kept:
         kept.add(environment.head({"budget_s": budget_s, "resume": resume, "ops": list(ops)}))
@@ -159,7 +155,9 @@ def cases(device: torch.device, ops: tuple[str, ...]) -> list[conformance.Case]:
     return sorted(suite, key=lambda case: (case.slow, turns[case.name]))
 
 
-def _conformance(out: Path, ops: tuple[str, ...], left: float, outcome: Outcome, progress) -> Iterator[dict[str, Any]]:
+def _conformance(
+    out: Path, ops: tuple[str, ...], left: float, outcome: QualificationOutcome, progress: Progress
+) -> Iterator[dict[str, Any]]:
     """Runs the cases in processes of their own, and yields one record of the counts."""
     file, end = out / CASES, perf_counter() + left
     names = [case.name for case in cases(default_device(), ops)]
@@ -302,7 +300,9 @@ def _is_poisoned() -> bool:
 # ------------------------------------------------------------------------------------------------ the other phases
 
 
-def _ceilings(device: torch.device, earlier, left: float, outcome: Outcome, progress) -> Iterator[Mapping[str, Any]]:
+def _ceilings(
+    device: torch.device, earlier, left: float, outcome: QualificationOutcome, progress: Progress | None
+) -> Iterator[Mapping[str, Any]]:
     if any(record["kind"] == "ceiling" for record in earlier):
         return
     if left <= 0:
@@ -318,7 +318,9 @@ def _ceilings(device: torch.device, earlier, left: float, outcome: Outcome, prog
     tune.keep_ceilings(found, device, "tropigrad qualify")
 
 
-def _tuning(specs, device: torch.device, left: float, outcome: Outcome, progress) -> Iterator[dict[str, Any]]:
+def _tuning(
+    specs, device: torch.device, left: float, outcome: QualificationOutcome, progress: Progress
+) -> Iterator[dict[str, Any]]:
     end = perf_counter() + left
     paths = ["auto"]
     if not backend.why_off("gluon", device) and not any("-gluon-" in failed for failed in outcome.failed):
@@ -347,7 +349,9 @@ def _without_rivals(found: autotune.Finding) -> dict[str, Any]:
     return record | {"evidence": {k: v for k, v in record["evidence"].items() if k not in ("rivals", "space")}}
 
 
-def _speed(specs, earlier, left: float, outcome: Outcome, progress) -> Iterator[Mapping[str, Any]]:
+def _speed(
+    specs, earlier, left: float, outcome: QualificationOutcome, progress: Progress
+) -> Iterator[Mapping[str, Any]]:
     known = {(r["op"], r["workload"], r["shape_label"]) for r in earlier if r["kind"] == "timing"}
     chosen = [c for c in benchmark.cells(specs) if (c.spec.name, c.workload.name, c.label) not in known]
     end = perf_counter() + left
@@ -366,7 +370,7 @@ def _speed(specs, earlier, left: float, outcome: Outcome, progress) -> Iterator[
 # ------------------------------------------------------------------------------------------------ the files
 
 
-def _write(out: Path, specs, device: torch.device, records, outcome: Outcome, seconds: float) -> None:
+def _write(out: Path, specs, device: torch.device, records, outcome: QualificationOutcome, seconds: float) -> None:
     said = []
     gluon = [kernel for spec in specs for kernel in spec.tuned.get("gluon", ())]
     answers = {name: found["result"] for name, found in _answers(out / CASES).items() if "gluon" in name}
@@ -390,7 +394,7 @@ def _write(out: Path, specs, device: torch.device, records, outcome: Outcome, se
     (out / SUMMARY).write_text("\n".join(_summary(records, outcome, said, seconds)) + "\n", encoding="utf-8")
 
 
-def _draw(records, outcome: Outcome) -> None:
+def _draw(records, outcome: QualificationOutcome) -> None:
     try:
         from .page.roofline import draw  # needs matplotlib
     except ModuleNotFoundError as error:
@@ -399,7 +403,9 @@ def _draw(records, outcome: Outcome) -> None:
         draw(records, outcome.out)
 
 
-def _summary(records: Sequence[Mapping[str, Any]], outcome: Outcome, said: list[str], seconds: float) -> Iterator[str]:
+def _summary(
+    records: Sequence[Mapping[str, Any]], outcome: QualificationOutcome, said: list[str], seconds: float
+) -> Iterator[str]:
     run = next(record for record in records if record["kind"] == "run")
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items() if version)
     yield f"# {outcome.device}"
@@ -451,7 +457,7 @@ def _interval(found: Mapping[str, float] | None) -> str:
     return f"{found['value']:.3g} [{found['low']:.3g}, {found['high']:.3g}]" if found else "–"
 
 
-def lines(outcome: Outcome) -> list[str]:
+def lines(outcome: QualificationOutcome) -> list[str]:
     """The last words, for people."""
     words = f"{outcome.passed} passed, {len(outcome.failed)} failed, {outcome.not_here.total()} not here"
     return [
@@ -461,23 +467,6 @@ def lines(outcome: Outcome) -> list[str]:
         f"cut off      {len(outcome.cut_off)}; --resume goes on" if outcome.cut_off else "cut off      nothing",
         f"read first   {outcome.out / SUMMARY}",
     ]
-
-
-def seconds(text: str) -> float:
-    """8m, 90s, 1.5h or plain seconds.
-
-    Raises:
-        ValueError: neither.
-    """
-    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
-    number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
-    try:
-        found = float(number) * units[unit]
-    except ValueError:
-        found = -1.0
-    if not 0 < found < float("inf"):
-        raise ValueError(f"the budget is {text!r}; expected a positive time such as 90s, 8m or 1h")
-    return found
 
 
 def main() -> int:
@@ -493,7 +482,7 @@ def main() -> int:
     try:
         outcome = run(
             asked.out,
-            budget_s=seconds(asked.budget),
+            budget_s=parse_duration(asked.budget),
             resume=asked.resume,
             progress=lambda stage, done, total, what: print(f"{stage} {done}/{total} {what}", file=sys.stderr),
         )

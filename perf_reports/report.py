@@ -5,7 +5,7 @@ Every record is on the disk as soon as it exists, so an interruption loses nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -15,25 +15,18 @@ import torch
 
 from ..kernels.spec import REGISTRY
 from . import data, environment, tune
+from .commands import BadRequest, Progress, StageProgress
+from .durations import format_duration
 from .measuring import benchmark, ceilings, startup
 from .page import page, speedups
 from .records import Results
-from .studies import gsgd, maxplus
-
-Progress = Callable[[str, int, int, str], None]  # (stage, done, total, what is being done)
-
-# name -> its comparison with dense backprop: (data_dir, quick, seed, progress) -> records
-STUDIES: dict[str, Callable[..., Iterable[Mapping[str, Any]]]] = {"maxplus": maxplus.compare, "gsgd": gsgd.compare}
+from .studies import STUDIES
 
 _KERNEL_BUDGET_S = {False: 140.0, True: 12.0}  # by `quick`
 
 
-class BadRequest(ValueError):
-    """A name that means nothing, or a variable that does not; the message lists what does."""
-
-
 @dataclass(frozen=True)
-class Outcome:
+class ReportOutcome:
     """What a report came to."""
 
     page: Path
@@ -67,8 +60,8 @@ def run(
     only: Sequence[str] = (),
     data_dir: Path | None = None,
     seed: int = 0,
-    progress: Progress = lambda stage, done, total, what: None,
-) -> Outcome:
+    progress: StageProgress = lambda stage, done, total, what: None,
+) -> ReportOutcome:
     """Measure, append to results.jsonl in `out`, and draw the page there.
 
     Args:
@@ -94,6 +87,7 @@ def run(
     if studies:
         data.load(data_dir=data_dir, seed=seed)  # missing or corrupt data must come to light before anything is written
 
+    loss_titles = {name: study.loss_title for name, study in STUDIES.items()}
     out.mkdir(parents=True, exist_ok=True)
     start = perf_counter()
     interrupted = False
@@ -114,11 +108,11 @@ def run(
             # a bug, not a result: what was measured is shown, then the error goes its way
             seconds, reason = perf_counter() - start, f"{type(error).__name__}: {error}"
             kept.add({"kind": "run_end", "interrupted": True, "seconds": seconds, "error": reason})
-            page.build(kept.records, out)
+            page.build(kept.records, out, loss_titles)
             raise
         kept.add({"kind": "run_end", "interrupted": interrupted, "seconds": perf_counter() - start, "error": None})
-        index = page.build(kept.records, out)
-    return Outcome(index, kept.records, interrupted)
+        index = page.build(kept.records, out, loss_titles)
+    return ReportOutcome(index, kept.records, interrupted)
 
 
 def _measured(
@@ -127,9 +121,9 @@ def _measured(
     quick: bool,
     data_dir: Path | None,
     seed: int,
-    progress: Progress,
+    progress: StageProgress,
 ) -> Iterator[Mapping[str, Any]]:
-    def on(stage: str) -> Callable[[int, int, str], None]:
+    def on(stage: str) -> Progress:
         return lambda done, total, what: progress(stage, done, total, what)
 
     if cells:
@@ -140,7 +134,7 @@ def _measured(
         tune.keep_ceilings(roofs, torch.device("cpu"), "tropigrad report")
         yield from startup.measure(quick=quick, progress=on("startup"))
     for name in studies:
-        yield from STUDIES[name](data_dir=data_dir, quick=quick, seed=seed, progress=on("training"))
+        yield from STUDIES[name].compare(data_dir=data_dir, quick=quick, seed=seed, progress=on("training"))
     if cells:
         budget_s = _KERNEL_BUDGET_S[quick]
         yield from benchmark.measure(cells, budget_s=budget_s, quick=quick, seed=seed, progress=on("kernels"))
@@ -149,7 +143,7 @@ def _measured(
 # ------------------------------------------------------------------------------------------------ the last words
 
 
-def summary(outcome: Outcome) -> list[str]:
+def summary(outcome: ReportOutcome) -> list[str]:
     """Six lines: machine, training, speed over dense backprop, over peers, gate, page."""
     run, groups = outcome.records, speedups.groups(outcome.records)
     head = run[0]
@@ -170,7 +164,7 @@ def _training_line(run: Sequence[Mapping[str, Any]]) -> str:
     words = []
     for r in methods:
         if r["role"] in ("ours", "dense"):
-            speed = page.seconds(r["seconds_per_iteration"])
+            speed = format_duration(r["seconds_per_iteration"])
             words.append(f"{r['method']} {speed} an iteration, {page.percent(r['test_accuracy'])} right")
     return f"{methods[0]['dataset']}: " + "; ".join(words)
 
@@ -181,7 +175,7 @@ def _speed_line(groups: Sequence[speedups.Group]) -> str:
     return "; ".join(f"{g.workload} {page.ratio(g.mean)} {g.contender}" for g in groups)
 
 
-def _gate_line(outcome: Outcome) -> str:
+def _gate_line(outcome: ReportOutcome) -> str:
     gates = [r for r in outcome.records if r["kind"] == "gate"]
     agreeing = sum(r["gate"] == "green" for r in gates)
     words = f"{agreeing} of {len(gates)} comparisons agree" if gates else "nothing compared"
@@ -190,7 +184,7 @@ def _gate_line(outcome: Outcome) -> str:
     return words + ("; INTERRUPTED" if outcome.interrupted else "")
 
 
-def as_json(outcome: Outcome) -> dict[str, Any]:
+def as_json(outcome: ReportOutcome) -> dict[str, Any]:
     """The summary for machines."""
     return {
         "page": str(outcome.page),

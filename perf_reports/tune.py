@@ -14,10 +14,10 @@ import torch
 
 from .. import autotune, kernels  # noqa: F401  kernels registers the ops
 from ..autotune.explanation import pairs
-from ..autotune.search import Progress
 from ..autotune.store import Store
 from ..autotune.tunable import default_device, find, shapes_of
 from ..kernels.spec import REGISTRY
+from .commands import Progress
 from .measuring.ceilings import GIGA, WAYS, bandwidth_roof, compute_roof
 
 Plan = list[tuple[str, Mapping[str, Mapping[str, int]], torch.dtype]]  # (op, shapes by name, dtype)

@@ -117,7 +117,9 @@ def test_an_out_that_is_a_file_is_2(tropigrad, tmp_path):
 def test_a_report_ends_with_its_summary_and_its_code(tropigrad, tmp_path, monkeypatch, code):
     head = {"kind": "run", "run": "abc", "machine": {"cpu": "a processor", "threads": 2}, "versions": {"torch": "2"}}
     red = {"kind": "gate", "gate": "red", "role": "ours", "op": "o", "workload": "w", "shape_label": "s", "detail": "d"}
-    outcome = report.Outcome(tmp_path / "index.html", [head, *([red] if code == 1 else [])], interrupted=code == 130)
+    outcome = report.ReportOutcome(
+        tmp_path / "index.html", [head, *([red] if code == 1 else [])], interrupted=code == 130
+    )
     monkeypatch.setattr(report, "run", lambda *a, **k: outcome)
     done = tropigrad("report")
     assert done.exit_code == code
@@ -397,17 +399,14 @@ def test_an_interrupted_tuning_says_how_to_go_on(tropigrad, own_cache, monkeypat
     ids=["passed", "failed", "wrong", "interrupted"],
 )
 def test_qualify_ends_with_its_summary_and_its_code(tropigrad, tmp_path, monkeypatch, changes, code):
-    monkeypatch.setattr(qualify, "run", lambda *a, **k: qualify.Outcome(tmp_path, "a GPU", passed=3, **changes))
+    monkeypatch.setattr(
+        qualify, "run", lambda *a, **k: qualify.QualificationOutcome(tmp_path, "a GPU", passed=3, **changes)
+    )
     done = tropigrad("qualify")
     assert done.exit_code == code
     assert "3 passed" in done.stdout
     assert done.stdout.splitlines()[-1] == f"read first   {tmp_path / '1-summary.md'}"
     assert json.loads(tropigrad("qualify", "--json").stdout)["passed"] == 3
-
-
-@pytest.mark.parametrize(("text", "expected"), [("90s", 90), ("8m", 480), ("1.5h", 5400), ("30", 30)])
-def test_a_budget_is_read(text, expected):
-    assert qualify.seconds(text) == expected
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")

@@ -20,6 +20,7 @@ from ...autotune import Choice, recorded
 from ...autotune.timing import Samples, interleaved
 from ...kernels import backend
 from ...kernels.spec import Contender, Shape, Spec, Workload
+from ..commands import Progress
 from .memory import peak_memory
 
 Outputs = tuple[Tensor, ...]
@@ -97,7 +98,7 @@ def measure(
     budget_s: float,
     quick: bool = False,
     seed: int = 0,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Records of kind gate, timing, memory and left_out, as they come.
 

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from ...kernels.native import library, why_no_compiler
+from ..commands import Progress
 
 MIXES = ("add_max", "fma_max", "mul_max")  # in the order of ceilings.cpp
 # a mix is bounded by the best way of issuing it: fma(a, 1, b) rounds as a + b does
@@ -51,9 +52,7 @@ class Ceiling:
         return {"kind": "ceiling", **asdict(self)}
 
 
-def measure(
-    *, quick: bool = False, progress: Callable[[int, int, str], None] | None = None
-) -> Iterator[dict[str, Any]]:
+def measure(*, quick: bool = False, progress: Progress | None = None) -> Iterator[dict[str, Any]]:
     """Records of this machine's ceilings, as they come; one of kind "left_out" for each that cannot be measured here.
 
     Args:

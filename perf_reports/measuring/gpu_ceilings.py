@@ -18,6 +18,7 @@ import torch
 
 from ...autotune.timing import interleaved
 from ...kernels.triton_or_stub import tl, triton
+from ..commands import Progress
 from .ceilings import GIGA, Ceiling
 
 CHAINS = 8  # of dependent steps per thread: with 4 blocks on a multiprocessor they hide the latency of both pipes
@@ -65,9 +66,7 @@ def _empty_kernel():
     pass
 
 
-def measure(
-    device: torch.device, *, quick: bool = False, progress: Callable[[int, int, str], None] | None = None
-) -> Iterator[dict[str, Any]]:
+def measure(device: torch.device, *, quick: bool = False, progress: Progress | None = None) -> Iterator[dict[str, Any]]:
     """Records of a GPU's ceilings, as ceilings.measure makes of a CPU's: the best of the samples counts.
 
     Args:

@@ -1,23 +1,17 @@
-"""What a call takes besides time: peak memory; and the mean that ratios are quoted in. Times: autotune/timing.py."""
+"""The peak memory of a call. Its time: autotune/timing.py."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from ...autotune.timing import synchronize
-
-
-def geometric_mean(values: Sequence[float]) -> float:
-    """exp(mean(log v)); the mean of ratios that does not depend on which side is the base."""
-    return float(np.exp(np.mean(np.log(values))))
 
 
 @dataclass(frozen=True)

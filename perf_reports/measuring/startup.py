@@ -21,6 +21,7 @@ import torch
 
 from ...autotune.timing import interleaved
 from ...kernels import tropical_matmul
+from ..commands import Progress
 
 IMPORTS = {False: 3, True: 1}  # by `quick`
 
@@ -56,9 +57,7 @@ print(json.dumps(found))
 """
 
 
-def measure(
-    *, quick: bool = False, progress: Callable[[int, int, str], None] | None = None
-) -> Iterator[dict[str, Any]]:
+def measure(*, quick: bool = False, progress: Progress | None = None) -> Iterator[dict[str, Any]]:
     """Records of kind startup, in seconds: imports beyond torch's own, first calls on the CPU by dtype, of
     the ops that have a C++ kernel of their own, and calls on 8 × 8 matrices.
 

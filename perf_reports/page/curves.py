@@ -13,11 +13,10 @@ from .figures import COLOR, drawing, save
 
 Record = Mapping[str, Any]
 
-_LOSS = {"maxplus": "Worst-sample loss"}  # what a study calls its loss
 _LINES = ("ours", "dense", "other", "peer", "compiled")  # ours is the first method of a study
 
 
-def draw(records: Sequence[Record], study: str, out: Path) -> str | None:
+def draw(records: Sequence[Record], study: str, out: Path, loss_title: str) -> str | None:
     """Write training-<study>.png and .svg; returns the drawing for the page, None where nothing was trained."""
     logged = [r for r in records if r["kind"] == "training" and r["study"] == study]
     if not logged:
@@ -40,7 +39,7 @@ def draw(records: Sequence[Record], study: str, out: Path) -> str | None:
             panel.xaxis.set_minor_locator(NullLocator())
             panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         loss.set_ylim(bottom=0)
-        loss.set_title(_LOSS.get(study, "Training loss"))
+        loss.set_title(loss_title)
         accuracy.set_title("Test accuracy")
         accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
         handles, labels = loss.get_legend_handles_labels()

@@ -9,17 +9,19 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from ..durations import format_duration
 from ..records import last_run
 from . import curves, figures, roofline, speedups
 
 Record = Mapping[str, Any]
 
 
-def build(records: Sequence[Record], out: Path) -> Path:
+def build(records: Sequence[Record], out: Path, loss_titles: Mapping[str, str] | None = None) -> Path:
     """Draw the run that was begun last: index.html, *.png and *.svg in `out`.
 
     Args:
-        records: as `results.read` gives them; other runs are left alone.
+        records: as `records.read` gives them; other runs are left alone.
+        loss_titles: study -> the title over its loss curve; "Training loss" where it is not among them.
     Returns:
         The path of index.html.
     Raises:
@@ -37,10 +39,15 @@ def build(records: Sequence[Record], out: Path) -> Path:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        seconds=seconds, bytes=byte_count, number=number, ratio=ratio, ratio_interval=ratio_interval, percent=percent
+        duration=format_duration,
+        bytes=byte_count,
+        number=number,
+        ratio=ratio,
+        ratio_interval=ratio_interval,
+        percent=percent,
     )
     page = environment.get_template("template.html").render(
-        **view(run), **_drawings(run, out), css=Markup(figures.css())
+        **view(run), **_drawings(run, out, loss_titles or {}), css=Markup(figures.css())
     )
     index = out / "index.html"
     # a reader, or a second report, never meets half a page
@@ -50,14 +57,18 @@ def build(records: Sequence[Record], out: Path) -> Path:
     return index
 
 
-def _drawings(run: Sequence[Record], out: Path) -> dict[str, Any]:
+def _drawings(run: Sequence[Record], out: Path, loss_titles: Mapping[str, str]) -> dict[str, Any]:
     def markup(svg: str | None) -> Markup | None:
         return None if svg is None else Markup(svg)
 
     return {
         "roofline": markup(roofline.draw(run, out)),
         "speedups": markup(speedups.draw(run, out)),
-        "training": {s: Markup(svg) for s in studies(run) if (svg := curves.draw(run, s, out)) is not None},
+        "training": {
+            study: Markup(svg)
+            for study in studies(run)
+            if (svg := curves.draw(run, study, out, loss_titles.get(study, "Training loss"))) is not None
+        },
     }
 
 
@@ -129,16 +140,6 @@ def _points(run: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 # ------------------------------------------------------------------------------------------------ numbers in words
-
-
-def seconds(value: float | None) -> str:
-    """Three digits and a unit: 1.23 ms."""
-    if value is None:
-        return "–"
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
-        if value >= size:
-            return f"{value / size:#.3g}".removesuffix(".") + " " + unit
-    return f"{value / 1e-9:#.3g}".removesuffix(".") + " ns"
 
 
 def byte_count(value: float | None) -> str:

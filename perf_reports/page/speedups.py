@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from ...autotune.timing import Interval
-from ..measuring.memory import geometric_mean
 from .figures import COLOR, drawing, save
 
 Record = Mapping[str, Any]
@@ -23,6 +23,11 @@ Record = Mapping[str, Any]
 TRAINING = "training iteration"
 ROLE_COLORS = {"dense": "dense", "compiled": "compiled", "peer": "peer"}
 _MARKERS = "osD^vPX"
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """exp(mean(log v)); the mean of ratios that does not depend on which side is the base."""
+    return float(np.exp(np.mean(np.log(values))))
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,9 @@ def run_records():
 @pytest.fixture
 def words_alone(monkeypatch):
     """The page without its figures, which take the time."""
-    monkeypatch.setattr(page, "_drawings", lambda run, out: {"roofline": None, "speedups": None, "training": {}})
+    monkeypatch.setattr(
+        page, "_drawings", lambda run, out, titles: {"roofline": None, "speedups": None, "training": {}}
+    )
 
 
 def _inputs(shape, dtype, device, seed):

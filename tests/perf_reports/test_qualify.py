@@ -58,9 +58,9 @@ def in_this_process(file: Path, ops, names, end, progress):
     return ""
 
 
-def conformance(out, monkeypatch, budget_s=60.0) -> qualify.Outcome:
+def conformance(out, monkeypatch, budget_s=60.0) -> qualify.QualificationOutcome:
     monkeypatch.setattr(qualify, "_run_cases", in_this_process)
-    outcome = qualify.Outcome(out, "a device")
+    outcome = qualify.QualificationOutcome(out, "a device")
     list(qualify._conformance(out, (), budget_s, outcome, quiet))
     return outcome
 

@@ -10,6 +10,7 @@ from tropigrad.perf_reports import records, report, tune
 from tropigrad.perf_reports.data import DataError
 from tropigrad.perf_reports.measuring import benchmark, ceilings, startup
 from tropigrad.perf_reports.measuring.memory import Memory
+from tropigrad.perf_reports.studies import Study
 
 from .conftest import calls, ceiling, product, summary, training
 
@@ -41,7 +42,7 @@ def go(monkeypatch, tmp_path, tiny_spec):
 
     def make(*contenders, study=study, workloads=None, **options):
         monkeypatch.setattr(report, "REGISTRY", {"product": tiny_spec(*contenders, workloads=workloads)})
-        monkeypatch.setattr(report, "STUDIES", {"maxplus": study})
+        monkeypatch.setattr(report, "STUDIES", {"maxplus": Study("maxplus", study, "Worst-sample loss")})
         monkeypatch.setattr(report, "_KERNEL_BUDGET_S", {False: 0.2, True: 0.1})
         return report.run(tmp_path / "out", **{"quick": True, **options})
 
@@ -55,7 +56,7 @@ def go(monkeypatch, tmp_path, tiny_spec):
     # what `explain` goes by on this machine is not to be made up
     monkeypatch.setattr(tune, "keep_ceilings", lambda records, device, by: kept.append((records, device, by)))
     monkeypatch.setattr(startup, "measure", lambda quick, progress: iter([startup._record("import", [0.1])]))
-    # what collects garbage at each call takes the time of these tests; test_measure holds it
+    # what collects garbage at each call takes the time of these tests; measuring/test_memory.py holds it
     monkeypatch.setattr(benchmark, "peak_memory", lambda call: (call(), Memory(2048, 1024, "made up")))
     interleaved = benchmark.interleaved
     monkeypatch.setattr(benchmark, "interleaved", lambda *a, **k: interleaved(*a, **k, sample_s=1e-4, max_rounds=8))

@@ -37,7 +37,7 @@ def _own_cache(monkeypatch, tmp_path):
 def test_what_qualify_measures_is_what_explain_goes_by(monkeypatch, tmp_path):
     assert tune.ceilings(CPU, torch.float32) == autotune.NOMINAL
     monkeypatch.setattr(ceilings, "measure", lambda **options: iter(RECORDS))
-    outcome = qualify.Outcome(tmp_path, "")
+    outcome = qualify.QualificationOutcome(tmp_path, "")
     assert list(qualify._ceilings(CPU, [], 1.0, outcome, None)) == RECORDS
     # a mix is bounded by its best way, with all threads; of float64 nobody measured the steps
     assert tune.ceilings(CPU, torch.float32) == Ceilings({"add_max": 90e9}, 12e9, None)

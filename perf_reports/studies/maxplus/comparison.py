@@ -3,12 +3,12 @@
     python -m tropigrad.perf_reports.studies.maxplus.comparison iris|digits|mnist:DIR [--seeds S] [--processor-time] \
         [--out DIR]
 
-The five methods of maxplus.py train from one start, for several seeds. Two moments are sought among the logged
+The five methods of beside_dense.py train from one start, for several seeds. Two moments are sought among the logged
 iterates, in seconds of training alone: when F has come down to the least F of the sparse iterations, and when the test
 accuracy has come up to that of the iterate they keep. Dense subgradients go through the sparse iterates; where they
 were stopped before, they would need as many iterations at their own pace, and a time so computed is marked.
 
-MNIST is not trained on its pixels but on principal components seen along random directions: maxplus_features.py.
+MNIST is not trained on its pixels but on principal components seen along random directions: features.py.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from typing import Any
 
 from ... import data, output
 from ...data import DataError
+from ...durations import format_duration
 from ...environment import machine, versions
-from ...page.page import seconds
 from ..runs import replace, write_metrics
-from . import methods as maxplus
+from . import methods
+from .beside_dense import Setting, compare_on
 from .features import view
-from .methods import Setting
 
 Record = Mapping[str, Any]
 
@@ -63,7 +63,7 @@ def run(spec: str, seeds: int) -> Iterator[dict[str, Any]]:
         setting = SETTINGS[dataset.name]
         seen = view("directions" if dataset.name == "mnist" else "pixels", dataset.x_train, seed)
         dataset = dataset if seen is None else seen.on(dataset)
-        yield from with_moments(list(maxplus.compare_on(dataset, setting, seed)))
+        yield from with_moments(list(compare_on(dataset, setting, seed)))
 
 
 def with_moments(records: Sequence[Record]) -> Iterator[dict[str, Any]]:
@@ -128,7 +128,7 @@ def _part(summaries: Sequence[Record]) -> str:
         has_loss = method in SAME_NETWORK
         cells = (
             method,
-            _spread(rows, "seconds_per_iteration", seconds),
+            _spread(rows, "seconds_per_iteration", format_duration),
             _spread(rows, "iterations", "{:.0f}".format),
             _spread(rows, "best_loss") if has_loss else "another network's",
             _moment(rows, "loss") if has_loss else "",
@@ -162,7 +162,7 @@ def _moment(rows: Sequence[Record], of: str) -> str:
 
 
 def _duration(value: float) -> str:
-    return seconds(value) if value < 1000 else f"{value / 3600:.1f} h"
+    return format_duration(value) if value < 1000 else f"{value / 3600:.1f} h"
 
 
 # ------------------------------------------------------------------------------------------------ the picture
@@ -204,7 +204,10 @@ def draw(records: Sequence[Record], path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Writes OUT/<data set>.jsonl, then comparison.md and comparison.png of all data sets that OUT holds."""
-    parser = argparse.ArgumentParser(prog="maxplus_comparison", description="The methods on one data set, over seeds.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tropigrad.perf_reports.studies.maxplus.comparison",
+        description="The methods on one data set, over seeds.",
+    )
     parser.add_argument("data", help="iris, digits or mnist:DIR")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--processor-time", action="store_true", help="of the CPU: for a machine that others use too")
@@ -214,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in SETTINGS or asked.seeds < 1:
         parser.error(f"got {asked.data!r} and {asked.seeds} seeds; expected iris, digits or mnist:DIR, and at least 1")
     if asked.processor_time:
-        maxplus.clock = time.process_time
+        methods.clock = time.process_time
     clock = "processor time" if asked.processor_time else "wall time"
     rows: list[dict[str, Any]] = [{"kind": "run", "machine": machine(), "versions": versions(), "clock": clock}]
     try:

@@ -1,4 +1,4 @@
-"""Training a linear-min-max network by the sparse subgradient of the worst-sample loss, beside dense backprop.
+"""The methods that train a linear-min-max network, by subgradients of the worst-sample loss or by mini-batches.
 
     F(W) = max_n ℓ_n,    W ← W − γ g,    γ = (F − L) / ‖g‖²
 
@@ -10,14 +10,10 @@ loss, step rule and settings are our own.
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,32 +24,14 @@ from ....kernels.worst_sample import is_available
 from ....kernels.worst_sample.definition import IDLE, Settings, beginning, step_length
 from ....nn import KMedoidsInit, LinearMinMax, WorstSampleLoss
 from ....optim import WorstSampleSubgradient
-from ....optim.worst_sample_subgradient import Iterate
-from ... import data
 from ...data import Dataset
-from ...measuring.memory import peak_memory
-from ..runs import (
-    CHECKPOINT,
-    CHECKPOINT_SECONDS,
-    METRICS,
-    MODEL,
-    PLOT,
-    Progress,
-    interruption,
-    read_checkpoint,
-    replace,
-    write_metrics,
-)
-from .features import view
 
-STUDY = "maxplus"
+NAME = "maxplus"
+LOSS_TITLE = "Worst-sample loss"
 # One grey level of the digits is 1/16 of their range: in the units of the scores, 4. The margin asks for that much.
 SCALE = 64.0
 MARGIN = 4.0
 clock: Callable[[], float] = time.perf_counter  # of the methods' training; the comparison may set another
-
-
-# ------------------------------------------------------------------------------------------------ methods
 
 
 class DenseLinearMinMax(LinearMinMax):
@@ -136,7 +114,7 @@ class Method:
         assert self.scores is not None
         return {
             "kind": "training",
-            "study": STUDY,
+            "study": NAME,
             "method": self.name,
             "dataset": self.dataset.name,
             "iteration": self.iteration,
@@ -227,7 +205,7 @@ class Sparse(Method):
     def advance(self) -> None:
         self.iteration += 1
         if not self._ahead:
-            until = next(i for i in range(self.iteration, self._last + 1) if _logged(i, self._last) or i == self._last)
+            until = next(i for i in range(self.iteration, self._last + 1) if logged(i, self._last) or i == self._last)
             start = clock()
             self._ahead = self.optimizer.step(until - self.iteration + 1).tolist()
             self.times += [(clock() - start) / len(self._ahead)] * len(self._ahead)
@@ -341,7 +319,7 @@ def _accuracy(scores: Tensor, targets: Tensor) -> float:
 
 
 @torch.no_grad()
-def _accuracy_of(model: LinearMinMax, x: Tensor, y: Tensor) -> float:
+def accuracy_of(model: LinearMinMax, x: Tensor, y: Tensor) -> float:
     return _accuracy(model(x), y)
 
 
@@ -352,442 +330,20 @@ def start(dataset: Dataset, hidden: int, seed: int, scale: float, margin: float)
     return model, model.init_kmedoids(dataset.x_train, dataset.y_train, scale, margin=margin, generator=generator)
 
 
-def _dense_copy(model: LinearMinMax) -> DenseLinearMinMax:
+def dense_copy(model: LinearMinMax) -> DenseLinearMinMax:
     train_a = model.A.requires_grad
     dense = DenseLinearMinMax(model.in_features, model.hidden, model.classes, train_a=train_a, device="cpu")
     dense.load_state_dict(model.state_dict())
     return dense
 
 
-def _kernel_copy(model: LinearMinMax) -> LinearMinMax:
+def kernel_copy(model: LinearMinMax) -> LinearMinMax:
     train_a = model.A.requires_grad
     copy = LinearMinMax(model.in_features, model.hidden, model.classes, train_a=train_a, device="cpu")
     copy.load_state_dict(model.state_dict())
     return copy
 
 
-def _logged(iteration: int, iterations: int) -> bool:
+def logged(iteration: int, iterations: int) -> bool:
     """Every iteration while F falls fastest, then about a hundred of the rest."""
     return iteration < 10 or iteration % max(1, iterations // 100) == 0
-
-
-# ------------------------------------------------------------------------------------------------ the comparison
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How much the comparison does. Seconds are training time; the method stops at the first limit."""
-
-    iterations: int
-    dense_seconds: float
-    adam_seconds: float
-    train_per_class: int = 200  # samples that `compare` takes of each class, of a data set in a folder
-    test_per_class: int = 100
-    hidden: int = 300
-
-
-SETTINGS = {
-    False: Setting(iterations=300, dense_seconds=55.0, adam_seconds=8.0, train_per_class=200),
-    True: Setting(iterations=300, dense_seconds=4.0, adam_seconds=1.0, train_per_class=50),
-}
-
-
-def compare(
-    data_dir: Path | None = None,
-    quick: bool = False,
-    seed: int = 0,
-    progress: Progress = lambda done, total, what: None,
-) -> Iterator[dict[str, Any]]:
-    """`compare_on` the digits, or a subset of MNIST.
-
-    Args:
-        data_dir: MNIST-format files, of which a subset is taken (SETTINGS); None for scikit-learn's digits.
-        quick: the smallest setting.
-        seed: of the split, the subset and the order of the mini-batches.
-        progress: called before each iteration.
-    Raises:
-        DataError: data_dir holds no MNIST-format files, or corrupt ones.
-    """
-    setting = SETTINGS[quick]
-    dataset = data.load(data_dir=data_dir, seed=seed)
-    if data_dir is not None:
-        dataset = dataset.subset(setting.train_per_class, setting.test_per_class, seed)
-    yield from compare_on(dataset, setting, seed, progress)
-
-
-def compare_on(
-    dataset: Dataset, setting: Setting, seed: int, progress: Progress = lambda done, total, what: None
-) -> Iterator[dict[str, Any]]:
-    """Sparse iterations beside dense ones, on the same network from the same start with the same steps.
-
-    The iterates of the first three methods are equal, bit for bit, and their iterations take turns; dense ones stop
-    early where their time is up. Mini-batch Adam trains the same network in the usual way, and a ReLU network with as
-    many hidden units: an iteration of theirs is an epoch.
-
-    Yields:
-        A record per logged iteration (kind "training": method, iteration, seconds of training alone, loss F,
-        accuracies), then one per method (kind "training_summary").
-    """
-    progress(0, setting.iterations, f"k-medoids, {dataset.name}")
-    model, medoids = start(dataset, setting.hidden, seed, SCALE, MARGIN)
-    methods: list[Method] = [
-        Subgradient("dense autograd", "dense", _dense_copy(model), dataset, MARGIN),
-        Subgradient("fused dense", "other", _kernel_copy(model), dataset, MARGIN),
-        MiniBatchAdam("mini-batch Adam", "other", _kernel_copy(model), dataset, MARGIN, seed),
-        Perceptron("MLP, Adam", "other", model, dataset, MARGIN, seed),
-    ]
-    peaks = {method: peak_memory(method.gradients)[1] for method in methods}  # warms up as well
-    made: list[Method] = []
-
-    def make() -> tuple[Tensor, ...]:
-        made.append(Sparse("sparse", "ours", model, dataset, MARGIN, setting.iterations))
-        return ()
-
-    ours_peak = peak_memory(make)[1]
-    methods = made + methods
-    peaks[methods[0]] = ours_peak
-    seconds = (math.inf, setting.dense_seconds, setting.dense_seconds, setting.adam_seconds, setting.adam_seconds)
-    limits = dict(zip(methods, seconds, strict=True))
-    stopped: dict[Method, str] = {}
-    losses: dict[Method, float] = {}
-    for iteration in range(setting.iterations + 1):
-        for method in methods:
-            if method in stopped:
-                continue
-            progress(iteration, setting.iterations, f"{method.name}, {dataset.name}")
-            losses[method] = loss = method.evaluate()
-            if method.is_done:
-                stopped[method] = "F is 0, to rounding"
-            elif iteration == setting.iterations:
-                stopped[method] = f"{iteration} iterations done"
-            elif method.seconds > limits[method]:
-                stopped[method] = f"{limits[method]:g} s of training done"
-            if method in stopped or _logged(iteration, setting.iterations):
-                yield method.record(loss) | {"seed": seed}
-            if method not in stopped:
-                method.advance()
-    progress(setting.iterations, setting.iterations, f"trained, {dataset.name}")
-    for method in methods:
-        memory = peaks[method]
-        method.finish()
-        yield {
-            "kind": "training_summary",
-            "study": STUDY,
-            "method": method.name,
-            "role": method.role,
-            "dataset": dataset.name,
-            "seed": seed,
-            "hidden": setting.hidden,
-            "scale": SCALE,
-            "margin": MARGIN,
-            "features": dataset.features,
-            "train_samples": len(dataset.y_train),
-            "test_samples": len(dataset.y_test),
-            "seconds_per_iteration": statistics.median(method.times or [0.0]),
-            "iterations": method.iteration,
-            "stopped": stopped[method],
-            "final_loss": losses[method],
-            "best_loss": method.best_loss,
-            "test_accuracy": method.test_accuracy(),
-            # of one loss and its gradient; of ours, of the caches
-            "peak_bytes": None if memory is None else memory.peak_bytes,
-            "init_seconds": medoids.seconds,
-            "init_loss": medoids.loss,
-        }
-
-
-# ------------------------------------------------------------------------------------------------ one training run
-
-_ANSWER_SECONDS = 0.5
-_BETTER = (
-    "Adam on mini-batches of the mean cross-entropy, of scores times a temperature, trains this network to a better "
-    "accuracy: docs/maxplus-networks.md"
-)
-
-
-class _Samples(NamedTuple):
-    x: Tensor
-    y: Tensor
-
-
-def _hold_out(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, _Samples | None, Tensor]:
-    """The data without a share of each class's training samples; these, or None where there are none; the rows left."""
-    generator, y = torch.Generator().manual_seed(seed), dataset.y_train
-    held = torch.zeros(len(y), dtype=torch.bool, device="cpu")
-    for label in y.unique():
-        rows = (y == label).nonzero().squeeze(1)
-        order = torch.randperm(len(rows), generator=generator, device="cpu")
-        held[rows[order[: min(len(rows) - 1, round(share * len(rows)))]]] = True
-    left, x = (~held).nonzero().squeeze(1), dataset.x_train
-    if not held.any():
-        return dataset, None, left
-    kept = dataclasses.replace(dataset, x_train=x[~held], y_train=y[~held])
-    return kept, _Samples(x[held], y[held]), left
-
-
-def _remarks(kept: Mapping[str, Any]) -> list[str]:
-    """What must not be left unsaid of a run whose iterates are no better than its start."""
-    if not kept["validation_samples"]:
-        return []
-    if kept["kept"] == "validation" and kept["kept_iteration"] == 0 < kept["iterations"]:
-        said = "no iterate is right more often on the validation samples than the start, and the start is kept"
-        return [f"{said} (--keep loss keeps the iterate of the least loss)", _BETTER]
-    if kept["validation_accuracy"] < kept["first_validation_accuracy"]:
-        return [
-            "the iterate that is kept, of the least loss, is worse on the validation samples than the start",
-            _BETTER,
-        ]
-    return []
-
-
-def train(
-    dataset: Dataset,
-    out: Path,
-    *,
-    features: str = "pixels",
-    hidden: int | None = None,
-    iterations: int = 300,
-    seed: int = 0,
-    scale: float = SCALE,
-    margin: float = MARGIN,
-    step: Literal["polyak", "sqrt", "power"] = "polyak",
-    loss: Literal["hinge", "cross_entropy"] = "hinge",
-    memory: Literal["auto", "trees", "winners"] = "auto",
-    train_a: bool = False,
-    validation: float = 0.1,
-    keep: Literal["validation", "loss"] = "validation",
-    resume: bool = False,
-    progress: Progress = lambda done, total, what: None,
-) -> dict[str, Any]:
-    """Train one network by the sparse backward, and leave it in a folder.
-
-    Writes metrics.jsonl (the logged iterations), model.pt (`state_dict` of the iterate that is kept, `config`, and
-    `view`, what makes features of pixels: View(*view).of(x), or None; loads with weights_only=True), training.png
-    (where matplotlib is installed) and checkpoint.pt; each is replaced as a whole. Ctrl-C ends after the iteration
-    under way with all of these in place; a run that is resumed goes through the same iterates, bit for bit, as one that
-    never stopped.
-
-    Args:
-        features: of FEATURES in maxplus_features.py.
-        hidden: hidden units; by default 300, or a quarter of the samples where that is less.
-        iterations: in all, those before a resumption included. It ends sooner where F is 0, to rounding.
-        seed: of the samples that k-medoids draws, and of random directions.
-        scale, margin: λ and Δ, see LinearMinMax.init_kmedoids.
-        step, loss, memory, train_a: see WorstSampleSubgradient.
-        validation: the share of each class's training samples that is held out, in [0, 1); F does not see them.
-        keep: "validation", the iterate that is right most often on them: of equal ones that of the least F, where it is
-            one of them, else the first. "loss", that of the least F, also where no sample is held out. F falls for the
-            sake of one sample: others may fare worse than at the start.
-        resume: go on from the checkpoint in `out`; otherwise what a run left there is replaced.
-        progress: called before each iteration.
-    Returns:
-        The summary: iterations, losses, accuracies, seconds, whether it was interrupted, the files, and remarks.
-    Raises:
-        ValueError: settings that do not fit the data.
-        ResumeError: no checkpoint to resume, a corrupt one, or one of another setting.
-        OSError: `out` cannot be written.
-    """
-    if iterations < 1:
-        raise ValueError(f"train: iterations is {iterations}; expected at least 1")
-    if not 0 <= validation < 1:
-        raise ValueError(f"train: validation is {validation}; expected a share in [0, 1)")
-    if keep not in ("validation", "loss"):
-        raise ValueError(f"train: keep is {keep!r}; expected 'validation' or 'loss'")
-    dataset, held_out, rows_left = _hold_out(dataset, validation, seed)
-    if hidden is None:
-        hidden = min(300, max(dataset.classes, len(dataset.y_train) // 4))
-    seen = view(features, dataset.x_train, seed)
-    dataset = dataset if seen is None else seen.on(dataset)
-    watched = None if held_out is None else (held_out.x if seen is None else seen.of(held_out.x), held_out.y)
-    keep = keep if watched else "loss"
-    config = {
-        "dataset": dataset.name,
-        "features": features,
-        "in_features": dataset.features,
-        "hidden": hidden,
-        "classes": dataset.classes,
-        "seed": seed,
-        "scale": scale,
-        "margin": margin,
-        "step": step,
-        "loss": loss,
-        "train_a": train_a,
-        "validation": validation,
-    }
-    pace = 1  # iterations that take as long as Ctrl-C may wait
-    state = read_checkpoint(out / CHECKPOINT, config) if resume else None
-    if state is None:
-        progress(0, iterations, "k-medoids")
-        model, _ = start(dataset, hidden, seed, scale, margin)
-    else:
-        model = LinearMinMax(dataset.features, hidden, dataset.classes, device="cpu")
-        model.load_state_dict(state["optimizer"]["weights"])
-    optimizer = WorstSampleSubgradient(
-        model,
-        dataset.x_train,
-        dataset.y_train,
-        step,
-        memory,
-        loss=loss,
-        margin=margin,
-        train_A=train_a,
-        validation=watched,
-    )
-    rows: list[dict[str, Any]] = []
-    spent = 0.0
-    if state is not None:
-        optimizer.load_state_dict(state["optimizer"])
-        rows, spent = state["rows"], state["seconds"]
-    out.mkdir(parents=True, exist_ok=True)
-
-    def log() -> None:
-        # an iterate may have been logged as the last one before
-        rows[:] = [row for row in rows if row["iteration"] < optimizer.iteration]
-        rows.append(
-            {
-                "kind": "training",
-                "study": STUDY,
-                "method": "sparse",
-                "dataset": dataset.name,
-                "iteration": optimizer.iteration,
-                "seconds": spent,
-                "loss": optimizer.loss,
-                "train_accuracy": _accuracy_of(model, dataset.x_train, dataset.y_train),
-                "validation_accuracy": None if watched is None else _accuracy_of(model, *watched),
-                "test_accuracy": _accuracy_of(model, dataset.x_test, dataset.y_test),
-                "seed": seed,
-            }
-        )
-
-    def kept() -> Iterate:
-        best = optimizer.best
-        if watched is None or keep == "loss":
-            return best
-        twin = _kernel_copy(model)
-        twin.load_state_dict(best.weights)
-        first = optimizer.best_validation
-        return best if _accuracy_of(twin, *watched) == first.accuracy else first
-
-    def save() -> None:
-        checkpoint = {"config": config, "rows": rows, "seconds": spent, "optimizer": optimizer.state_dict()}
-        replace(out / CHECKPOINT, lambda path: torch.save(checkpoint, path))
-        model_of = {"config": config, "state_dict": kept().weights, "view": None if seen is None else tuple(seen)}
-        replace(out / MODEL, lambda path: torch.save(model_of, path))
-        write_metrics(out / METRICS, rows)
-
-    saved = time.monotonic()
-    with interruption() as interrupted:
-        while True:
-            progress(optimizer.iteration, iterations, f"F {optimizer.best.loss:.4g}")
-            done = optimizer.status != "going" or optimizer.iteration >= iterations
-            if done or interrupted.is_set() or _logged(optimizer.iteration, iterations):
-                log()
-            if done or interrupted.is_set():
-                break
-            until = range(optimizer.iteration + 1, iterations + 1)
-            asked = next(i for i in until if _logged(i, iterations) or i == iterations) - optimizer.iteration
-            asked = min(asked, pace)
-            begun = time.perf_counter()
-            optimizer.step(asked)
-            seconds = time.perf_counter() - begun
-            spent += seconds
-            pace = max(1, round(asked * _ANSWER_SECONDS / seconds))
-            if time.monotonic() - saved > CHECKPOINT_SECONDS:
-                save()
-                saved = time.monotonic()
-        progress(optimizer.iteration, iterations, f"F {optimizer.best.loss:.4g}")
-        save()
-        plotted = _plot(rows, out / PLOT)
-    last = rows[-1]
-    worst = optimizer.worst
-    worst = worst._replace(sample=int(rows_left[worst.sample]))  # as in the data set
-    memory_of = optimizer.why
-    best = optimizer.load_best()
-    best_loss_test_accuracy = _accuracy_of(model, dataset.x_test, dataset.y_test)
-    left = kept()
-    model.load_state_dict(left.weights)
-    of_kept = {
-        "kept": keep,
-        "kept_iteration": left.iteration,
-        "iterations": last["iteration"],
-        "validation_samples": 0 if watched is None else len(watched[1]),
-        "first_validation_accuracy": rows[0]["validation_accuracy"],
-        "validation_accuracy": None if watched is None else _accuracy_of(model, *watched),
-    }
-    return {
-        **config,
-        **of_kept,
-        "remarks": _remarks(of_kept),
-        "memory": memory_of,
-        "interrupted": not done,
-        "seconds": spent,
-        "first_loss": rows[0]["loss"],
-        "final_loss": last["loss"],
-        "best_loss": best.loss,
-        "best_loss_test_accuracy": best_loss_test_accuracy,
-        "first_test_accuracy": rows[0]["test_accuracy"],
-        "test_accuracy": _accuracy_of(model, dataset.x_test, dataset.y_test),
-        "train_accuracy": last["train_accuracy"],
-        "worst_sample": worst._asdict(),
-        "files": [str(out / name) for name in (MODEL, METRICS, CHECKPOINT, *([PLOT] if plotted else []))],
-    }
-
-
-def summary_lines(summary: dict[str, Any]) -> list[str]:
-    """What `train` returned, for people."""
-    worst = summary["worst_sample"]
-    interrupted = "; interrupted, --resume goes on" if summary["interrupted"] else ""
-    accuracies = (
-        f"{summary['first_test_accuracy']:.2%} at the start, {summary['best_loss_test_accuracy']:.2%} at best loss, "
-        f"{summary['test_accuracy']:.2%} as kept: iterate {summary['kept_iteration']}"
-    )
-    watched = f"on {summary['validation_samples']} training samples held out"
-    if summary["validation_samples"]:
-        first, last = summary["first_validation_accuracy"], summary["validation_accuracy"]
-        of_validation = f"{first:.2%} at the start, {last:.2%} as kept, {watched}"
-    else:
-        of_validation = f"{watched}: the iterate of the least loss is kept"
-    return [
-        f"network        {summary['dataset']}: {summary['in_features']} features, {summary['hidden']} hidden units",
-        f"memory         {summary['memory']}",
-        f"iterations     {summary['iterations']} in {summary['seconds']:.3g} s{interrupted}",
-        f"worst loss     {summary['first_loss']:.4g} at the start, {summary['best_loss']:.4g} at best",
-        f"validation     {of_validation}",
-        f"test accuracy  {accuracies}",
-        f"worst sample   {worst['sample']}, in {worst['share']:.0%} of the iterates",
-        f"files          {'  '.join(summary['files'])}",
-        *(f"remark         {remark}" for remark in summary["remarks"]),
-    ]
-
-
-def _plot(rows: list[dict[str, Any]], path: Path) -> bool:
-    """Loss and accuracy over iterations; False where matplotlib is not installed."""
-    try:
-        from matplotlib.ticker import PercentFormatter
-
-        from ...page.figures import COLOR, drawing
-    except ModuleNotFoundError as error:
-        if error.name != "matplotlib":
-            raise
-        return False
-    iterations = [row["iteration"] for row in rows]
-    with drawing(10, 4.3, ncols=2) as (figure, (loss, accuracy)):  # pyright: ignore
-        loss.plot(iterations, [row["loss"] for row in rows], color=COLOR["ours"], linewidth=1.8)
-        loss.set_title("Worst-sample loss")
-        for field, color in (("train_accuracy", COLOR["muted"]), ("test_accuracy", COLOR["ours"])):
-            accuracy.plot(
-                iterations,
-                [row[field] for row in rows],
-                color=color,
-                linewidth=1.8,
-                label=field.removesuffix("_accuracy"),
-            )
-        accuracy.set_title("Accuracy")
-        accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
-        accuracy.legend()
-        for panel in (loss, accuracy):
-            panel.grid(axis="y")
-            panel.set_xlabel("iteration")
-        loss.set_ylim(bottom=0)
-        replace(path, lambda fresh: figure.savefig(fresh, format="png", dpi=160))
-    return True

@@ -139,15 +139,6 @@ def test_no_run_no_page(tmp_path):
 
 @pytest.mark.parametrize(
     ("value", "words"),
-    [(None, "–"), (2.0, "2.00 s"), (0.01234, "12.3 ms"), (1.5e-6, "1.50 µs"), (2.5e-8, "25.0 ns"), (123.4, "123 s")],
-    ids=str,
-)
-def test_seconds_in_words(value, words):
-    assert page.seconds(value) == words
-
-
-@pytest.mark.parametrize(
-    ("value", "words"),
     [(None, "–"), (0, "0 B"), (4_194_304, "4.19 MB"), (2e9, "2.00 GB"), (512_000, "512 kB")],
     ids=str,
 )

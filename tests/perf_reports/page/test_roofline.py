@@ -43,7 +43,7 @@ def test_points_are_ours_with_steps_a_byte(run_records):
 
 
 def draw_training(records, out):
-    return curves.draw(records, "maxplus", out)
+    return curves.draw(records, "maxplus", out, "Worst-sample loss")
 
 
 @pytest.mark.parametrize(
@@ -71,6 +71,11 @@ def test_nothing_to_draw_draws_nothing(run_records, tmp_path, draw):
 
 def test_without_a_bandwidth_there_is_no_roofline(run_records, tmp_path):
     assert roofline.draw([r for r in run_records if r.get("name") != "memory"], tmp_path) is None
+
+
+def test_geometric_mean():
+    assert speedups.geometric_mean([2.0, 8.0]) == pytest.approx(4)
+    assert speedups.geometric_mean([3.0, 1 / 3]) == pytest.approx(1)
 
 
 def test_speedups_are_geometric_means_over_shapes_and_training_counts_dense_alone(run_records):

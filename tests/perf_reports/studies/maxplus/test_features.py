@@ -5,7 +5,7 @@ import torch
 
 from tropigrad.nn import LinearMinMax, chebyshev_distances
 from tropigrad.perf_reports.data import Dataset
-from tropigrad.perf_reports.studies.maxplus import methods as maxplus
+from tropigrad.perf_reports.studies import maxplus, runs
 from tropigrad.perf_reports.studies.maxplus.features import (
     COMPONENTS,
     DIRECTIONS,
@@ -92,7 +92,7 @@ def test_a_saved_model_can_be_asked_about_pixels(tmp_path):
     x, y = images(), torch.arange(200) % 3
     dataset = Dataset(x[:150], y[:150], x[150:], y[150:], "blobs")
     summary = maxplus.train(dataset, tmp_path, features="directions", hidden=9, iterations=5)
-    saved = torch.load(tmp_path / maxplus.MODEL, weights_only=True)
+    saved = torch.load(tmp_path / runs.MODEL, weights_only=True)
     assert (saved["config"]["features"], saved["config"]["in_features"]) == ("directions", DIRECTIONS)
     model = LinearMinMax(DIRECTIONS, 9, 3)
     model.load_state_dict(saved["state_dict"])
