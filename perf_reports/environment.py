@@ -23,7 +23,7 @@ _FLAGS_OF_INTEREST = re.compile(r"^(avx.*|fma|f16c|amx_.*|sve.*|asimd.*|neon)$")
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on and no version tells: processor, its flags, threads, memory, system, accelerator."""
+    """The facts behind figures that no version tells: processor, its flags, threads, memory, system, accelerator."""
     facts = _cpuinfo()
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
@@ -44,15 +44,15 @@ def machine() -> dict[str, Any]:
 
 def versions() -> dict[str, str | None]:
     """Versions of what takes part: python, tropigrad, the libraries (None where absent), the C++ compiler."""
-    found: dict[str, str | None] = {"python": platform.python_version(), "tropigrad": __version__}
+    by_name: dict[str, str | None] = {"python": platform.python_version(), "tropigrad": __version__}
     for name in _VERSIONED:
         try:
-            found[name] = metadata.version(name)
+            by_name[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = None
+            by_name[name] = None
     compiler = native.compiler()
-    found["compiler"] = compiler and next((line.strip() for line in compiler.version.splitlines()), None)
-    return found
+    by_name["compiler"] = compiler and next((line.strip() for line in compiler.version.splitlines()), None)
+    return by_name
 
 
 def variables() -> dict[str, str]:
@@ -63,16 +63,16 @@ def variables() -> dict[str, str]:
 
 
 def wrong_variables() -> list[str]:
-    """What is wrong with those whose values are names."""
-    found = []
+    """Complaints about variables whose values are names, and name nothing."""
+    complaints = []
     try:
         backend.forced()
     except ValueError as error:
-        found.append(str(error))
+        complaints.append(str(error))
     mode = os.environ.get("TROPIGRAD_AUTOTUNE") or "replay"
     if mode not in MODES:
-        found.append(f"TROPIGRAD_AUTOTUNE is {mode!r}; expected one of {', '.join(MODES)}")
-    return found
+        complaints.append(f"TROPIGRAD_AUTOTUNE is {mode!r}; expected one of {', '.join(MODES)}")
+    return complaints
 
 
 def head(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -56,7 +56,7 @@ POISONED = 3  # exit status of a process whose device context is spoilt
 
 @dataclass
 class QualificationOutcome:
-    """What a qualification came to."""
+    """The result of a qualification."""
 
     out: Path
     device: str
@@ -158,12 +158,12 @@ def cases(device: torch.device, ops: tuple[str, ...]) -> list[conformance.Case]:
 def _conformance(
     out: Path, ops: tuple[str, ...], left: float, outcome: QualificationOutcome, progress: Progress
 ) -> Iterator[dict[str, Any]]:
-    """Runs the cases in processes of their own, and yields one record of the counts."""
+    """Run the cases in processes of their own, and yield one record of the counts."""
     file, end = out / CASES, perf_counter() + left
     names = [case.name for case in cases(default_device(), ops)]
     if file.exists():  # failed cases are given another chance; what was begun and not ended did hang or crash
         _close_begun(file, "the process died, or was stopped", since=0.0)
-    retried = {name for name, found in _answers(file).items() if found["result"] == "failed"}
+    retried = {name for name, answer in _answers(file).items() if answer["result"] == "failed"}
     while perf_counter() < end and (waiting := [n for n in names if n not in _answers(file) or n in retried]):
         size = file.stat().st_size if file.exists() else 0
         error = _run_cases(file, ops, waiting, end, lambda done: progress(done, len(names), "conformance"))
@@ -173,13 +173,13 @@ def _conformance(
             break
     answers = _answers(file)
     for name in names:
-        found = answers.get(name, {"result": "cut off", "detail": ""})
-        if found["result"] == "passed":
+        answer = answers.get(name, {"result": "cut off", "detail": ""})
+        if answer["result"] == "passed":
             outcome.passed += 1
-        elif found["result"] == "failed":
-            outcome.failed.append(f"{name}: {found['detail']}")
-        elif found["result"] == "not here":
-            outcome.not_here[found["detail"]] += 1
+        elif answer["result"] == "failed":
+            outcome.failed.append(f"{name}: {answer['detail']}")
+        elif answer["result"] == "not here":
+            outcome.not_here[answer["detail"]] += 1
         else:
             outcome.cut_off.append(f"conformance {name}")
     yield {"kind": "conformance", "passed": outcome.passed, "failed": len(outcome.failed), "of": len(names)}
@@ -222,13 +222,13 @@ def _run_cases(file: Path, ops: tuple[str, ...], names: list[str], end: float, p
 def _lines(file: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
-    found = []
+    records = []
     for line in file.read_text(encoding="utf-8").splitlines():
         try:
-            found.append(json.loads(line))
+            records.append(json.loads(line))
         except json.JSONDecodeError:
             continue  # a killed process's last line
-    return found
+    return records
 
 
 def _answers(file: Path) -> dict[str, dict[str, Any]]:
@@ -287,7 +287,7 @@ def run_cases(listed: Path) -> int:
 
 
 def _is_poisoned() -> bool:
-    """Whether every later call on the GPU would fail too."""
+    """True where every later call on the GPU would fail too."""
     if not torch.cuda.is_available():
         return False
     try:
@@ -311,11 +311,11 @@ def _ceilings(
     measure = gpu_ceilings.measure(device, progress=progress)
     if device.type != "cuda":
         measure = ceilings.measure(quick=True, progress=progress)
-    found = []
+    measured = []
     for record in measure:
         yield record
-        found.append(record)
-    tune.keep_ceilings(found, device, "tropigrad qualify")
+        measured.append(record)
+    tune.keep_ceilings(measured, device, "tropigrad qualify")
 
 
 def _tuning(
@@ -334,26 +334,26 @@ def _tuning(
             continue
         try:
             with backend.forcing(path):
-                for found in autotune.tune(spec.name, device=device, budget_s=share, progress=progress):
-                    if found.how == "cut off":
-                        outcome.cut_off.append(f"{what}: {found.kernel} at {dict(found.problem)}")
-                    yield _without_rivals(found)
+                for finding in autotune.tune(spec.name, device=device, budget_s=share, progress=progress):
+                    if finding.how == "cut off":
+                        outcome.cut_off.append(f"{what}: {finding.kernel} at {dict(finding.problem)}")
+                    yield _without_rivals(finding)
         except autotune.WrongDefault as error:
             outcome.wrong.append(f"{what}: {error}")
         except RuntimeError as error:  # out of memory, a launch that fails: the other ops are still worth knowing
             outcome.wrong.append(f"{what}: {type(error).__name__}: {str(error).splitlines()[0]}")
 
 
-def _without_rivals(found: autotune.Finding) -> dict[str, Any]:
-    record = found.record()
+def _without_rivals(finding: autotune.Finding) -> dict[str, Any]:
+    record = finding.record()
     return record | {"evidence": {k: v for k, v in record["evidence"].items() if k not in ("rivals", "space")}}
 
 
 def _speed(
     specs, earlier, left: float, outcome: QualificationOutcome, progress: Progress
 ) -> Iterator[Mapping[str, Any]]:
-    known = {(r["op"], r["workload"], r["shape_label"]) for r in earlier if r["kind"] == "timing"}
-    chosen = [c for c in benchmark.cells(specs) if (c.spec.name, c.workload.name, c.label) not in known]
+    timed = {(r["op"], r["workload"], r["shape_label"]) for r in earlier if r["kind"] == "timing"}
+    chosen = [c for c in benchmark.cells(specs) if (c.spec.name, c.workload.name, c.label) not in timed]
     end = perf_counter() + left
     for number, cell in enumerate(chosen):
         if perf_counter() > end:
@@ -371,27 +371,27 @@ def _speed(
 
 
 def _write(out: Path, specs, device: torch.device, records, outcome: QualificationOutcome, seconds: float) -> None:
-    said = []
+    notes = []
     gluon = [kernel for spec in specs for kernel in spec.tuned.get("gluon", ())]
-    answers = {name: found["result"] for name, found in _answers(out / CASES).items() if "gluon" in name}
+    answers = {name: answer["result"] for name, answer in _answers(out / CASES).items() if "gluon" in name}
     proven = [name for name, result in answers.items() if result == "passed"]
     cut_off = [what for what in outcome.cut_off if what.startswith("conformance")]
     missing = [what for what in (*outcome.failed, *outcome.wrong, *cut_off) if "gluon" in what]
     if backend.why_off("gluon", device):
-        said.append(f"No Gluon kernel can run: {backend.why_off('gluon', device)}.")
+        notes.append(f"No Gluon kernel can run: {backend.why_off('gluon', device)}.")
     elif not gluon or missing or not proven:
-        said.append(f"The Gluon kernels stay off: {missing[0] if missing else 'no case of theirs was run'}.")
+        notes.append(f"The Gluon kernels stay off: {missing[0] if missing else 'no case of theirs was run'}.")
     else:
         record = qualification.record(gluon, device, len(proven))
         (out / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        said.append(f"The Gluon kernels passed {len(proven)} cases: {RECORD}, in kernels/qualified/, turns them on.")
+        notes.append(f"The Gluon kernels passed {len(proven)} cases: {RECORD}, in kernels/qualified/, turns them on.")
     here = autotune.fingerprint(device)
     entries = autotune.store().whole(here)
     if entries:
         table = autotune.export(here, entries, out)
         table.replace(out / f"3-{table.name}")
-        said.append(f"{len(entries)} tuned configs: 3-{table.name}, as autotune/tables/{table.name}, ships them.")
-    (out / SUMMARY).write_text("\n".join(_summary(records, outcome, said, seconds)) + "\n", encoding="utf-8")
+        notes.append(f"{len(entries)} tuned configs: 3-{table.name}, as autotune/tables/{table.name}, ships them.")
+    (out / SUMMARY).write_text("\n".join(_summary(records, outcome, notes, seconds)) + "\n", encoding="utf-8")
 
 
 def _draw(records, outcome: QualificationOutcome) -> None:
@@ -404,7 +404,7 @@ def _draw(records, outcome: QualificationOutcome) -> None:
 
 
 def _summary(
-    records: Sequence[Mapping[str, Any]], outcome: QualificationOutcome, said: list[str], seconds: float
+    records: Sequence[Mapping[str, Any]], outcome: QualificationOutcome, notes: list[str], seconds: float
 ) -> Iterator[str]:
     run = next(record for record in records if record["kind"] == "run")
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items() if version)
@@ -412,7 +412,7 @@ def _summary(
     yield ""
     yield f"{versions}; revision {run['git_revision']}; {seconds:.0f} s" + (", interrupted" * outcome.interrupted)
     yield ""
-    yield from (f"* {line}" for line in said)
+    yield from (f"* {line}" for line in notes)
     yield f"* Conformance: {outcome.passed} passed, {len(outcome.failed)} failed, {outcome.not_here.total()} not here."
     for title, lines in (
         ("Failed", outcome.failed),
@@ -453,8 +453,8 @@ def _grouped(lines: list[str], limit: int = 40) -> list[str]:
     return [f"{name} ({count} cases)" if count > 1 else name for name, count in counts.items()]
 
 
-def _interval(found: Mapping[str, float] | None) -> str:
-    return f"{found['value']:.3g} [{found['low']:.3g}, {found['high']:.3g}]" if found else "–"
+def _interval(interval: Mapping[str, float] | None) -> str:
+    return f"{interval['value']:.3g} [{interval['low']:.3g}, {interval['high']:.3g}]" if interval else "–"
 
 
 def lines(outcome: QualificationOutcome) -> list[str]:

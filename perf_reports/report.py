@@ -27,7 +27,7 @@ _KERNEL_BUDGET_S = {False: 140.0, True: 12.0}  # by `quick`
 
 @dataclass(frozen=True)
 class ReportOutcome:
-    """What a report came to."""
+    """The result of a report: its page, its records, and whether it was interrupted."""
 
     page: Path
     records: Sequence[Mapping[str, Any]]  # of this run
@@ -35,7 +35,7 @@ class ReportOutcome:
 
     @property
     def disagreements(self) -> list[str]:
-        """Where our results were not those of the reference: these fail the report; a rival's own do not."""
+        """The places where our results were not those of the reference. They fail the report; a rival's own do not."""
         return [
             f"{r['op']}, {r['workload']}, {r['shape_label']}: {r['detail']}"
             for r in self.records
@@ -48,7 +48,7 @@ class ReportOutcome:
 
 
 def names() -> list[str]:
-    """What `only` may name: studies, ops, workloads."""
+    """The names that `only` may hold: of studies, ops, workloads."""
     workloads = [workload.name for spec in REGISTRY.values() for workload in spec.workloads]
     return list(dict.fromkeys([*STUDIES, *REGISTRY, *workloads]))
 
@@ -138,9 +138,6 @@ def _measured(
     if cells:
         budget_s = _KERNEL_BUDGET_S[quick]
         yield from benchmark.measure(cells, budget_s=budget_s, quick=quick, seed=seed, progress=on("kernels"))
-
-
-# ------------------------------------------------------------------------------------------------ the last words
 
 
 def summary(outcome: ReportOutcome) -> list[str]:

@@ -1,4 +1,4 @@
-"""What `tropigrad tune`, `explain` and `cache` read and say; the work itself is autotune's."""
+"""The words that `tropigrad tune`, `explain` and `cache` read and say; the work itself is autotune's."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ Plan = list[tuple[str, Mapping[str, Mapping[str, int]], torch.dtype]]  # (op, sh
 
 
 def plan(ops: Sequence[str], shapes: Sequence[str], dtype: str) -> Plan:
-    """What is to be tuned, checked.
+    """Check a request, and spell out what is to be tuned.
 
     Raises:
         ValueError: an op, a shape or a dtype that means nothing; the message says what does.
     """
     of = getattr(torch, dtype, None)
-    known = {str(x).removeprefix("torch."): x for spec in REGISTRY.values() for x in spec.dtypes}
-    if dtype not in known or not isinstance(of, torch.dtype):
-        raise ValueError(f"the dtype is {dtype!r}; expected one of {', '.join(known)}")
+    dtypes = {str(x).removeprefix("torch."): x for spec in REGISTRY.values() for x in spec.dtypes}
+    if dtype not in dtypes or not isinstance(of, torch.dtype):
+        raise ValueError(f"the dtype is {dtype!r}; expected one of {', '.join(dtypes)}")
     sizes = [_sizes(text) for text in shapes]
     return [(op, shapes_of(find(op), sizes), of) for op in ops or autotune.TUNABLE]
 
@@ -46,15 +46,15 @@ def _sizes(text: str) -> dict[str, int]:
 
 def run(plan: Plan, *, budget_s: float, again: bool = False, progress: Progress | None = None):
     """The findings of a plan, within a budget that is shared out evenly over its ops."""
-    end, found = perf_counter() + budget_s, []
+    end, findings = perf_counter() + budget_s, []
     for number, (op, shapes, dtype) in enumerate(plan):
         share = max(0.0, end - perf_counter()) / (len(plan) - number)
-        found += autotune.tune(op, shapes, dtype=dtype, budget_s=share, again=again, progress=progress)
-    return found
+        findings += autotune.tune(op, shapes, dtype=dtype, budget_s=share, again=again, progress=progress)
+    return findings
 
 
 def export() -> Path:
-    """Writes this device's table into the package.
+    """Write this device's table into the package.
 
     Raises:
         OSError: the package's folder cannot be written: the table is made in a source tree.
@@ -67,10 +67,10 @@ def export() -> Path:
     return autotune.export(environment, entries)
 
 
-def lines(found: Sequence[autotune.Finding], table: Path | None, verbose: bool = False) -> list[str]:
+def lines(findings: Sequence[autotune.Finding], table: Path | None, verbose: bool = False) -> list[str]:
     """For people."""
-    said = []
-    for f in found:
+    text = []
+    for f in findings:
         gain = f.gain
         if gain is None:
             words = "the default, which nothing beat"
@@ -80,35 +80,35 @@ def lines(found: Sequence[autotune.Finding], table: Path | None, verbose: bool =
             words += f", the default over itself {beside.value:.3g} [{beside.low:.3g}, {beside.high:.3g}]"
             if f.config == f.default:
                 words = f"the default; its best rival {words}"
-        said += [f"{f.kernel}  {pairs(f.problem)}", f"  {f.how}: {pairs(f.config)}", f"  {words}"]
+        text += [f"{f.kernel}  {pairs(f.problem)}", f"  {f.how}: {pairs(f.config)}", f"  {words}"]
         if verbose:
             rivals = f.evidence.get("rivals", ())
             rejected = [rival for rival in rivals if rival["rejected"]]
-            said.append(f"  {sum(r['ratio'] > 0 for r in rivals)} timed, {len(rejected)} rejected")
-            said += [f"    {pairs(rival['config'])}: {rival['rejected']}" for rival in rejected]
-    if not found:
-        said.append("no kernel with a config: these ops run on torch here")
-    if any(f.how == "cut off" for f in found):
-        said.append("the budget cut some searches off: the same command goes on from there")
-    if any(f.how == "tuned" and not f.stored for f in found):
-        said.append(f"not stored: {autotune.store().root} cannot be written")
+            text.append(f"  {sum(r['ratio'] > 0 for r in rivals)} timed, {len(rejected)} rejected")
+            text += [f"    {pairs(rival['config'])}: {rival['rejected']}" for rival in rejected]
+    if not findings:
+        text.append("no kernel with a config: these ops run on torch here")
+    if any(f.how == "cut off" for f in findings):
+        text.append("the budget cut some searches off: the same command goes on from there")
+    if any(f.how == "tuned" and not f.stored for f in findings):
+        text.append(f"not stored: {autotune.store().root} cannot be written")
     if hasattr(os, "getloadavg") and os.getloadavg()[0] > 1.5 * (os.cpu_count() or 1):
-        said.append("the machine was busy: numbers of threads above all are better tuned on a quiet one (--again)")
-    return said + ([f"table: {table}"] if table else [])
+        text.append("the machine was busy: numbers of threads above all are better tuned on a quiet one (--again)")
+    return text + ([f"table: {table}"] if table else [])
 
 
-def as_json(found: Sequence[autotune.Finding], table: Path | None) -> dict[str, Any]:
+def as_json(findings: Sequence[autotune.Finding], table: Path | None) -> dict[str, Any]:
     """For machines."""
-    return {"findings": [f.record() for f in found], "table": str(table) if table else None}
+    return {"findings": [f.record() for f in findings], "table": str(table) if table else None}
 
 
 def explain(op: str, shapes: Mapping[str, Mapping[str, int]], dtype: torch.dtype) -> autotune.Explanation:
-    """As autotune's, by the ceilings that a report or `qualify` measured in this environment, where one did."""
+    """Like `autotune.explain`, by the ceilings that `report` or `qualify` measured in this environment, if one did."""
     return autotune.explain(op, shapes, dtype=dtype, ceilings=ceilings(default_device(), dtype))
 
 
 def keep_ceilings(records: Iterable[Mapping[str, Any]], device: torch.device, by: str) -> None:
-    """Notes a device's measured ceilings in the user's cache, under its environment, for `explain`.
+    """Note a device's measured ceilings in the user's cache, under its environment, for `explain`.
 
     by: the command that measured them, for people.
     """
@@ -121,18 +121,18 @@ def keep_ceilings(records: Iterable[Mapping[str, Any]], device: torch.device, by
 def _kept_ceilings(environment: autotune.Fingerprint) -> tuple[list[dict[str, Any]], str]:
     """The records, and what measured them and when; none where nothing was kept that can be understood."""
     try:
-        found: Any = autotune.store().noted(environment, "ceilings")
+        note: Any = autotune.store().noted(environment, "ceilings")
         records = [
             {"kind": "ceiling", "name": str(r["name"]), "threads": int(r["threads"]), "value": float(r["value"])}
-            for r in found["records"]
+            for r in note["records"]
         ]
-        return [r for r in records if 0 < r["value"] < math.inf], str(found["origin"])
+        return [r for r in records if 0 < r["value"] < math.inf], str(note["origin"])
     except (KeyError, TypeError, ValueError, OverflowError):
         return [], ""
 
 
 def ceilings(device: torch.device, dtype: torch.dtype) -> autotune.Ceilings:
-    """Those that were kept, as they bound calls in a dtype: a CPU's steps were measured in float32 alone."""
+    """The ceilings that were kept, as they bound calls in a dtype: a CPU's steps were measured in float32 alone."""
     environment = autotune.fingerprint(device)
     kept, origin = _kept_ceilings(environment)
     everybody = environment.units if device.type == "cpu" else 0
@@ -166,20 +166,20 @@ def cached() -> dict[str, Any]:
     return {"root": str(store.root), "environments": environments, "entries": entries}
 
 
-def cached_lines(found: Mapping[str, Any]) -> list[str]:
+def cached_lines(cache: Mapping[str, Any]) -> list[str]:
     """For people."""
-    said = [f"{found['root']}: {len(found['entries'])} entries"]
-    for name, manifest in found["environments"].items():
+    text = [f"{cache['root']}: {len(cache['entries'])} entries"]
+    for name, manifest in cache["environments"].items():
         software = ", ".join(f"{x} {manifest[x]}" for x in ("torch", "triton", "driver") if manifest.get(x))
-        said.append(f"{name}  {manifest.get('device', 'unknown')}, {manifest.get('units', '?')} units, {software}")
-        for entry in found["entries"]:
+        text.append(f"{name}  {manifest.get('device', 'unknown')}, {manifest.get('units', '?')} units, {software}")
+        for entry in cache["entries"]:
             if entry["environment"] == name:
-                said.append(f"  {entry['kernel']}  {pairs(entry['problem'])}  ->  {pairs(entry['config'])}")
-    return said
+                text.append(f"  {entry['kernel']}  {pairs(entry['problem'])}  ->  {pairs(entry['config'])}")
+    return text
 
 
 def damaged() -> list[str]:
-    """What in the user's cache cannot be read, and what killed writers left."""
+    """List what cannot be read in the user's cache, and what killed writers left there."""
     store = autotune.store()
     broken = [f"{path}: {entry}" for path, entry in store.entries() if not isinstance(entry, autotune.Entry)]
     return broken + [f"{path}: left by a writer that was killed; it can be deleted" for path in store.left_over()]

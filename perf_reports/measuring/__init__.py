@@ -1,1 +1,1 @@
-"""What is measured, each in a file: times, peak memory, the machine's ceilings, the start."""
+"""The measurements, one a file: times, peak memory, the machine's ceilings, the start."""

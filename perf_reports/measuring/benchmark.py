@@ -24,7 +24,7 @@ from ..commands import Progress
 from .memory import peak_memory
 
 Outputs = tuple[Tensor, ...]
-Call = Callable[[], Outputs]
+PreparedCall = Callable[[], Outputs]
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 QUICK_SHAPES = 2
@@ -74,7 +74,7 @@ class Cell:
 
 
 def cells(specs: Sequence[Spec], *, only: Sequence[str] = (), quick: bool = False) -> list[Cell]:
-    """What to measure: each workload at each standard shape; in quick mode at the two cheapest.
+    """The cells to measure: each workload at each standard shape; in quick mode at the two cheapest.
 
     Args:
         only: names of ops or of workloads; all where empty.
@@ -121,7 +121,7 @@ def measure(
 @dataclass
 class _Entry:
     contender: Contender
-    call: Call
+    call: PreparedCall
     outputs: Outputs = ()
     first_s: float = 0.0
     choices: Mapping[str, Choice] = field(default_factory=dict)  # the configs its kernels ran with
@@ -195,7 +195,7 @@ def _one_line(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How two contenders' outputs compare."""
+    """The comparison of two contenders' outputs."""
 
     identical: bool  # `==`, NaN where NaN
     share: float  # of the entries outside the tolerance
@@ -237,10 +237,10 @@ def _gate(cell: Cell, entries: Sequence[_Entry]) -> Iterator[dict[str, Any]]:
         return
     reference = next((entry for entry in rivals if entry.contender.role == "dense"), rivals[0])
     for rival in sorted(rivals, key=lambda entry: entry is not reference):
-        found = agree(ours.outputs, rival.outputs)
-        good = found.share <= RIVAL_MAY_DIFFER
+        agreement = agree(ours.outputs, rival.outputs)
+        good = agreement.share <= RIVAL_MAY_DIFFER
         if rival is reference:
-            good = found.identical if cell.spec.is_exact({}) else found.share == 0
+            good = agreement.identical if cell.spec.is_exact({}) else agreement.share == 0
         rival.gate = "green" if good else "red"
         if rival is reference:
             ours.gate = rival.gate
@@ -249,7 +249,7 @@ def _gate(cell: Cell, entries: Sequence[_Entry]) -> Iterator[dict[str, Any]]:
             "gate": rival.gate,
             "against": ours.contender.name,
             "is_reference": rival is reference,
-            **asdict(found),
+            **asdict(agreement),
         }
 
 

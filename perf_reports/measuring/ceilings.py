@@ -1,4 +1,4 @@
-"""What this machine can do at the most: the roofs of the roofline, measured.
+"""The most that this machine can do: the roofs of the roofline, measured.
 
 compute   G steps/s   register-only add + max, fma + max, mul + max in fp32 (ceilings.cpp); a step is one (m, n, k)
 memory    GB/s        triad out = x + s y over arrays larger than the last-level cache; 3 arrays counted, as STREAM does
@@ -130,7 +130,7 @@ def _at_once(work: Callable[[int], float], threads: int, rounds: int) -> tuple[f
 
 
 def _repeats(work: Callable[[int], float]) -> int:
-    """How often to repeat a short piece of work so that a sample outlasts the clock and the start of the threads."""
+    """Choose how often to repeat short work, so that a sample outlasts the clock and the start of the threads."""
     repeats = 1
     while True:
         start = perf_counter()

@@ -1,4 +1,4 @@
-"""What a GPU can do at the most, by Triton loops that do one thing each:
+"""The most that a GPU can do, by Triton loops that do one thing each:
 
     add_max        G steps/s   x ← max(x + s, c) in registers, fp32: FADD + FMNMX
     add_max_half   G steps/s   the same in fp16, two to an instruction: HADD2 + HMNMX2
@@ -80,8 +80,8 @@ def measure(device: torch.device, *, quick: bool = False, progress: Progress | N
         if progress is not None:
             progress(done, len(names), f"ceiling: {name}")
         make = {"memory": _memory, "launch": _launch}.get(name)
-        found = make(device, rounds) if make else _mix(name, MIXES[name], device, units, rounds)
-        yield {**found.record(), "device": str(device)}
+        ceiling = make(device, rounds) if make else _mix(name, MIXES[name], device, units, rounds)
+        yield {**ceiling.record(), "device": str(device)}
     if progress is not None:
         progress(len(names), len(names), "ceilings")
 

@@ -16,7 +16,7 @@ from ...autotune.timing import synchronize
 
 @dataclass(frozen=True)
 class Memory:
-    """What one call took at its peak, beyond what was held before it."""
+    """The memory that one call took at its peak, beyond what was held before it."""
 
     peak_bytes: int
     result_bytes: int  # of the tensors that it returned; the rest is scratch
@@ -24,7 +24,7 @@ class Memory:
 
 
 def peak_memory(call: Callable[[], tuple[torch.Tensor, ...]]) -> tuple[tuple[torch.Tensor, ...], Memory | None]:
-    """What a call returns, and its peak memory, inputs not counted; None where this system cannot tell.
+    """Make a call, and return its results and its peak memory, inputs not counted; None where this system cannot tell.
 
     On the CPU: the high-water mark of the resident set (VmHWM), reset before the call, less what was resident then.
     Freed memory is handed back to the system first, else the call could reuse it unseen. To be made before anything

@@ -1,5 +1,5 @@
-"""What a user waits for besides the result: the import, the first call where nothing is compiled yet, and what any call
-costs before and after its kernel.
+"""The waits around a result: the import, the first call where nothing is compiled yet, and the cost of any call before
+and after its kernel.
 
 Each sample of the first two is a fresh process with an empty cache folder, so that nothing is left over from an earlier
 one. The last is the time of calls so small that nothing else is left of them, torch.matmul's in between.
@@ -43,7 +43,7 @@ import tropigrad.kernels
 from tropigrad.kernels import dispatch
 start = time.perf_counter()
 dispatch.load(compiles=True)
-found = {"the operators, nothing compiled": time.perf_counter() - start}
+seconds = {"the operators, nothing compiled": time.perf_counter() - start}
 for spec in REGISTRY.values():
     if "cpp" not in spec.tuned:
         continue  # runs on another op's library
@@ -52,8 +52,8 @@ for spec in REGISTRY.values():
         for when in ("nothing compiled", "compiled"):
             start = time.perf_counter()
             spec.op(*inputs)
-            found[f"{spec.name}, {str(dtype).removeprefix('torch.')}, {when}"] = time.perf_counter() - start
-print(json.dumps(found))
+            seconds[f"{spec.name}, {str(dtype).removeprefix('torch.')}, {when}"] = time.perf_counter() - start
+print(json.dumps(seconds))
 """
 
 

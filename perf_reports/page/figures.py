@@ -1,4 +1,4 @@
-"""How our figures look and are saved: one palette that colour-blind eyes can tell apart, few lines, light and dark.
+"""The look of our figures: one palette that colour-blind eyes can tell apart, few lines, light and dark.
 
 A figure is drawn once, in the light colours. Saved as PNG and SVG it keeps them; inside the page its colours become CSS
 variables (`var(--ours)` …), so the same drawing follows the reader's theme.

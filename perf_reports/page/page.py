@@ -77,11 +77,8 @@ def studies(run: Sequence[Record]) -> list[str]:
     return list(dict.fromkeys(r["study"] for r in run if r["kind"] in ("training", "training_summary")))
 
 
-# ------------------------------------------------------------------------------------------------ what the page says
-
-
 def view(run: Sequence[Record]) -> dict[str, Any]:
-    """What the template shows, without the drawings."""
+    """Collect what the template shows, without the drawings."""
     timings = [r for r in run if r["kind"] == "timing"]
     ratios = [r for r in timings if r["ratio"] is not None]
     end = next((r for r in run if r["kind"] == "run_end"), None)
@@ -107,7 +104,7 @@ def view(run: Sequence[Record]) -> dict[str, Any]:
 
 def tiles(run: Sequence[Record]) -> list[dict[str, str]]:
     """The few figures that stand at the top: over dense backprop by workload, and the training."""
-    found = []
+    entries = []
     for group in speedups.groups(run):
         if group.role == "dense":
             over = (
@@ -115,7 +112,7 @@ def tiles(run: Sequence[Record]) -> list[dict[str, str]]:
                 if len(group.by_shape) > 1
                 else next(iter(group.by_shape))
             )
-            found.append(
+            entries.append(
                 {
                     "value": speedups.times(group.mean),
                     "label": group.workload,
@@ -125,8 +122,8 @@ def tiles(run: Sequence[Record]) -> list[dict[str, str]]:
     for r in run:
         if r["kind"] == "training_summary" and r["role"] == "ours":
             label = f"test accuracy, {r['dataset']}"
-            found.append({"value": percent(r["test_accuracy"]), "label": label, "note": r["method"]})
-    return found
+            entries.append({"value": percent(r["test_accuracy"]), "label": label, "note": r["method"]})
+    return entries
 
 
 def _points(run: Sequence[Record]) -> list[dict[str, Any]]:
@@ -137,9 +134,6 @@ def _points(run: Sequence[Record]) -> list[dict[str, Any]]:
         roof = None if compute is None or memory is None else roofline.attainable(point.intensity, compute, memory)
         rows.append({"point": point, "roof": roof, "share": None if roof is None else point.rate / roof})
     return rows
-
-
-# ------------------------------------------------------------------------------------------------ numbers in words
 
 
 def byte_count(value: float | None) -> str:

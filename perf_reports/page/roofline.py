@@ -55,9 +55,6 @@ def points(records: Iterable[Record], roles: Sequence[str] = ("ours",)) -> list[
     ]
 
 
-# ------------------------------------------------------------------------------------------------ drawing
-
-
 def draw(records: Sequence[Record], out: Path) -> str | None:
     """Write roofline.png and .svg; returns the drawing for the page, None where nothing was timed or no roof is known.
 

@@ -1,4 +1,4 @@
-"""How many times as fast as each contender: time of the contender / time of ours, per workload and shape.
+"""Speedups: the time of each contender / the time of ours, per workload and shape.
 
 Over shapes the geometric mean. Only where the correctness gate was green; shapes where we gain nothing stay in.
 """
@@ -47,12 +47,12 @@ class Group:
 
 def groups(records: Sequence[Record]) -> list[Group]:
     """Every (workload, contender) with a green ratio, in the order of measuring, training last."""
-    found: dict[tuple[str, str, str], dict[str, Interval]] = {}
+    intervals: dict[tuple[str, str, str], dict[str, Interval]] = {}
     for r in records:
         if r["kind"] == "timing" and r["ratio"] is not None:
             key = (r["workload"], r["contender"], r["role"])
-            found.setdefault(key, {})[r["shape_label"]] = Interval(**r["ratio"])
-    result = [Group(*key, by_shape) for key, by_shape in found.items()]
+            intervals.setdefault(key, {})[r["shape_label"]] = Interval(**r["ratio"])
+    result = [Group(*key, by_shape) for key, by_shape in intervals.items()]
     return result + _training(records)
 
 
@@ -70,9 +70,6 @@ def _training(records: Sequence[Record]) -> list[Group]:
 def times(value: float) -> str:
     """Three digits: 1.50×, 40.7×, 400×."""
     return f"{value:#.3g}".removesuffix(".") + "×" if value < 1000 else f"{value:,.0f}×"
-
-
-# ------------------------------------------------------------------------------------------------ drawing
 
 
 def draw(records: Sequence[Record], out: Path) -> str | None:

@@ -25,7 +25,7 @@ from .methods import NAME, OPTIMIZERS, Recipe, Training
 
 @dataclass(frozen=True)
 class Setting:
-    """How much the comparison does."""
+    """The size of the comparison."""
 
     epochs: int
     seeds: int

@@ -31,7 +31,7 @@ CHANNELS = (16, 16, 32, 32, 64, 64)
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is trained, by what, from where."""
+    """One training: a network and its start, an optimizer and its settings."""
 
     network: str = "mlp"
     optimizer: str = "gsgd"
@@ -44,10 +44,10 @@ class Recipe:
     seed: int = 0
 
     def check(self) -> None:
-        """Raises ValueError where a setting is none of those there are."""
-        for name, value, known in (("network", self.network, NETWORKS), ("optimizer", self.optimizer, OPTIMIZERS)):
-            if value not in known:
-                raise ValueError(f"train: {name} is {value!r}; expected one of {', '.join(known)}")
+        """Raise ValueError where a setting is none of those there are."""
+        for name, value, choices in (("network", self.network, NETWORKS), ("optimizer", self.optimizer, OPTIMIZERS)):
+            if value not in choices:
+                raise ValueError(f"train: {name} is {value!r}; expected one of {', '.join(choices)}")
         if self.batch < 1:
             raise ValueError(f"train: batch is {self.batch}; expected at least 1")
         if not 0 <= self.spread < math.inf:
@@ -123,7 +123,7 @@ class Training:
         self.order = self._order()
 
     def _order(self) -> Tensor:
-        """Of the samples in this epoch, whatever came before it: a run that is resumed draws the same."""
+        """The order of the samples in this epoch, whatever came before it: a run that is resumed draws the same."""
         generator = torch.Generator().manual_seed((self.recipe.seed << 20) + self.epoch)
         return torch.randperm(len(self.dataset.y_train), generator=generator)
 

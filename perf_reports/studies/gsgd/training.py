@@ -85,7 +85,7 @@ def _number(loss: float | None) -> str:
 
 
 def summary_lines(summary: dict[str, Any]) -> list[str]:
-    """What `train` returned, for people; for the MLP on MNIST beside the logs released with the paper."""
+    """The summary that `train` returned, for people; for the MLP on MNIST beside the logs released with the paper."""
     interrupted = "; interrupted, --resume goes on" if summary["interrupted"] else ""
     lines = [
         f"network        {summary['dataset']}: {summary['network']}, by {summary['optimizer']} at {summary['lr']:g}",

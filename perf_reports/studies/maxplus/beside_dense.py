@@ -33,7 +33,7 @@ from .methods import (
 
 @dataclass(frozen=True)
 class Setting:
-    """How much the comparison does. Seconds are training time; the method stops at the first limit."""
+    """The size of the comparison. Seconds are training time; the method stops at the first limit."""
 
     iterations: int
     dense_seconds: float

@@ -203,7 +203,7 @@ def draw(records: Sequence[Record], path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Writes OUT/<data set>.jsonl, then comparison.md and comparison.png of all data sets that OUT holds."""
+    """Write OUT/<data set>.jsonl, then comparison.md and comparison.png of all data sets that OUT holds."""
     parser = argparse.ArgumentParser(
         prog="python -m tropigrad.perf_reports.studies.maxplus.comparison",
         description="The methods on one data set, over seeds.",
@@ -231,8 +231,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     asked.out.mkdir(parents=True, exist_ok=True)
     write_metrics(asked.out / f"{name}.jsonl", rows)
-    found = [asked.out / f"{known}.jsonl" for known in SETTINGS]
-    records = [json.loads(line) for path in found if path.is_file() for line in path.read_text("utf-8").splitlines()]
+    paths = [asked.out / f"{dataset}.jsonl" for dataset in SETTINGS]
+    records = [json.loads(line) for path in paths if path.is_file() for line in path.read_text("utf-8").splitlines()]
     written = table(records)
     replace(asked.out / "comparison.md", lambda fresh: fresh.write_text(written, encoding="utf-8"))
     draw(records, asked.out / "comparison.png")

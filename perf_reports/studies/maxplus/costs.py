@@ -196,11 +196,11 @@ def main(arguments: list[str]) -> None:
     chosen = parser.parse_args(arguments)
     chosen.out.mkdir(parents=True, exist_ok=True)
     names = ("data", "hidden", "method", "iterations") if chosen.mnist else ("method", "N", "p", "q")
-    found = measure_real(chosen.mnist, chosen.device) if chosen.mnist else measure(device=chosen.device)
+    measured = measure_real(chosen.mnist, chosen.device) if chosen.mnist else measure(device=chosen.device)
     records = []
     with (chosen.out / ("runs.jsonl" if chosen.mnist else "costs.jsonl")).open("w", encoding="utf-8") as file:
         file.write(json.dumps({"kind": "run", "machine": machine()}) + "\n")
-        for record in found:
+        for record in measured:
             file.write(json.dumps(record) + "\n")
             processor = f", processor {record['processor'] * 1e6:.4g} µs" if chosen.mnist else ""
             print(*(record[name] for name in names), f"{record['median'] * 1e6:.4g} µs{processor}", flush=True)

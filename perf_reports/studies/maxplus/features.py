@@ -1,4 +1,4 @@
-"""What a max-plus network is shown of an image: its pixels, or B x with a B that suits the ∞-norm.
+"""The features of an image that a max-plus network is shown: its pixels, or B x with a B that suits the ∞-norm.
 
 The ∞-norm is the largest difference in a single feature, and between two images some pixel is nearly always black here
 and white there. A is free, so it becomes λ[B; −B], with B the first principal components P of the training images, or
@@ -39,7 +39,7 @@ class View(NamedTuple):
 
 
 def view(features: str, x: Tensor, seed: int) -> View | None:
-    """What the named features are of training samples x [N, d]; None for the pixels, or whatever else x holds.
+    """The view that makes the named features of samples x [N, d]; None for the pixels, or whatever else x holds.
 
     Raises:
         ValueError: features is none of FEATURES, or x has fewer features, or samples, than components are asked for.

@@ -81,12 +81,12 @@ class Method:
         raise NotImplementedError
 
     def gradients(self) -> tuple[Tensor, ...]:
-        """What one step needs: a loss, then its gradient in each trained parameter. Changes nothing."""
+        """The figures that one step needs: a loss, then its gradient in each trained parameter. Changes nothing."""
         raise NotImplementedError
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing is left to gain from the iterate just evaluated: F is 0, to rounding."""
+        """True where nothing is left to gain from the iterate just evaluated: F is 0, to rounding."""
         return False
 
     def finish(self) -> None:
@@ -132,7 +132,7 @@ class Subgradient(Method):
         super().__init__(name, role, model, dataset, margin)
         self.settings = Settings(margin=margin)
         self.progress = beginning(self.settings)
-        self._found: tuple[Tensor, ...] = ()
+        self._evaluated: tuple[Tensor, ...] = ()
         self.loss = math.inf
         self.idle = 0  # iterations in a row that found F within its rounding of 0, and no better than before
 
@@ -144,8 +144,8 @@ class Subgradient(Method):
 
     def evaluate(self) -> float:
         start = clock()
-        self._found = self.gradients()
-        self.loss = self._found[0].item()  # waits for the device
+        self._evaluated = self.gradients()
+        self.loss = self._evaluated[0].item()  # waits for the device
         self._previous = self.best_loss
         self._keep_best(self.loss)
         self.times.append(clock() - start)
@@ -154,8 +154,8 @@ class Subgradient(Method):
     @torch.no_grad()
     def advance(self) -> None:
         start = clock()
-        gradients = self._found[1:]
-        self._found = ()
+        gradients = self._evaluated[1:]
+        self._evaluated = ()
         self.idle = self.idle + 1 if self._previous <= self.loss <= self._rounding() else 0
         self.progress.best_loss, self.progress.iteration = self.best_loss, self.iteration
         squared_norm = sum(g.square().sum().item() for g in gradients)

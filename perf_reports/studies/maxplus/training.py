@@ -49,12 +49,12 @@ def _hold_out(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, _Samp
 
 
 def _remarks(kept: Mapping[str, Any]) -> list[str]:
-    """What must not be left unsaid of a run whose iterates are no better than its start."""
+    """Remarks on a run whose iterates are no better than its start."""
     if not kept["validation_samples"]:
         return []
     if kept["kept"] == "validation" and kept["kept_iteration"] == 0 < kept["iterations"]:
-        said = "no iterate is right more often on the validation samples than the start, and the start is kept"
-        return [f"{said} (--keep loss keeps the iterate of the least loss)", _BETTER]
+        remark = "no iterate is right more often on the validation samples than the start, and the start is kept"
+        return [f"{remark} (--keep loss keeps the iterate of the least loss)", _BETTER]
     if kept["validation_accuracy"] < kept["first_validation_accuracy"]:
         return [
             "the iterate that is kept, of the least loss, is worse on the validation samples than the start",
@@ -251,7 +251,7 @@ def train(
 
 
 def summary_lines(summary: dict[str, Any]) -> list[str]:
-    """What `train` returned, for people."""
+    """The summary that `train` returned, for people."""
     worst = summary["worst_sample"]
     interrupted = "; interrupted, --resume goes on" if summary["interrupted"] else ""
     accuracies = (

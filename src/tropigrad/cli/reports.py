@@ -59,6 +59,6 @@ def doctor(as_json: Json = False, verbose: Verbose = False) -> None:
     """Versions, devices, backends and why one is off, compiler, form of the kernels, cache."""
     from ..perf_reports import doctor as examination
 
-    found = examination.examine()
-    print(output.as_json(found) if as_json else "\n".join(examination.lines(found, verbose)))
-    raise typer.Exit(1 if found["problems"] else 0)
+    facts = examination.examine()
+    print(output.as_json(facts) if as_json else "\n".join(examination.lines(facts, verbose)))
+    raise typer.Exit(1 if facts["problems"] else 0)

@@ -1,4 +1,4 @@
-"""What every command says to a terminal: the common options, the one line of an error, the progress bars."""
+"""The terminal side of every command: the common options, the one line of an error, the progress bars."""
 
 from __future__ import annotations
 

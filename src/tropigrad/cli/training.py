@@ -27,7 +27,7 @@ Out = Annotated[Path, typer.Option(help="Where metrics.jsonl, model.pt and the p
 
 
 def dataset_of(data: str | None, data_dir: Path | None, seed: int) -> Dataset:
-    """What --data and --data-dir name."""
+    """The data set that --data and --data-dir name."""
     from ..perf_reports.data import find_data_dir, load
 
     return load(data or ("mnist" if data_dir else "digits"), find_data_dir(data_dir), seed)

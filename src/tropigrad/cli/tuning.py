@@ -35,7 +35,7 @@ def tune(
     try:
         plan = tuner.plan(ops or (), shapes or (), dtype)
         with bars() as bar:
-            found = tuner.run(
+            findings = tuner.run(
                 plan,
                 budget_s=parse_duration(budget),
                 again=again,
@@ -51,9 +51,9 @@ def tune(
     except OSError as error:
         fail(f"{error.filename}: {error.strerror or error}; expected a folder that can be written")
     if as_json:
-        print(output.as_json(tuner.as_json(found, table)))
+        print(output.as_json(tuner.as_json(findings, table)))
     else:
-        print("\n".join(tuner.lines(found, table, verbose)))
+        print("\n".join(tuner.lines(findings, table, verbose)))
 
 
 def explain(
@@ -77,8 +77,8 @@ def cache_list(as_json: Json = False) -> None:
     """Every tuned config, by environment."""
     from ..perf_reports import tune as tuner
 
-    found = tuner.cached()
-    print(output.as_json(found) if as_json else "\n".join(tuner.cached_lines(found)))
+    configs = tuner.cached()
+    print(output.as_json(configs) if as_json else "\n".join(tuner.cached_lines(configs)))
 
 
 @cache.command("verify")
