@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tropigrad.kernels import tropical_matmul
-from tropigrad.perf_reports.figures import COLOR, drawing
+from tropigrad.perf_reports.page.figures import COLOR, drawing
 
 Schedule = Callable[[float], float]  # of the share of the steps done, 0 to 1: the temperature; 0 for max-plus itself
 

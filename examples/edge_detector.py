@@ -19,7 +19,7 @@ from sklearn.datasets import load_sample_image
 from torch import Tensor
 
 from tropigrad.kernels import tropical_conv2d
-from tropigrad.perf_reports.figures import drawing
+from tropigrad.perf_reports.page.figures import drawing
 
 INF = float("inf")
 

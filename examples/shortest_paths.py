@@ -20,7 +20,7 @@ from scipy.spatial import Delaunay
 from torch import Tensor
 
 from tropigrad.kernels import tropical_matmul
-from tropigrad.perf_reports.figures import COLOR, drawing
+from tropigrad.perf_reports.page.figures import COLOR, drawing
 
 INF = float("inf")
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tropigrad.kernels import tropical_matmul
-from tropigrad.perf_reports.figures import COLOR, drawing
+from tropigrad.perf_reports.page.figures import COLOR, drawing
 
 
 def viterbi(initial: Tensor, transition: Tensor, emission: Tensor) -> tuple[Tensor, Tensor]:

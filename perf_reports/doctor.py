@@ -1,4 +1,4 @@
-"""What `tropigrad doctor` tells: versions, devices, backends and why one is off, compiler, cache, variables."""
+"""The facts of `tropigrad doctor`: versions, devices, backends and why one is off, compiler, cache, variables."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ import torch
 from ..kernels.contract import qualification
 from ..kernels.contract.registry import REGISTRY
 from ..kernels.runtime import backend, dispatch, native
-from . import results
+from . import environment
 
 _PROBE = '#include "{}"\nextern "C" int tropigrad_vector_bits() {{ return 8 * VECTOR_BYTES; }}\n'
 
 
 def examine() -> dict[str, Any]:
     """Facts for machines; "problems" lists what should work here and does not."""
-    problems = results.wrong_variables()
+    problems = environment.wrong_variables()
     data = os.environ.get("TROPIGRAD_DATA")
     if data and not Path(data).is_dir():
         problems.append(f"TROPIGRAD_DATA is {data!r}, which is no folder; expected one of MNIST-format files, or unset")
     devices = [torch.device("cpu"), *(torch.device("cuda", i) for i in range(torch.cuda.device_count()))]
     backends = {str(device): _backends(device) for device in devices}
-    found = {
-        "versions": results.versions(),
-        "machine": results.machine(),
+    facts = {
+        "versions": environment.versions(),
+        "machine": environment.machine(),
         "interpreted": backend.interpreted(),
         "backends": backends,
         "compiler": _compiler(problems),
         "operators": dispatch.who_registers(),
         "cache": _cache(problems),
-        "environment": results.environment(),
+        "environment": environment.variables(),
         "problems": problems,
     }
     name = os.environ.get("TROPIGRAD_BACKEND", "auto")
     if name in backend.BACKENDS and name != "auto" and all(off[name] for off in backends.values()):
         problems.append(f"TROPIGRAD_BACKEND={name} forces a backend that is off: {backends['cpu'][name]}")
-    return found
+    return facts
 
 
 def _backends(device: torch.device) -> dict[str, str]:
@@ -62,7 +62,7 @@ def _compiler(problems: list[str]) -> dict[str, Any]:
         return {"works": False, "why": reason}
     with (
         tempfile.TemporaryDirectory(prefix="tropigrad-doctor-") as folder,
-        warnings.catch_warnings(record=True) as said,
+        warnings.catch_warnings(record=True) as caught,
     ):
         warnings.simplefilter("always")
         source = Path(folder, "probe.cpp")
@@ -78,14 +78,14 @@ def _compiler(problems: list[str]) -> dict[str, Any]:
             else:
                 os.environ["TROPIGRAD_CACHE_DIR"] = before
     if library is None:
-        why = str(said[-1].message) if said else "the compiler gave no library"
+        why = str(caught[-1].message) if caught else "the compiler gave no library"
         problems.append(why)
         return {"works": False, "why": why}
     return {"works": True, "why": "", **form}
 
 
 def _form(probe: ctypes.CDLL) -> dict[str, Any]:
-    """Which form of the C++ kernels this processor gets."""
+    """The form of the C++ kernels that this processor gets."""
     return {"vector_bits": probe.tropigrad_vector_bits(), "sums": "fma" if native.adds_by_fma() else "addition"}
 
 
@@ -100,21 +100,21 @@ def _cache(problems: list[str]) -> dict[str, Any]:
     return {"folder": str(folder), "files": len(files), "bytes": sum(file.stat().st_size for file in files)}
 
 
-def lines(found: Mapping[str, Any], verbose: bool = False) -> list[str]:
+def lines(facts: Mapping[str, Any], verbose: bool = False) -> list[str]:
     """The facts for people."""
-    machine, compiler, cache = found["machine"], found["compiler"], found["cache"]
-    said = [f"{name:<14}{version or 'absent'}" for name, version in found["versions"].items()]
-    said.append(f"{'cpu':<14}{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads")
+    machine, compiler, cache = facts["machine"], facts["compiler"], facts["cache"]
+    text = [f"{name:<14}{version or 'absent'}" for name, version in facts["versions"].items()]
+    text.append(f"{'cpu':<14}{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads")
     if verbose:
-        said.append(f"{'flags':<14}{' '.join(machine['flags']) or 'none of interest'}")
-    said += [f"{'gpu':<14}{name}" for name in machine["gpus"]] or [f"{'gpu':<14}none"]
-    for device, backends in found["backends"].items():
-        said += [f"{f'{name} on {device}':<14} {'on' if not why else 'off: ' + why}" for name, why in backends.items()]
-    said.append(f"{'interpreter':<14}{'on' if found['interpreted'] else 'off'} (TRITON_INTERPRET)")
-    said.append(f"{'compiling':<14}{'works' if compiler['works'] else compiler['why']}")
+        text.append(f"{'flags':<14}{' '.join(machine['flags']) or 'none of interest'}")
+    text += [f"{'gpu':<14}{name}" for name in machine["gpus"]] or [f"{'gpu':<14}none"]
+    for device, backends in facts["backends"].items():
+        text += [f"{f'{name} on {device}':<14} {'on' if not why else 'off: ' + why}" for name, why in backends.items()]
+    text.append(f"{'interpreter':<14}{'on' if facts['interpreted'] else 'off'} (TRITON_INTERPRET)")
+    text.append(f"{'compiling':<14}{'works' if compiler['works'] else compiler['why']}")
     if compiler["works"]:
-        said.append(f"{'C++ kernels':<14}vectors of {compiler['vector_bits']} bits, sums by {compiler['sums']}")
-    said.append(f"{'operators':<14}registered from {found['operators']}")
-    said.append(f"{'cache':<14}{cache['folder']}: {cache['files']} files, {cache['bytes'] / 1e6:.1f} MB")
-    said += [f"{name}={value}" for name, value in found["environment"].items()]
-    return said + [f"problem: {problem}" for problem in found["problems"]]
+        text.append(f"{'C++ kernels':<14}vectors of {compiler['vector_bits']} bits, sums by {compiler['sums']}")
+    text.append(f"{'operators':<14}registered from {facts['operators']}")
+    text.append(f"{'cache':<14}{cache['folder']}: {cache['files']} files, {cache['bytes'] / 1e6:.1f} MB")
+    text += [f"{name}={value}" for name, value in facts["environment"].items()]
+    return text + [f"problem: {problem}" for problem in facts["problems"]]

@@ -34,7 +34,7 @@ codecs.register_error(_HANDLER, _spelled)
 
 
 def take_any_encoding() -> None:
-    """What is printed from now on is spelled in the signs that stdout and stderr have."""
+    """Spell what is printed from now on in the signs that stdout and stderr have."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=_HANDLER)

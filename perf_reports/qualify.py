@@ -10,9 +10,10 @@ not the rest. What is done is on the disk at once, so `--resume` goes on after a
 The folder then holds, most important first, at most eight files:
 
     1-summary.md         what passed, what failed, what was cut off
-    2-qualified.json     the record that turns the Gluon kernels on, where they passed: copy it to kernels/qualified/
+    2-qualified.json     the record that turns the Gluon kernels on, where they passed: copy it to
+                         kernels/contract/qualified/
     3-<gpu>.json         the tuned configs: copy it to autotune/tables/
-    4-results.jsonl      every measurement (results.py)
+    4-results.jsonl      every measurement (records.py)
     5-conformance.jsonl  every case
     roofline.png, .svg   where matplotlib is installed
 
@@ -28,7 +29,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter, sleep
@@ -42,9 +43,11 @@ from ..autotune.explanation import pairs
 from ..kernels.contract import conformance, qualification
 from ..kernels.contract.registry import REGISTRY
 from ..kernels.runtime import backend
-from . import benchmark, ceilings, gpu_ceilings, output, results, tuning
-
-Progress = Callable[[str, int, int, str], None]  # (stage, done, total, what is being done)
+from . import environment, output, tune
+from .commands import BadRequest, Progress, StageProgress
+from .durations import parse_duration
+from .measuring import benchmark, ceilings, gpu_ceilings
+from .records import Results, read
 
 SUMMARY, RECORD, RESULTS, CASES = "1-summary.md", "2-qualified.json", "4-results.jsonl", "5-conformance.jsonl"
 PHASES = {"conformance": 0.45, "ceilings": 0.05, "tuning": 0.3, "speed": 0.2}  # shares of the budget
@@ -53,13 +56,9 @@ _TEXT: dict[str, Any] = {"text": True, "encoding": "utf-8", "errors": "replace"}
 POISONED = 3  # exit status of a process whose device context is spoilt
 
 
-class BadRequest(ValueError):
-    """An unknown op, a variable that means nothing, or a folder that holds another run; the message says what to do."""
-
-
 @dataclass
-class Outcome:
-    """What a qualification came to."""
+class QualificationOutcome:
+    """The result of a qualification."""
 
     out: Path
     device: str
@@ -85,8 +84,8 @@ def run(
     budget_s: float = 480.0,
     resume: bool = False,
     ops: Sequence[str] = (),
-    progress: Progress = lambda stage, done, total, what: None,
-) -> Outcome:
+    progress: StageProgress = lambda stage, done, total, what: None,
+) -> QualificationOutcome:
     """Qualify the GPU that is here, or the CPU where there is none.
 
     Args:
@@ -104,18 +103,18 @@ def run(
     unknown = sorted({*ops} - {*REGISTRY})
     if unknown:
         raise BadRequest(f"nothing is named {', '.join(unknown)}; expected some of: {', '.join(REGISTRY)}")
-    if wrong := results.wrong_variables():
+    if wrong := environment.wrong_variables():
         raise BadRequest("; ".join(wrong))
     if (out / RESULTS).exists() != resume:
         what = "holds a run already; --resume goes on with it" if not resume else "holds no run to resume"
         raise BadRequest(f"{out} {what}; or give another folder: --out DIR")
     out.mkdir(parents=True, exist_ok=True)
     start, device = perf_counter(), default_device()
-    earlier = results.read(out / RESULTS) if resume else []
-    outcome = Outcome(out, autotune.fingerprint(device).device)
+    earlier = read(out / RESULTS) if resume else []
+    outcome = QualificationOutcome(out, autotune.fingerprint(device).device)
     specs = [spec for name, spec in REGISTRY.items() if not ops or name in ops]
-    with results.Results(out / RESULTS) as kept:
-        kept.add(results.head({"budget_s": budget_s, "resume": resume, "ops": list(ops)}))
+    with Results(out / RESULTS) as kept:
+        kept.add(environment.head({"budget_s": budget_s, "resume": resume, "ops": list(ops)}))
         phases = {
             "conformance": lambda left, tell: _conformance(out, tuple(s.name for s in specs), left, outcome, tell),
             "ceilings": lambda left, tell: _ceilings(device, earlier, left, outcome, tell),
@@ -158,13 +157,15 @@ def cases(device: torch.device, ops: tuple[str, ...]) -> list[conformance.Case]:
     return sorted(suite, key=lambda case: (case.slow, turns[case.name]))
 
 
-def _conformance(out: Path, ops: tuple[str, ...], left: float, outcome: Outcome, progress) -> Iterator[dict[str, Any]]:
-    """Runs the cases in processes of their own, and yields one record of the counts."""
+def _conformance(
+    out: Path, ops: tuple[str, ...], left: float, outcome: QualificationOutcome, progress: Progress
+) -> Iterator[dict[str, Any]]:
+    """Run the cases in processes of their own, and yield one record of the counts."""
     file, end = out / CASES, perf_counter() + left
     names = [case.name for case in cases(default_device(), ops)]
     if file.exists():  # failed cases are given another chance; what was begun and not ended did hang or crash
         _close_begun(file, "the process died, or was stopped", since=0.0)
-    retried = {name for name, found in _answers(file).items() if found["result"] == "failed"}
+    retried = {name for name, answer in _answers(file).items() if answer["result"] == "failed"}
     while perf_counter() < end and (waiting := [n for n in names if n not in _answers(file) or n in retried]):
         size = file.stat().st_size if file.exists() else 0
         error = _run_cases(file, ops, waiting, end, lambda done: progress(done, len(names), "conformance"))
@@ -174,13 +175,13 @@ def _conformance(out: Path, ops: tuple[str, ...], left: float, outcome: Outcome,
             break
     answers = _answers(file)
     for name in names:
-        found = answers.get(name, {"result": "cut off", "detail": ""})
-        if found["result"] == "passed":
+        answer = answers.get(name, {"result": "cut off", "detail": ""})
+        if answer["result"] == "passed":
             outcome.passed += 1
-        elif found["result"] == "failed":
-            outcome.failed.append(f"{name}: {found['detail']}")
-        elif found["result"] == "not here":
-            outcome.not_here[found["detail"]] += 1
+        elif answer["result"] == "failed":
+            outcome.failed.append(f"{name}: {answer['detail']}")
+        elif answer["result"] == "not here":
+            outcome.not_here[answer["detail"]] += 1
         else:
             outcome.cut_off.append(f"conformance {name}")
     yield {"kind": "conformance", "passed": outcome.passed, "failed": len(outcome.failed), "of": len(names)}
@@ -223,13 +224,13 @@ def _run_cases(file: Path, ops: tuple[str, ...], names: list[str], end: float, p
 def _lines(file: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
-    found = []
+    records = []
     for line in file.read_text(encoding="utf-8").splitlines():
         try:
-            found.append(json.loads(line))
+            records.append(json.loads(line))
         except json.JSONDecodeError:
             continue  # a killed process's last line
-    return found
+    return records
 
 
 def _answers(file: Path) -> dict[str, dict[str, Any]]:
@@ -288,7 +289,7 @@ def run_cases(listed: Path) -> int:
 
 
 def _is_poisoned() -> bool:
-    """Whether every later call on the GPU would fail too."""
+    """True where every later call on the GPU would fail too."""
     if not torch.cuda.is_available():
         return False
     try:
@@ -301,7 +302,9 @@ def _is_poisoned() -> bool:
 # ------------------------------------------------------------------------------------------------ the other phases
 
 
-def _ceilings(device: torch.device, earlier, left: float, outcome: Outcome, progress) -> Iterator[Mapping[str, Any]]:
+def _ceilings(
+    device: torch.device, earlier, left: float, outcome: QualificationOutcome, progress: Progress | None
+) -> Iterator[Mapping[str, Any]]:
     if any(record["kind"] == "ceiling" for record in earlier):
         return
     if left <= 0:
@@ -310,14 +313,16 @@ def _ceilings(device: torch.device, earlier, left: float, outcome: Outcome, prog
     measure = gpu_ceilings.measure(device, progress=progress)
     if device.type != "cuda":
         measure = ceilings.measure(quick=True, progress=progress)
-    found = []
+    measured = []
     for record in measure:
         yield record
-        found.append(record)
-    tuning.keep_ceilings(found, device, "tropigrad qualify")
+        measured.append(record)
+    tune.keep_ceilings(measured, device, "tropigrad qualify")
 
 
-def _tuning(specs, device: torch.device, left: float, outcome: Outcome, progress) -> Iterator[dict[str, Any]]:
+def _tuning(
+    specs, device: torch.device, left: float, outcome: QualificationOutcome, progress: Progress
+) -> Iterator[dict[str, Any]]:
     end = perf_counter() + left
     paths = ["auto"]
     if not backend.why_off("gluon", device) and not any("-gluon-" in failed for failed in outcome.failed):
@@ -331,24 +336,26 @@ def _tuning(specs, device: torch.device, left: float, outcome: Outcome, progress
             continue
         try:
             with backend.forcing(path):
-                for found in autotune.tune(spec.name, device=device, budget_s=share, progress=progress):
-                    if found.how == "cut off":
-                        outcome.cut_off.append(f"{what}: {found.kernel} at {dict(found.problem)}")
-                    yield _without_rivals(found)
+                for finding in autotune.tune(spec.name, device=device, budget_s=share, progress=progress):
+                    if finding.how == "cut off":
+                        outcome.cut_off.append(f"{what}: {finding.kernel} at {dict(finding.problem)}")
+                    yield _without_rivals(finding)
         except autotune.WrongDefault as error:
             outcome.wrong.append(f"{what}: {error}")
         except RuntimeError as error:  # out of memory, a launch that fails: the other ops are still worth knowing
             outcome.wrong.append(f"{what}: {type(error).__name__}: {str(error).splitlines()[0]}")
 
 
-def _without_rivals(found: autotune.Finding) -> dict[str, Any]:
-    record = found.record()
+def _without_rivals(finding: autotune.Finding) -> dict[str, Any]:
+    record = finding.record()
     return record | {"evidence": {k: v for k, v in record["evidence"].items() if k not in ("rivals", "space")}}
 
 
-def _speed(specs, earlier, left: float, outcome: Outcome, progress) -> Iterator[Mapping[str, Any]]:
-    known = {(r["op"], r["workload"], r["shape_label"]) for r in earlier if r["kind"] == "timing"}
-    chosen = [c for c in benchmark.cells(specs) if (c.spec.name, c.workload.name, c.label) not in known]
+def _speed(
+    specs, earlier, left: float, outcome: QualificationOutcome, progress: Progress
+) -> Iterator[Mapping[str, Any]]:
+    timed = {(r["op"], r["workload"], r["shape_label"]) for r in earlier if r["kind"] == "timing"}
+    chosen = [c for c in benchmark.cells(specs) if (c.spec.name, c.workload.name, c.label) not in timed]
     end = perf_counter() + left
     for number, cell in enumerate(chosen):
         if perf_counter() > end:
@@ -365,47 +372,51 @@ def _speed(specs, earlier, left: float, outcome: Outcome, progress) -> Iterator[
 # ------------------------------------------------------------------------------------------------ the files
 
 
-def _write(out: Path, specs, device: torch.device, records, outcome: Outcome, seconds: float) -> None:
-    said = []
+def _write(out: Path, specs, device: torch.device, records, outcome: QualificationOutcome, seconds: float) -> None:
+    notes = []
     gluon = [kernel for spec in specs for kernel in spec.tuned.get("gluon", ())]
-    answers = {name: found["result"] for name, found in _answers(out / CASES).items() if "gluon" in name}
+    answers = {name: answer["result"] for name, answer in _answers(out / CASES).items() if "gluon" in name}
     proven = [name for name, result in answers.items() if result == "passed"]
     cut_off = [what for what in outcome.cut_off if what.startswith("conformance")]
     missing = [what for what in (*outcome.failed, *outcome.wrong, *cut_off) if "gluon" in what]
     if backend.why_off("gluon", device):
-        said.append(f"No Gluon kernel can run: {backend.why_off('gluon', device)}.")
+        notes.append(f"No Gluon kernel can run: {backend.why_off('gluon', device)}.")
     elif not gluon or missing or not proven:
-        said.append(f"The Gluon kernels stay off: {missing[0] if missing else 'no case of theirs was run'}.")
+        notes.append(f"The Gluon kernels stay off: {missing[0] if missing else 'no case of theirs was run'}.")
     else:
         record = qualification.record(gluon, device, len(proven))
         (out / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        said.append(f"The Gluon kernels passed {len(proven)} cases: {RECORD}, in kernels/qualified/, turns them on.")
-    environment = autotune.fingerprint(device)
-    entries = autotune.store().whole(environment)
+        notes.append(
+            f"The Gluon kernels passed {len(proven)} cases: {RECORD}, in kernels/contract/qualified/, turns them on."
+        )
+    here = autotune.fingerprint(device)
+    entries = autotune.store().whole(here)
     if entries:
-        table = autotune.export(environment, entries, out)
+        table = autotune.export(here, entries, out)
         table.replace(out / f"3-{table.name}")
-        said.append(f"{len(entries)} tuned configs: 3-{table.name}, as autotune/tables/{table.name}, ships them.")
-    (out / SUMMARY).write_text("\n".join(_summary(records, outcome, said, seconds)) + "\n", encoding="utf-8")
+        notes.append(f"{len(entries)} tuned configs: 3-{table.name}, as autotune/tables/{table.name}, ships them.")
+    (out / SUMMARY).write_text("\n".join(_summary(records, outcome, notes, seconds)) + "\n", encoding="utf-8")
 
 
-def _draw(records, outcome: Outcome) -> None:
+def _draw(records, outcome: QualificationOutcome) -> None:
     try:
-        from .roofline import draw  # needs matplotlib
+        from .page.roofline import draw  # needs matplotlib
     except ModuleNotFoundError as error:
         outcome.cut_off.append(f"the roofline's picture: {error.name} is not installed")
     else:
         draw(records, outcome.out)
 
 
-def _summary(records: Sequence[Mapping[str, Any]], outcome: Outcome, said: list[str], seconds: float) -> Iterator[str]:
+def _summary(
+    records: Sequence[Mapping[str, Any]], outcome: QualificationOutcome, notes: list[str], seconds: float
+) -> Iterator[str]:
     run = next(record for record in records if record["kind"] == "run")
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items() if version)
     yield f"# {outcome.device}"
     yield ""
     yield f"{versions}; revision {run['git_revision']}; {seconds:.0f} s" + (", interrupted" * outcome.interrupted)
     yield ""
-    yield from (f"* {line}" for line in said)
+    yield from (f"* {line}" for line in notes)
     yield f"* Conformance: {outcome.passed} passed, {len(outcome.failed)} failed, {outcome.not_here.total()} not here."
     for title, lines in (
         ("Failed", outcome.failed),
@@ -446,11 +457,11 @@ def _grouped(lines: list[str], limit: int = 40) -> list[str]:
     return [f"{name} ({count} cases)" if count > 1 else name for name, count in counts.items()]
 
 
-def _interval(found: Mapping[str, float] | None) -> str:
-    return f"{found['value']:.3g} [{found['low']:.3g}, {found['high']:.3g}]" if found else "–"
+def _interval(interval: Mapping[str, float] | None) -> str:
+    return f"{interval['value']:.3g} [{interval['low']:.3g}, {interval['high']:.3g}]" if interval else "–"
 
 
-def lines(outcome: Outcome) -> list[str]:
+def lines(outcome: QualificationOutcome) -> list[str]:
     """The last words, for people."""
     words = f"{outcome.passed} passed, {len(outcome.failed)} failed, {outcome.not_here.total()} not here"
     return [
@@ -460,23 +471,6 @@ def lines(outcome: Outcome) -> list[str]:
         f"cut off      {len(outcome.cut_off)}; --resume goes on" if outcome.cut_off else "cut off      nothing",
         f"read first   {outcome.out / SUMMARY}",
     ]
-
-
-def seconds(text: str) -> float:
-    """8m, 90s, 1.5h or plain seconds.
-
-    Raises:
-        ValueError: neither.
-    """
-    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
-    number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
-    try:
-        found = float(number) * units[unit]
-    except ValueError:
-        found = -1.0
-    if not 0 < found < float("inf"):
-        raise ValueError(f"the budget is {text!r}; expected a positive time such as 90s, 8m or 1h")
-    return found
 
 
 def main() -> int:
@@ -492,7 +486,7 @@ def main() -> int:
     try:
         outcome = run(
             asked.out,
-            budget_s=seconds(asked.budget),
+            budget_s=parse_duration(asked.budget),
             resume=asked.resume,
             progress=lambda stage, done, total, what: print(f"{stage} {done}/{total} {what}", file=sys.stderr),
         )

@@ -5,7 +5,7 @@ Every record is on the disk as soon as it exists, so an interruption loses nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -14,24 +14,20 @@ from typing import Any
 import torch
 
 from ..kernels.contract.registry import REGISTRY
-from . import benchmark, ceilings, data, page, results, speedups, startup, tuning
-from .studies import gsgd, maxplus
-
-Progress = Callable[[str, int, int, str], None]  # (stage, done, total, what is being done)
-
-# name -> its comparison with dense backprop: (data_dir, quick, seed, progress) -> records
-STUDIES: dict[str, Callable[..., Iterable[Mapping[str, Any]]]] = {"maxplus": maxplus.compare, "gsgd": gsgd.compare}
+from . import data, environment, tune
+from .commands import BadRequest, Progress, StageProgress
+from .durations import format_duration
+from .measuring import benchmark, ceilings, startup
+from .page import page, speedups
+from .records import Results
+from .studies import STUDIES
 
 _KERNEL_BUDGET_S = {False: 140.0, True: 12.0}  # by `quick`
 
 
-class BadRequest(ValueError):
-    """A name that means nothing, or a variable that does not; the message lists what does."""
-
-
 @dataclass(frozen=True)
-class Outcome:
-    """What a report came to."""
+class ReportOutcome:
+    """The result of a report: its page, its records, and whether it was interrupted."""
 
     page: Path
     records: Sequence[Mapping[str, Any]]  # of this run
@@ -39,7 +35,7 @@ class Outcome:
 
     @property
     def disagreements(self) -> list[str]:
-        """Where our results were not those of the reference: these fail the report; a rival's own do not."""
+        """The places where our results were not those of the reference. They fail the report; a rival's own do not."""
         return [
             f"{r['op']}, {r['workload']}, {r['shape_label']}: {r['detail']}"
             for r in self.records
@@ -52,7 +48,7 @@ class Outcome:
 
 
 def names() -> list[str]:
-    """What `only` may name: studies, ops, workloads."""
+    """The names that `only` may hold: of studies, ops, workloads."""
     workloads = [workload.name for spec in REGISTRY.values() for workload in spec.workloads]
     return list(dict.fromkeys([*STUDIES, *REGISTRY, *workloads]))
 
@@ -64,8 +60,8 @@ def run(
     only: Sequence[str] = (),
     data_dir: Path | None = None,
     seed: int = 0,
-    progress: Progress = lambda stage, done, total, what: None,
-) -> Outcome:
+    progress: StageProgress = lambda stage, done, total, what: None,
+) -> ReportOutcome:
     """Measure, append to results.jsonl in `out`, and draw the page there.
 
     Args:
@@ -83,7 +79,7 @@ def run(
     unknown = [name for name in only if name not in names()]
     if unknown:
         raise BadRequest(f"nothing is named {', '.join(map(repr, unknown))}; expected some of: {', '.join(names())}")
-    if wrong := results.wrong_variables():
+    if wrong := environment.wrong_variables():
         raise BadRequest("; ".join(wrong))
     data_dir = data.find_data_dir(data_dir)
     studies = [name for name in STUDIES if not only or name in only]
@@ -91,17 +87,18 @@ def run(
     if studies:
         data.load(data_dir=data_dir, seed=seed)  # missing or corrupt data must come to light before anything is written
 
+    loss_titles = {name: study.loss_title for name, study in STUDIES.items()}
     out.mkdir(parents=True, exist_ok=True)
     start = perf_counter()
     interrupted = False
-    with results.Results(out / "results.jsonl") as kept:
+    with Results(out / "results.jsonl") as kept:
         settings = {
             "quick": quick,
             "only": list(only),
             "data_dir": None if data_dir is None else str(data_dir),
             "seed": seed,
         }
-        kept.add(results.head(settings))
+        kept.add(environment.head(settings))
         try:
             for record in _measured(studies, cells, quick, data_dir, seed, progress):
                 kept.add(record)
@@ -111,11 +108,11 @@ def run(
             # a bug, not a result: what was measured is shown, then the error goes its way
             seconds, reason = perf_counter() - start, f"{type(error).__name__}: {error}"
             kept.add({"kind": "run_end", "interrupted": True, "seconds": seconds, "error": reason})
-            page.build(kept.records, out)
+            page.build(kept.records, out, loss_titles)
             raise
         kept.add({"kind": "run_end", "interrupted": interrupted, "seconds": perf_counter() - start, "error": None})
-        index = page.build(kept.records, out)
-    return Outcome(index, kept.records, interrupted)
+        index = page.build(kept.records, out, loss_titles)
+    return ReportOutcome(index, kept.records, interrupted)
 
 
 def _measured(
@@ -124,9 +121,9 @@ def _measured(
     quick: bool,
     data_dir: Path | None,
     seed: int,
-    progress: Progress,
+    progress: StageProgress,
 ) -> Iterator[Mapping[str, Any]]:
-    def on(stage: str) -> Callable[[int, int, str], None]:
+    def on(stage: str) -> Progress:
         return lambda done, total, what: progress(stage, done, total, what)
 
     if cells:
@@ -134,19 +131,16 @@ def _measured(
         for record in ceilings.measure(quick=quick, progress=on("ceilings")):
             yield record
             roofs.append(record)
-        tuning.keep_ceilings(roofs, torch.device("cpu"), "tropigrad report")
+        tune.keep_ceilings(roofs, torch.device("cpu"), "tropigrad report")
         yield from startup.measure(quick=quick, progress=on("startup"))
     for name in studies:
-        yield from STUDIES[name](data_dir=data_dir, quick=quick, seed=seed, progress=on("training"))
+        yield from STUDIES[name].compare(data_dir=data_dir, quick=quick, seed=seed, progress=on("training"))
     if cells:
         budget_s = _KERNEL_BUDGET_S[quick]
         yield from benchmark.measure(cells, budget_s=budget_s, quick=quick, seed=seed, progress=on("kernels"))
 
 
-# ------------------------------------------------------------------------------------------------ the last words
-
-
-def summary(outcome: Outcome) -> list[str]:
+def summary(outcome: ReportOutcome) -> list[str]:
     """Six lines: machine, training, speed over dense backprop, over peers, gate, page."""
     run, groups = outcome.records, speedups.groups(outcome.records)
     head = run[0]
@@ -167,7 +161,7 @@ def _training_line(run: Sequence[Mapping[str, Any]]) -> str:
     words = []
     for r in methods:
         if r["role"] in ("ours", "dense"):
-            speed = page.seconds(r["seconds_per_iteration"])
+            speed = format_duration(r["seconds_per_iteration"])
             words.append(f"{r['method']} {speed} an iteration, {page.percent(r['test_accuracy'])} right")
     return f"{methods[0]['dataset']}: " + "; ".join(words)
 
@@ -178,7 +172,7 @@ def _speed_line(groups: Sequence[speedups.Group]) -> str:
     return "; ".join(f"{g.workload} {page.ratio(g.mean)} {g.contender}" for g in groups)
 
 
-def _gate_line(outcome: Outcome) -> str:
+def _gate_line(outcome: ReportOutcome) -> str:
     gates = [r for r in outcome.records if r["kind"] == "gate"]
     agreeing = sum(r["gate"] == "green" for r in gates)
     words = f"{agreeing} of {len(gates)} comparisons agree" if gates else "nothing compared"
@@ -187,7 +181,7 @@ def _gate_line(outcome: Outcome) -> str:
     return words + ("; INTERRUPTED" if outcome.interrupted else "")
 
 
-def as_json(outcome: Outcome) -> dict[str, Any]:
+def as_json(outcome: ReportOutcome) -> dict[str, Any]:
     """The summary for machines."""
     return {
         "page": str(outcome.page),

@@ -13,11 +13,10 @@ import torch
 from typer.testing import CliRunner
 
 from tropigrad import __version__, autotune, cli
-from tropigrad.autotune import shipped
 from tropigrad.cli import app
 from tropigrad.kernels.runtime import native
 from tropigrad.kernels.tropical_matmul import by_cpp
-from tropigrad.perf_reports import doctor, output, qualify, report, tuning
+from tropigrad.perf_reports import doctor, output, qualify, report, tune
 
 
 @pytest.fixture
@@ -98,8 +97,8 @@ def test_an_unknown_name_is_answered_in_one_line_with_the_known(tropigrad, tmp_p
 def test_a_missing_extra_is_named_with_the_fix(tropigrad, monkeypatch):
     monkeypatch.delitem(sys.modules, "tropigrad.perf_reports.report")
     monkeypatch.delattr("tropigrad.perf_reports.report")
-    monkeypatch.delitem(sys.modules, "tropigrad.perf_reports.page")
-    monkeypatch.delattr("tropigrad.perf_reports.page")
+    monkeypatch.delitem(sys.modules, "tropigrad.perf_reports.page.page")
+    monkeypatch.delattr("tropigrad.perf_reports.page.page")
     monkeypatch.setitem(sys.modules, "jinja2", None)
     done = tropigrad("report")
     assert done.exit_code == 2
@@ -118,7 +117,9 @@ def test_an_out_that_is_a_file_is_2(tropigrad, tmp_path):
 def test_a_report_ends_with_its_summary_and_its_code(tropigrad, tmp_path, monkeypatch, code):
     head = {"kind": "run", "run": "abc", "machine": {"cpu": "a processor", "threads": 2}, "versions": {"torch": "2"}}
     red = {"kind": "gate", "gate": "red", "role": "ours", "op": "o", "workload": "w", "shape_label": "s", "detail": "d"}
-    outcome = report.Outcome(tmp_path / "index.html", [head, *([red] if code == 1 else [])], interrupted=code == 130)
+    outcome = report.ReportOutcome(
+        tmp_path / "index.html", [head, *([red] if code == 1 else [])], interrupted=code == 130
+    )
     monkeypatch.setattr(report, "run", lambda *a, **k: outcome)
     done = tropigrad("report")
     assert done.exit_code == code
@@ -287,7 +288,7 @@ def test_what_has_no_spelling_is_escaped(monkeypatch):
     [
         ("tropigrad", {"PYTHONIOENCODING": "ascii"}),
         ("tropigrad.perf_reports.qualify", {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}),
-        ("tropigrad.perf_reports.studies.maxplus_costs", {"PYTHONIOENCODING": "ascii"}),
+        ("tropigrad.perf_reports.studies.maxplus.costs", {"PYTHONIOENCODING": "ascii"}),
     ],
     ids=["command", "qualify, C locale", "costs"],
 )
@@ -360,8 +361,8 @@ def test_tune_then_explain_then_the_cache(tropigrad, own_cache):
 
 
 def test_export_writes_the_table_of_this_device(tropigrad, own_cache, monkeypatch, tmp_path):
-    monkeypatch.setattr(shipped, "TABLES", tmp_path / "tables")
-    monkeypatch.setattr(tuning, "run", lambda plan, **options: [])
+    monkeypatch.setattr(sys.modules["tropigrad.autotune.store"], "TABLES", tmp_path / "tables")
+    monkeypatch.setattr(tune, "run", lambda plan, **options: [])
     assert tropigrad("tune", "--export").exit_code == 2  # nothing is tuned: no empty table is shipped
     here = autotune.fingerprint(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     own_cache.put(here, {"kernel": "op", "source": "x", "problem": {}}, {"BLOCK": 16})
@@ -376,7 +377,7 @@ def test_a_wrong_default_is_1(tropigrad, own_cache, monkeypatch):
     def wrong(*args, **kwargs):
         raise autotune.WrongDefault("tropical_matmul.cpp at {}: output 0 differs")
 
-    monkeypatch.setattr(tuning, "run", wrong)
+    monkeypatch.setattr(tune, "run", wrong)
     done = tropigrad("tune")
     assert done.exit_code == 1
     assert done.stderr.splitlines()[-1] == "tropigrad: tropical_matmul.cpp at {}: output 0 differs"
@@ -386,7 +387,7 @@ def test_an_interrupted_tuning_says_how_to_go_on(tropigrad, own_cache, monkeypat
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tuning, "run", interrupted)
+    monkeypatch.setattr(tune, "run", interrupted)
     done = tropigrad("tune")
     assert done.exit_code == 130
     assert "the same command goes on from there" in done.stderr
@@ -398,17 +399,14 @@ def test_an_interrupted_tuning_says_how_to_go_on(tropigrad, own_cache, monkeypat
     ids=["passed", "failed", "wrong", "interrupted"],
 )
 def test_qualify_ends_with_its_summary_and_its_code(tropigrad, tmp_path, monkeypatch, changes, code):
-    monkeypatch.setattr(qualify, "run", lambda *a, **k: qualify.Outcome(tmp_path, "a GPU", passed=3, **changes))
+    monkeypatch.setattr(
+        qualify, "run", lambda *a, **k: qualify.QualificationOutcome(tmp_path, "a GPU", passed=3, **changes)
+    )
     done = tropigrad("qualify")
     assert done.exit_code == code
     assert "3 passed" in done.stdout
     assert done.stdout.splitlines()[-1] == f"read first   {tmp_path / '1-summary.md'}"
     assert json.loads(tropigrad("qualify", "--json").stdout)["passed"] == 3
-
-
-@pytest.mark.parametrize(("text", "expected"), [("90s", 90), ("8m", 480), ("1.5h", 5400), ("30", 30)])
-def test_a_budget_is_read(text, expected):
-    assert qualify.seconds(text) == expected
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")

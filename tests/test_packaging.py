@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("autotune", "kernels", "nn", "optim", "perf_reports")
-SHIPPED = (".py", ".cpp", ".hpp", ".json", ".jinja", ".css", ".js")
+SHIPPED = (".py", ".cpp", ".hpp", ".json", ".html", ".css", ".js")
 
 
 def sources() -> set[str]:

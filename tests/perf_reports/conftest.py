@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tropigrad.kernels.contract.spec import Contender, Spec, Workload
-from tropigrad.perf_reports import page
+from tropigrad.perf_reports.page import page
 
 
 def training(method, iteration, seconds, loss, accuracy, role="ours"):
@@ -124,7 +124,9 @@ def run_records():
 @pytest.fixture
 def words_alone(monkeypatch):
     """The page without its figures, which take the time."""
-    monkeypatch.setattr(page, "_drawings", lambda run, out: {"roofline": None, "speedups": None, "training": {}})
+    monkeypatch.setattr(
+        page, "_drawings", lambda run, out, titles: {"roofline": None, "speedups": None, "training": {}}
+    )
 
 
 def _inputs(shape, dtype, device, seed):

@@ -161,3 +161,38 @@ def test_the_folder_comes_from_the_option_then_the_environment(monkeypatch, tmp_
     assert data.find_data_dir() is None
     monkeypatch.delenv("TROPIGRAD_DATA")
     assert data.find_data_dir() is None
+
+
+# ------------------------------------------------------------------------------------------------ CIFAR-10
+
+
+def cifar(folder, count=4, label=3):
+    records = torch.randint(0, 256, (count, 3073), dtype=torch.uint8)
+    records[:, 0] = label
+    for name in ("data_batch_1.bin", "data_batch_2.bin", "test_batch.bin"):
+        (folder / name).write_bytes(records.numpy().tobytes())
+    return records
+
+
+def test_cifar10_is_read(tmp_path):
+    records = cifar(tmp_path)
+    found = data.load(f"cifar10:{tmp_path}")
+    assert (found.name, found.x_train.shape, found.x_test.shape) == ("cifar10", (8, 3072), (4, 3072))
+    assert torch.equal(found.x_test, records[:, 1:].float() / 255)
+    assert found.y_train.tolist() == [3] * 8
+
+
+@pytest.mark.parametrize(
+    ("spoil", "match"),
+    [
+        pytest.param(lambda path: path.unlink(), "no test_batch", id="missing"),
+        pytest.param(lambda path: path.write_bytes(b"x" * 100), "100 bytes; expected records of 3073", id="short"),
+        pytest.param(lambda path: path.write_bytes(b"\x0b" * 3073), "label 11; expected 0 to 9", id="label"),
+        pytest.param(lambda path: path.rename(f"{path}.xz"), "cannot be read", id="not-xz"),
+    ],
+)
+def test_corrupt_cifar10_is_named(tmp_path, spoil, match):
+    cifar(tmp_path)
+    spoil(tmp_path / "test_batch.bin")
+    with pytest.raises(data.DataError, match=match):
+        data.load("cifar10", tmp_path)

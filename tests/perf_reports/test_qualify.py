@@ -15,7 +15,7 @@ import torch
 from tropigrad.kernels.contract.conformance import Case, NotHere
 from tropigrad.kernels.contract.registry import REGISTRY
 from tropigrad.kernels.runtime import backend
-from tropigrad.perf_reports import qualify, results
+from tropigrad.perf_reports import qualify, records
 
 CPU = torch.device("cpu")
 
@@ -58,9 +58,9 @@ def in_this_process(file: Path, ops, names, end, progress):
     return ""
 
 
-def conformance(out, monkeypatch, budget_s=60.0) -> qualify.Outcome:
+def conformance(out, monkeypatch, budget_s=60.0) -> qualify.QualificationOutcome:
     monkeypatch.setattr(qualify, "_run_cases", in_this_process)
-    outcome = qualify.Outcome(out, "a device")
+    outcome = qualify.QualificationOutcome(out, "a device")
     list(qualify._conformance(out, (), budget_s, outcome, quiet))
     return outcome
 
@@ -214,6 +214,6 @@ def test_killed_in_the_middle_it_resumes_and_leaves_eight_files_at_the_most(tmp_
     assert "## Cut off by the budget" in text
     assert "* ceilings" in text
     assert "tuning of tropical_matmul" in text
-    kinds = [record["kind"] for record in results.read(out / qualify.RESULTS)]
+    kinds = [record["kind"] for record in records.read(out / qualify.RESULTS)]
     assert kinds.count("run") == 2
     assert kinds[-1] == "run_end"

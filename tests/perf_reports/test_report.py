@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from tropigrad.kernels.contract.spec import Contender
-from tropigrad.perf_reports import benchmark, ceilings, report, results, startup, tuning
+from tropigrad.perf_reports import records, report, tune
 from tropigrad.perf_reports.data import DataError
-from tropigrad.perf_reports.measure import Memory
+from tropigrad.perf_reports.measuring import benchmark, ceilings, startup
+from tropigrad.perf_reports.measuring.memory import Memory
+from tropigrad.perf_reports.studies import Study
 
 from .conftest import calls, ceiling, product, summary, training
 
@@ -40,7 +42,7 @@ def go(monkeypatch, tmp_path, tiny_spec):
 
     def make(*contenders, study=study, workloads=None, **options):
         monkeypatch.setattr(report, "REGISTRY", {"product": tiny_spec(*contenders, workloads=workloads)})
-        monkeypatch.setattr(report, "STUDIES", {"maxplus": study})
+        monkeypatch.setattr(report, "STUDIES", {"maxplus": Study("maxplus", study, "Worst-sample loss")})
         monkeypatch.setattr(report, "_KERNEL_BUDGET_S", {False: 0.2, True: 0.1})
         return report.run(tmp_path / "out", **{"quick": True, **options})
 
@@ -52,9 +54,9 @@ def go(monkeypatch, tmp_path, tiny_spec):
 
     monkeypatch.setattr(ceilings, "measure", roofs)
     # what `explain` goes by on this machine is not to be made up
-    monkeypatch.setattr(tuning, "keep_ceilings", lambda records, device, by: kept.append((records, device, by)))
+    monkeypatch.setattr(tune, "keep_ceilings", lambda records, device, by: kept.append((records, device, by)))
     monkeypatch.setattr(startup, "measure", lambda quick, progress: iter([startup._record("import", [0.1])]))
-    # what collects garbage at each call takes the time of these tests; test_measure holds it
+    # what collects garbage at each call takes the time of these tests; measuring/test_memory.py holds it
     monkeypatch.setattr(benchmark, "peak_memory", lambda call: (call(), Memory(2048, 1024, "made up")))
     interleaved = benchmark.interleaved
     monkeypatch.setattr(benchmark, "interleaved", lambda *a, **k: interleaved(*a, **k, sample_s=1e-4, max_rounds=8))
@@ -87,7 +89,7 @@ def test_a_report_leaves_a_page_plots_and_all_records(go, tmp_path):
     assert outcome.page == tmp_path / "out" / "index.html"
     names = {path.name for path in outcome.page.parent.iterdir()}
     assert names >= {"index.html", "results.jsonl", "roofline.png", "speedups.svg", "training-maxplus.png"}
-    assert results.read(outcome.page.with_name("results.jsonl")) == outcome.records
+    assert records.read(outcome.page.with_name("results.jsonl")) == outcome.records
     kinds = [record["kind"] for record in outcome.records]
     assert kinds[0] == "run"
     assert kinds[-1] == "run_end"
@@ -156,7 +158,7 @@ def test_an_interruption_keeps_what_was_measured(go):
 
     outcome = go(study=interrupted)
     assert outcome.exit_code == 130
-    assert [record["kind"] for record in results.read(outcome.page.with_name("results.jsonl"))] == [
+    assert [record["kind"] for record in records.read(outcome.page.with_name("results.jsonl"))] == [
         "run",
         "ceiling",
         "ceiling",
@@ -232,7 +234,7 @@ def test_missing_data_write_nothing(go, tmp_path, words_alone):
 def test_a_second_report_appends(go, words_alone):
     go(only=["forward"])
     outcome = go(only=["maxplus"])
-    found = results.read(outcome.page.with_name("results.jsonl"))
+    found = records.read(outcome.page.with_name("results.jsonl"))
     assert len({record["run"] for record in found}) == 2
     assert len(found) > len(outcome.records)
 

@@ -1,0 +1,1 @@
+"""The measurements, one a file: times, peak memory, the machine's ceilings, the start."""

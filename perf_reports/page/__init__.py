@@ -1,0 +1,1 @@
+"""The page of a report, and the figures on it, drawn from records alone."""

@@ -1,0 +1,214 @@
+"""What an iteration on the worst sample costs, over the samples N, the leaves p and the units q.
+
+Dense evaluation is N q p steps. A winner cache looks at N samples for each of four moved weights and reads p or q
+leaves again for a few of them; a tree replays log p matches. The network is a nearest-medoid classifier of random
+points, from its start, so that all sizes are trained alike: Polyak's steps, hinge.
+
+    python -m tropigrad.perf_reports.studies.maxplus.costs [OUT]     writes costs.jsonl and iteration-costs.png
+    python -m tropigrad.perf_reports.studies.maxplus.costs OUT --mnist DIR    real data instead, to runs.jsonl
+    … --device cuda                                                          the caches in Triton, on a GPU
+
+The second measures the digits, q = 300, and MNIST, q = 100, from their k-medoids: an iteration costs most at first,
+where many samples tie, so stretches of the run are told apart. Processor time is of all threads, theirs that wait too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ....nn import LinearMinMax, WorstSampleLoss
+from ....optim.worst_sample import Dense, Samples, Settings, Sparse, State, Weights, activate, beginning
+from ....optim.worst_sample.by_triton import Cached
+from ... import output
+from ...data import Dataset, load, read_mnist
+from ...environment import machine
+
+SIZES = {
+    "N": [(N, 128, 100) for N in (1000, 3000, 10_000, 30_000, 100_000)],
+    "p": [(10_000, p, 100) for p in (32, 128, 512, 2048)],
+    "q": [(10_000, 128, q) for q in (10, 30, 100, 300, 1000)],
+}
+REPEATS, WARM_UP, ITERATIONS = 7, 20, 20  # each sample is the mean of so many iterations; of one, where dense
+TREES_UP_TO = 1 << 28  # N q p: two bytes each
+SCALE, MARGIN = 64.0, 4.0
+STRETCHES, EACH = (0, 100, 200, 400, 600), 10  # bounds in iterations; so many make a sample
+EACH_ON_GPU = 50  # more than a call's look at the run takes, and a graph's fill
+
+
+def run_of(N: int, p: int, q: int, classes: int = 10, device: str = "cpu") -> State:
+    """Random points of [0, 1]^d, d = p / 2, with the class of the nearest of 100 centres; q of them are the units."""
+    generator = torch.Generator().manual_seed(0)
+    d = p // 2
+    centres = torch.rand(100, d, generator=generator, device="cpu")
+    x = torch.rand(N, d, generator=generator, device="cpu")
+    y = (torch.cdist(x, centres).argmin(dim=1) % classes).int()
+    medoids = torch.randperm(N, generator=generator, device="cpu")[:q]
+    model = LinearMinMax(d, q, classes)
+    model._set_scale(SCALE)
+    m = SCALE * x[medoids]
+    own = y[medoids] == torch.arange(classes, device="cpu")[:, None]
+    w2 = torch.where(own, 0.0, -2 * (SCALE + MARGIN))
+    return begun(Weights(model.A.detach(), torch.cat([-m, m], dim=1), w2), x, y, device)
+
+
+def begun(weights: Weights, x: torch.Tensor, y: torch.Tensor, device: str) -> State:
+    settings = Settings(margin=MARGIN)
+    own, best = (Weights(*(w.to(device, copy=True) for w in weights)) for _ in range(2))
+    samples = Samples(x.to(device), y.int().to(device), len(x))
+    times_worst = torch.zeros(len(x), dtype=torch.int64, device=device)
+    return State(settings, samples, own, best, None, beginning(settings), times_worst)
+
+
+def loop_of(method: str, state: State) -> Dense | Sparse:
+    if method in ("fused dense", "winners on a GPU"):
+        return (Dense if method == "fused dense" else Cached)(state, activate)
+    return Sparse(state, method)
+
+
+def measure(sizes: dict[str, list[tuple[int, int, int]]] = SIZES, device: str = "cpu") -> Iterator[dict[str, Any]]:
+    """One record a method and size: raw samples of seconds per iteration, and their median."""
+    for axis, points in sizes.items():
+        for N, p, q in points:
+            for method in (
+                ("winners", "trees", "fused dense") if device == "cpu" else ("winners on a GPU", "fused dense")
+            ):
+                if method == "trees" and N * q * p > TREES_UP_TO:
+                    continue
+                dense = method == "fused dense"
+                loop = loop_of(method, run_of(N, p, q, device=device))
+                iterations = 1 if dense else ITERATIONS if device == "cpu" else EACH_ON_GPU
+                loop.run(1 if dense else WARM_UP, torch.zeros(WARM_UP, dtype=torch.float64, device="cpu"))
+                samples = []
+                for _ in range(REPEATS):
+                    start = time.perf_counter()
+                    done = loop.run(iterations, torch.zeros(iterations, dtype=torch.float64, device="cpu"))
+                    if done < iterations:
+                        break
+                    samples.append((time.perf_counter() - start) / done)
+                if samples:
+                    yield {
+                        "kind": "iteration_cost",
+                        "axis": axis,
+                        "method": method,
+                        "N": N,
+                        "p": p,
+                        "q": q,
+                        "seconds": samples,
+                        "median": statistics.median(samples),
+                        "least": min(samples),
+                    }
+
+
+def measure_run(dataset: Dataset, hidden: int, autograd: bool, device: str = "cpu") -> Iterator[dict[str, Any]]:
+    """One record a method and stretch: raw samples of wall seconds per iteration, and the mean processor seconds."""
+    x, y = dataset.x_train, dataset.y_train
+    model = LinearMinMax(dataset.features, hidden, dataset.classes)
+    generator = torch.Generator().manual_seed(0)
+    model.init_kmedoids(x, y, SCALE, margin=MARGIN, generator=generator)
+    weights = Weights(model.A.detach(), model.W1.detach(), model.W2.detach())
+
+    def record(method: str, iterations: str, samples: list[float], processor: float) -> dict[str, Any]:
+        named = {"kind": "run_cost", "data": dataset.name, "hidden": hidden, "method": method, "iterations": iterations}
+        return named | {"seconds": samples, "median": statistics.median(samples), "processor": processor}
+
+    def timed(work: Callable[[], int], repeats: int) -> tuple[list[float], float]:
+        """work: returns how many iterations it did; none where the run has ended."""
+        samples, processor = [], time.process_time()
+        for _ in range(repeats):
+            start = time.perf_counter()
+            if (done := work()) == 0:
+                break
+            samples.append((time.perf_counter() - start) / done)
+        return samples, time.process_time() - processor
+
+    method, each = ("winners", EACH) if device == "cpu" else ("winners on a GPU", EACH_ON_GPU)
+    if device != "cpu":  # its kernels compile
+        loop_of(method, begun(weights, x, y, device)).run(1, torch.zeros(1, dtype=torch.float64, device="cpu"))
+    loop = loop_of(method, begun(weights, x, y, device))
+    for begin, end in pairwise(STRETCHES):
+        samples, processor = timed(
+            lambda: loop.run(each, torch.zeros(each, dtype=torch.float64, device="cpu")), (end - begin) // each
+        )
+        if not samples:  # the run has ended
+            break
+        done = loop.state.progress.iteration - begin
+        yield record(method, f"{begin}-{begin + done}", samples, processor / done)
+    dense = Dense(begun(weights, x, y, device), activate)
+    samples, processor = timed(lambda: dense.run(1, torch.zeros(1, dtype=torch.float64, device="cpu")), REPEATS)
+    if samples:
+        yield record("fused dense", f"0-{len(samples)}", samples, processor / len(samples))
+    if autograd:
+        a, w1, w2 = (w.to(device, copy=True).requires_grad_() for w in weights)
+        x, y = x.to(device), y.to(device)
+
+        def iteration() -> int:
+            u = ((x @ a.T)[:, None, :] + w1).min(dim=2).values
+            WorstSampleLoss(MARGIN)((u[:, None, :] + w2).max(dim=2).values, y).backward()
+            return 1
+
+        samples, processor = timed(iteration, REPEATS)
+        yield record("dense autograd", "0-1", samples, processor / REPEATS)
+
+
+def measure_real(folder: Path, device: str = "cpu") -> Iterator[dict[str, Any]]:
+    yield from measure_run(load("digits"), 300, autograd=True, device=device)
+    yield from measure_run(read_mnist(folder), 100, autograd=False, device=device)  # whose candidates take 38 GB
+
+
+def draw(records: list[dict[str, Any]], path: Path) -> None:
+    """Three panels: the least time of an iteration over N, p and q."""
+    from ...page.figures import COLOR, drawing
+
+    colors = {"winners": COLOR["ours"], "trees": COLOR["other"], "fused dense": COLOR["dense"]}
+    with drawing(10, 3.8, ncols=3) as (figure, panels):  # pyright: ignore
+        for axis, panel in zip(SIZES, panels, strict=True):
+            for method, color in colors.items():
+                rows = [r for r in records if r["axis"] == axis and r["method"] == method]
+                times = [r["least"] * 1e6 for r in rows]
+                panel.loglog([r[axis] for r in rows], times, "o-", color=color, label=method, markersize=4)
+            fixed = ", ".join(
+                f"{name} = {value:,}" for name, value in zip("Npq", SIZES[axis][1], strict=True) if name != axis
+            )
+            panel.set_title(fixed)
+            panel.set_xlabel(axis)
+            panel.grid(axis="y")
+        panels[0].set_ylabel("µs per iteration")
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+        figure.savefig(path, dpi=160)
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", nargs="?", type=Path, default=Path("perf_reports/out"))
+    parser.add_argument("--mnist", type=Path, metavar="DIR", help="a folder with MNIST-format files")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    chosen = parser.parse_args(arguments)
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    names = ("data", "hidden", "method", "iterations") if chosen.mnist else ("method", "N", "p", "q")
+    measured = measure_real(chosen.mnist, chosen.device) if chosen.mnist else measure(device=chosen.device)
+    records = []
+    with (chosen.out / ("runs.jsonl" if chosen.mnist else "costs.jsonl")).open("w", encoding="utf-8") as file:
+        file.write(json.dumps({"kind": "run", "machine": machine()}) + "\n")
+        for record in measured:
+            file.write(json.dumps(record) + "\n")
+            processor = f", processor {record['processor'] * 1e6:.4g} µs" if chosen.mnist else ""
+            print(*(record[name] for name in names), f"{record['median'] * 1e6:.4g} µs{processor}", flush=True)
+            records.append(record)
+    if not chosen.mnist and chosen.device == "cpu":
+        draw(records, chosen.out / "iteration-costs.png")
+
+
+if __name__ == "__main__":
+    output.take_any_encoding()
+    main(sys.argv[1:])

@@ -1,0 +1,44 @@
+"""The terminal side of every command: the common options, the one line of an error, the progress bars."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, NoReturn
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")]
+
+
+def fail(message: object, code: int = 2) -> NoReturn:
+    """End the command with one line on stderr."""
+    print(f"tropigrad: {message}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+@contextmanager
+def bars() -> Iterator[Callable[[str, int, int, str], None]]:
+    """Progress bars on stderr, one a stage: the callable takes (stage, done, total, what is being done)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.fields[stage]:<9}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("[dim]{task.description}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        tasks: dict = {}
+
+        def update(stage: str, done: int, total: int, what: str) -> None:
+            if stage not in tasks:
+                for earlier in progress.tasks:
+                    progress.update(earlier.id, completed=earlier.total)  # else its clock would run on
+                tasks[stage] = progress.add_task(what, total=total, stage=stage)
+            progress.update(tasks[stage], completed=done, total=total, description=what)
+
+        yield update

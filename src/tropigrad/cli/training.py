@@ -1,0 +1,129 @@
+"""`tropigrad train`: one command a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+import typer
+
+from ..perf_reports import output
+from .terminal import Json, bars, fail
+
+if TYPE_CHECKING:
+    from ..perf_reports.data import Dataset
+
+train = typer.Typer(no_args_is_help=True, help="Train one network, and leave it in a folder.")
+
+Data = Annotated[
+    str | None,
+    typer.Option(help="digits, iris, mnist, mnist:DIR or cifar10:DIR (default: mnist with --data-dir, else digits)."),
+]
+DataDir = Annotated[Path | None, typer.Option(help="A folder of MNIST-format files (default: TROPIGRAD_DATA).")]
+Seed = Annotated[int, typer.Option(help="Of all that is drawn: the split, the start, the order of the samples.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")]
+Out = Annotated[Path, typer.Option(help="Where metrics.jsonl, model.pt and the plot go.")]
+
+
+def dataset_of(data: str | None, data_dir: Path | None, seed: int) -> Dataset:
+    """The data set that --data and --data-dir name."""
+    from ..perf_reports.data import find_data_dir, load
+
+    return load(data or ("mnist" if data_dir else "digits"), find_data_dir(data_dir), seed)
+
+
+def finish(
+    run: Callable[[Callable[[int, int, str], None]], dict[str, Any]],
+    lines: Callable[[dict[str, Any]], list[str]],
+    out: Path,
+    as_json: bool,
+) -> NoReturn:
+    """Train, print the summary and end the command; what is wrong is one line on stderr.
+
+    run: takes what shows progress, and gives the summary. lines: the summary, for people.
+    """
+    try:
+        with bars() as bar:
+            summary = run(lambda done, total, what: bar("training", done, total, what))
+    except ValueError as error:  # bad settings, bad data, nothing to resume: each says so in one line
+        fail(error)
+    except KeyboardInterrupt:
+        fail(f"interrupted; --resume goes on from the checkpoint in {out}, where there is one", 130)
+    except OSError as error:
+        fail(f"{error.filename or out}: {error.strerror or error}; expected a folder that can be written: --out DIR")
+    print(output.as_json(summary) if as_json else "\n".join(lines(summary)))
+    raise typer.Exit(130 if summary["interrupted"] else 0)
+
+
+@train.command("maxplus")
+def train_maxplus(
+    data: Data = None,
+    data_dir: DataDir = None,
+    features: Annotated[
+        str,
+        typer.Option(help="pixels, components (20 principal ones) or directions (these along 100 random directions)."),
+    ] = "pixels",
+    hidden: Annotated[
+        int | None, typer.Option(help="Hidden units (default: 300, or a quarter of the samples where that is less).")
+    ] = None,
+    iterations: Annotated[int, typer.Option(help="Iterations in all; it ends sooner where the loss is 0.")] = 300,
+    seed: Seed = 0,
+    margin: Annotated[float, typer.Option(help="Of the hinge, in the units of the scores.")] = 4.0,
+    scale: Annotated[float, typer.Option(help="λ of A = λ[I; −I]; a power of two.")] = 64.0,
+    step: Annotated[Literal["polyak", "sqrt", "power"], typer.Option(help="The step rule.")] = "polyak",
+    loss: Annotated[Literal["hinge", "cross_entropy"], typer.Option(help="Of each sample.")] = "hinge",
+    memory: Annotated[Literal["auto", "trees", "winners"], typer.Option(help="What an iteration keeps.")] = "auto",
+    train_a: Annotated[bool, typer.Option("--train-a", help="Let A move as well.")] = False,
+    validation: Annotated[
+        float, typer.Option(help="Share of the training samples that is held out to choose an iterate by.")
+    ] = 0.1,
+    keep: Annotated[
+        Literal["validation", "loss"],
+        typer.Option(help="The iterate that is left: the best on the validation samples, or of the least worst loss."),
+    ] = "validation",
+    resume: Resume = False,
+    out: Out = Path("runs/maxplus"),
+    as_json: Json = False,
+) -> None:
+    """A linear-min-max network, by sparse subgradients of the worst-sample loss. Ctrl-C keeps a checkpoint."""
+    from ..perf_reports.studies import maxplus
+
+    settings: dict[str, Any] = {"features": features, "hidden": hidden, "iterations": iterations, "seed": seed}
+    settings |= {"scale": scale, "margin": margin, "step": step, "loss": loss, "memory": memory, "train_a": train_a}
+    settings |= {"validation": validation, "keep": keep}
+
+    def run(progress: Callable[[int, int, str], None]) -> dict[str, Any]:
+        return maxplus.train(dataset_of(data, data_dir, seed), out, **settings, resume=resume, progress=progress)
+
+    finish(run, maxplus.summary_lines, out, as_json)
+
+
+@train.command("gsgd")
+def train_gsgd(
+    data: Data = None,
+    data_dir: DataDir = None,
+    network: Annotated[str, typer.Option(help="mlp (four hidden layers of 64) or cnn (six convolutions).")] = "mlp",
+    optimizer: Annotated[str, typer.Option(help="gsgd, sgd or path_sgd.")] = "gsgd",
+    lr: Annotated[float, typer.Option(help="Learning rate; it falls by 1 % an epoch.")] = 0.1,
+    momentum: Annotated[float, typer.Option(help="Of path values, in gsgd.")] = 0.0,
+    weight_decay: Annotated[float, typer.Option(help="On path values, in gsgd.")] = 0.0,
+    unit: Annotated[bool, typer.Option(help="Start with a skeleton of ones, else with torch's weights.")] = True,
+    spread: Annotated[float, typer.Option(help="Rescale the start by random c, of this spread of log c.")] = 0.0,
+    batch: Annotated[int, typer.Option(help="Samples in a mini-batch.")] = 64,
+    epochs: Annotated[int, typer.Option(help="Epochs in all.")] = 20,
+    seed: Seed = 0,
+    resume: Resume = False,
+    out: Out = Path("runs/gsgd"),
+    as_json: Json = False,
+) -> None:
+    """A ReLU network, by SGD on its path values or by a rival. Ctrl-C keeps a checkpoint."""
+    from ..perf_reports.studies import gsgd
+
+    recipe = gsgd.Recipe(network, optimizer, lr, momentum, weight_decay, unit, spread, batch, seed)
+
+    def run(progress: Callable[[int, int, str], None]) -> dict[str, Any]:
+        dataset = dataset_of(data, data_dir, seed)
+        return gsgd.train(dataset, out, recipe, epochs=epochs, resume=resume, progress=progress)
+
+    finish(run, gsgd.summary_lines, out, as_json)
