@@ -25,7 +25,7 @@ def check_positive(layer: str, name: str, value: Any) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{layer}: {name} is {value!r}; expected a number")
-    if not 0 < value < math.inf:
+    if not 0 < float(value) < math.inf:
         raise ValueError(f"{layer}: {name} is {value}; expected a positive, finite number")
 
 

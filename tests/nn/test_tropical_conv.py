@@ -119,7 +119,7 @@ def test_sizes_that_are_no_integers_are_named(arguments, match):
 
 
 def test_numpy_s_integers_are_sizes():
-    layer = MaxPlusConv2d(4, 6, numpy.int64(3), stride=numpy.int64(2))
+    layer = MaxPlusConv2d(4, 6, numpy.int64(3), stride=numpy.int64(2))  # pyright: ignore
     assert layer.stride == (2, 2)
     assert layer.weight.shape == (6, 4, 3, 3)
 
