@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import tempfile
 import warnings
@@ -17,7 +16,7 @@ from ..kernels.contract.registry import REGISTRY
 from ..kernels.runtime import backend, dispatch, native
 from . import environment
 
-_PROBE = '#include "{}"\nextern "C" int tropigrad_vector_bits() {{ return 8 * VECTOR_BYTES; }}\n'
+_PROBE = '#include "{}"\nextern "C" int tropigrad_answers() {{ return 1; }}\n'
 
 
 def examine() -> dict[str, Any]:
@@ -66,12 +65,11 @@ def _compiler(problems: list[str]) -> dict[str, Any]:
     ):
         warnings.simplefilter("always")
         source = Path(folder, "probe.cpp")
-        source.write_text(_PROBE.format(Path(native.__file__).with_suffix(".hpp").resolve()), encoding="utf-8")
+        source.write_text(_PROBE.format(native.HEADER.resolve()), encoding="utf-8")
         before = os.environ.get("TROPIGRAD_CACHE_DIR")
         os.environ["TROPIGRAD_CACHE_DIR"] = folder  # an empty cache: this is to compile, now
         try:
             library = native.library(source)
-            form = _form(library) if library else {}
         finally:
             if before is None:
                 del os.environ["TROPIGRAD_CACHE_DIR"]
@@ -81,12 +79,8 @@ def _compiler(problems: list[str]) -> dict[str, Any]:
         why = str(caught[-1].message) if caught else "the compiler gave no library"
         problems.append(why)
         return {"works": False, "why": why}
+    form = {"vector_bits": 8 * native.vector_bytes(), "sums": "fma" if native.adds_by_fma() else "addition"}
     return {"works": True, "why": "", **form}
-
-
-def _form(probe: ctypes.CDLL) -> dict[str, Any]:
-    """The form of the C++ kernels that this processor gets."""
-    return {"vector_bits": probe.tropigrad_vector_bits(), "sums": "fma" if native.adds_by_fma() else "addition"}
 
 
 def _cache(problems: list[str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from .libraries import (
     CANDIDATES,
     ELEMENTS,
+    HEADER,
     LEVELS,
     THREADS,
     Compiler,
@@ -24,6 +25,7 @@ from .libraries import (
     processor,
     required,
     threads,
+    vector_bytes,
     warn_of_slower_path,
     why_no_compiler,
     why_not,
@@ -32,6 +34,7 @@ from .libraries import (
 __all__ = [
     "CANDIDATES",
     "ELEMENTS",
+    "HEADER",
     "LEVELS",
     "THREADS",
     "Compiler",
@@ -53,6 +56,7 @@ __all__ = [
     "processor",
     "required",
     "threads",
+    "vector_bytes",
     "warn_of_slower_path",
     "why_no_compiler",
     "why_not",

@@ -39,7 +39,7 @@ from .... import autotune
 # the floating-point flags, and loops with a choice between two sums vectorise.
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread")
 FLAGS += ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
-_SHARED = Path(__file__).with_name("native.hpp")  # what sources include
+HEADER = Path(__file__).with_name("native.hpp")  # what sources include
 _PROBE = Path(__file__).with_name("add_probe.cpp")
 CANDIDATES = ("c++", "g++", "clang++")
 ELEMENTS = {  # the C++ names; each dtype is a library of its own, compiled when first met
@@ -136,7 +136,8 @@ def _extension(source: Path, compiles: bool) -> ctypes.CDLL | str:
     if not compiles and not (autotune.cache_dir() / "native").is_dir():
         return "nothing is compiled yet"
     compiler = _compiler_now() if compiles else "it is not compiled yet"
-    return _loaded(_target(source, EXTENSION_FLAGS, ""), source, EXTENSION_FLAGS, compiler)
+    target = _target(source, EXTENSION_FLAGS, platform.machine())  # a home may serve machines of two architectures
+    return _loaded(target, source, EXTENSION_FLAGS, compiler)
 
 
 def required(op: str, source: Path, dtype: torch.dtype) -> ctypes.CDLL:
@@ -218,7 +219,13 @@ def form() -> str:
     probe = _library(_PROBE, ())
     if isinstance(probe, str):
         return f"none: {probe}"
-    return f"vectors of {probe.vector_bytes()} bytes, sums by {'FMA' if adds_by_fma() else 'addition'}, {processor()}"
+    return f"vectors of {vector_bytes()} bytes, sums by {'FMA' if adds_by_fma() else 'addition'}, {processor()}"
+
+
+def vector_bytes() -> int:
+    """How wide the vectors of the C++ kernels are here; 0 where nothing compiles."""
+    probe = _library(_PROBE, ())
+    return 0 if isinstance(probe, str) else probe.vector_bytes()
 
 
 def is_loaded(source: Path, dtype: torch.dtype) -> bool:
@@ -324,7 +331,7 @@ def openmp_team() -> int | None:
 
 
 def _key(source: Path, flags: tuple[str, ...], environment: str) -> str:
-    parts = (source.read_bytes(), _SHARED.read_bytes(), repr(flags).encode(), environment.encode())
+    parts = (source.read_bytes(), HEADER.read_bytes(), repr(flags).encode(), environment.encode())
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:32]
 
 
