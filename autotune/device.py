@@ -45,6 +45,7 @@ def fingerprint(device: torch.device) -> Fingerprint:
 
 
 def default_device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
