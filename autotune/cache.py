@@ -36,7 +36,7 @@ Key = Mapping[str, Any]  # {"kernel": ..., "source": sha256, "problem": {...}}
 
 @dataclass(frozen=True)
 class Entry:
-    """A stored config, and the measurements that it was chosen by (see search.py)."""
+    """A stored config, and the measurements that it was chosen by (see contest.py)."""
 
     key: Key
     config: Config
@@ -97,7 +97,7 @@ class Store:
         return True
 
     def note(self, environment: Fingerprint, name: str, content: Any) -> bool:
-        """Keeps what else is known of an environment; False, with a warning, where the disk refuses."""
+        """Keeps more about an environment than its configs; False, with a warning, where the disk refuses."""
         path = self.environment_folder(environment) / f"{name}.json"
         try:
             publish(path, {"content": content, "checksum": _checksum({"content": content})})
@@ -107,10 +107,10 @@ class Store:
         return True
 
     def noted(self, environment: Fingerprint, name: str) -> Any | None:
-        """What `note` kept; None where there is nothing that can be read."""
+        """Returns what `note` kept; None where there is nothing that can be read."""
         try:
-            found = json.loads(contents(self.environment_folder(environment) / f"{name}.json"))
-            return found["content"] if found["checksum"] == _checksum({"content": found["content"]}) else None
+            note = json.loads(contents(self.environment_folder(environment) / f"{name}.json"))
+            return note["content"] if note["checksum"] == _checksum({"content": note["content"]}) else None
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
@@ -129,12 +129,12 @@ class Store:
         return [entry for _, entry in self.entries(environment) if isinstance(entry, Entry)]
 
     def manifest(self, environment_hash: str) -> dict[str, Any]:
-        """What an environment is; empty where nobody can tell."""
+        """Describes an environment, as `put` wrote it down; empty where that cannot be read."""
         try:
-            found = json.loads(contents(self.root / SCHEMA / environment_hash / "manifest.json"))
+            manifest = json.loads(contents(self.root / SCHEMA / environment_hash / "manifest.json"))
         except (OSError, ValueError, RecursionError):
             return {}
-        return found if isinstance(found, dict) else {}
+        return manifest if isinstance(manifest, dict) else {}
 
     def left_over(self) -> list[Path]:
         """Temporary files of writers that were killed."""
@@ -158,7 +158,7 @@ class Store:
 
 
 class Journal:
-    """What a search has found so far, on the disk when `add` returns: a killed search goes on from here.
+    """The measurements of a search so far, on the disk when `add` returns: a killed search goes on from here.
 
     A line that cannot be read is dropped. A disk that refuses costs the resumption, nothing else.
     """
@@ -171,13 +171,13 @@ class Journal:
             lines = contents(self.path).decode(errors="replace").splitlines()
         except OSError:
             return []
-        found = []
+        records = []
         for line in lines:
             with contextlib.suppress(ValueError, RecursionError):
                 record = json.loads(line)
                 if isinstance(record, dict) and record.pop("of", None) == self._key:
-                    found.append(record)
-        return found
+                    records.append(record)
+        return records
 
     def add(self, *records: Mapping[str, Any]) -> None:
         text = "".join(json.dumps({"of": self._key, **record}) + "\n" for record in records)

@@ -1,7 +1,8 @@
 """The search for a config:
 
     prune          what the device's limits forbid
-    compile        ahead of time, in parallel (kernels that have machine code to inspect): no spills; ranked by cost.py
+    compile        ahead of time, in parallel (kernels that have machine code to inspect): no spills; ranked by
+                   machine/cost.py
     halve          all that is left, timed briefly; the best third, longer; and so on
     descend        from the best, one coordinate at a time, to configs not yet seen
     duel           the best against the default, and the default against itself: what noise looks like
@@ -56,13 +57,14 @@ class Task:
     device: torch.device
     run: Callable[[], Any]  # launches the kernel, with the config in force
     check: Callable[[Any], None]  # raises AssertionError where the result is not the oracle's
-    fresh: Callable[[], Callable[[], Any]] | None = None  # `run` anew, where it goes on from what it wrote: for `check`
+    # for an op that works in place: builds `run` on fresh inputs; `check` is given that call's result
+    fresh: Callable[[], Callable[[], Any]] | None = None
     inspect: Callable[[Sequence[Config]], Sequence[Prediction | str]] | None = None  # a forecast, or why not
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a search came to."""
+    """The result of a search."""
 
     kernel: str
     problem: Problem
@@ -75,14 +77,14 @@ class Finding:
     @property
     def gain(self) -> Interval | None:
         """Time of the default / time of the config; None where the two are the same."""
-        found = self.evidence.get("gain")
-        return Interval(**found) if found else None
+        gain = self.evidence.get("gain")
+        return Interval(**gain) if gain else None
 
     @property
     def noise(self) -> Interval | None:
         """Time of the default / time of the default, measured beside the gain."""
-        found = self.evidence.get("noise")
-        return Interval(**found) if found else None
+        noise = self.evidence.get("noise")
+        return Interval(**noise) if noise else None
 
     def record(self) -> dict[str, Any]:
         return asdict(self) | {"kind": "tuning"}
@@ -133,7 +135,7 @@ class _Search:
         self.task.check(result)
 
     def prove(self, rival: _Rival) -> bool:
-        """Whether its result is the oracle's, and it is not hopelessly slow."""
+        """Whether a rival's result is the oracle's, and it is not hopelessly slow."""
         start = perf_counter()
         try:
             self.check(rival.config)
@@ -238,7 +240,7 @@ def search(
 
 
 def _measured(entry: Entry | None, journal: Journal) -> Iterator[_Rival]:
-    """What earlier searches of the task found; what does not read as theirs is dropped."""
+    """The rivals that earlier searches of the task measured; records that do not read as such are dropped."""
     for record in (*(entry.evidence.get("rivals", ()) if entry else ()), *journal.read()):
         try:
             rival = _Rival(dict(record["config"]), float(record["ratio"]), int(record["rung"]), str(record["rejected"]))
@@ -281,11 +283,11 @@ def _candidates(state: _Search) -> Iterator[_Rival]:
         if state.progress:
             state.progress(0, len(fresh), f"{kernel.name}: compiling")
         forecast: list[tuple[float, _Rival]] = []
-        for rival, found in zip(fresh, task.inspect([rival.config for rival in fresh]), strict=True):
-            if isinstance(found, str):
-                state.reject(rival, found)
+        for rival, outlook in zip(fresh, task.inspect([rival.config for rival in fresh]), strict=True):
+            if isinstance(outlook, str):
+                state.reject(rival, outlook)
             else:
-                forecast.append((found.seconds, rival))
+                forecast.append((outlook.seconds, rival))
         fresh = [rival for _, rival in sorted(forecast, key=lambda pair: pair[0])]
     elif len(fresh) > CANDIDATES:  # a spread over the space, the same each time
         fresh = random.Random(0).sample(fresh, len(fresh))
@@ -293,7 +295,7 @@ def _candidates(state: _Search) -> Iterator[_Rival]:
 
 
 def _descend(state: _Search, champion: _Rival) -> _Rival:
-    """From the champion to a neighbour that is quicker, while there is one that nobody has timed."""
+    """Goes from the champion to a quicker neighbour, as long as there is one that was not timed yet."""
     kernel, bounds = state.task.kernel, limits(state.task.device)
     last = len(ROUNDS) - 1
     while champion.config in kernel.space and not state.is_late:

@@ -1,4 +1,4 @@
-"""What a config depends on besides the kernel: the device and the software that compiles for it."""
+"""The device and the software that compiles for it: a config depends on them besides the kernel."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ def fingerprint(device: torch.device) -> Fingerprint:
 
 
 def default_device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -86,10 +87,10 @@ def _cpu_name() -> str:
 
 def _driver() -> str:
     try:
-        found = re.search(r"\d+\.\d+(\.\d+)?", Path("/proc/driver/nvidia/version").read_text())
+        version = re.search(r"\d+\.\d+(\.\d+)?", Path("/proc/driver/nvidia/version").read_text())
     except OSError:
-        found = None
-    return found[0] if found else str(torch.version.hip or "")
+        version = None
+    return version[0] if version else str(torch.version.hip or "")
 
 
 def _ptxas() -> str:

@@ -1,4 +1,4 @@
-"""Why a launch has the config that it has: `explain(op, shapes)`, for people and for a bug report."""
+"""Explains why a launch has the config that it has: `explain(op, shapes)`, for people and for a bug report."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Explained:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Of an op at some shapes; `str()` is the text."""
+    """The launches of an op at some shapes, explained; `str()` is the text."""
 
     op: str
     shapes: Mapping[str, Mapping[str, int]]
@@ -75,7 +75,7 @@ class Explanation:
         shapes = ", ".join(pairs(shape) for shape in self.shapes.values())
         here = self.environment
         versions = f"tropigrad {here.library}, torch {here.torch}, triton {here.triton or 'absent'}"
-        said = [
+        lines = [
             f"{self.op} {shapes}",
             f"device    {here.device}, {here.capability}, {here.units} units"
             + (f", driver {here.driver}, ptxas {here.ptxas}" if here.driver or here.ptxas else ""),
@@ -84,10 +84,10 @@ class Explanation:
             *(f"variable  {name}={value}" for name, value in self.variables.items()),
         ]
         for explained in self.launched:
-            said += ["", *explained.lines()]
+            lines += ["", *explained.lines()]
         if not self.launched:
-            said += ["", "no kernel with a config: these calls run on torch"]
-        return "\n".join(said)
+            lines += ["", "no kernel with a config: these calls run on torch"]
+        return "\n".join(lines)
 
     def as_json(self) -> dict[str, Any]:
         """The same for machines."""
@@ -104,7 +104,7 @@ def explain(
 ) -> Explanation:
     """The config of each kernel that an op's calls launch, its source, its rivals' times, and the predicted limiter.
 
-    Makes each call once. Arguments as of `tune`; the limiter goes by what is in `ceilings`, measured on this device for
+    Makes each call once. Arguments as in `tune`; the limiter goes by what is in `ceilings`, measured on this device for
     this dtype, and by nominal figures for the rest.
 
     Raises:
@@ -112,28 +112,28 @@ def explain(
     """
     tunable, device = find(op), device or default_device()
     named = shapes_of(tunable, shapes)
-    explained = tuple(found for shape in named.values() for found in _explain(tunable, shape, dtype, device, ceilings))
+    launched = tuple(one for shape in named.values() for one in _explain(tunable, shape, dtype, device, ceilings))
     variables = {name: value for name, value in sorted(os.environ.items()) if name.startswith("TROPIGRAD_")}
-    return Explanation(op, named, fingerprint(device), str(store().root), variables, explained)
+    return Explanation(op, named, fingerprint(device), str(store().root), variables, launched)
 
 
 def _explain(
     tunable: Tunable, shape, dtype: torch.dtype, device: torch.device, ceilings: Ceilings
 ) -> Iterator[Explained]:
-    inspect = inspector(device)
     with mode("replay"):
         for launched in launches(tunable, shape, dtype, device):
             entry = store().get(fingerprint(device), launched.kernel.key(launched.problem))
-            yield _explained(launched, entry, device, inspect, ceilings)
+            yield _explained(launched, entry, device, ceilings)
 
 
-def _explained(launched: Launched, entry: Entry | None, device: torch.device, inspect, ceilings: Ceilings) -> Explained:
+def _explained(launched: Launched, entry: Entry | None, device: torch.device, ceilings: Ceilings) -> Explained:
     rivals = [*entry.evidence.get("rivals", ())] if entry else []
     timed = sorted(((r["config"], r["ratio"]) for r in rivals if not r["rejected"] and r["ratio"]), key=lambda r: r[1])
     prediction = roofline(launched.call.work, fingerprint(device), device, ceilings)
+    inspect = inspector(launched.call, launched.kernel, device)
     if inspect:
-        (found,) = inspect(launched.call, launched.kernel, [launched.choice.config], ceilings)
-        prediction = found if isinstance(found, Prediction) else prediction
+        (forecast,) = inspect([launched.choice.config], ceilings)
+        prediction = forecast if isinstance(forecast, Prediction) else prediction
     return Explained(
         launched.kernel.name,
         launched.call.name,

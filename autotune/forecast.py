@@ -1,8 +1,8 @@
-"""What a config will cost, before anything is launched: planned, compiled ahead of time, and counted."""
+"""Forecasts what a config costs before anything is launched: launches are planned, compiled, and their code counted."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -16,11 +16,13 @@ from .space import Config
 from .tunable import Call
 from .tuned import Tuned
 
+Inspect = Callable[..., Sequence[Prediction | str]]  # (configs, ceilings=NOMINAL)
 
-def inspector(device: torch.device):
-    """The forecast of configs from their machine code, on a GPU that Triton compiles for; None elsewhere."""
-    runs = device.type == "cuda" and not torch.version.hip and HAS_TRITON
-    return partial(forecast, device) if runs else None
+
+def inspector(call: Call, kernel: Tuned, device: torch.device) -> Inspect | None:
+    """The forecast of a kernel's configs in a call, on a GPU that Triton compiles for; None where there is none."""
+    compiles = device.type == "cuda" and not torch.version.hip and HAS_TRITON
+    return partial(forecast, device, call, kernel) if compiles and call.is_foreseeable else None
 
 
 def forecast(
@@ -34,9 +36,11 @@ def forecast(
                 plans.append(ahead_of_time.plan(call.run))
         except Exception as error:  # what cannot even be planned is no rival
             plans.append(f"{type(error).__name__}: {error}")
-    codes = ahead_of_time.compile_all([plan for found in plans if not isinstance(found, str) for plan in found])
+    codes = ahead_of_time.compile_all(
+        [plan for launches in plans if not isinstance(launches, str) for plan in launches]
+    )
     environment = fingerprint(device)
-    return [_forecast(found, codes, call.work, environment, ceilings) for found in plans]
+    return [_forecast(launches, codes, call.work, environment, ceilings) for launches in plans]
 
 
 def _forecast(plans: list[ahead_of_time.Plan] | str, codes, work: Work, environment, ceilings) -> Prediction | str:

@@ -1,4 +1,4 @@
-"""What a config is stored under: the kernel's name, a hash of its source, and its problem with sizes rounded up."""
+"""The key that a config is stored under: the kernel's name, a hash of its source, its problem with sizes rounded up."""
 
 from __future__ import annotations
 

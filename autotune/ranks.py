@@ -22,7 +22,7 @@ class RanksDiffer(RuntimeError):
 def synchronise(
     tune: Callable[[], Any] | None = None, *, device: torch.device | None = None, group: dist.ProcessGroup | None = None
 ) -> None:
-    """Rank 0 tunes; then every rank reads the configs anew and compares them with the others'.
+    """Rank 0 tunes; then every rank reads the configs again and compares them with the others'.
 
     A collective call: every rank of the group makes it.
 
@@ -61,5 +61,5 @@ def synchronise(
 def _configs(device: torch.device) -> dict[str, str]:
     """Everything that a choice depends on, as text: comparable between processes."""
     environment = fingerprint(device)
-    found = {"environment": canonical(vars(environment)), "shipped tables": canonical(tables())}
-    return found | {canonical(entry.key): canonical(entry.config) for entry in store().whole(environment)}
+    shared = {"environment": canonical(vars(environment)), "shipped tables": canonical(tables())}
+    return shared | {canonical(entry.key): canonical(entry.config) for entry in store().whole(environment)}

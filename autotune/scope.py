@@ -1,4 +1,4 @@
-"""What the open blocks change for the launches inside them: the mode, the configs, and who is told of each choice.
+"""The blocks `mode`, `override` and `observed`, and what they change for the launches inside them.
 
     off      the kernel's own default, whatever was tuned
     replay   override, user's cache, shipped table (this GPU's, then one of its compute capability), default
@@ -32,17 +32,20 @@ class Choice:
     reason: str = ""  # why a config found before this one was passed over
 
 
-Observer = Callable[[Any, Problem, Choice], None]  # of the kernel, a Tuned, its problem and its choice
+# (kernel, problem, choice); the kernel is a Tuned, which lies above this file
+Observer = Callable[[Any, Problem, Choice], None]
 
 
 @dataclass(frozen=True)
 class Scope:
+    """The changes that the open blocks make together."""
+
     mode: str = ""  # "": that of the process
     overrides: Mapping[str, Choice] = field(default_factory=dict)
     observer: Observer | None = None
 
 
-# what the open blocks of `mode`, `override` and `observed` change; None outside
+# None outside all blocks
 SCOPE: ContextVar[Scope | None] = ContextVar("tropigrad_autotune", default=None)
 
 
@@ -58,7 +61,7 @@ def _within(**changes) -> Iterator[None]:
 
 @contextmanager
 def unremembered() -> Iterator[None]:
-    """Tells those of `on_scope` that inside the block, in its thread, a call may be served otherwise than before."""
+    """Tells the listeners of `on_scope` that calls inside the block, in its thread, may be served in another way."""
     for tell in _scope_listeners:
         tell(1)
     try:
@@ -87,6 +90,7 @@ def mode(name: str):
 
 @functools.cache
 def default_mode() -> str:
+    """The mode of the process: TROPIGRAD_AUTOTUNE, checked."""
     return _checked(os.environ.get("TROPIGRAD_AUTOTUNE") or "replay", "TROPIGRAD_AUTOTUNE")
 
 

@@ -19,9 +19,9 @@ TABLES = Path(__file__).parent / "tables"
 
 def shipped(environment: Fingerprint, key: Key) -> tuple[Config, str] | None:
     """A config from the tables that come with the library: this GPU's, else one of the same compute capability."""
-    known = tables()
-    same = [table for table in known if table["device"] == environment.device]
-    kin = [table for table in known if table["capability"] == environment.capability and table not in same]
+    readable = tables()
+    same = [table for table in readable if table["device"] == environment.device]
+    kin = [table for table in readable if table["capability"] == environment.capability and table not in same]
     for table in (*same, *kin):
         config = table["configs"].get(canonical(key))
         if config is not None:
@@ -41,8 +41,8 @@ def export(environment: Fingerprint, entries: list[Entry], folder: Path | None =
     had = _table(path)["entries"] if path.exists() else []
     merged = {canonical([e["key"]["kernel"], e["key"]["problem"]]): e for e in had}
     for entry in entries:
-        found = {"key": entry.key, "config": entry.config, "gain": entry.evidence.get("gain")}
-        merged[canonical([entry.key["kernel"], entry.key["problem"]])] = found
+        shipped_entry = {"key": entry.key, "config": entry.config, "gain": entry.evidence.get("gain")}
+        merged[canonical([entry.key["kernel"], entry.key["problem"]])] = shipped_entry
     content = {
         "schema": SCHEMA,
         "device": environment.device,
@@ -58,13 +58,13 @@ def export(environment: Fingerprint, entries: list[Entry], folder: Path | None =
 @functools.cache
 def tables() -> list[dict[str, Any]]:
     """The shipped tables that can be read."""
-    found = []
+    readable = []
     for path in sorted(TABLES.glob("*.json")):
         try:
-            found.append(_table(path))
+            readable.append(_table(path))
         except (OSError, ValueError) as error:
             warn_once(f"tropigrad: ignoring the shipped table {path}: {error}; reinstall tropigrad, or remove the file")
-    return found
+    return readable
 
 
 def _table(path: Path) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class Space:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a config takes at the least, by its author's count."""
+    """The least that a config takes, by its author's count."""
 
     registers: int = 0  # per thread: accumulators and what runs beside them
     shared: int = 0  # bytes per block
@@ -50,7 +50,7 @@ class Needs:
 
 @dataclass(frozen=True)
 class Limits:
-    """What one block may take on a device."""
+    """The most that one block may take on a device."""
 
     threads: int
     warp: int
@@ -70,7 +70,7 @@ class Limits:
 
 @functools.cache
 def limits(device: torch.device) -> Limits | None:
-    """Of a GPU; None for a CPU, which has no such bounds."""
+    """The launch limits of a GPU; None for a CPU, which has none."""
     if device.type != "cuda":
         return None
     properties = torch.cuda.get_device_properties(device)

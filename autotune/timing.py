@@ -88,7 +88,7 @@ def interleaved(
     known_s: Mapping[str, float] | None = None,
     seed: int = 0,
 ) -> dict[str, Samples]:
-    """Time `calls` round-robin, in an order drawn anew each round.
+    """Time `calls` round-robin, in an order that is drawn for each round.
 
     Args:
         calls: name -> the call; what it returns is dropped.
@@ -115,7 +115,7 @@ def interleaved(
     order = list(calls)
     shuffle = random.Random(seed).shuffle
     collecting = gc.isenabled()
-    gc.disable()  # a collection in the middle of a sample would be charged to whoever is running
+    gc.disable()  # a collection in the middle of a sample would be charged to the call that is running
     try:
         start = perf_counter()
         for number in range(max_rounds):

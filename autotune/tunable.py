@@ -1,4 +1,4 @@
-"""What can be tuned, by the name of its op: whoever has ops registers here how to call them and how to prove a result.
+"""The ops that can be tuned, by name: a package of ops registers how to call them, and how to prove their results.
 
 find(op)              the op
 shapes_of(op, ...)    sizes, checked
@@ -29,8 +29,9 @@ class Call:
     run: Callable[[], Any]
     check: Callable[[Any], None]  # raises AssertionError where what `run` returned is not the oracle's
     work: Work
-    # of a call that goes on from what it wrote: gives it anew, on inputs of its own; `check` takes what that returns
+    # for an op that works in place: builds the same call on fresh inputs; `check` is given that call's result
     fresh: Callable[[], Callable[[], Any]] | None = None
+    is_foreseeable: bool = True  # False where a launch depends on what an earlier one computed: no forecast is made
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,14 @@ def register(tunable: Tunable) -> None:
 
 
 def find(op: str) -> Tunable:
-    """
+    """The op of this name.
+
     Raises:
         ValueError: no such op is registered.
     """
     if op not in TUNABLE:
-        known = ", ".join(sorted(TUNABLE)) or "none; import tropigrad.kernels first"
-        raise ValueError(f"no op named {op!r} can be tuned; expected one of: {known}")
+        names = ", ".join(sorted(TUNABLE)) or "none; import tropigrad.kernels first"
+        raise ValueError(f"no op named {op!r} can be tuned; expected one of: {names}")
     return TUNABLE[op]
 
 
@@ -91,7 +93,7 @@ def launches(tunable: Tunable, shape: Shape, dtype: torch.dtype, device: torch.d
 
 
 def launched_by(calls: Iterable[Call]) -> Iterator[Launched]:
-    """The same of calls that are at hand."""
+    """Makes each of these calls once; yields as `launches` does."""
     seen: set[str] = set()
     for call in calls:
         met: list[tuple[Tuned, Problem, Choice]] = []

@@ -47,8 +47,8 @@ class Tuned:
         scope = SCOPE.get()
         if scope is None:
             # its threads are a part of what a CPU's configs were tuned for
-            found = _remembered.get((self, device, torch.get_num_threads(), *problem.items()))
-            return found or self._resolve(problem, device, default_mode())
+            remembered = _remembered.get((self, device, torch.get_num_threads(), *problem.items()))
+            return remembered or self._resolve(problem, device, default_mode())
         forced = scope.overrides.get(self.name)
         choice = self._resolve(problem, device, scope.mode or default_mode()) if forced is None else forced
         if scope.observer is not None:
@@ -56,7 +56,7 @@ class Tuned:
         return choice
 
     def key(self, problem: Problem) -> dict:
-        """What an entry is stored under: a changed source or bucket is another key, so a stale config is never used."""
+        """The key of an entry. A changed source or bucket is another key, so a stale config is never used."""
         return {"kernel": self.name, "source": source_hash(self.source), "problem": bucket(problem)}
 
     def why_not(self, config: Config, problem: Problem, bounds: Limits | None) -> str:
@@ -73,13 +73,14 @@ class Tuned:
         label: tuple[Hashable, ...] = (self, device, torch.get_num_threads(), *problem.items())
         if mode != default_mode():
             label += (mode,)
-        known = _remembered.get(label)
-        if known is not None:
-            return known
+        remembered = _remembered.get(label)
+        if remembered is not None:
+            return remembered
         choice = Choice(self.default(problem), "default") if mode == "off" else self._look_up(problem, device)
         if mode == "tune" and choice.source == "default":
             if capturing(device) or not _tuning.acquire(blocking=False):
-                return choice  # not remembered: outside the capture, or when the other thread is done, it is tuned yet
+                # not remembered: once the capture ends, or the other thread is done, a later call still tunes it
+                return choice
             try:
                 choice = self._tune(problem, device) or choice
             finally:
@@ -92,18 +93,19 @@ class Tuned:
     def _look_up(self, problem: Problem, device: torch.device) -> Choice:
         environment, key, reason = fingerprint(device), self.key(problem), ""
         entry = store().get(environment, key)
-        found = (entry.config, "user cache") if entry else shipped(environment, key)
-        while found:
-            why_not = self.why_not(found[0], problem, limits(device))
+        best = (entry.config, "user cache") if entry else shipped(environment, key)
+        while best:
+            config, source = best
+            why_not = self.why_not(config, problem, limits(device))
             if not why_not:
-                return Choice(*found, reason)
-            reason = f"{found[1]}: {why_not}"
+                return Choice(config, source, reason)
+            reason = f"{source}: {why_not}"
             warn_once(f"tropigrad: {self.name} does not use the config of the {reason}; tropigrad tune finds another")
-            found = shipped(environment, key) if found[1] == "user cache" else None
+            best = shipped(environment, key) if source == "user cache" else None
         return Choice(self.default(problem), "default", reason)
 
     def _tune(self, problem: Problem, device: torch.device) -> Choice | None:
-        """None, and so the default, whatever goes wrong here: a call is never the worse for it."""
+        """Tunes inside the call. None, and so the default, where that fails: tuning never makes a call fail."""
         try:
             return _tuner(self, problem, device)
         except Exception as error:
@@ -116,13 +118,13 @@ _remembered: dict[tuple[Hashable, ...], Choice] = {}
 
 
 def tune_with(tuner: Tuner) -> None:
-    """Names the function that the mode tune calls inside a launch: tuning.py's, which knows this file."""
+    """Names the function that a call tunes by in the mode tune. It is tuning.py's, which lies above this file."""
     global _tuner
     _tuner = tuner
 
 
 def _no_tuner(kernel: Tuned, problem: Problem, device: torch.device) -> Choice | None:
-    raise RuntimeError("nothing is there that tunes; expected an import of tropigrad.autotune.tuning before")
+    raise RuntimeError("no tuner is there; expected tropigrad.autotune.tuning to be imported before the call")
 
 
 Tuner = Callable[[Tuned, Problem, torch.device], Choice | None]
@@ -130,14 +132,17 @@ _tuner: Tuner = _no_tuner
 
 
 def reload() -> None:
-    """Forgets every remembered config, the tables and the environment variables: the next look-up reads them anew."""
+    """Forgets every remembered config, the tables and the environment variables: the next look-up reads them again.
+
+    Whatever `on_reload` was given forgets as well: the kernels then read TROPIGRAD_BACKEND again.
+    """
     _remembered.clear()
     for forget in (*_caches, *_dependents):
         forget()
 
 
 def on_reload(forget: Callable[[], object]) -> None:
-    """Has `reload` call this too: for whoever remembers what follows from a config."""
+    """Has `reload` call `forget` too: for a module that remembers what follows from a config."""
     _dependents.append(forget)
 
 

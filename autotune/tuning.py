@@ -19,7 +19,6 @@ from .contest import Finding, Progress, Task, search
 from .device import default_device
 from .forecast import inspector
 from .keys import Problem, canonical
-from .machine.cost import NOMINAL
 from .scope import Choice, mode, observed
 from .tunable import TUNABLE, Call, Launched, Shape, Tunable, find, launched_by, launches, shapes_of
 from .tuned import Tuned, reload, tune_with
@@ -48,7 +47,7 @@ def tune(
         device: by default the GPU where there is one, else the CPU.
         budget_s: seconds for all of them, shared out over the shapes; what one leaves over the next may use. By default
             60 a kernel and shape. What was cut off is said in the findings, and goes on at the next call.
-        again: measure anew what is stored.
+        again: measure what is stored once more.
         progress: called with (done, total, what is being done).
         into: another store than the user's.
 
@@ -58,13 +57,13 @@ def tune(
     """
     tunable, device, into = find(op), device or default_device(), into or store()
     shapes = shapes_of(tunable, shapes)
-    start, found, seen = perf_counter(), [], set()
+    start, findings, seen = perf_counter(), [], set()
     with mode("replay"):
         for number, shape in enumerate(shapes.values()):
             spare = math.inf if budget_s is None else start + budget_s - perf_counter()
             end = perf_counter() + spare / (len(shapes) - number)
-            if spare <= 0:  # not even to see what it launches
-                found.append(Finding(op, shape, {}, {}, {}, "cut off", stored=False))
+            if spare <= 0:  # too late even to see what it launches
+                findings.append(Finding(op, shape, {}, {}, {}, "cut off", stored=False))
                 continue
             if progress:
                 progress(number, len(shapes), f"{op}: what is launched at {_label(shape)}")
@@ -76,13 +75,12 @@ def tune(
                 # half of the shape's share each: values first, then what else there may be
                 share = A_SEARCH_S if budget_s is None else (end - perf_counter()) / 2
                 task = _task(launched, device)
-                found.append(search(task, store=into, budget_s=share, again=again, progress=progress))
+                findings.append(search(task, store=into, budget_s=share, again=again, progress=progress))
                 reload()
-    return found
+    return findings
 
 
 def _task(launched: Launched, device: torch.device) -> Task:
-    inspect = inspector(device)
     return Task(
         launched.kernel,
         launched.problem,
@@ -90,7 +88,7 @@ def _task(launched: Launched, device: torch.device) -> Task:
         launched.call.run,
         launched.call.check,
         launched.call.fresh,
-        inspect and (lambda configs: inspect(launched.call, launched.kernel, configs, NOMINAL)),
+        inspector(launched.call, launched.kernel, device),
     )
 
 
@@ -101,7 +99,7 @@ def _label(shape: Shape) -> str:
 def tune_problem(kernel: Tuned, problem: Problem, device: torch.device) -> Choice | None:
     """Tunes one kernel for one problem, in the middle of a call; None where no registered op leads there.
 
-    In a thread of its own: the caller's gradient mode, dispatch keys and transforms are none of the search's.
+    The search runs in a thread of its own, which the caller's gradient mode, dispatch keys and transforms do not reach.
     """
     context = contextvars.copy_context()
     with ThreadPoolExecutor(1, thread_name_prefix="tropigrad-tune") as pool:
@@ -140,8 +138,8 @@ def _leading(tunable: Tunable, problem: Problem, dtype: torch.dtype, device: tor
 
 
 def _dtype(problem: Problem) -> torch.dtype:
-    found = getattr(torch, str(problem.get("dtype", "torch.float32")).removeprefix("torch."), None)
-    return found if isinstance(found, torch.dtype) else torch.float32
+    dtype = getattr(torch, str(problem.get("dtype", "torch.float32")).removeprefix("torch."), None)
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
 
 def warm_up(
@@ -153,7 +151,7 @@ def warm_up(
 ) -> None:
     """Makes every call of an op once at each shape, so that no later one compiles or reads the disk.
 
-    For servers before their first request, and before a CUDA graph is captured. Arguments as of `tune`.
+    For servers before their first request, and before a CUDA graph is captured. Arguments as in `tune`.
     """
     tunable, device = find(op), device or default_device()
     for shape in shapes_of(tunable, shapes).values():

@@ -1,1 +1,1 @@
-"""What machine code costs, without the machine: compiled ahead of time, and counted."""
+"""The cost of a kernel's machine code, without the machine: compiled ahead of time, its instructions counted."""

@@ -26,7 +26,7 @@ from .cost import MachineCode
 
 
 class _Syntax(NamedTuple):
-    """Of a listing of machine code."""
+    """The patterns that read a listing of machine code."""
 
     opcode: re.Pattern[str]
     label: re.Pattern[str]
@@ -119,9 +119,6 @@ def machine_code(compiled: Any, capability: int | str) -> MachineCode:
         collections.Counter(syntax.opcode.findall(_longest_inner_loop(listing, syntax))),
         compiled.asm.get("ttir", compiled.asm["ttgir"]),
     )
-
-
-# ------------------------------------------------------------------------------------------------ plans
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a launch should cost, from its machine code: a rank to try configs in, and what will limit the one taken.
+"""Predicts the cost of a launch from its machine code: an order to try configs in, and what limits the one taken.
 
 Per iteration of the inner loop a block of T threads keeps pipe p busy for n_p T / lanes_p cycles, and the schedulers
 for n T / 128. The largest of these, times the iterations, times the blocks that take turns on a multiprocessor, is the
@@ -18,7 +18,7 @@ from ..device import Fingerprint
 
 @dataclass(frozen=True)
 class MachineCode:
-    """What one kernel became on one compute capability, or AMD architecture."""
+    """One kernel, compiled for one compute capability or AMD architecture."""
 
     capability: int | str  # 90 for sm_90; AMD's architecture, such as "gfx942"
     registers: int  # per thread
@@ -40,7 +40,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Work:
-    """What a call must do at the least."""
+    """The least that a call must do."""
 
     steps: int  # (m, n, k), or the op's own unit
     bytes: int  # each input read once, each output written once
@@ -58,14 +58,13 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What a device was measured to do at the most; nominal figures stand for what is missing."""
+    """The most that a device was measured to do; nominal figures stand for what is missing."""
 
     steps: Mapping[str, float] = field(default_factory=dict)  # a second, of all units, by mix
     bandwidth: float | None = None  # bytes a second
     launch: float | None = None  # seconds of an empty kernel, one after another
-    maxima: float | None = (
-        None  # a second in float32, of a GPU: an instruction of the ALU pipe each, so they tell the clock
-    )
+    # GPU: float32 maxima a second; each is one instruction of the ALU pipe, so this measures the clock rate
+    maxima: float | None = None
     origin: str = field(default="", compare=False)  # what measured them, and when
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tropigrad import autotune
-from tropigrad.autotune import Call, Fingerprint, Space, Tunable, Tuned, Work, explain, explanation, tuned
+from tropigrad.autotune import Call, Fingerprint, Prediction, Space, Tunable, Tuned, Work, explain, explanation, tuned
 
 HERE = Fingerprint("a GPU", "9.0", 132, "2.13.0", "3.7.1", "570.1", "12.8", library="0.1.0")
 MODULES = [explanation, tuned]
@@ -89,6 +89,16 @@ def test_a_config_that_was_passed_over_is_explained(op, monkeypatch, tmp_path):
     with pytest.warns(RuntimeWarning, match="op.triton does not use"):
         text = str(explain("op", {"M": 100}, device=CPU))
     assert "source    default (user cache: {'BLOCK': 17, 'num_warps': 4} is not in the kernel's space)" in text
+
+
+def test_a_forecast_tells_the_limiter_where_there_is_one(op, monkeypatch):
+    def inspector(call, kernel, device):
+        assert (call.name, kernel, device) == ("forward", op, CPU)
+        return lambda configs, ceilings: [Prediction(1.5, "ALU pipe") for _ in configs]
+
+    monkeypatch.setattr(explanation, "inspector", inspector)
+    (launched,) = explain("op", {"M": 100}, device=CPU).launched
+    assert launched.prediction == Prediction(1.5, "ALU pipe")
 
 
 def test_an_op_without_kernels_says_so(monkeypatch):

@@ -16,6 +16,7 @@ from tropigrad.autotune import (
     mode,
     reload,
     shipped,
+    tuning,
 )
 from tropigrad.autotune import store as user_store
 from tropigrad.autotune import tuned as tuned_module
@@ -93,6 +94,16 @@ def test_while_another_thread_tunes_a_call_gets_the_default_and_does_not_wait(tu
             assert tuned.choice({"M": 5}, CPU).source == "default"
         assert tuned.choice({"M": 5}, CPU) == found
         assert tuned.choice({"M": 5}, CPU) == found
+
+
+def test_without_a_tuner_the_mode_tune_warns_and_the_default_serves(tuned, monkeypatch):
+    assert tuned_module._tuner is tuning.tune_problem
+    monkeypatch.setattr(tuned_module, "_tuner", tuned_module._no_tuner)
+    with (
+        mode("tune"),
+        pytest.warns(RuntimeWarning, match="for tuning it failed: no tuner is there; expected tropigrad"),
+    ):
+        assert tuned.choice({"M": 5}, CPU) == Choice({"BLOCK": 16}, "default")
 
 
 def test_no_more_is_remembered_than_is_worth_it(tuned, monkeypatch):
