@@ -2,6 +2,7 @@
 
 A figure is drawn once, in the light colours. Saved as PNG and SVG it keeps them; inside the page its colours become CSS
 variables (`var(--ours)` …), so the same drawing follows the reader's theme.
+`COLOR` and `drawing` are public: the examples draw with them.
 """
 
 from __future__ import annotations
