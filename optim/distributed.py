@@ -1,4 +1,4 @@
-"""What optimizers exchange by torch.distributed: every rank gets the same answer, in the order of the ranks.
+"""Exchanges between the ranks of torch.distributed: every rank gets the same answer, in the order of the ranks.
 
 A group of None is one process, which is its own and only rank.
 """

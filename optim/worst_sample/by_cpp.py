@@ -38,7 +38,7 @@ ITERATE = Tuned(
 
 
 class _Problem(ctypes.Structure):
-    """Problem in by_cpp.cpp."""
+    """Mirrors `struct Problem` in by_cpp.cpp, field by field."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("N", "training", "d", "p", "q", "K", "columns")),
@@ -59,28 +59,28 @@ class _Problem(ctypes.Structure):
 
 @native.cached
 def _functions(dtype: torch.dtype):
-    found = native.library_of(_SOURCE, dtype)
-    if found is None:
+    library = native.library_of(_SOURCE, dtype)
+    if library is None:
         return None
     problem = ctypes.POINTER(_Problem)
-    found.worst_sample_set_team.argtypes = [ctypes.c_void_p]
-    found.worst_sample_set_team(native.openmp_team())
-    found.worst_sample_project.argtypes = [problem]
-    found.worst_sample_build.argtypes = [problem, ctypes.c_int]
+    library.worst_sample_set_team.argtypes = [ctypes.c_void_p]
+    library.worst_sample_set_team(native.openmp_team())
+    library.worst_sample_project.argtypes = [problem]
+    library.worst_sample_build.argtypes = [problem, ctypes.c_int]
     counter = ctypes.POINTER(ctypes.c_int64)
     pairs = (ctypes.c_void_p, ctypes.c_int64)
-    found.worst_sample_follow.argtypes = [problem, ctypes.c_int, *pairs, *pairs, *pairs]
-    found.worst_sample_run.argtypes = [problem, ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, counter]
-    return found
+    library.worst_sample_follow.argtypes = [problem, ctypes.c_int, *pairs, *pairs, *pairs]
+    library.worst_sample_run.argtypes = [problem, ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, counter]
+    return library
 
 
 def is_available(dtype: torch.dtype) -> bool:
-    """Whether the loop of this dtype could be compiled, now if need be; where not, one warning has said why."""
+    """Whether the loop of this dtype could be compiled, now if need be. If it could not, one warning has told why."""
     return _functions(dtype) is not None
 
 
 def bytes_needed(N: int, p: int, q: int, K: int, itemsize: int, memory: str) -> int:
-    """What a memory takes beside the samples and the weights, where no half of z tells the other."""
+    """Bytes that a memory takes beside the samples and the weights, at the most: the whole of z is counted."""
     index = _index(p, q).itemsize
     shared = N * ((p + q + K + 1) * itemsize + (q + K) * index + 1)
     if memory == "winners":
@@ -171,7 +171,7 @@ class Sparse:
             progress=ctypes.pointer(state.progress),
         )
         self._wide = index == torch.int32
-        self._what = {"N": N, "d": d, "p": p, "q": q, "K": K, "memory": memory, "dtype": str(dtype)}
+        self._sizes = {"N": N, "d": d, "p": p, "q": q, "K": K, "memory": memory, "dtype": str(dtype)}
         self._ask()
         functions = _functions(dtype)
         assert functions is not None
@@ -180,7 +180,7 @@ class Sparse:
         _check(functions.worst_sample_build(self._problem, self._wide))
 
     def _ask(self) -> None:
-        config = ITERATE.config(self._what, self._z.device)
+        config = ITERATE.config(self._sizes, self._z.device)
         self._problem.small = config["SMALL"]
         self._problem.threads = native.threads(config["threads"], 1, 0)  # of an iteration C++ itself looks at the work
 
@@ -192,9 +192,9 @@ class Sparse:
         return done.value
 
     def follow(self, moves: Moves) -> None:
-        """The weights have moved by another's hand: the caches follow."""
-        lists = [torch.tensor(of, dtype=torch.int64, device="cpu") for of in moves]
-        arguments = [value for of in lists for value in (of.data_ptr(), len(of))]
+        """Has the caches follow weights that the caller has moved."""
+        lists = [torch.tensor(places, dtype=torch.int64, device="cpu") for places in moves]
+        arguments = [value for places in lists for value in (places.data_ptr(), len(places))]
         self._ask()
         _check(self._functions.worst_sample_follow(self._problem, self._wide, *arguments))
 

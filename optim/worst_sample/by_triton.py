@@ -80,7 +80,7 @@ ITERATION = Tuned(
 
 
 def why_not(state: State) -> str:
-    """Why the run cannot be on caches, and every iteration is dense; "" where it can."""
+    """Why a run must be dense in every iteration; "" where it can keep caches."""
     if state.settings.train_a:
         return "A is trained, and moves a leaf of every unit"
     if state.weights.w1.dtype not in (torch.float32, torch.float64):
@@ -89,7 +89,7 @@ def why_not(state: State) -> str:
 
 
 class Run(NamedTuple):
-    """What lies on the device."""
+    """The numbers and tensors of a run, as the kernels take them."""
 
     N: Any  # samples, of which `training` come first
     training: Any
@@ -252,17 +252,17 @@ class Cached(Dense):
             launch(count)
 
     def _fill(self) -> None:
-        """The caches, of a dense evaluation: of the bounds it tells that no leaf beats its winner."""
+        """Fills the caches from a dense evaluation, which bounds a winner's rivals by the winner itself."""
         u, i, f, j = self.activations
         run = self._run
-        for cache, found in ((run.u, u), (run.i, i.T), (run.j, j.T)):
-            cache.copy_(found)
-        for cache, found in ((run.ut, u), (run.unit_bound, u), (run.f, f), (run.score_bound, f)):
-            cache.copy_(found.T)
+        for cache, values in ((run.u, u), (run.i, i.T), (run.j, j.T)):
+            cache.copy_(values)
+        for cache, values in ((run.ut, u), (run.unit_bound, u), (run.f, f), (run.score_bound, f)):
+            cache.copy_(values.T)
         self._note()
 
     def _note(self) -> None:
-        """Begins the journal anew: with what differs from the kept weights."""
+        """Begins the journal with the entries that differ from the kept weights."""
         ours, *kept = (torch.cat([of.w1.flatten(), of.w2.flatten()]) for of in (self.state.weights, *self._kept))
         entries = torch.stack([ours != theirs for theirs in kept]).any(dim=0).nonzero().flatten()
         lines = -(-len(entries) // self._run.line)
@@ -271,7 +271,7 @@ class Cached(Dense):
         self._noted, self._copied = lines, [0, 0]
 
     def run(self, iterations: int, trace: Tensor) -> int:
-        """As Dense.run.
+        """At most so many iterations; arguments and result as in Dense.run.
 
         Raises:
             RuntimeError: inside the capture of a CUDA graph, where nobody can look at how the run stands.
@@ -319,8 +319,8 @@ class Cached(Dense):
             self._iterate(count)
             self._words.cpu()  # waits for the device; Ctrl-C is heard here, and the iterations are done all the same
         finally:
-            found = self._words.cpu()
-            words.copy_(found[: len(words)])
-            done, _, _, self._noted, *self._copied = found[len(words) :].tolist()
+            now = self._words.cpu()
+            words.copy_(now[: len(words)])
+            done, _, _, self._noted, *self._copied = now[len(words) :].tolist()
         trace[:done] = run.trace[:done].to(trace.device)
         return done

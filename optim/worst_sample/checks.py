@@ -1,4 +1,4 @@
-"""What WorstSampleSubgradient asks of its arguments, and the errors that say so."""
+"""Checks of WorstSampleSubgradient's arguments: errors say what came, what was expected and what to do."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WHERE = "WorstSampleSubgradient"
 
 
 class LinearMinMaxLike(Protocol):
-    """What is trained: f_k = max_j (u_j + W2_kj), u_j = min_i (z_i + W1_ji), z = A x."""
+    """A trainable network: f_k = max_j (u_j + W2_kj), u_j = min_i (z_i + W1_ji), z = A x."""
 
     @property
     def A(self) -> Tensor: ...  # [p, d]
@@ -55,7 +55,7 @@ def check_count(n: int) -> int:
 
 
 def check_squares(x: Tensor) -> None:
-    """‖g‖² holds that of a sample where A is trained."""
+    """Refuses samples whose squares overflow: where A is trained, ‖g‖² has ‖x_n‖² as a factor."""
     most = math.sqrt(torch.finfo(torch.float64).max / (4 * x.shape[1]))
     low, high = (bound.item() for bound in x.aminmax())
     if max(-low, high) > most:
@@ -97,9 +97,9 @@ def check_weights(model: LinearMinMaxLike) -> Weights:
 def check_samples(x_name: str, y_name: str, x: Tensor, y: Tensor, weights: Weights) -> Tensor:
     """The labels as int32, or an error that names what does not fit."""
     d, K = weights.a.shape[1], len(weights.w2)
-    for name, given in ((x_name, x), (y_name, y)):
-        if not isinstance(given, Tensor) or given.layout != torch.strided:
-            what = given.layout if isinstance(given, Tensor) else f"a {type(given).__name__}"
+    for name, value in ((x_name, x), (y_name, y)):
+        if not isinstance(value, Tensor) or value.layout != torch.strided:
+            what = value.layout if isinstance(value, Tensor) else f"a {type(value).__name__}"
             raise TypeError(f"{WHERE}: {name} is {what}; expected a dense torch.Tensor")
     if x.dim() != 2 or x.shape[1] != d or len(x) == 0:
         raise ValueError(f"{WHERE}: {x_name} has shape {tuple(x.shape)}; expected [N, {d}] with N ≥ 1")

@@ -1,4 +1,4 @@
-"""Subgradient steps on the worst sample of a linear-min-max network: the definition, every activation anew each time.
+"""Subgradient steps on the worst sample of a linear-min-max network: the definition, which keeps no activations.
 
     z_n = A x_n,    u_nj = min_i (z_ni + W1_ji),    f_nk = max_j (u_nj + W2_kj),    F = max_n ℓ_n
     I_nj, J_nk, n*: where these are attained, the lowest index at ties
@@ -61,7 +61,7 @@ class Settings:
 
 
 class Progress(ctypes.Structure):
-    """What the next iterate depends on beside the weights: a C structure, which the loops in C++ write as well."""
+    """All that the next iterate depends on beside the weights: a C structure, which the loops in C++ write as well."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("iteration", "status", "worst", "idle", "raises")),
@@ -253,7 +253,7 @@ def observe(state: State, losses: Tensor, activations: Activations) -> Observati
 
 
 class Dense:
-    """Iterations that compute every activation anew: the definition, and what runs where no C++ compiler is.
+    """Iterations that compute every activation each time: the definition, and the path without a C++ compiler.
 
     activate: the activations of z and the weights; `activate_ref` materialises all candidates.
     """

@@ -1,4 +1,4 @@
-"""What a step changes in a block of samples: the winners of the minima and maxima in which a leaf moved, then ℓ.
+"""The changes that a step makes in a block of samples: to the winners of minima and maxima whose leaf moved, then to ℓ.
 
 A route (k, j, i) of the step moved the leaf i of unit j and the leaf j of class k: one leaf of every sample is looked
 at. Where unit j has changed, so has the leaf j of every class: those samples are few, and listed. A leaf that beats the
@@ -32,9 +32,9 @@ def first_largest(values, numbers):
 
 @triton.jit
 def _enter(v, index, best_ptr, winner_ptr, bound_ptr, at, inside, MAXIMUM: tl.constexpr):
-    """The leaf `index` has moved to v. Where the best has, and where all leaves must be read.
+    """Enters the new value v of leaf `index`; returns where the best has changed, and where all leaves must be read.
 
-    Such a best is given up for the worst value: whichever leaf comes after it, it has not fallen twice.
+    There the best is replaced by the worst value, so that no later leaf of the step finds it fallen once more.
     """
     best, winner = tl.load(best_ptr + at, inside, other=0.0), tl.load(winner_ptr + at, inside, other=-1)
     bound = tl.load(bound_ptr + at, inside, other=0.0)
@@ -52,7 +52,7 @@ def _enter(v, index, best_ptr, winner_ptr, bound_ptr, at, inside, MAXIMUM: tl.co
 
 @triton.jit
 def _listed(chosen, places, list_ptr, count, SIZE: tl.constexpr):
-    """Appends the places of what is chosen, of SIZE elements, to a list of `count`; how many it then has."""
+    """Appends the places of the chosen ones, out of SIZE elements, to a list of `count`; returns its new length."""
     flat = tl.reshape(chosen.to(tl.int32), [SIZE])
     more = tl.sum(flat, axis=0)
     if more > 0:
@@ -66,7 +66,7 @@ def _seek(
     run, pairs_ptr, pairs, first_n,
     UNITS: tl.constexpr, BLOCK: tl.constexpr, PAIRS: tl.constexpr, LEAVES: tl.constexpr,
 ):  # fmt: skip
-    """The winners of the listed pairs, among all leaves of a unit or a class."""
+    """Finds the winners of the listed pairs among all leaves of a unit or a class."""
     count = run.p if UNITS else run.q
     leaves_ptr, weights_ptr = (run.z, run.w1) if UNITS else (run.u, run.w2)
     worst: tl.constexpr = INFINITY if UNITS else -INFINITY
@@ -80,9 +80,9 @@ def _seek(
         first = tl.zeros([PAIRS, LEAVES], tl.int32)
         for leaf in range(0, count, LEAVES):
             index = leaf + tl.arange(0, LEAVES)
-            known = inside[:, None] & (index < count)[None, :]
-            x = tl.load(leaves_ptr + n[:, None] * count + index[None, :], known, other=worst)
-            x += tl.load(weights_ptr + row[:, None] * count + index[None, :], known, other=0.0)
+            exists = inside[:, None] & (index < count)[None, :]
+            x = tl.load(leaves_ptr + n[:, None] * count + index[None, :], exists, other=worst)
+            x += tl.load(weights_ptr + row[:, None] * count + index[None, :], exists, other=0.0)
             better = (x < top) if UNITS else (x > top)
             beaten = tl.where(better, top, x)
             second = tl.minimum(second, beaten) if UNITS else tl.maximum(second, beaten)
@@ -140,7 +140,7 @@ def visit(
     HINGE: tl.constexpr, WATCHED: tl.constexpr, CLASSES: tl.constexpr,
     BLOCK: tl.constexpr, ROWS: tl.constexpr, PAIRS: tl.constexpr, LEAVES: tl.constexpr,
 ):  # fmt: skip
-    """Samples block · BLOCK and on: their winners, and of the block the largest loss and how many are right.
+    """Updates the winners of samples block · BLOCK and on; stores the block's largest loss and how many are right.
 
     lists_ptr: [1 + K, BLOCK] int32, this program's own: samples, then pairs.
     """

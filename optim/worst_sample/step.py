@@ -1,10 +1,10 @@
-"""One iteration's decisions, by one program: what the moved weights have led to, and the next step.
+"""One iteration's decisions, by one program: it observes what the moved weights have led to and takes the next step.
 
 F and n* come from the blocks' largest losses; then the coefficients c_k of n*, its routes (k, J_k, I_Jk), ‖g‖² and γ,
 in float64 and in the definition's order. Whatever depends on the run lies on the device, as definition.Progress, and
-`counters` tell what the host asked for: nothing here waits for it. A launch in a run that does not go changes nothing.
+`counters` tell what the host asked for: nothing here waits for it. If the run has ended, a launch writes nothing.
 
-A step that would leave a weight that is not finite writes nothing and ends the run, as the definition's.
+Like the definition, a step that would leave a weight that is not finite writes nothing and ends the run.
 
 The kept weights follow by a journal of the moved entries, each of which is copied once.
 """
@@ -39,7 +39,7 @@ def _keep(run, kept_w1, kept_w2, begin, end):
 
 @triton.jit
 def _observe(run, WATCHED: tl.constexpr, CLASSES: tl.constexpr):
-    """definition.Dense._observe"""
+    """Does what definition.Dense._observe does."""
     done, noted = tl.load(run.counters), tl.load(run.counters + 3)
     copied, copied_right = tl.load(run.counters + 4), tl.load(run.counters + 5)
     iteration, status, idle = tl.load(run.integers), tl.load(run.integers + 1), tl.load(run.integers + 3)
@@ -94,7 +94,7 @@ def _observe(run, WATCHED: tl.constexpr, CLASSES: tl.constexpr):
 
 @triton.jit
 def _of(values, place, places):
-    """values[place]: of a sum only one term is not 0."""
+    """values[place], as a sum with one term that is not 0."""
     return tl.sum(tl.where(places == place, values, 0.0), axis=0)
 
 
@@ -120,7 +120,7 @@ def _coefficients(run, n, HINGE: tl.constexpr, CLASSES: tl.constexpr):
 
 @triton.jit
 def _length(run, squares, POLYAK: tl.constexpr):
-    """γ and the status, definition.step_length; RETURN where the iterates must go back to the best ones."""
+    """γ as in definition.step_length, and the status: RETURN where the iterates must go back to the best ones."""
     target, loss, best_loss = tl.load(run.levels + 1), tl.load(run.floats), tl.load(run.floats + 1)
     record, length = tl.load(run.floats + 3), tl.load(run.floats + 7)
     gap, path, longest = tl.load(run.floats + 4), tl.load(run.floats + 5), tl.load(run.floats + 6)
@@ -159,7 +159,7 @@ def _length(run, squares, POLYAK: tl.constexpr):
 
 @triton.jit
 def _step(run, HINGE: tl.constexpr, POLYAK: tl.constexpr, CLASSES: tl.constexpr):
-    """definition.Dense._advance, up to the weights."""
+    """Does what definition.Dense._advance does, up to the weights."""
     dtype: tl.constexpr = run.w1.dtype.element_ty
     routes = 2 if HINGE else run.K
     places = tl.arange(0, 2 if HINGE else CLASSES)

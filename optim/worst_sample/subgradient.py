@@ -158,7 +158,7 @@ class WorstSampleSubgradient:
         self._loop = self._begun()
         self._slice = 1  # iterations between two looks at the clock
         self._loop.run(0, _trace(0))  # F at the start
-        self._known = _copied(weights)  # what the caches are of
+        self._cached_weights = _copied(weights)  # what the caches are of
         overflows = not math.isfinite(self.loss) or not self._loop.z.isfinite().all()
         if self._on_any_rank(overflows):
             raise ValueError(
@@ -330,9 +330,13 @@ class WorstSampleSubgradient:
         self._loop = self._begun()
 
     def _parts(self) -> dict[str, Any]:
-        """All but the caches, which hold addresses; what a shallow copy must not share is copied."""
+        """Everything but the caches, which hold addresses; copies of all that a shallow copy must not share."""
         parts = {name: value for name, value in vars(self).items() if name not in ("_loop", "_state")}
-        return parts | {"_known": _copied(self._known), "samples": self._state.samples, "run": self.state_dict()}
+        return parts | {
+            "_cached_weights": _copied(self._cached_weights),
+            "samples": self._state.samples,
+            "run": self.state_dict(),
+        }
 
     def __getstate__(self) -> dict[str, Any]:
         if self._group is not None:
@@ -377,23 +381,23 @@ class WorstSampleSubgradient:
         return own if self._group is None else Sharded(self._state, own, self._group, self._first)
 
     def _note_weights(self) -> None:
-        """The weights are as the caches know them, and autograd must see that they have changed."""
+        """Notes that the caches are of the present weights, and tells autograd that these have changed."""
         torch.autograd.graph.increment_version((self.model.A, self.model.W1, self.model.W2))
-        for known, w in zip(self._known, self._state.weights, strict=True):
-            known.copy_(w)
+        for cached, w in zip(self._cached_weights, self._state.weights, strict=True):
+            cached.copy_(w)
 
     def _has_changed(self) -> bool:
-        """Whether others have changed the weights: told by values, as .data and NumPy count no versions."""
-        pairs = zip(check_model(self.model), self._state.weights, self._known, strict=True)
+        """Whether the caller has changed the weights, by their values: .data and NumPy count no versions."""
+        pairs = zip(check_model(self.model), self._state.weights, self._cached_weights, strict=True)
         return self._on_any_rank(
-            any(w.data_ptr() != bound.data_ptr() or not torch.equal(w, known) for w, bound, known in pairs)
+            any(w.data_ptr() != bound.data_ptr() or not torch.equal(w, cached) for w, bound, cached in pairs)
         )
 
     def _on_any_rank(self, flag: bool) -> bool:
         return any(of_ranks(flag, self._group))
 
     def _take_up(self) -> None:
-        """The weights as others left them. F and what was kept follow from the next observation."""
+        """Begins at the weights as the caller left them. F and what was kept follow from the next observation."""
         error: Exception | None = None
         try:
             now = check_weights(self.model)
@@ -402,8 +406,8 @@ class WorstSampleSubgradient:
                     f"{WHERE}: the model's weights have moved to other memory (model.to, an assigned parameter); "
                     "make a new WorstSampleSubgradient, and load_state_dict to go on"
                 )
-        except (TypeError, ValueError) as found:
-            error = found
+        except (TypeError, ValueError) as unfit:
+            error = unfit
         if self._group is not None:  # no rank may go on without the others
             states = of_ranks(str(error) if error else digest(self._state.weights), self._group)
             if not error and len({*states}) > 1:
@@ -424,7 +428,7 @@ class WorstSampleSubgradient:
 
 
 class _Share(NamedTuple):
-    """What a rank brings."""
+    """A rank's part of the run: what must be equal on all, and how much it brings."""
 
     settings: Settings
     weights: str
@@ -461,16 +465,16 @@ def _choose(state: State, memory: str, is_shared: bool) -> tuple[str, str]:
     if chosen != "cpp" or not is_available(dtype):
         return "dense", f"every iteration is dense: {reason}"
     sizes = {name: bytes_needed(N, p, q, K, weights.a.element_size(), name) for name in MEMORIES}
-    said = ", ".join(f"{name} {size / 2**20:.4g} MiB" for name, size in sizes.items())
+    listed = ", ".join(f"{name} {size / 2**20:.4g} MiB" for name, size in sizes.items())
     wanted = "winners" if memory == "auto" else memory
     held = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
     if sizes[wanted] > held:
         raise MemoryError(
             f"{WHERE}: {wanted} need {sizes[wanted] / 2**30:.3g} GiB for N = {N}, p = {p}, q = {q}, K = {K}; this "
-            f"machine has {held / 2**30:.3g} GiB ({said}); use memory='winners', fewer samples or fewer hidden units"
+            f"machine has {held / 2**30:.3g} GiB ({listed}); use memory='winners', fewer samples or fewer hidden units"
         )
     asked = "asked for" if memory == wanted else "faster than trees at every size measured, and smaller"
-    return wanted, f"{wanted}: {asked} ({said})"
+    return wanted, f"{wanted}: {asked} ({listed})"
 
 
 def _copied(weights: Weights) -> Weights:

@@ -85,7 +85,7 @@ def calls(shape: Mapping[str, int], dtype: torch.dtype, device: torch.device) ->
 
 
 def _backend(device: torch.device, dtype: torch.dtype) -> str:
-    """What a run takes; torch, which has no kernels with a config, where it can take nothing else."""
+    """The backend that a run takes; torch, which has no kernels with a config, where no other can run."""
     try:
         return backend.choose("worst_sample", device, ("torch", "cpp", "triton"), dtype)
     except RuntimeError:  # TROPIGRAD_BACKEND forces what cannot run here
