@@ -29,22 +29,25 @@ SOURCE = Path(__file__).with_suffix(".cpp")
 Plan = list[int]  # of a CPU kernel for one layout of its tensors; empty: none, Python serves
 
 
-def plan(run: Any, outputs: Sequence[tuple[torch.dtype, Sequence[int]]], constants: Any) -> Plan:
+def plan(run: Any, outputs: Sequence[tuple[torch.dtype, Sequence[int] | None]], constants: Any) -> Plan:
     """What dispatch.cpp calls a kernel with whenever tensors of this layout come, as a row of integers.
 
     Args:
         run: int(const void* constants, void* const* addresses) of a library of native.py; 0 where all went well. The
             addresses are those of the tensors, in the schema's order, null for None, of the float arguments, as
             doubles in their places, and of the outputs.
-        outputs: dtype and shape of each that is returned, contiguous; the address of an empty one is null.
+        outputs: dtype and shape of each that is returned, contiguous; the address of an empty one is null. None stands
+            for one that nobody asked for, of a dtype that carries no gradient: it is [0], one tensor for all calls.
         constants: a structure or an array of ctypes whose members take 8 bytes each.
     """
     row = [ctypes.cast(run, ctypes.c_void_p).value or 0, len(outputs)]
     for dtype, shape in outputs:
-        row += [_SCALAR_TYPES[dtype], len(shape), *shape]
+        row += [_SCALAR_TYPES[dtype], *((_UNWANTED,) if shape is None else (len(shape), *shape))]
     size = ctypes.sizeof(constants) // 8
     return row + list((ctypes.c_int64 * size).from_buffer_copy(constants))
 
+
+_UNWANTED = -1  # as in dispatch.cpp; stands where the rank of an output would
 
 # the numbers that torch's C++ gives to dtypes (c10/core/ScalarType.h); they are a part of its file formats, and stay
 _SCALAR_TYPES = {
@@ -70,8 +73,9 @@ def run(plan: Plan, *inputs: Tensor | float | None) -> tuple[int, tuple[Tensor, 
     kernel, count, at, outputs = _KERNEL(plan[0]), plan[1], 2, []
     for _ in range(count):
         dtype, rank = plan[at : at + 2]
-        outputs.append(torch.empty(plan[at + 2 : at + 2 + rank], dtype=_DTYPES[dtype], device="cpu"))
-        at += 2 + rank
+        shape = (0,) if rank == _UNWANTED else plan[at + 2 : at + 2 + rank]
+        outputs.append(torch.empty(shape, dtype=_DTYPES[dtype], device="cpu"))
+        at += 2 + max(rank, 0)
     constants = native.integers(*plan[at:])
     numbers = {i: ctypes.c_double(x) for i, x in enumerate(inputs) if isinstance(x, float)}
     addresses = [

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
+import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function
+from torch.overrides import handle_torch_function
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+
+_PLAIN = (
+    Tensor,
+    torch.nn.Parameter,
+    str,
+    bool,
+    int,
+    float,
+    type(None),
+    torch.dtype,
+)  # of these none stands for another
 
 
 def traceable(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -22,18 +34,19 @@ def traceable(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
     @functools.wraps(function)
     def public(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        if has_torch_function(given := tuple(_each((*args, *kwargs.values())))):
-            stand_ins = tuple(x for x in given if hasattr(type(x), "__torch_function__") and not isinstance(x, Tensor))
-            if stand_ins:
-                return handle_torch_function(public, stand_ins, *args, **kwargs)
+        for x in (*args, *kwargs.values()):
+            if type(x) not in _PLAIN and (proxies := stand_ins(*args, *kwargs.values())):
+                return handle_torch_function(public, proxies, *args, **kwargs)
         return function(*args, **kwargs)
 
     return public
 
 
-def _each(arguments: Iterable[Any]) -> Iterator[Any]:
-    for x in arguments:
-        if isinstance(x, list | tuple):
-            yield from x
-        else:
-            yield x
+def stand_ins(*arguments: Any) -> list[Any]:
+    """Of arguments, and of what lists and tuples among them hold, those that are no tensors but stand for some."""
+    stand_ins = []
+    for argument in arguments:
+        for x in argument if isinstance(argument, list | tuple) else (argument,):
+            if type(x) not in _PLAIN and hasattr(type(x), "__torch_function__") and not isinstance(x, Tensor):
+                stand_ins.append(x)
+    return stand_ins

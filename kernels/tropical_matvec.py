@@ -11,10 +11,11 @@ from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_variadic
+from torch.overrides import handle_torch_function
 
 from .contenders import Function, Prepare, called, compiled, trained
 from .spec import Contender, Misuse, Sample, Shape, Spec, Workload, register
+from .tracing import stand_ins
 from .tropical_matmul import SEMIRINGS, cpu, tropical_matmul, tropical_matmul_ref
 from .tropical_matmul.arguments import (
     are_alike,
@@ -97,10 +98,9 @@ def tropical_matvec(
     if type(temperature) is not float:
         temperature = as_temperature("tropical_matvec", temperature)
     if semiring == "log" or not (fit(a, x, 1) and are_alike(a, x)):
-        if not (isinstance(a, Tensor) and isinstance(x, Tensor)) and has_torch_function_variadic(a, x):
+        if proxies := stand_ins(a, x):
             options = {"semiring": semiring, "temperature": temperature, "return_indices": return_indices}
-            # which torch.fx traces
-            return handle_torch_function(tropical_matvec, (a, x), a, x, **options, nan=nan, out_dtype=out_dtype)
+            return handle_torch_function(tropical_matvec, proxies, a, x, **options, nan=nan, out_dtype=out_dtype)
         a, x = under_autocast(a, x, semiring)
         check_factors("tropical_matvec", a, x, "x", 1, "[..., K]")
         if a.shape[-1] != x.shape[-1]:

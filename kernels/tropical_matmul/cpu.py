@@ -85,7 +85,7 @@ def forward_plan(
         *(blocks["KC"], blocks["MC"], blocks["NC"]),
         *(config.get("TASKS", 0), native.threads(config["threads"], B * M * N * K, _SMALL_FORWARD)),
     )
-    outputs = (value_dtype(a.dtype), shape), (winner_dtype(K), shape if winners else (0,))
+    outputs = (value_dtype(a.dtype), shape), (winner_dtype(K), shape if winners else None)
     return dispatch.plan(_functions(a.dtype)[0], outputs, call)
 
 
