@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from .basis_paths import BasisPaths, Chain
-from .path_optimizer import PathOptimizer
+from .optimizer import PathOptimizer
 
 
 class PathSGD(PathOptimizer):

@@ -23,9 +23,9 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim.sgd import sgd
 
-from ..kernels.path_step import Options, take_step
+from ...kernels.path_step import Options, take_step
 from .basis_paths import BasisPaths, Chain
-from .path_optimizer import PathOptimizer
+from .optimizer import PathOptimizer
 
 _log = logging.getLogger(__name__)
 

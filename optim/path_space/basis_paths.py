@@ -26,7 +26,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
-from ..kernels.path_step import Shape, Skeleton, prefixes, skeleton, suffixes
+from ...kernels.path_step import Shape, Skeleton, prefixes, skeleton, suffixes
 
 _LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
