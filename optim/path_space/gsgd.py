@@ -24,7 +24,8 @@ from torch.nn.utils import get_total_norm
 from torch.optim.sgd import sgd
 
 from ...kernels.path_step import Options, take_step
-from .basis_paths import BasisPaths, Chain
+from .basis_paths import BasisPaths
+from .chain import Chain
 from .optimizer import PathOptimizer
 
 _log = logging.getLogger(__name__)

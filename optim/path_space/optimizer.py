@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .basis_paths import BasisPaths, Chain
+from .basis_paths import BasisPaths
+from .chain import Chain
 
 _log = logging.getLogger(__name__)
 

@@ -15,7 +15,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .basis_paths import BasisPaths, Chain
+from .basis_paths import BasisPaths
+from .chain import Chain
 from .optimizer import PathOptimizer
 
 
