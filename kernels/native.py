@@ -134,7 +134,8 @@ def _extension(source: Path, compiles: bool) -> ctypes.CDLL | str:
     if not compiles and not (autotune.cache_dir() / "native").is_dir():
         return "nothing is compiled yet"
     compiler = _compiler_now() if compiles else "it is not compiled yet"
-    return _loaded(_target(source, EXTENSION_FLAGS, ""), source, EXTENSION_FLAGS, compiler)
+    target = _target(source, EXTENSION_FLAGS, platform.machine())  # a home may serve machines of two architectures
+    return _loaded(target, source, EXTENSION_FLAGS, compiler)
 
 
 def required(op: str, source: Path, dtype: torch.dtype) -> ctypes.CDLL:
@@ -216,7 +217,13 @@ def form() -> str:
     probe = _library(_PROBE, ())
     if isinstance(probe, str):
         return f"none: {probe}"
-    return f"vectors of {probe.vector_bytes()} bytes, sums by {'FMA' if adds_by_fma() else 'addition'}, {processor()}"
+    return f"vectors of {vector_bytes()} bytes, sums by {'FMA' if adds_by_fma() else 'addition'}, {processor()}"
+
+
+def vector_bytes() -> int:
+    """How wide the vectors of the C++ kernels are here; 0 where nothing compiles."""
+    probe = _library(_PROBE, ())
+    return 0 if isinstance(probe, str) else probe.vector_bytes()
 
 
 def is_loaded(source: Path, dtype: torch.dtype) -> bool:

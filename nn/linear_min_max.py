@@ -8,13 +8,13 @@ Neural Networks", arXiv 2603.04133.
 
 from __future__ import annotations
 
-import numbers
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
 
 from ..kernels import tropical_matmul
+from .arguments import check_positive, check_size
 from .kmedoids import KMedoids, kmedoids
 
 
@@ -91,10 +91,7 @@ class LinearMinMax(nn.Module):
     ) -> None:
         super().__init__()
         for name, size in (("in_features", in_features), ("hidden", hidden), ("classes", classes)):
-            if isinstance(size, bool) or not isinstance(size, numbers.Integral):
-                raise TypeError(f"LinearMinMax: {name} is {size!r}; expected an integer, at least 1")
-            if size < 1:
-                raise ValueError(f"LinearMinMax: {name} is {size}; expected at least 1")
+            check_size("LinearMinMax", name, size)
         self.in_features = in_features
         self.hidden = hidden
         self.classes = classes
@@ -211,10 +208,7 @@ class LinearMinMax(nn.Module):
         if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
             raise TypeError(f"{where}: y is {y.dtype}; expected integer class labels")
         for name, value in (("scale", scale), ("margin", margin)):
-            if isinstance(value, bool) or not isinstance(value, numbers.Real):
-                raise TypeError(f"{where}: {name} is {value!r}; expected a number")
-            if not 0 < value < float("inf"):
-                raise ValueError(f"{where}: {name} is {value}; expected a positive, finite number")
+            check_positive(where, name, value)
         if not x.isfinite().all():
             raise ValueError(f"{where}: x holds NaN or infinite values; expected finite features")
         if self.classes < 2:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .arguments import check_positive
+
 
 class WorstSampleLoss(nn.Module):
     """F = max_n ℓ_n of scores f [N, K] and targets y [N].
@@ -23,6 +25,7 @@ class WorstSampleLoss(nn.Module):
         kind: "hinge" (Crammer & Singer, 2001) or "cross_entropy".
 
     Raises:
+        TypeError: a margin that is no number.
         ValueError: an unknown kind, a margin that is not positive and finite.
     """
 
@@ -30,8 +33,11 @@ class WorstSampleLoss(nn.Module):
         super().__init__()
         if kind not in ("hinge", "cross_entropy"):
             raise ValueError(f"WorstSampleLoss: kind is {kind!r}; expected 'hinge' or 'cross_entropy'")
-        if not 0 < margin < float("inf"):
-            raise ValueError(f"WorstSampleLoss: margin is {margin}; expected a positive, finite number")
+        if isinstance(margin, str):
+            raise TypeError(
+                f"WorstSampleLoss: margin is {margin!r}; expected a number, and the kind as kind={margin!r}"
+            )
+        check_positive("WorstSampleLoss", "margin", margin)
         self.margin = margin
         self.kind = kind
 

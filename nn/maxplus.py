@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels import tropical_matmul
+from .arguments import check_size
 
 
 class _TropicalLinear(nn.Module):
@@ -24,8 +25,7 @@ class _TropicalLinear(nn.Module):
     ) -> None:
         super().__init__()
         for name, size in (("in_features", in_features), ("out_features", out_features)):
-            if size < 1:
-                raise ValueError(f"{type(self).__name__}: {name} is {size}; expected at least 1")
+            check_size(type(self).__name__, name, size)
         self.in_features = in_features
         self.out_features = out_features
         self.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))

@@ -10,10 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels import tropical_conv2d
-
-
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else size
+from .arguments import check_size, pair
 
 
 class _TropicalConv2d(nn.Module):
@@ -32,14 +29,15 @@ class _TropicalConv2d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        layer = type(self).__name__
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
-        self.kernel_size, self.stride = _pair(kernel_size), _pair(stride)
-        self.padding, self.dilation = _pair(padding), _pair(dilation)
-        sizes = {"in_channels": in_channels, "out_channels": out_channels, "groups": groups}
-        sizes |= {"kernel_size": min(self.kernel_size), "stride": min(self.stride), "dilation": min(self.dilation)}
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{type(self).__name__}: {name} is {getattr(self, name)}; expected at least 1")
+        self.kernel_size, self.stride = pair(layer, "kernel_size", kernel_size), pair(layer, "stride", stride)
+        self.padding, self.dilation = pair(layer, "padding", padding), pair(layer, "dilation", dilation)
+        for name in ("in_channels", "out_channels", "groups"):
+            check_size(layer, name, getattr(self, name))
+        for name in ("kernel_size", "stride", "dilation"):
+            if min(getattr(self, name)) < 1:
+                raise ValueError(f"{layer}: {name} is {getattr(self, name)}; expected at least 1")
         if in_channels % groups or out_channels % groups:
             raise ValueError(
                 f"{type(self).__name__}: groups is {groups}; expected a divisor of in_channels {in_channels} "

@@ -43,8 +43,10 @@ def _by_cpp(weights: Sequence[Tensor]) -> bool:
 
 
 def _forward(weights: Sequence[Tensor], p: int, log: bool) -> tuple[Tensor, Tensor]:
-    """Of Linear layers: the norm, and what the pass leaves to C++'s backward; NaN where that cannot serve."""
-    found = cpu.forward(weights, p, log) if _by_cpp(weights) else None
+    """Of Linear layers that `_by_cpp` took: the norm, and what the pass leaves to C++'s backward, NaN where that cannot
+    serve.
+    """
+    found = cpu.forward(weights, p, log)
     if found is None:
         return _in_torch(weights, p, log), weights[0].new_full((cpu.passes(weights),), float("nan"))
     return found

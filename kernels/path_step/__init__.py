@@ -32,25 +32,24 @@ __all__ = [
 # ------------------------------------------------------------------------------------------------ the step
 
 
-def _operator(
-    parameters, grads, momenta, run_momentum, events, shapes, biased, lr, rate, momentum, decay, ratio, floor, norms
-) -> None:
+def _operator(parameters, grads, momenta, run_momentum, events, sizes, symbols, biased, lr, rate, *others) -> None:
     """parameters: of each layer the weight and, where it is biased, the bias; grads, and momenta if any, likewise.
 
-    shapes: G, O, I, T of layer after layer. The others are those of Options; rate takes the place of lr.
+    sizes: G, O, I, T of layer after layer; to a compiler they may be symbols, which torch reads five times as slowly.
+    The others are those of Options; rate takes the place of lr.
     """
     layers = _layers(parameters, grads, momenta, biased)
-    options = Options(lr if rate is None else rate, momentum, decay, ratio, floor, norms)
-    _step(layers, _shapes(shapes), run_momentum, events, options)
+    options = Options(lr if rate is None else rate, *others)
+    _step(layers, _shapes(sizes or symbols), run_momentum, events, options)
 
 
-def _plan(parameters, grads, momenta, run_momentum, events, shapes, biased, lr, rate, *options) -> Plan:
+def _plan(parameters, grads, momenta, run_momentum, events, sizes, symbols, biased, lr, rate, *options) -> Plan:
     weight, layers = parameters[0], _layers(parameters, grads, momenta, biased)
     if rate is not None and not (rate.is_cpu and rate.dtype == torch.float64):
         return []
     if _chosen(weight) != "cpp" or not cpu.takes(layers, run_momentum):
         return []
-    bones = skeleton(_shapes(shapes), weight.device)
+    bones = skeleton(_shapes(sizes or symbols), weight.device)
     if run_momentum is not None and run_momentum.shape != (bones.runs,):
         return []
     return cpu.plan(layers, bones, options[-1])
@@ -156,8 +155,8 @@ def _apart(layers: Sequence[Layer], run_momentum: Tensor | None, events: Tensor)
 
 _STEP = operator(
     "path_step(Tensor(a!)[] parameters, Tensor[] grads, Tensor(b!)[] momenta, Tensor(c!)? run_momentum, "
-    "Tensor(d!) events, SymInt[] shapes, bool[] biased, float lr, Tensor? rate, float momentum, float weight_decay, "
-    "float least_ratio, float floor, bool norms) -> ()",
+    "Tensor(d!) events, int[] sizes, SymInt[] symbols, bool[] biased, float lr, Tensor? rate, float momentum, "
+    "float weight_decay, float least_ratio, float floor, bool norms) -> ()",
     _operator,
     fake=lambda *args: None,
     vmap=_no_vmap,
@@ -221,15 +220,16 @@ def take_step(
         biased: of each layer whether it has a bias.
     """
     lr, momentum, decay, ratio, floor, norms = options
-    rate = lr if isinstance(lr, Tensor) else None
+    rate, symbols = lr if isinstance(lr, Tensor) else None, []
     if torch.compiler.is_compiling():
+        sizes, symbols = symbols, sizes
         if rate is None:  # to a compiler a number would be a constant
             rate = torch.tensor(float(lr), dtype=torch.float64, device="cpu")
-    elif any(x.is_neg() for x in grads):  # torch's own way with lazy negations fails where run_momentum is None
+    elif True in [x.is_neg() for x in grads]:  # torch's own way with lazy negations fails where run_momentum is None
         grads = [x.resolve_neg() for x in grads]
-    rates = float(lr) if rate is None else 0.0, rate
+    layout, rates = (sizes, symbols, biased), (float(lr) if rate is None else 0.0, rate)
     settings = float(momentum), float(decay), float(ratio), float(floor), bool(norms)
-    _STEP.call(parameters, grads, momenta, run_momentum, events, sizes, biased, *rates, *settings)
+    _STEP.call(parameters, grads, momenta, run_momentum, events, *layout, *rates, *settings)
 
 
 def _check(layers: Sequence[Layer], shapes: Sequence[Shape], run_momentum, events, options: Options) -> None:

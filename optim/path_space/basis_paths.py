@@ -19,7 +19,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from .chain import Chain, joined
@@ -105,30 +105,30 @@ class BasisPaths:
             groups.append({"params": [parameter for parameter, _ in self.plain.values()]})
         return groups
 
-    def moving(self, optimizer: str) -> list[Chain]:
-        """The chains that have gradients.
+    def moving(self, optimizer: str) -> list[tuple[Chain, list[Tensor]]]:
+        """The chains that have gradients, and these, in the order of their parameters.
 
         Raises:
             RuntimeError: a chain's parameter has none while others of the chain have, or a sparse one.
         """
-        found = []
+        moving = []
         for chain in self.chains:
-            grads = [p.grad for p in chain.parameters]
-            lacking = [p for p, grad in zip(chain.parameters, grads, strict=True) if grad is None]
-            if len(lacking) == len(grads):
+            grads = [grad for grad in [p.grad for p in chain.parameters] if grad is not None]
+            if not grads:
                 continue
-            if lacking:
+            if len(grads) < len(chain.parameters):
+                lacking = next(p for p in chain.parameters if p.grad is None)
                 raise RuntimeError(
-                    f"{optimizer}: {self.names[lacking[0]]} has no gradient, others of its chain have; expected those "
+                    f"{optimizer}: {self.names[lacking]} has no gradient, others of its chain have; expected those "
                     "of all, for they move together: freeze it (requires_grad = False) before BasisPaths"
                 )
             for p, grad in zip(chain.parameters, grads, strict=True):
-                if grad is not None and grad.layout != torch.strided:
+                if grad.layout is not torch.strided:
                     raise RuntimeError(
                         f"{optimizer}: the gradient of {self.names[p]} is {grad.layout}; expected torch.strided"
                     )
-            found.append(chain)
-        return found
+            moving.append((chain, grads))
+        return moving
 
     def check_skeleton(self) -> None:
         """Raises ValueError, naming the parameter and the first edge, where a skeleton weight is 0 or not finite."""

@@ -26,7 +26,7 @@ from torch.optim.sgd import sgd
 from ...kernels.path_step import Options, take_step
 from .basis_paths import BasisPaths
 from .chain import Chain
-from .optimizer import PathOptimizer
+from .optimizer import PathOptimizer, check_numbers
 
 _log = logging.getLogger(__name__)
 
@@ -73,6 +73,9 @@ class GSGD(PathOptimizer):
         least_ratio: float = 0.5,
         floor: float = 0.1,
     ) -> None:
+        settings = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        settings |= {"least_ratio": least_ratio, "floor": floor}
+        check_numbers("GSGD", **settings)
         if not lr > 0:
             raise ValueError(f"GSGD: lr is {lr}; expected a positive number")
         for name, value in (("momentum", momentum), ("weight_decay", weight_decay), ("floor", floor)):
@@ -80,8 +83,7 @@ class GSGD(PathOptimizer):
                 raise ValueError(f"GSGD: {name} is {value}; expected a number that is not negative")
         if not 0 < least_ratio < 1:
             raise ValueError(f"GSGD: least_ratio is {least_ratio}; expected a number between 0 and 1")
-        settings = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
-        super().__init__(paths, {**settings, "least_ratio": least_ratio, "floor": floor})
+        super().__init__(paths, settings)
         self.param_groups[0]["norms"] = [_is_weak(chain, floor) for chain in paths.chains]
         weak = [chain.layers[0].name for chain in paths.chains if self._is_by_norms(chain)]
         if weak:
@@ -105,7 +107,7 @@ class GSGD(PathOptimizer):
     def _number(self, chain: Chain) -> int:
         return next(number for number, other in enumerate(self.paths.chains) if other is chain)
 
-    def _move(self, chain: Chain, group: dict[str, Any]) -> None:
+    def _move(self, chain: Chain, gradients: list[Tensor], group: dict[str, Any]) -> None:
         options = Options(
             group["lr"],
             group["momentum"],
@@ -117,23 +119,23 @@ class GSGD(PathOptimizer):
         parameters: list[Tensor] = [*chain.parameters]
         first, momenta, run_momentum = parameters[0], [], None
         if options.momentum:
-            momenta = [self._momentum(p) for p in parameters]
+            momenta = self._momenta(parameters)
             state = self.state[first]
             if "run_momentum" not in state:
                 state["run_momentum"] = first.new_zeros(chain.runs)
             run_momentum = state["run_momentum"]
         if self._events.device != first.device:
             self._events = self._events.to(first.device)
-        grads = [p.grad for p in parameters if p.grad is not None]
-        take_step(parameters, grads, momenta, run_momentum, self._events, *chain.edges, options)
+        take_step(parameters, gradients, momenta, run_momentum, self._events, *chain.edges, options)
         if not first.is_cpu or torch.compiler.is_compiling():
             return
-        before, (_, _, self._seen) = self._seen, self._events.tolist()
-        if self._seen > before and not options.norms and (zero := self.paths.zero_on_skeleton(chain)):
+        before, counted = self._counted[2], self._events.tolist()
+        if counted[2] > before and not options.norms and (zero := self.paths.zero_on_skeleton(chain)):
             self._turn_to_norms(chain, zero)
-            self._seen = before
             self._events[2] = before
-            self._move(chain, group)
+            self._move(chain, gradients, group)
+            return
+        self._counted = counted
 
     def _turn_to_norms(self, chain: Chain, zero: str) -> None:
         """Its skeleton, of which `zero` is 0, is a measure no more; the momenta start anew."""
@@ -145,14 +147,15 @@ class GSGD(PathOptimizer):
                 momentum.zero_()
         _log.warning("GSGD: %s is 0, on the skeleton of its chain: path norms measure that from now on", zero)
 
-    def _momentum(self, parameter: Tensor) -> Tensor:
-        state = self.state[parameter]
-        if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(parameter)
-        return state["momentum"]
+    def _momenta(self, parameters: list[Tensor]) -> list[Tensor]:
+        states = [self.state[p] for p in parameters]
+        for state, parameter in zip(states, parameters, strict=True):
+            if "momentum" not in state:
+                state["momentum"] = torch.zeros_like(parameter)
+        return [state["momentum"] for state in states]
 
     def _move_plainly(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
-        momenta = [self._momentum(p) for p in parameters] if group["momentum"] else []
+        momenta = self._momenta(parameters) if group["momentum"] else []
         if parameters[0].is_cuda and not torch.compiler.is_compiling():
             self._move_by_fused_sgd(parameters, gradients, momenta, group)
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import numbers
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -40,7 +41,7 @@ class PathOptimizer(torch.optim.Optimizer):
         # how many R were held, how many of those were not positive, how many weights kept their values
         self._events = torch.zeros(3, dtype=torch.int64, device=paths.chains[0].layers[0].weight.device)
         self._warned = {"flips": 0, "kept": 0}
-        self._seen = 0  # what was kept, as far as the host knows
+        self._counted = [0, 0, 0]  # the same as far as the host knows: on a CPU all of it
 
     @property
     def kept(self) -> int:
@@ -48,10 +49,9 @@ class PathOptimizer(torch.optim.Optimizer):
         return int(self._events[2])
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("paths", "_events", "_warned", "_seen")
+        own = ("paths", "_events", "_warned", "_counted")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore
         """One step of every chain, and of the parameters that take plain SGD.
 
@@ -66,13 +66,14 @@ class PathOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for chain in self.paths.moving(type(self).__name__):
-            self._move(chain, self.param_groups[0])
-        for group in self.param_groups[1:]:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            if parameters:
-                self._move_plainly(parameters, [p.grad for p in parameters], group)
-        self._warn()
+        with torch.set_grad_enabled(False):  # in a third of no_grad's time
+            for chain, gradients in self.paths.moving(type(self).__name__):
+                self._move(chain, gradients, self.param_groups[0])
+            for group in self.param_groups[1:]:
+                parameters = [p for p in group["params"] if p.grad is not None]
+                if parameters:
+                    self._move_plainly(parameters, [p.grad for p in parameters], group)
+            self._warn()
         return loss
 
     def _settle(self, tensors: Sequence[Tensor], values: Sequence[Tensor], counted: int) -> None:
@@ -83,6 +84,7 @@ class PathOptimizer(torch.optim.Optimizer):
                     x.copy_(value)
             else:
                 self._events[2] += counted
+                self._counted = self._events.tolist()
             return
         finite = torch.stack([x.isfinite().all() for x in values]).all()
         for x, value in zip(tensors, values, strict=True):
@@ -90,9 +92,9 @@ class PathOptimizer(torch.optim.Optimizer):
         self._events[2] += counted * (~finite).to(self._events)
 
     def _warn(self) -> None:
-        if self._events.device.type != "cpu" or torch.compiler.is_compiling():
+        if not self._events.is_cpu or torch.compiler.is_compiling():
             return
-        _, flips, kept = self._events.tolist()
+        _, flips, kept = self._counted
         if not (flips or kept):
             return
         name = type(self).__name__
@@ -114,9 +116,19 @@ class PathOptimizer(torch.optim.Optimizer):
         return True
 
     @abstractmethod
-    def _move(self, chain: Chain, group: dict[str, Any]) -> None:
+    def _move(self, chain: Chain, gradients: list[Tensor], group: dict[str, Any]) -> None:
         """The step of a chain, all of whose parameters have gradients, by the settings of the group."""
 
     @abstractmethod
     def _move_plainly(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
         """Plain SGD."""
+
+
+def check_numbers(optimizer: str, **settings: Any) -> None:
+    """
+    Raises:
+        TypeError: a setting is no number; the rate lr may be a tensor.
+    """
+    for name, value in settings.items():
+        if isinstance(value, bool) or not isinstance(value, numbers.Real | Tensor if name == "lr" else numbers.Real):
+            raise TypeError(f"{optimizer}: {name} is {value!r}; expected a number")

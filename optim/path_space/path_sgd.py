@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .basis_paths import BasisPaths
 from .chain import Chain
-from .optimizer import PathOptimizer
+from .optimizer import PathOptimizer, check_numbers
 
 
 class PathSGD(PathOptimizer):
@@ -34,12 +34,13 @@ class PathSGD(PathOptimizer):
     """
 
     def __init__(self, paths: BasisPaths, lr: float | Tensor = 0.1, *, floor: float = 1e-30) -> None:
+        check_numbers("PathSGD", lr=lr, floor=floor)
         for name, value in (("lr", lr), ("floor", floor)):
             if not value > 0:
                 raise ValueError(f"PathSGD: {name} is {value}; expected a positive number")
         super().__init__(paths, {"lr": lr, "floor": floor})
 
-    def _move(self, chain: Chain, group: dict[str, Any]) -> None:
+    def _move(self, chain: Chain, gradients: list[Tensor], group: dict[str, Any]) -> None:
         before, behind = path_sums(chain)
         parameters, moved = [], []
         for layer, a, b in zip(chain.layers, before, behind, strict=True):

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -332,6 +333,18 @@ def test_the_team_is_torchs_own():
     spans = [(*(int(end, 16) for end in line[0].split("-")), line[-1]) for line in lines]
     (owner,) = [path for low, high, path in spans if low <= team < high]
     assert Path(torch.__file__).parent in Path(owner).parents
+
+
+def test_machines_of_two_architectures_share_no_extension(tmp_path, monkeypatch):
+    source, targets = tmp_path / "any.cpp", set()
+    source.write_text("")
+    monkeypatch.setattr(native, "_loaded", lambda target, *others: str(target))
+    for machine in ("x86_64", "aarch64"):
+        monkeypatch.setattr(platform, "machine", lambda machine=machine: machine)
+        native._extension.cache_clear()
+        targets.add(native._extension(source, True))
+    native._extension.cache_clear()
+    assert len(targets) == 2
 
 
 def test_an_extension_that_cannot_be_compiled_is_absent_without_a_word(tmp_path):

@@ -124,5 +124,16 @@ def test_bad_options_are_named(options, match):
         WorstSampleLoss(**options)
 
 
+@pytest.mark.parametrize("margin", ["cross_entropy", None, True, torch.ones(2)], ids=str)
+def test_a_margin_that_is_no_number_is_named(margin):
+    with pytest.raises(TypeError, match=r"WorstSampleLoss: margin is .*; expected a number"):
+        WorstSampleLoss(margin)
+
+
+def test_a_kind_in_the_margin_s_place_is_told_its_own():
+    with pytest.raises(TypeError, match="expected a number, and the kind as kind='cross_entropy'"):
+        WorstSampleLoss("cross_entropy")  # pyright: ignore
+
+
 def test_repr():
     assert repr(WorstSampleLoss(2.0)) == "WorstSampleLoss(margin=2, kind='hinge')"

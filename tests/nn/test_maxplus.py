@@ -97,6 +97,12 @@ def test_a_wrong_last_dimension_is_named(shape):
         MaxPlusLinear(5, 4)(torch.zeros(shape))
 
 
+@pytest.mark.parametrize("sizes", [("5", 4), (5, 2.5), (True, 4), (None, 4)], ids=str)
+def test_sizes_that_are_no_integers_are_named(sizes):
+    with pytest.raises(TypeError, match=r"MaxPlusLinear: (in|out)_features is .*; expected an integer, at least 1"):
+        MaxPlusLinear(*sizes)
+
+
 @pytest.mark.parametrize("sizes", [(0, 4), (5, 0), (-1, 4)], ids=str)
 def test_empty_layers_are_refused(sizes):
     with pytest.raises(ValueError, match="features is"):

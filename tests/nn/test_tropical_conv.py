@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 
+import numpy
 import pytest
 import torch
 from torch.nn.functional import max_pool2d, unfold
@@ -98,6 +99,29 @@ def test_compiles_into_one_graph(layer, shape):
 def test_impossible_layers_are_refused(arguments, match):
     with pytest.raises(ValueError, match=f"MaxPlusConv2d: {match}"):
         MaxPlusConv2d(**{"in_channels": 4, "out_channels": 6, "kernel_size": 3} | arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"in_channels": "4"}, "in_channels is '4'; expected an integer, at least 1"),
+        ({"groups": 1.0}, "groups is 1.0; expected an integer, at least 1"),
+        ({"kernel_size": "3"}, "kernel_size is '3'; expected an integer, or a pair of them"),
+        ({"stride": (1, 1, 1)}, r"stride is \(1, 1, 1\); expected an integer, or a pair of them"),
+        ({"padding": 0.5}, "padding is 0.5; expected an integer, or a pair of them"),
+        ({"dilation": (1, None)}, r"dilation is \(1, None\); expected an integer, or a pair of them"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_sizes_that_are_no_integers_are_named(arguments, match):
+    with pytest.raises(TypeError, match=f"MaxPlusConv2d: {match}"):
+        MaxPlusConv2d(**{"in_channels": 4, "out_channels": 6, "kernel_size": 3} | arguments)
+
+
+def test_numpy_s_integers_are_sizes():
+    layer = MaxPlusConv2d(4, 6, numpy.int64(3), stride=numpy.int64(2))  # pyright: ignore
+    assert layer.stride == (2, 2)
+    assert layer.weight.shape == (6, 4, 3, 3)
 
 
 def test_wrong_channels_are_named():

@@ -520,7 +520,7 @@ def test_plain_parameters_keep_their_values_too(settings, fused):
         slopes = [torch.full_like(p, value) for p in head]
         with torch.no_grad():
             if fused:
-                momenta = [optimizer._momentum(p) for p in head] if settings else []
+                momenta = optimizer._momenta(head) if settings else []
                 optimizer._move_by_fused_sgd(head, slopes, momenta, group)
             else:
                 optimizer._move_plainly(head, slopes, group)
@@ -613,6 +613,13 @@ def test_no_chain_moves_where_another_lacks_a_gradient():
 def test_settings_are_checked(settings, match):
     with pytest.raises(ValueError, match=match):
         GSGD(BasisPaths(mlp(3, 4, 2)), **settings)
+
+
+@pytest.mark.parametrize("name", ["lr", "momentum", "weight_decay", "least_ratio", "floor"])
+@pytest.mark.parametrize("value", ["0.1", None, True], ids=str)
+def test_settings_that_are_no_numbers_are_named(name, value):
+    with pytest.raises(TypeError, match=f"GSGD: {name} is {value!r}; expected a number"):
+        GSGD(BasisPaths(mlp(3, 4, 2)), **{name: value})
 
 
 def test_it_takes_basis_paths():

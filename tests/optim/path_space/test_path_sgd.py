@@ -115,6 +115,12 @@ def test_nothing_moves_where_a_gradient_is_missing():
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
 
 
+@pytest.mark.parametrize("settings", [{"lr": "0.1"}, {"floor": None}], ids=str)
+def test_settings_that_are_no_numbers_are_named(settings):
+    with pytest.raises(TypeError, match=r"PathSGD: (lr is '0.1'|floor is None); expected a number"):
+        PathSGD(BasisPaths(network()[0]), **settings)
+
+
 @pytest.mark.parametrize(("settings", "match"), [({"lr": 0}, "lr is 0"), ({"floor": -1.0}, "floor is -1")])
 def test_settings_are_checked(settings, match):
     with pytest.raises(ValueError, match=match):
