@@ -69,7 +69,7 @@ class BasisPaths:
             checked, inputs = in_double(model, example_inputs)
             run = Shapes(checked, graph)
             run_on(checked, run.run, inputs)
-            shapes = run.found
+            shapes = run.shapes
         trace = Trace(model, graph, shapes)
         reasons = trace.reasons
         self.chains = tuple(joined(trace.layers, trace.links))

@@ -60,7 +60,7 @@ class Chain:
         return (torch.cat(P) * torch.cat(S))[bones.first]
 
     def skeleton_edges(self) -> list[Tensor]:
-        """Of each layer the places of its skeleton edges in the flattened [G, O, I, T], int64."""
+        """The places of each layer's skeleton edges in its flattened [G, O, I, T], int64."""
         into, out = self.skeleton.edge_in, self.skeleton.edge_out
         return [into[0], *(torch.cat(pair).unique() for pair in zip(into[1:], out, strict=False)), out[-1]]
 

@@ -18,10 +18,10 @@ _ROUNDING = 1e-6  # of float64, through any network, far from what another funct
 
 def in_double(model: nn.Module, example_inputs: Any) -> tuple[nn.Module, tuple[Any, ...]]:
     """A copy for evaluation in float64, and random inputs shaped as the examples; integers stay as they are."""
-    given = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
-    if not isinstance(given, Sequence) or isinstance(given, str):
+    examples = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
+    if not isinstance(examples, Sequence) or isinstance(examples, str):
         raise TypeError(
-            f"BasisPaths: example_inputs is a {type(given).__name__}; expected a tensor or a tuple, what forward takes"
+            f"BasisPaths: example_inputs is a {type(examples).__name__}; expected a tensor or a tuple, what forward takes"
         )
     generator = torch.Generator().manual_seed(0)
 
@@ -30,7 +30,7 @@ def in_double(model: nn.Module, example_inputs: Any) -> tuple[nn.Module, tuple[A
             return x
         return torch.randn(x.shape, generator=generator, dtype=torch.float64, device="cpu").to(x.device)
 
-    return copy.deepcopy(model).double().eval(), tuple(drawn(x) for x in given)
+    return copy.deepcopy(model).double().eval(), tuple(drawn(x) for x in examples)
 
 
 def run_on(model: nn.Module, call: Callable[..., Any], inputs: tuple[Any, ...]) -> Any:
@@ -72,7 +72,7 @@ def check_by_rescaling(model: nn.Module, inputs: tuple[Any, ...], chains: Sequen
 
     if change(pairs) <= _ROUNDING * size:
         return
-    (before, behind), most = max(((pair, change([pair])) for pair in pairs), key=lambda found: found[1])
+    (before, behind), most = max(((pair, change([pair])) for pair in pairs), key=lambda changed: changed[1])
     raise ValueError(
         f"BasisPaths: scaling the nodes between {before.name} and {behind.name} changes the output by {most:.2g}, of "
         f"at most {size:.2g}; expected {behind.name} to take the channels that {before.name} makes, with nothing but "
@@ -81,7 +81,7 @@ def check_by_rescaling(model: nn.Module, inputs: tuple[Any, ...], chains: Sequen
 
 
 def _of(model: nn.Module, layer: ChainLayer) -> ChainLayer:
-    """The same layer of a copy."""
+    """The layer of that name in a copy of the model."""
     module = model.get_submodule(layer.name)
     return replace(layer, weight=module.weight, bias=module.bias)
 

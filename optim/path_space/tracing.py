@@ -54,7 +54,7 @@ class _Channels:
 
 @dataclass(frozen=True)
 class _Bent:
-    """What came through something that is not known to be positively homogeneous."""
+    """The origin of a tensor that came through something that is not known to be positively homogeneous."""
 
     what: str
     depends_on_shapes: bool = False  # which example inputs would tell
@@ -91,7 +91,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def _is_ours(what: Any) -> bool:
-    """Whether it is of tropigrad.nn or of the kernels: max-plus layers and products, where paths end."""
+    """Whether a class or function is of tropigrad.nn or the kernels: max-plus layers and products, where paths end."""
     return f"{getattr(what, '__module__', '')}.".startswith(_OURS)
 
 
@@ -112,19 +112,20 @@ class Shapes(fx.Interpreter):
 
     def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
         super().__init__(model, graph=graph)
-        self.found: dict[fx.Node, torch.Size] = {}
+        self.shapes: dict[fx.Node, torch.Size] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if isinstance(value, Tensor):
-            self.found[n] = value.shape
+            self.shapes[n] = value.shape
         return value
 
 
 class Trace:
     """The layers by name, the pairs with hidden nodes between them, and why other modules are in no chain.
 
-    shapes: of the tensors, where inputs are known: then hooks are taken to change nothing, for that is checked.
+    shapes: those of the tensors, where there are example inputs. Hooks are then taken to change nothing, which
+        check_by_rescaling holds them to.
     """
 
     def __init__(self, model: nn.Module, graph: fx.Graph, shapes: dict[fx.Node, torch.Size] | None) -> None:
@@ -149,38 +150,38 @@ class Trace:
         if node.target is operator.getitem and not sources:
             return
         name = str(node.target)
-        found = self.origin[sources[0]] if len(sources) == 1 else None
+        origin = self.origin[sources[0]] if len(sources) == 1 else None
         rank = self.ranks[sources[0]] if len(sources) == 1 else None
         hooked = module if self.shapes is None else None
-        if hooked is not None and hooked._forward_pre_hooks and isinstance(found, _Channels):
-            found = _Bent(f"a forward pre-hook of {name}", True)
+        if hooked is not None and hooked._forward_pre_hooks and isinstance(origin, _Channels):
+            origin = _Bent(f"a forward pre-hook of {name}", True)
         if isinstance(module, (*LINEAR, *NORMS)):
-            found = self._enter(name, module, found, rank)
-            rank = found.rank if found is not None else rank
+            origin = self._enter(name, module, origin, rank)
+            rank = origin.rank if origin is not None else rank
             if self.shapes is not None and rank is not None and len(self.shapes[node]) != rank:
                 raise ValueError(
                     f"BasisPaths: {name} makes a tensor of shape {tuple(self.shapes[node])}; expected {rank} "
                     "dimensions, of which the first counts samples"
                 )
         elif _is_ours(type(module) if module is not None else node.target):
-            self.reasons[name], found, rank = "paths end at a max-plus or min-plus layer", None, None
-        elif found is None or node.target in _SUMS or node.op == "output":
+            self.reasons[name], origin, rank = "paths end at a max-plus or min-plus layer", None, None
+        elif origin is None or node.target in _SUMS or node.op == "output":
             rank = max((self.ranks[x] or 0 for x in sources), default=0) or None if node.target in _SUMS else None
             rank = rank or (self.ranks[sources[0]] if len(sources) == 1 and _keeps_rank(node, module) else None)
-            found = None
-        elif isinstance(found, _Channels):
-            found = self._through(node, module, found)
-            rank = found.rank if isinstance(found, _Channels) else None
+            origin = None
+        elif isinstance(origin, _Channels):
+            origin = self._through(node, module, origin)
+            rank = origin.rank if isinstance(origin, _Channels) else None
         else:
             rank = rank if _keeps_rank(node, module) else None
-        if hooked is not None and hooked._forward_hooks and isinstance(found, _Channels):
-            found = _Bent(f"a forward hook of {name} ({type(hooked).__name__})", True)
-        if isinstance(found, _Channels) and sum(not _is_size(user) for user in node.users) > 1:
-            self.reasons[found.layer] = "its output is used more than once"
-            found = None
+        if hooked is not None and hooked._forward_hooks and isinstance(origin, _Channels):
+            origin = _Bent(f"a forward hook of {name} ({type(hooked).__name__})", True)
+        if isinstance(origin, _Channels) and sum(not _is_size(user) for user in node.users) > 1:
+            self.reasons[origin.layer] = "its output is used more than once"
+            origin = None
         if self.shapes is not None:
             rank = len(self.shapes[node]) if node in self.shapes else None
-        self.origin[node], self.ranks[node] = found, rank
+        self.origin[node], self.ranks[node] = origin, rank
 
     def _enter(
         self, name: str, module: nn.Module, source: _Channels | _Bent | None, rank: int | None
@@ -231,26 +232,26 @@ class Trace:
             return _Channels(name, "only", rank)
         return _Channels(name, "first", _dimensions(type(module).__name__) + 2)
 
-    def _through(self, node: fx.Node, module: nn.Module | None, found: _Channels) -> _Channels | _Bent:
+    def _through(self, node: fx.Node, module: nn.Module | None, origin: _Channels) -> _Channels | _Bent:
         """Channels behind a node that is no layer."""
         name = getattr(node.target, "__name__", str(node.target))
         what = name if module is None else f"{name} ({type(module).__name__})"
         kind = type(module).__name__ if module is not None else name
         if isinstance(module, nn.Flatten) or node.target in _FLATTENING:
-            return self._flattened(node, module, found) or _Bent(what, found.rank is None)
+            return self._flattened(node, module, origin) or _Bent(what, origin.rank is None)
         if node.target in ("mean", torch.mean):
-            return self._averaged(node, found) or _Bent(what, found.rank is None)
+            return self._averaged(node, origin) or _Bent(what, origin.rank is None)
         if not (isinstance(module, _HOMOGENEOUS) if module is not None else node.target in _HOMOGENEOUS_CALLS):
             return _Bent(what)
         if "pool" in kind.lower():
             rank = _dimensions(kind) + 2
-            if found.dimension == "only" and found.rank is None and rank == 3:
-                return _Channels(found.layer, "first")  # of two dimensions it would mix channels: a Conv has three
-            if found.dimension != "first" or found.rank not in (rank, None):
-                return _Bent(what, found.rank is None)
-        return found
+            if origin.dimension == "only" and origin.rank is None and rank == 3:
+                return _Channels(origin.layer, "first")  # of two dimensions it would mix channels: a Conv has three
+            if origin.dimension != "first" or origin.rank not in (rank, None):
+                return _Bent(what, origin.rank is None)
+        return origin
 
-    def _flattened(self, node: fx.Node, module: nn.Module | None, found: _Channels) -> _Channels | None:
+    def _flattened(self, node: fx.Node, module: nn.Module | None, origin: _Channels) -> _Channels | None:
         """Behind flattening of all dimensions but the first; None behind another."""
         if node.target in ("view", "reshape"):
             size: Any = node.args[1] if len(node.args) == 2 else node.args[1:]
@@ -264,23 +265,23 @@ class Trace:
             settings = (module.start_dim, module.end_dim) if isinstance(module, nn.Flatten) else node.args[1:]
             named = dict(zip(("start_dim", "end_dim"), settings, strict=False)) | node.kwargs
             last = named.get("end_dim", -1)
-            flattens = named.get("start_dim", 0) == 1 and (last == -1 or last == (found.rank or 0) - 1)
-        if not flattens or (found.dimension == "first" and found.rank is None):
+            flattens = named.get("start_dim", 0) == 1 and (last == -1 or last == (origin.rank or 0) - 1)
+        if not flattens or (origin.dimension == "first" and origin.rank is None):
             return None
-        return _Channels(found.layer, "last" if found.dimension == "last" else "flat", 2)
+        return _Channels(origin.layer, "last" if origin.dimension == "last" else "flat", 2)
 
-    def _averaged(self, node: fx.Node, found: _Channels) -> _Channels | None:
+    def _averaged(self, node: fx.Node, origin: _Channels) -> _Channels | None:
         """Behind a mean over positions; None where channels or samples are averaged too."""
         dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
         keeps = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
         dims = [dims] if isinstance(dims, int) else dims
-        if not isinstance(dims, Sequence) or found.dimension != "first" or found.rank is None:
+        if not isinstance(dims, Sequence) or origin.dimension != "first" or origin.rank is None:
             return None
-        over = {dim % found.rank if isinstance(dim, int) else 0 for dim in dims}
+        over = {dim % origin.rank if isinstance(dim, int) else 0 for dim in dims}
         if not over or min(over) < 2:
             return None
-        rank = found.rank if keeps else found.rank - len(over)
-        return _Channels(found.layer, "first" if rank > 2 else "flat", rank)
+        rank = origin.rank if keeps else origin.rank - len(over)
+        return _Channels(origin.layer, "first" if rank > 2 else "flat", rank)
 
     def _is_batch(self, size: Any) -> bool:
         """Whether a size is that of dimension 0 of a tensor whose dimension 0 counts samples."""
@@ -299,14 +300,14 @@ class Trace:
 
 
 def _is_size(node: fx.Node) -> bool:
-    """Whether what it gives carries no values of a tensor."""
+    """Whether a node's result is a size, a device or a dtype, and carries no values of a tensor."""
     return node.target in ("size", "dim") or (
         node.target is getattr and node.args[1] in ("shape", "ndim", "device", "dtype")
     )
 
 
 def _keeps_rank(node: fx.Node, module: nn.Module | None) -> bool:
-    """Whether it gives a tensor of as many dimensions as it takes."""
+    """Whether a node gives a tensor of as many dimensions as it takes."""
     if module is not None:
         of_pools = isinstance(module, _HOMOGENEOUS) and not isinstance(module, nn.Flatten)
         return of_pools or type(module).__module__ == "torch.nn.modules.activation"
@@ -314,7 +315,7 @@ def _keeps_rank(node: fx.Node, module: nn.Module | None) -> bool:
 
 
 def _dimensions(name: str) -> int:
-    """Of positions, as the names of torch have them: 2 of max_pool2d or BatchNorm2d."""
+    """The number of dimensions of positions, which torch has in its names: 2 of max_pool2d or BatchNorm2d."""
     return next(int(x) for x in name if x in "123")
 
 
@@ -328,7 +329,7 @@ def _fits(module: nn.Module, source: _Channels) -> bool:
 
 def _parameter(name: str, module: nn.Module, of: str) -> nn.Parameter:
     """The weight or bias of a layer, which must be a Parameter: what computes it would undo what a step does to it."""
-    found = getattr(module, of)
+    parameter = getattr(module, of)
     remedy = ""
     if parametrize.is_parametrized(module, of):
         remedy = f"torch.nn.utils.parametrize.remove_parametrizations({name}, {of!r}) makes it one"
@@ -343,6 +344,6 @@ def _parameter(name: str, module: nn.Module, of: str) -> nn.Parameter:
             f"BasisPaths: {name}.{of} is parametrized, computed anew of other parameters in each forward; expected a "
             f"Parameter: {remedy}"
         )
-    if not isinstance(found, nn.Parameter) or isinstance(found, nn.parameter.UninitializedParameter):
-        raise ValueError(f"BasisPaths: {name}.{of} is a {type(found).__name__}; expected an initialised Parameter")
-    return found
+    if not isinstance(parameter, nn.Parameter) or isinstance(parameter, nn.parameter.UninitializedParameter):
+        raise ValueError(f"BasisPaths: {name}.{of} is a {type(parameter).__name__}; expected an initialised Parameter")
+    return parameter
