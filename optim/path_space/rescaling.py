@@ -17,11 +17,11 @@ _ROUNDING = 1e-6  # of float64, through any network, far from what another funct
 
 
 def in_double(model: nn.Module, example_inputs: Any) -> tuple[nn.Module, tuple[Any, ...]]:
-    """A copy for evaluation in float64, and random inputs shaped as the examples; integers stay as they are."""
-    examples = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
-    if not isinstance(examples, Sequence) or isinstance(examples, str):
+    """A copy for evaluation in float64, and random inputs shaped as the inputs; integers stay as they are."""
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
+    if not isinstance(inputs, Sequence) or isinstance(inputs, str):
         raise TypeError(
-            f"BasisPaths: example_inputs is a {type(examples).__name__}; expected a tensor or a tuple, what forward takes"
+            f"BasisPaths: example_inputs is a {type(inputs).__name__}; expected a tensor or a tuple, what forward takes"
         )
     generator = torch.Generator().manual_seed(0)
 
@@ -30,7 +30,7 @@ def in_double(model: nn.Module, example_inputs: Any) -> tuple[nn.Module, tuple[A
             return x
         return torch.randn(x.shape, generator=generator, dtype=torch.float64, device="cpu").to(x.device)
 
-    return copy.deepcopy(model).double().eval(), tuple(drawn(x) for x in examples)
+    return copy.deepcopy(model).double().eval(), tuple(drawn(x) for x in inputs)
 
 
 def run_on(model: nn.Module, call: Callable[..., Any], inputs: tuple[Any, ...]) -> Any:
