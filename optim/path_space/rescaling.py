@@ -17,7 +17,7 @@ _ROUNDING = 1e-6  # of float64, through any network, far from what another funct
 
 
 def in_double(model: nn.Module, example_inputs: Any) -> tuple[nn.Module, tuple[Any, ...]]:
-    """A copy for evaluation in float64, and random inputs shaped as the inputs; integers stay as they are."""
+    """A copy for evaluation in float64, and random inputs shaped as the examples; integers stay as they are."""
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
     if not isinstance(inputs, Sequence) or isinstance(inputs, str):
         raise TypeError(
