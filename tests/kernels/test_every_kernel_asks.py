@@ -45,8 +45,8 @@ PATHS = [
 ]
 SOURCES = sorted(
     path
-    for folder in (tropigrad.kernels, tropigrad.optim)
-    for path in Path(folder.__file__).resolve().parent.rglob("*.py")
+    for init in (tropigrad.kernels.__file__, tropigrad.optim.__file__)
+    for path in Path(str(init)).resolve().parent.rglob("*.py")
 )
 
 
