@@ -18,7 +18,7 @@ from .machine.cost import Work
 from .scope import Choice, observed
 from .tuned import Tuned
 
-Shape = Mapping[str, int]
+Sizes = Mapping[str, int]  # by the op's own letters: {"M": 256, "K": 512, "N": 512}
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Tunable:
     """An op as the tuner sees it."""
 
     name: str
-    shapes: Mapping[str, Shape]  # the standard ones
+    shapes: Mapping[str, Sizes]  # the standard ones
     kernels: tuple[Tuned, ...]  # that are its own
-    calls: Callable[[Shape, torch.dtype, torch.device], Iterable[Call]]
+    calls: Callable[[Sizes, torch.dtype, torch.device], Iterable[Call]]
     # that launch one of its kernels at a problem, where no shape's sizes are the problem's
     calls_at: Callable[[Problem, torch.dtype, torch.device], Iterable[Call]] = lambda *problem: ()
 
@@ -66,7 +66,7 @@ def find(op: str) -> Tunable:
     return TUNABLE[op]
 
 
-def shapes_of(tunable: Tunable, shapes: Mapping[str, Shape] | Shape | Sequence[Shape] | None) -> dict[str, Shape]:
+def shapes_of(tunable: Tunable, shapes: Mapping[str, Sizes] | Sizes | Sequence[Sizes] | None) -> dict[str, Sizes]:
     """Shapes by name, checked: one, several, several by name, or None for the op's standard ones.
 
     Raises:
@@ -87,7 +87,7 @@ def shapes_of(tunable: Tunable, shapes: Mapping[str, Shape] | Shape | Sequence[S
     return {name: {letter: shape[letter] for letter in letters} for name, shape in named.items()}  # type: ignore[index]
 
 
-def launches(tunable: Tunable, shape: Shape, dtype: torch.dtype, device: torch.device) -> Iterator[Launched]:
+def launches(tunable: Tunable, shape: Sizes, dtype: torch.dtype, device: torch.device) -> Iterator[Launched]:
     """Makes each call of an op once; yields each (kernel, problem's key) the first time it comes up."""
     return launched_by(tunable.calls(shape, dtype, device))
 

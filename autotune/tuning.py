@@ -20,7 +20,7 @@ from .device import default_device
 from .forecast import inspector
 from .keys import Problem, canonical
 from .scope import Choice, mode, observed
-from .tunable import TUNABLE, Call, Launched, Shape, Tunable, find, launched_by, launches, shapes_of
+from .tunable import TUNABLE, Call, Launched, Sizes, Tunable, find, launched_by, launches, shapes_of
 from .tuned import Tuned, reload, tune_with
 
 A_SEARCH_S = 60.0  # where no budget is given
@@ -29,7 +29,7 @@ IN_A_CALL_S = 20.0  # what a call may spend on a kernel in the mode tune
 
 def tune(
     op: str,
-    shapes: Mapping[str, Shape] | Shape | Sequence[Shape] | None = None,
+    shapes: Mapping[str, Sizes] | Sizes | Sequence[Sizes] | None = None,
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
@@ -92,7 +92,7 @@ def _task(launched: Launched, device: torch.device) -> Task:
     )
 
 
-def _label(shape: Shape) -> str:
+def _label(shape: Sizes) -> str:
     return " ".join(f"{name}={size}" for name, size in shape.items())
 
 
@@ -144,7 +144,7 @@ def _dtype(problem: Problem) -> torch.dtype:
 
 def warm_up(
     op: str,
-    shapes: Mapping[str, Shape] | Shape | Sequence[Shape] | None = None,
+    shapes: Mapping[str, Sizes] | Sizes | Sequence[Sizes] | None = None,
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .contract.registry import register
-from .contract.spec import Contender, Misuse, Sample, Scaling, Shape, Spec, Workload
+from .contract.spec import Contender, Misuse, Sample, Scaling, Sizes, Spec, Workload
 from .contract.workloads import called, compiled
 from .mathematics.network import Layer, Size, as_list, network, nodes_into, under_autocast
 from .path_values import path_values_ref
@@ -133,7 +133,7 @@ def oracle(*weights: Tensor, return_indices: bool = False, **kwargs):
     return found if return_indices else found[0]
 
 
-def inputs(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Tensor, ...]:
+def inputs(shape: Sizes, dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Tensor, ...]:
     """Three layers N → M → N → M of standard normal weights."""
     generator = torch.Generator().manual_seed(seed)
     sizes = (shape["M"], shape["N"]), (shape["N"], shape["M"]), (shape["M"], shape["N"])

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function
 
 from .contract.registry import register
-from .contract.spec import Contender, Misuse, Sample, Shape, Spec, Workload
+from .contract.spec import Contender, Misuse, Sample, Sizes, Spec, Workload
 from .contract.workloads import Function, Prepare, called, compiled, trained
 from .mathematics.factors import (
     are_alike,
@@ -133,22 +133,22 @@ def tropical_matvec_ref(a, x, *, return_indices=False, out_dtype=None, **options
     return (values.squeeze(-1), winners.squeeze(-1)) if return_indices else values.squeeze(-1)
 
 
-def inputs(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Tensor, Tensor]:
+def inputs(shape: Sizes, dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Tensor, Tensor]:
     """Standard normal A [M, K] and x [B, K]; integers from ±1000."""
     a, columns = matmul_inputs({"M": shape["M"], "K": shape["K"], "N": shape["B"]}, dtype, device, seed)
     return a, columns.mT.contiguous()
 
 
-def _steps(shape: Shape) -> int:
+def _steps(shape: Sizes) -> int:
     return shape["B"] * shape["M"] * shape["K"]
 
 
-def _forward_bytes(shape: Shape, itemsize: int) -> int:
+def _forward_bytes(shape: Sizes, itemsize: int) -> int:
     B, M, K = shape["B"], shape["M"], shape["K"]
     return (M * K + B * K + B * M) * itemsize
 
 
-def _training_bytes(shape: Shape, itemsize: int) -> int:
+def _training_bytes(shape: Sizes, itemsize: int) -> int:
     # the gradients of A and x are written, that of y is read, the winners are written and read, in two bytes each
     return 2 * _forward_bytes(shape, itemsize) + 4 * shape["B"] * shape["M"]
 

@@ -1,8 +1,8 @@
 """Optimizers and solvers: they take parameters, torch.nn modules or small documented protocols, never tropigrad.nn."""
 
-from .basis_paths import BasisPaths
-from .gsgd import GSGD
-from .path_sgd import PathSGD
+from .path_space.basis_paths import BasisPaths
+from .path_space.gsgd import GSGD
+from .path_space.path_sgd import PathSGD
 from .worst_sample import tuning_calls as _tuning_calls  # noqa: F401  registers its iterations with the tuner
 from .worst_sample.subgradient import WorstSampleSubgradient
 

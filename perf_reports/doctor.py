@@ -70,6 +70,7 @@ def _compiler(problems: list[str]) -> dict[str, Any]:
         os.environ["TROPIGRAD_CACHE_DIR"] = folder  # an empty cache: this is to compile, now
         try:
             library = native.library(source)
+            form = {"vector_bits": 8 * native.vector_bytes(), "sums": "fma" if native.adds_by_fma() else "addition"}
         finally:
             if before is None:
                 del os.environ["TROPIGRAD_CACHE_DIR"]
@@ -79,7 +80,6 @@ def _compiler(problems: list[str]) -> dict[str, Any]:
         why = str(caught[-1].message) if caught else "the compiler gave no library"
         problems.append(why)
         return {"works": False, "why": why}
-    form = {"vector_bits": 8 * native.vector_bytes(), "sums": "fma" if native.adds_by_fma() else "addition"}
     return {"works": True, "why": "", **form}
 
 

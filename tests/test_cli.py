@@ -13,6 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from tropigrad import __version__, autotune, cli
+from tropigrad.autotune import contest, shipped
 from tropigrad.cli import app
 from tropigrad.kernels.runtime import native
 from tropigrad.kernels.tropical_matmul import by_cpp
@@ -311,7 +312,7 @@ def own_cache(monkeypatch, tmp_path):
     """A cache of the test's own, and a C++ kernel that has few configs."""
     monkeypatch.setenv("TROPIGRAD_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv("TROPIGRAD_AUTOTUNE", raising=False)
-    monkeypatch.setattr(sys.modules["tropigrad.autotune.search"], "DUEL_S", 0.1)
+    monkeypatch.setattr(contest, "DUEL_S", 0.1)
     default = by_cpp.FORWARD.default({})
     space = autotune.Space({name: (value, *_another(name, value)) for name, value in default.items()})
     monkeypatch.setattr(
@@ -361,7 +362,7 @@ def test_tune_then_explain_then_the_cache(tropigrad, own_cache):
 
 
 def test_export_writes_the_table_of_this_device(tropigrad, own_cache, monkeypatch, tmp_path):
-    monkeypatch.setattr(sys.modules["tropigrad.autotune.store"], "TABLES", tmp_path / "tables")
+    monkeypatch.setattr(shipped, "TABLES", tmp_path / "tables")
     monkeypatch.setattr(tune, "run", lambda plan, **options: [])
     assert tropigrad("tune", "--export").exit_code == 2  # nothing is tuned: no empty table is shipped
     here = autotune.fingerprint(torch.device("cuda" if torch.cuda.is_available() else "cpu"))

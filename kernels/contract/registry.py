@@ -9,7 +9,7 @@ import torch
 from ... import autotune
 from ...autotune import Call, Problem
 from . import tuning
-from .spec import Shape, Spec
+from .spec import Sizes, Spec
 
 REGISTRY: dict[str, Spec] = {}
 
@@ -36,7 +36,7 @@ def _calls_at(spec: Spec):
 
 
 def _calls_of(spec: Spec):
-    def calls(shape: Shape, dtype: torch.dtype, device: torch.device) -> Iterable[Call]:
+    def calls(shape: Sizes, dtype: torch.dtype, device: torch.device) -> Iterable[Call]:
         return tuning.calls(spec, shape, dtype, device)
 
     return calls

@@ -9,11 +9,11 @@ from typing import Any, Literal
 import torch
 
 from ...autotune import Call, Problem, Tuned
+from ...autotune.tunable import Sizes
 
 # ours; dense: the materialised definition, in eager torch; compiled: torch.compile of it; peer: another library;
 # scale: computes something else (torch.matmul), for scale alone: never gated, never a speedup
 Role = Literal["ours", "dense", "compiled", "peer", "scale"]
-Shape = Mapping[str, int]  # sizes by the op's own letters: {"M": 256, "K": 512, "N": 512}
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ class Workload:
 
     name: str
     contenders: tuple[Contender, ...]  # ours first
-    operations: Callable[[Shape], int]  # (m, n, k) steps, or the op's own unit
-    bytes: Callable[[Shape, int], int]  # of a shape and an item size: each input read once, each output written once
+    operations: Callable[[Sizes], int]  # (m, n, k) steps, or the op's own unit
+    bytes: Callable[[Sizes, int], int]  # of a shape and an item size: each input read once, each output written once
     mix: str  # the ceiling that bounds it: "add_max", "mul_max", "gather", ...
 
 
@@ -83,12 +83,12 @@ class Spec:
     name: str
     op: Callable[..., Any]
     oracle: Callable[..., Any]  # the definition, same signature
-    inputs: Callable[[Shape, torch.dtype, torch.device, int], tuple[torch.Tensor, ...]]  # ..., seed: random, tie-free
-    shapes: Mapping[str, Shape]  # the standard shapes of the benchmarks
+    inputs: Callable[[Sizes, torch.dtype, torch.device, int], tuple[torch.Tensor, ...]]  # ..., seed: random, tie-free
+    shapes: Mapping[str, Sizes]  # the standard shapes of the benchmarks
     workloads: tuple[Workload, ...]
     variants: Mapping[str, Mapping[str, Any]]  # id -> keyword arguments that select a form of the op
     dtypes: tuple[torch.dtype, ...]
-    small_shapes: tuple[Shape, ...]  # for conformance: with zeros, ones and ragged edges
+    small_shapes: tuple[Sizes, ...]  # for conformance: with zeros, ones and ragged edges
     samples: Callable[[torch.device], list[Sample]]  # special values, ties and edges, all dtypes
     misuses: Callable[[torch.device], list[Misuse]]
     supports: Callable[[torch.dtype, Mapping[str, Any]], bool] = lambda dtype, kwargs: True
@@ -118,4 +118,4 @@ class Spec:
     inputs_at: Callable[[Problem, torch.dtype, torch.device], tuple[torch.Tensor, ...] | None] = lambda *problem: None
     # how the tuner calls it, where that is neither in place nor `op(*inputs, **variant)`, with winners, and trained
     # (tuning.py)
-    tuning_calls: Callable[[Shape, torch.dtype, torch.device], Iterable[Call]] | None = None
+    tuning_calls: Callable[[Sizes, torch.dtype, torch.device], Iterable[Call]] | None = None

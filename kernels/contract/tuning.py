@@ -22,13 +22,13 @@ from ...autotune import (
 )
 from ..runtime import backend
 from .comparison import assert_same
-from .spec import Shape, Spec
+from .spec import Sizes, Spec
 
 _Run = Callable[[], tuple[Tensor, ...]]
 _NO_WORK = Work(0, 0, "add_max")
 
 
-def calls(spec: Spec, shape: Shape, dtype: torch.dtype, device: torch.device) -> Iterator[Call]:
+def calls(spec: Spec, shape: Sizes, dtype: torch.dtype, device: torch.device) -> Iterator[Call]:
     """The calls of an op that launch kernels with a config."""
     with torch.device("cpu"):  # where specs draw numbers, whatever the default is
         inputs = spec.inputs(shape, dtype, device, 0)
@@ -114,7 +114,7 @@ def _trained(spec: Spec, inputs: tuple[Tensor, ...], kwargs) -> tuple[Tensor, ..
         return (out.detach(), *torch.autograd.grad(out, leaves, torch.ones_like(out)))
 
 
-def _work(spec: Spec, shape: Shape, dtype: torch.dtype) -> Work:
+def _work(spec: Spec, shape: Sizes, dtype: torch.dtype) -> Work:
     if not spec.workloads:
         return _NO_WORK
     cheapest = spec.workloads[0]

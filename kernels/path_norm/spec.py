@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...autotune import Problem
 from ..contract.registry import register
-from ..contract.spec import Contender, Misuse, Sample, Scaling, Shape, Spec, Workload
+from ..contract.spec import Contender, Misuse, Sample, Scaling, Sizes, Spec, Workload
 from ..contract.workloads import Function, Prepare, called, compiled, trained
 from ..runtime.arguments import FLOATS
 from . import by_cpp, path_norm, path_norm_ref
@@ -24,7 +24,7 @@ def oracle(*weights: Tensor, **kwargs) -> Tensor:
     return path_norm_ref(weights, **kwargs)
 
 
-def inputs(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Tensor, ...]:
+def inputs(shape: Sizes, dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Tensor, ...]:
     """Four layers N → M → N → M → N, normal, of variance 1 / in: a sum of about N."""
     generator = torch.Generator().manual_seed(seed)
     return _weights_of([shape["N"], shape["M"], shape["N"], shape["M"], shape["N"]], dtype, device, generator)
@@ -51,19 +51,19 @@ def _plain(*weights: Tensor) -> Tensor:
     return x.sum()
 
 
-def _weights(shape: Shape) -> int:
+def _weights(shape: Sizes) -> int:
     return 4 * shape["M"] * shape["N"]
 
 
-def _steps(shape: Shape) -> int:
+def _steps(shape: Sizes) -> int:
     return _weights(shape)  # one multiplication and addition a weight
 
 
-def _forward_bytes(shape: Shape, itemsize: int) -> int:
+def _forward_bytes(shape: Sizes, itemsize: int) -> int:
     return _weights(shape) * itemsize
 
 
-def _training_bytes(shape: Shape, itemsize: int) -> int:
+def _training_bytes(shape: Sizes, itemsize: int) -> int:
     return 3 * _weights(shape) * itemsize  # read twice, and the gradient written
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -10,17 +10,16 @@ from torch import Tensor
 
 from ...autotune import Problem
 from ..contract.registry import register
-from ..contract.spec import Contender, Misuse, Sample, Scaling, Shape, Spec, Workload
-from . import Layer, Options, by_cpp, by_triton, path_step, path_step_ref, skeleton
-from . import Shape as Edges
+from ..contract.spec import Contender, Misuse, Sample, Scaling, Spec, Workload
+from . import Layer, Options, Shape, by_cpp, by_triton, path_step, path_step_ref, skeleton
 from .definition import FLOATS
 
 HIDDEN = 4  # hidden layers, as in the MLP of Meng et al.
 
 
-def edges_of(weights: Sequence[Tensor]) -> tuple[Edges, ...]:
+def edges_of(weights: Sequence[Tensor]) -> tuple[Shape, ...]:
     """Weights are [out, in], or [G, O, I, T] as they are."""
-    return tuple(Edges(*(w.shape if w.dim() == 4 else (1, *w.shape, 1))) for w in weights)
+    return tuple(Shape(*(w.shape if w.dim() == 4 else (1, *w.shape, 1))) for w in weights)
 
 
 def chain(args: Sequence[Tensor], biases: bool, moving: bool):
@@ -64,10 +63,10 @@ def oracle(*args: Tensor, **options) -> Tensor:
     return _stepped(_by_definition, args, **options)
 
 
-def inputs(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Tensor, ...]:
+def inputs(shape: Mapping[str, int], dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Tensor, ...]:
     """N → M → M → M → M → K: as torch draws weights, in size, but ones of both signs on the skeleton."""
     widths = [shape["N"], *[shape["M"]] * HIDDEN, shape["K"]]
-    return _inputs([Edges(1, o, i, 1) for i, o in pairwise(widths)], dtype, device, seed)
+    return _inputs([Shape(1, o, i, 1) for i, o in pairwise(widths)], dtype, device, seed)
 
 
 def inputs_at(problem: Problem, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...] | None:
@@ -79,11 +78,11 @@ def inputs_at(problem: Problem, dtype: torch.dtype, device: torch.device) -> tup
             size = sum(i * o // G for i, o in pairwise(widths))
             taps = 1 << max(0, (edges - 1).bit_length() - (size - 1).bit_length())
             if (size * taps - 1).bit_length() == (edges - 1).bit_length():
-                return _inputs([Edges(G, o // G, i // G, taps) for i, o in pairwise(widths)], dtype, device, 0)
+                return _inputs([Shape(G, o // G, i // G, taps) for i, o in pairwise(widths)], dtype, device, 0)
     return None
 
 
-def _inputs(shapes: Sequence[Edges], dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Tensor, ...]:
+def _inputs(shapes: Sequence[Shape], dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*size: int) -> Tensor:
@@ -135,7 +134,7 @@ def _torch_sgd(*args: Tensor):
     return call
 
 
-def _weights(shape: Shape) -> int:
+def _weights(shape: Mapping[str, int]) -> int:
     return shape["M"] * (shape["N"] + (HIDDEN - 1) * shape["M"] + shape["K"])
 
 
@@ -157,11 +156,11 @@ STEP = Workload(
 def samples(device: torch.device) -> list[Sample]:
     """Unequal widths, hourglasses, groups, taps, one node, and steps that are too long for V."""
     chains = {
-        "growing": [Edges(1, 3, 5, 1), Edges(1, 7, 3, 1), Edges(1, 4, 7, 1)],
-        "hourglasses": [Edges(1, 8, 4, 1), Edges(1, 2, 8, 1), Edges(1, 8, 2, 1), Edges(1, 1, 8, 1), Edges(1, 3, 1, 1)],
-        "convolutions": [Edges(1, 8, 3, 9), Edges(4, 3, 2, 9), Edges(1, 5, 12, 4), Edges(1, 2, 5, 1)],
-        "scale": [Edges(6, 1, 1, 1), Edges(1, 4, 6, 9)],
-        "one-node": [Edges(1, 1, 1, 1), Edges(1, 1, 1, 1)],
+        "growing": [Shape(1, 3, 5, 1), Shape(1, 7, 3, 1), Shape(1, 4, 7, 1)],
+        "hourglasses": [Shape(1, 8, 4, 1), Shape(1, 2, 8, 1), Shape(1, 8, 2, 1), Shape(1, 1, 8, 1), Shape(1, 3, 1, 1)],
+        "convolutions": [Shape(1, 8, 3, 9), Shape(4, 3, 2, 9), Shape(1, 5, 12, 4), Shape(1, 2, 5, 1)],
+        "scale": [Shape(6, 1, 1, 1), Shape(1, 4, 6, 9)],
+        "one-node": [Shape(1, 1, 1, 1), Shape(1, 1, 1, 1)],
     }
     options = {
         "plain": {},
@@ -208,7 +207,7 @@ def misuses(device: torch.device) -> list[Misuse]:
             one(bias_grad=None)),
         bad("device", ValueError, r"layers\[0\].grad is on meta", one(grad=first.grad.to("meta"))),
         bad("chain", ValueError, r"shapes\[1\] has 4 nodes in; expected the 3 before it",
-            shapes=(shapes[0], Edges(1, 3, 4, 1), *shapes[2:])),
+            shapes=(shapes[0], Shape(1, 3, 4, 1), *shapes[2:])),
         bad("edges", ValueError, r"layers\[0\].bias has shape \(2,\); expected \(3,\)", one(bias=bias[:2])),
         bad("weights", ValueError, r"layers\[0\].weight has shape \(2, 2\); expected 6 elements",
             one(weight=weight[:2])),

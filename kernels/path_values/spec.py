@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...autotune import Problem
 from ..contract.registry import register
-from ..contract.spec import Contender, Misuse, Sample, Scaling, Shape, Spec, Workload
+from ..contract.spec import Contender, Misuse, Sample, Scaling, Sizes, Spec, Workload
 from ..contract.workloads import Function, Prepare, called, compiled, trained
 from ..mathematics.network import network, pack
 from ..runtime.arguments import FLOATS
@@ -29,7 +29,7 @@ def oracle(*args, **kwargs) -> Tensor:
     return path_values_ref(weights, paths, **kwargs)
 
 
-def inputs(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Tensor, ...]:
+def inputs(shape: Sizes, dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Tensor, ...]:
     """Six layers N → M → M → M → M → M → K of weights ±1 and ±2, and P random paths.
 
     Products of such weights, and sums of them, are exact in float32: no order of multiplying or adding shows.
@@ -66,19 +66,19 @@ def random_paths(widths: list[int], count: int, generator: torch.Generator | Non
 # ------------------------------------------------------------------------------------------------ contenders
 
 
-def _operations(shape: Shape) -> int:
+def _operations(shape: Sizes) -> int:
     return LAYERS * shape["P"]
 
 
-def _weights(shape: Shape) -> int:
+def _weights(shape: Sizes) -> int:
     return shape["M"] * (shape["N"] + (LAYERS - 2) * shape["M"] + shape["K"])
 
 
-def _forward_bytes(shape: Shape, itemsize: int) -> int:
+def _forward_bytes(shape: Sizes, itemsize: int) -> int:
     return 8 * (LAYERS + 1) * shape["P"] + (_weights(shape) + shape["P"]) * itemsize
 
 
-def _training_bytes(shape: Shape, itemsize: int) -> int:
+def _training_bytes(shape: Sizes, itemsize: int) -> int:
     return 2 * _forward_bytes(shape, itemsize) + _weights(shape) * itemsize  # the backward writes a gradient more
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...autotune import Problem
 from ..contract.registry import register
-from ..contract.spec import Contender, Misuse, Sample, Scaling, Shape, Spec, Workload
+from ..contract.spec import Contender, Misuse, Sample, Scaling, Sizes, Spec, Workload
 from ..contract.workloads import Call
 from . import RULES, by_cpp, by_triton, scatter_step, scatter_step_ref
 from .definition import FLOATS
@@ -46,7 +46,7 @@ def oracle(param, coordinates, values, *, rows=False, **options):
     return _stepped(scatter_step_ref, param, coordinates, values, rows, **options)
 
 
-def inputs(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Tensor, ...]:
+def inputs(shape: Sizes, dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Tensor, ...]:
     """Standard normal W [R, C] and values [nnz, 1]; coordinates [2, nnz] at random: some repeat, some are −1."""
     R, C, nnz = shape["R"], shape["C"], shape["nnz"]
     generator = torch.Generator().manual_seed(seed)
@@ -132,15 +132,15 @@ def _torch_optim(make: Callable[..., torch.optim.Optimizer]):
     return prepare
 
 
-def _count(shape: Shape) -> int:
+def _count(shape: Sizes) -> int:
     return shape["nnz"]
 
 
-def _sgd_bytes(shape: Shape, itemsize: int) -> int:
+def _sgd_bytes(shape: Sizes, itemsize: int) -> int:
     return shape["nnz"] * (2 * 8 + 3 * itemsize)  # two indices and a value read, an element of W read and written
 
 
-def _moment_bytes(shape: Shape, itemsize: int) -> int:
+def _moment_bytes(shape: Sizes, itemsize: int) -> int:
     return _sgd_bytes(shape, itemsize) + 2 * itemsize * shape["nnz"]
 
 

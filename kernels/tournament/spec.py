@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..contract.registry import register
-from ..contract.spec import Contender, Misuse, Sample, Scaling, Shape, Spec, Workload
+from ..contract.spec import Contender, Misuse, Sample, Scaling, Sizes, Spec, Workload
 from ..contract.workloads import Call
 from . import Tournament, Winner, by_cpp, by_triton
 from .definition import DTYPES, FAN, first_of, levels
@@ -31,7 +31,7 @@ def oracle(values: Tensor, positions: Tensor, new: Tensor, *, largest=True, retu
     return (value, index) if return_indices else value
 
 
-def inputs(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Tensor, ...]:
+def inputs(shape: Sizes, dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Tensor, ...]:
     """Standard normal values [B, n] (integers from ±100), positions [B, t] that differ, some −1, and new values."""
     B, n, t = shape["B"], shape["n"], min(shape["t"], shape["n"])
     generator = torch.Generator().manual_seed(seed)
@@ -77,11 +77,11 @@ def _turns(new: Tensor):
         yield from both
 
 
-def _touched(shape: Shape) -> int:
+def _touched(shape: Sizes) -> int:
     return shape["B"] * shape["t"]
 
 
-def _bytes(shape: Shape, itemsize: int) -> int:
+def _bytes(shape: Sizes, itemsize: int) -> int:
     above = sum(min(count, shape["t"]) for count in levels(shape["n"]))
     return shape["B"] * (shape["t"] * (8 + 2 * itemsize) + above * (FAN + 1) * (8 + itemsize))
 

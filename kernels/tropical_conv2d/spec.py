@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from ...autotune import Problem
 from ..contract.registry import register
-from ..contract.spec import Contender, Misuse, Sample, Scaling, Shape, Spec, Workload
+from ..contract.spec import Contender, Misuse, Sample, Scaling, Sizes, Spec, Workload
 from ..contract.workloads import Function, Prepare, called, compiled, trained
 from ..runtime.arguments import FLOATS, INTEGERS
 from . import by_cpp, by_triton, tropical_conv2d, tropical_conv2d_ref
@@ -30,7 +30,7 @@ def oracle(
     return (values, winners) if return_indices else values
 
 
-def inputs(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Tensor, Tensor]:
+def inputs(shape: Sizes, dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Tensor, Tensor]:
     """Standard normal x [N, G · C, H, W] and weight [G · O, C, k, k]; integers from ±1000, or all of int8.
 
     Where the shape does not say, there is one image, one group of two channels and two filters, and a window 2 × 2.
@@ -59,25 +59,25 @@ def inputs_at(problem: Problem, dtype: torch.dtype, device: torch.device) -> tup
 # All pad by half the window, and find the groups in the shapes.
 
 
-def _sizes(shape: Shape) -> tuple[int, int, int]:
+def _sizes(shape: Sizes) -> tuple[int, int, int]:
     """How many elements x, weight and y have."""
     pixels, taps = shape["N"] * shape["G"] * shape["H"] * shape["W"], shape["G"] * shape["C"] * shape["k"] ** 2
     return pixels * shape["C"], taps * shape["O"], pixels * shape["O"]
 
 
-def _steps(shape: Shape) -> int:
+def _steps(shape: Sizes) -> int:
     return _sizes(shape)[2] * shape["C"] * shape["k"] ** 2
 
 
-def _forward_bytes(shape: Shape, itemsize: int) -> int:
+def _forward_bytes(shape: Sizes, itemsize: int) -> int:
     return sum(_sizes(shape)) * itemsize
 
 
-def _winners_bytes(shape: Shape, itemsize: int) -> int:
+def _winners_bytes(shape: Sizes, itemsize: int) -> int:
     return _forward_bytes(shape, itemsize) + 8 * _sizes(shape)[2]  # indices are int64, as torch.max's
 
 
-def _training_bytes(shape: Shape, itemsize: int) -> int:
+def _training_bytes(shape: Sizes, itemsize: int) -> int:
     # the gradients of x and weight are written, that of y is read, the int16 winners are written and read
     return 2 * _forward_bytes(shape, itemsize) + 4 * _sizes(shape)[2]
 

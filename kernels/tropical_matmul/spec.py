@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import log_matmul
 from .. import tropical_winners_scatter as winners_scatter
 from ..contract.registry import register
-from ..contract.spec import Contender, Misuse, Sample, Scaling, Shape, Spec, Workload
+from ..contract.spec import Contender, Misuse, Sample, Scaling, Sizes, Spec, Workload
 from ..contract.workloads import Call, Function, trained
 from ..runtime.arguments import FLOATS, INTEGERS
 from . import SEMIRINGS, by_cpp, by_gluon, by_triton, refine, tropical_matmul, tropical_matmul_ref
@@ -25,7 +25,7 @@ def oracle(a, b, *, semiring="max_plus", temperature=1.0, return_indices=False, 
     return (values, winners) if return_indices else values
 
 
-def inputs(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Tensor, Tensor]:
+def inputs(shape: Sizes, dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Tensor, Tensor]:
     """Standard normal A [M, K] and B [K, N]; integers from ±1000, or all of int8."""
     generator = torch.Generator().manual_seed(seed)
     sizes = (shape["M"], shape["K"]), (shape["K"], shape["N"])
@@ -40,20 +40,20 @@ def inputs(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int) ->
 # ------------------------------------------------------------------------------------------------ contenders
 
 
-def _steps(shape: Shape) -> int:
+def _steps(shape: Sizes) -> int:
     return shape["M"] * shape["N"] * shape["K"]
 
 
-def _forward_bytes(shape: Shape, itemsize: int) -> int:
+def _forward_bytes(shape: Sizes, itemsize: int) -> int:
     M, N, K = shape["M"], shape["N"], shape["K"]
     return (M * K + K * N + M * N) * itemsize
 
 
-def _winners_bytes(shape: Shape, itemsize: int) -> int:
+def _winners_bytes(shape: Sizes, itemsize: int) -> int:
     return _forward_bytes(shape, itemsize) + 8 * shape["M"] * shape["N"]  # indices are int64, as torch.max's
 
 
-def _training_bytes(shape: Shape, itemsize: int) -> int:
+def _training_bytes(shape: Sizes, itemsize: int) -> int:
     M, N, K = shape["M"], shape["N"], shape["K"]
     # the gradients of A and B are written, that of C is read, the winners are written and read, in two bytes each
     return _forward_bytes(shape, itemsize) + (M * K + K * N + M * N) * itemsize + 4 * M * N

@@ -81,7 +81,8 @@ def calls(shape: Mapping[str, int], dtype: torch.dtype, device: torch.device) ->
         fresh = partial(_begun_in_triton, shape, dtype, device, loss, iterations)
         check = _proof(shape, dtype, device, loss, iterations, 0.0 if loss == "hinge" else TOLERANCE[dtype])
         work = _work(iterations, 2 if loss == "hinge" else K, shape, dtype)
-        yield Call(f"{iterations} iterations, {loss.replace('_', '-')}", fresh(), check, work, fresh)
+        name = f"{iterations} iterations, {loss.replace('_', '-')}"
+        yield Call(name, fresh(), check, work, fresh, is_foreseeable=False)  # a graph is captured of launches that run
 
 
 def _backend(device: torch.device, dtype: torch.dtype) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...autotune import Choice, recorded
 from ...autotune.timing import Samples, interleaved
-from ...kernels.contract.spec import Contender, Shape, Spec, Workload
+from ...kernels.contract.spec import Contender, Sizes, Spec, Workload
 from ...kernels.runtime import backend
 from ..commands import Progress
 from .memory import peak_memory
@@ -41,7 +41,7 @@ class Cell:
     spec: Spec
     workload: Workload
     shape_name: str
-    shape: Shape
+    shape: Sizes
 
     @property
     def label(self) -> str:

@@ -1,4 +1,4 @@
-"""The kernels of the step on path values against its definition; what the step is, tests/optim/test_gsgd.py shows."""
+"""Kernels of the step on path values against its definition; what the step is: tests/optim/path_space/test_gsgd.py."""
 
 from contextlib import nullcontext
 from fractions import Fraction

@@ -51,7 +51,7 @@ from ...runtime import backend as backends
 from ...runtime import native
 from ..comparison import assert_same
 from ..registry import REGISTRY
-from ..spec import Scaling, Shape, Spec
+from ..spec import Scaling, Sizes, Spec
 
 
 class NotHere(Exception):
@@ -278,7 +278,7 @@ def gradcheck(spec: Spec, device: torch.device) -> Iterator[Case]:
             yield Case(spec.name, "gradcheck", f"{name}-{variant}", run)
 
 
-def _check_subgradient(spec: Spec, name: str, device: torch.device, kwargs, shape: Shape) -> None:
+def _check_subgradient(spec: Spec, name: str, device: torch.device, kwargs, shape: Sizes) -> None:
     """The gradient equals autograd's through the oracle, on small integers: many ties, and sums that are exact."""
     generator = torch.Generator().manual_seed(1)
     shaped = spec.inputs(shape, torch.float32, device, 0)
@@ -923,7 +923,7 @@ def scaling(spec: Spec, device: torch.device) -> Iterator[Case]:
                 yield Case(spec.name, "scaling", f"{name}-{variant}-{index}-{_short(dtype)}", run, slow=slow)
 
 
-def _shape_for(name: str, spec: Spec) -> Shape:
+def _shape_for(name: str, spec: Spec) -> Sizes:
     """A small shape, with ragged edges; for the interpreter, which takes a second a thousand outputs, a tiny one."""
     if name == "triton" and backends.interpreted():
         return {letter: 3 + index for index, letter in enumerate(spec.small_shapes[0])}
@@ -1018,7 +1018,7 @@ def repetitions(spec: Spec, device: torch.device) -> Iterator[Case]:
                     )
 
 
-def _check_repetitions(spec: Spec, device: torch.device, kwargs, dtype: torch.dtype, shape: Shape, batched: bool):
+def _check_repetitions(spec: Spec, device: torch.device, kwargs, dtype: torch.dtype, shape: Sizes, batched: bool):
     options = {**kwargs, "return_indices": True} if spec.has_winners(kwargs) else kwargs
 
     def op(*args):

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tropigrad import autotune
+from tropigrad.autotune import tuning
 from tropigrad.autotune.machine import ahead_of_time
 from tropigrad.autotune.tunable import launches
 from tropigrad.kernels.runtime import backend
@@ -86,7 +87,7 @@ def test_a_call_that_was_made_already_takes_another_config(kernel):
 @interpreted
 def test_a_kernel_is_tuned_in_the_midst_of_a_run(kernel, monkeypatch, tmp_path):
     monkeypatch.setenv("TROPIGRAD_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(sys.modules["tropigrad.autotune.tunable"], "IN_A_CALL_S", 0.01)
+    monkeypatch.setattr(tuning, "IN_A_CALL_S", 0.01)
     autotune.reload()
     try:
         with autotune.mode("tune"), autotune.recorded() as choices:

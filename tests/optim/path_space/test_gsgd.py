@@ -12,8 +12,7 @@ from torch import nn
 from torch._dynamo.backends.registry import lookup_backend
 from torch.nn import functional
 
-from tropigrad.kernels.path_step import Layer as Operand
-from tropigrad.kernels.path_step import Options, path_step_ref
+from tropigrad.kernels.path_step import Layer, Options, path_step_ref
 from tropigrad.kernels.path_step.definition import node_flows
 from tropigrad.kernels.runtime import backend
 from tropigrad.optim import GSGD, BasisPaths
@@ -301,7 +300,7 @@ def test_the_skeleton_outside_the_special_layer_keeps_its_bits(name):
 def operands_of(chain):
     """Layers of path_step, with their gradients."""
     biases = [(None, None) if layer.bias is None else (layer.bias, layer.bias.grad) for layer in chain.layers]
-    return [Operand(layer.weight, layer.weight.grad, *bias) for layer, bias in zip(chain.layers, biases, strict=True)]
+    return [Layer(layer.weight, layer.weight.grad, *bias) for layer, bias in zip(chain.layers, biases, strict=True)]
 
 
 def skeleton_weights(chain):

@@ -15,8 +15,9 @@ from typing import Any
 
 from torch import Tensor
 
-from .basis_paths import BasisPaths, Chain
-from .path_optimizer import PathOptimizer, check_numbers
+from .basis_paths import BasisPaths
+from .chain import Chain
+from .optimizer import PathOptimizer, check_numbers
 
 
 class PathSGD(PathOptimizer):
@@ -60,7 +61,7 @@ class PathSGD(PathOptimizer):
 
 
 def path_sums(chain: Chain) -> tuple[list[Tensor], list[Tensor]]:
-    """Of each layer a of its sources [G · I] and b of its targets [G · O]: sums of w² over the ways to the ends."""
+    """Sums of w² over the ways to the ends: for each layer a of its sources [G · I] and b of its targets [G · O]."""
     first, last = chain.layers[0], chain.layers[-1]
     squares = [layer.weight.view(layer.shape).square().sum(3) for layer in chain.layers]
     before, behind = [first.weight.new_ones(first.shape.sources)], [last.weight.new_ones(last.shape.targets)]

@@ -1,4 +1,4 @@
-"""What optimizers in the space of path values share: chains move together or not at all, the rest takes plain steps."""
+"""The base of optimizers in the space of path values: a chain moves as one or not at all, others take plain steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .basis_paths import BasisPaths, Chain
+from .basis_paths import BasisPaths
+from .chain import Chain
 
 _log = logging.getLogger(__name__)
 

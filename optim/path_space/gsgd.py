@@ -23,9 +23,10 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim.sgd import sgd
 
-from ..kernels.path_step import Options, take_step
-from .basis_paths import BasisPaths, Chain
-from .path_optimizer import PathOptimizer, check_numbers
+from ...kernels.path_step import Options, take_step
+from .basis_paths import BasisPaths
+from .chain import Chain
+from .optimizer import PathOptimizer, check_numbers
 
 _log = logging.getLogger(__name__)
 
@@ -99,9 +100,9 @@ class GSGD(PathOptimizer):
         return int(self._events[1])
 
     def _is_by_norms(self, chain: Chain) -> bool:
-        """Whether path norms measure it; a state that was saved before they could knows of none."""
-        known = self.param_groups[0].get("norms") or ()
-        return True in known and known[self._number(chain)]
+        """Whether path norms measure a chain. A state saved by a version without them has no entry."""
+        norms = self.param_groups[0].get("norms") or ()
+        return True in norms and norms[self._number(chain)]
 
     def _number(self, chain: Chain) -> int:
         return next(number for number, other in enumerate(self.paths.chains) if other is chain)
@@ -137,7 +138,7 @@ class GSGD(PathOptimizer):
         self._counted = counted
 
     def _turn_to_norms(self, chain: Chain, zero: str) -> None:
-        """Its skeleton, of which `zero` is 0, is a measure no more; the momenta start anew."""
+        """Has path norms measure a chain whose skeleton weight `zero` became 0; its momenta start from 0."""
         norms = self.param_groups[0].get("norms") or [False] * len(self.paths.chains)
         norms[self._number(chain)] = True
         self.param_groups[0]["norms"] = norms
@@ -171,7 +172,7 @@ class GSGD(PathOptimizer):
     def _move_by_fused_sgd(
         self, parameters: list[Tensor], gradients: list[Tensor], momenta: list[Tensor], group: dict[str, Any]
     ) -> None:
-        """The same where the host must not wait: one launch that leaves all as it is where a bound is not finite."""
+        """The plain step without waiting for the GPU: one launch, which writes nothing where a bound is not finite."""
         lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
         p, g, m = (get_total_norm(x, torch.inf) if x else 0.0 for x in (parameters, gradients, momenta))
         may_overflow = ~((1 + lr * decay) * p + lr * (momentum * m + g) + momentum * m + g + decay * p).isfinite()
