@@ -22,10 +22,15 @@ def names() -> Iterator[str]:
         for name in sorted(module.__all__):
             thing = getattr(module, name)
             yield f"{module.__name__}.{name}{_signature(thing)}"
-            if inspect.isclass(thing):
-                for member, what in sorted(vars(thing).items()):
-                    if not member.startswith("_"):
-                        yield f"{module.__name__}.{name}.{member}{_signature(what)}"
+            for member, what in sorted(_members(thing).items()):
+                if not member.startswith("_"):
+                    yield f"{module.__name__}.{name}.{member}{_signature(what)}"
+
+
+def _members(thing: Any) -> dict[str, Any]:
+    """What a class of ours has from our classes: torch.optim puts a wrapped `step` into each class that it meets."""
+    ours = [cls for cls in reversed(getattr(thing, "__mro__", ())) if cls.__module__.startswith("tropigrad.")]
+    return {name: what for cls in ours for name, what in vars(cls).items()}
 
 
 def _signature(thing: Any) -> str:
