@@ -88,9 +88,8 @@ def _step(
             values = values.view(len(rows), param_rows.shape[-1])
             _check_range(param_rows, rows, columns)
             others = rule, momentum, eps, moment_rows, touched, number, deterministic
-            _STEPS.functions["triton" if chosen == "triton" else "torch"](
-                param_rows, rows, columns, values, pace, *others
-            )
+            step = _STEPS.functions["torch" if chosen == "cpp" else chosen]  # C++ takes nothing empty
+            step(param_rows, rows, columns, values, pace, *others)
     if not param.is_inference():  # such a tensor has no version
         torch.autograd.graph.increment_version(param)
 
