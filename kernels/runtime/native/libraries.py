@@ -1,10 +1,4 @@
-"""C++ kernels, compiled by the system's compiler at first use and cached: one file with a C interface, one library.
-
-A library's name is a hash of all that made it: source, native.hpp, flags, compiler, processor. It is compiled in an
-unfinished folder beside its place and moved there in one step, so any number of processes may build at once and none
-sees half a file; its last bytes are its own checksum (loaders ignore what follows an ELF image), so a damaged file is
-built again, not run. A build that was killed leaves its folder to the next one. ctypes calls release the interpreter's
-lock.
+"""The libraries of the C++ kernels: one for each source, dtype and form, compiled at first use (build.py).
 
 A library is built in one of several forms: how wide its vectors are, and whether its sums are made as fma(a, 1, b).
 Every form gives the same bits, whatever processor it is for; `building` chooses one for tests.
@@ -12,19 +6,10 @@ Every form gives the same bits, whatever processor it is for; `building` chooses
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import ctypes
 import functools
-import hashlib
-import os
 import platform
-import shlex
-import shutil
-import signal
-import subprocess
-import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -34,14 +19,9 @@ from typing import Any
 import torch
 
 from .... import autotune
+from . import build
 
-# contraction off: a · b must be rounded before it is compared or added, as torch rounds it. No trapping: nobody reads
-# the floating-point flags, and loops with a choice between two sums vectorise.
-FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread")
-FLAGS += ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
-HEADER = Path(__file__).with_name("native.hpp")  # what sources include
 _PROBE = Path(__file__).with_name("add_probe.cpp")
-CANDIDATES = ("c++", "g++", "clang++")
 ELEMENTS = {  # the C++ names; each dtype is a library of its own, compiled when first met
     torch.float64: "double",
     torch.float32: "float",
@@ -51,18 +31,6 @@ ELEMENTS = {  # the C++ names; each dtype is a library of its own, compiled when
     torch.int16: "int16_t",
     torch.int8: "int8_t",
 }
-
-
-# an extension of torch holds no loops, but needs the ABI of this very torch
-_TORCH = Path(torch.__file__).parent
-EXTENSION_FLAGS = ("-O1", "-std=c++20", "-shared", "-fPIC", f"-I{_TORCH / 'include'}", f"-L{_TORCH / 'lib'}")
-EXTENSION_FLAGS += ("-ltorch_cpu", "-lc10", f'-DBUILT_FOR="torch {torch.__version__}"')
-
-
-@dataclass(frozen=True)
-class Compiler:
-    command: tuple[str, ...]
-    version: str
 
 
 @dataclass(frozen=True)
@@ -83,18 +51,6 @@ class Form:
 
 LEVELS = ("x86-64", "x86-64-v2", "x86-64-v3", "x86-64-v4")  # of the x86-64 ABI: each has what the one before has
 _form = Form()
-
-
-def why_no_compiler() -> str:
-    """Why no C++ kernel can be compiled here; "" where a compiler answers. Cheap after the first call."""
-    found = _compiler_now()
-    return found if isinstance(found, str) else ""
-
-
-def compiler() -> Compiler | None:
-    """The compiler of the C++ kernels; None where there is none. Cheap after the first call."""
-    found = _compiler_now()
-    return None if isinstance(found, str) else found
 
 
 def library(source: Path, *defines: str) -> ctypes.CDLL | None:
@@ -135,9 +91,10 @@ def extension(source: Path, *, compiles: bool) -> ctypes.CDLL | None:
 def _extension(source: Path, compiles: bool) -> ctypes.CDLL | str:
     if not compiles and not (autotune.cache_dir() / "native").is_dir():
         return "nothing is compiled yet"
-    compiler = _compiler_now() if compiles else "it is not compiled yet"
-    target = _target(source, EXTENSION_FLAGS, platform.machine())  # a home may serve machines of two architectures
-    return _loaded(target, source, EXTENSION_FLAGS, compiler)
+    compiler = build.compiler_or_reason() if compiles else "it is not compiled yet"
+    # a home may serve machines of two architectures
+    target = build.target_of(source, build.EXTENSION_FLAGS, platform.machine())
+    return build.load(target, source, build.EXTENSION_FLAGS, compiler)
 
 
 def required(op: str, source: Path, dtype: torch.dtype) -> ctypes.CDLL:
@@ -219,7 +176,7 @@ def form() -> str:
     probe = _library(_PROBE, ())
     if isinstance(probe, str):
         return f"none: {probe}"
-    return f"vectors of {vector_bytes()} bytes, sums by {'FMA' if adds_by_fma() else 'addition'}, {processor()}"
+    return f"vectors of {vector_bytes()} bytes, sums by {'FMA' if adds_by_fma() else 'addition'}, {build.processor()}"
 
 
 def vector_bytes() -> int:
@@ -262,59 +219,9 @@ def warn_of_slower_path(reason: str) -> None:
 
 
 def _library(source: Path, defines: tuple[str, ...], form: Form | None = None) -> ctypes.CDLL | str:
-    compiler = _compiler_now()
-    flags = (*FLAGS, f"-march={(form or _form).processor}", *(f"-D{define}" for define in defines))
-    return compiler if isinstance(compiler, str) else _made(source, flags, compiler)
-
-
-@functools.cache
-def _made(source: Path, flags: tuple[str, ...], compiler: Compiler) -> ctypes.CDLL | str:
-    return _loaded(_target(source, flags, f"{compiler!r}{_processor()}"), source, flags, compiler)
-
-
-def _target(source: Path, flags: tuple[str, ...], environment: str) -> Path:
-    return cache_folder() / f"{source.parent.name}-{source.stem}-{_key(source, flags, environment)}.so"
-
-
-def _loaded(target: Path, source: Path, flags: tuple[str, ...], compiler: Compiler | str) -> ctypes.CDLL | str:
-    """What lies at `target` or is compiled now, or why nothing is: `compiler` may be a reason."""
-    try:
-        return ctypes.CDLL(_intact(target))
-    except (OSError, ValueError):  # not there yet, or damaged
-        if isinstance(compiler, str):
-            return compiler
-    try:
-        _build(compiler, flags, source, target)
-        return ctypes.CDLL(_intact(target))
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
-        return f"{source.name} did not compile: {error}"
-
-
-def _compiler_now() -> Compiler | str:
-    return _compiler(os.environ.get("CXX", ""), os.environ.get("PATH", ""))
-
-
-@functools.cache
-def _compiler(cxx: str, path: str) -> Compiler | str:
-    """The first compiler that answers, or why there is none."""
-    try:
-        asked = shlex.split(cxx)
-    except ValueError as error:
-        return f"CXX is {cxx!r}: {error}; set it to a C++ compiler, or unset it"
-    for command in [asked] if asked else [[name] for name in CANDIDATES]:
-        executable = shutil.which(command[0], path=path)
-        if executable is None:
-            continue
-        command = (executable, *command[1:])
-        try:
-            answer = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=60)
-        except (OSError, subprocess.SubprocessError):
-            continue
-        if answer.returncode == 0:
-            return Compiler(command, answer.stdout)
-    if asked:
-        return f"CXX is {cxx!r}, which does not answer as a C++ compiler; set it to one that does, or unset it"
-    return f"no C++ compiler found ({', '.join(CANDIDATES)}); install one (Debian: apt install g++) or set CXX"
+    compiler = build.compiler_or_reason()
+    flags = (*build.FLAGS, f"-march={(form or _form).processor}", *(f"-D{define}" for define in defines))
+    return compiler if isinstance(compiler, str) else build.kernel_library(source, flags, compiler)
 
 
 @functools.cache
@@ -328,124 +235,3 @@ def openmp_team() -> int | None:
         return ctypes.cast(torch_cpu.GOMP_parallel, ctypes.c_void_p).value
     except (OSError, AttributeError):
         return None
-
-
-def _key(source: Path, flags: tuple[str, ...], environment: str) -> str:
-    parts = (source.read_bytes(), HEADER.read_bytes(), repr(flags).encode(), environment.encode())
-    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:32]
-
-
-@functools.cache
-def _processor() -> str:
-    """What -march=native depends on: machines of different processors may share one home."""
-    named = {line for line in _cpuinfo() if line.split(":")[0].strip() in ("flags", "Features", *_NAMES)}
-    return "\n".join([platform.system(), platform.machine(), platform.processor(), *sorted(named)])
-
-
-_NAMES = ("model name", "CPU part")  # which /proc/cpuinfo gives, of x86 and of ARM
-
-
-def processor() -> str:
-    """The processor's name, as the system tells it."""
-    named = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.split(":")[0].strip() in _NAMES]
-    return named[0] if named else platform.processor() or platform.machine()
-
-
-def _cpuinfo() -> list[str]:
-    try:
-        return Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return []
-
-
-def cache_folder() -> Path:
-    """Where the libraries lie: a folder of ours that nobody else can write to, since what lies there is run."""
-    try:
-        folder = autotune.cache_dir().absolute() / "native"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat()
-        if status.st_uid == os.getuid() and not status.st_mode & 0o022:
-            with tempfile.TemporaryFile(dir=folder):
-                return folder
-    except (OSError, RuntimeError):  # not writable, not a folder; or there is no home
-        pass
-    return _private_folder()
-
-
-@functools.cache
-def _private_folder() -> Path:
-    folder, owner = tempfile.mkdtemp(prefix="tropigrad-native-"), os.getpid()
-
-    def remove() -> None:
-        if os.getpid() == owner:  # a forked process runs what was registered before it
-            shutil.rmtree(folder, ignore_errors=True)
-
-    atexit.register(remove)
-    return Path(folder)
-
-
-def _intact(target: Path) -> str:
-    content = target.read_bytes()
-    size = hashlib.sha256().digest_size
-    if hashlib.sha256(content[:-size]).digest() != content[-size:]:
-        raise ValueError(f"{target} is damaged: its checksum does not match")
-    return str(target)
-
-
-def _after_fork() -> None:
-    """In the new process: the private folder of the old one is not its own."""
-    _private_folder.cache_clear()
-
-
-os.register_at_fork(after_in_child=_after_fork)
-
-
-def _end(compiling: subprocess.Popen) -> None:
-    """With the programs that the compiler has started; it removes its temporary files."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(compiling.pid, signal.SIGTERM)
-
-
-_LONGEST_BUILD = 600.0  # seconds
-
-
-def _build(compiler: Compiler, flags: tuple[str, ...], source: Path, target: Path) -> None:
-    """Compile and publish in one step.
-
-    Raises:
-        ValueError: the compiler's first error line.
-    """
-    _remove_abandoned(target.parent)
-    folder = tempfile.mkdtemp(prefix=f"{target.stem}-", suffix=_UNFINISHED, dir=target.parent)
-    try:
-        unfinished = os.path.join(folder, target.name)
-        command = [*compiler.command, str(source), *flags, "-o", unfinished]  # libraries come after what needs them
-        streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-        environment = os.environ | {"TMPDIR": folder}  # what a killed compiler leaves lies there too
-        with subprocess.Popen(command, start_new_session=True, env=environment, **streams) as process:
-            try:
-                said = process.communicate(timeout=_LONGEST_BUILD)[1]
-            except BaseException:
-                _end(process)
-                raise
-        if process.returncode != 0:
-            lines = [line for line in said.splitlines() if line.strip()]
-            silent = [f"{compiler.command[0]} ended with status {process.returncode}"]
-            raise ValueError(([line for line in lines if "error" in line.lower()] or lines or silent)[0])
-        with open(unfinished, "r+b") as file:
-            checksum = hashlib.sha256(file.read()).digest()
-            file.write(checksum)
-        os.replace(unfinished, target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-_UNFINISHED = ".unfinished"
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """What builds that were killed have left: older than any build may be."""
-    for path in folder.glob(f"*{_UNFINISHED}"):
-        with contextlib.suppress(OSError):  # another process was faster
-            if time.time() - path.stat().st_mtime > 2 * _LONGEST_BUILD:
-                shutil.rmtree(path, ignore_errors=True)
