@@ -33,9 +33,8 @@ from .... import autotune
 # the floating-point flags, and loops with a choice between two sums vectorise.
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread")
 FLAGS += ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
-HEADER = Path(__file__).with_name("native.hpp")  # what sources include
+HEADER = Path(__file__).with_name("native.hpp")  # which the sources include
 CANDIDATES = ("c++", "g++", "clang++")
-
 
 # an extension of torch holds no loops, but needs the ABI of this very torch
 _TORCH = Path(torch.__file__).parent
@@ -51,17 +50,18 @@ class Compiler:
 
 def why_no_compiler() -> str:
     """Why no C++ kernel can be compiled here; "" where a compiler answers. Cheap after the first call."""
-    found = compiler_or_reason()
-    return found if isinstance(found, str) else ""
+    compiler = compiler_or_reason()
+    return compiler if isinstance(compiler, str) else ""
 
 
 def compiler() -> Compiler | None:
     """The compiler of the C++ kernels; None where there is none. Cheap after the first call."""
-    found = compiler_or_reason()
-    return None if isinstance(found, str) else found
+    compiler = compiler_or_reason()
+    return None if isinstance(compiler, str) else compiler
 
 
 def compiler_or_reason() -> Compiler | str:
+    """The compiler that CXX and PATH lead to now, or why there is none."""
     return _compiler(os.environ.get("CXX", ""), os.environ.get("PATH", ""))
 
 
@@ -69,10 +69,10 @@ def compiler_or_reason() -> Compiler | str:
 def _compiler(cxx: str, path: str) -> Compiler | str:
     """The first compiler that answers, or why there is none."""
     try:
-        asked = shlex.split(cxx)
+        named = shlex.split(cxx)
     except ValueError as error:
         return f"CXX is {cxx!r}: {error}; set it to a C++ compiler, or unset it"
-    for command in [asked] if asked else [[name] for name in CANDIDATES]:
+    for command in [named] if named else [[name] for name in CANDIDATES]:
         executable = shutil.which(command[0], path=path)
         if executable is None:
             continue
@@ -83,22 +83,27 @@ def _compiler(cxx: str, path: str) -> Compiler | str:
             continue
         if answer.returncode == 0:
             return Compiler(command, answer.stdout)
-    if asked:
+    if named:
         return f"CXX is {cxx!r}, which does not answer as a C++ compiler; set it to one that does, or unset it"
     return f"no C++ compiler found ({', '.join(CANDIDATES)}); install one (Debian: apt install g++) or set CXX"
 
 
 @functools.cache
 def kernel_library(source: Path, flags: tuple[str, ...], compiler: Compiler) -> ctypes.CDLL | str:
+    """A kernel's library, apart from those for other compilers and processors; or why there is none."""
     return load(target_of(source, flags, f"{compiler!r}{_processor()}"), source, flags, compiler)
 
 
 def target_of(source: Path, flags: tuple[str, ...], environment: str) -> Path:
+    """The library's place in the cache. `environment`: whatever else the compiled code depends on."""
     return cache_folder() / f"{source.parent.name}-{source.stem}-{_key(source, flags, environment)}.so"
 
 
 def load(target: Path, source: Path, flags: tuple[str, ...], compiler: Compiler | str) -> ctypes.CDLL | str:
-    """What lies at `target` or is compiled now, or why nothing is: `compiler` may be a reason."""
+    """The library at `target`, compiled now if it is not there; or why there is none.
+
+    compiler: or the reason why nothing can be compiled, which is returned where the library would have to be.
+    """
     try:
         return ctypes.CDLL(_intact(target))
     except (OSError, ValueError):  # not there yet, or damaged
@@ -118,18 +123,18 @@ def _key(source: Path, flags: tuple[str, ...], environment: str) -> str:
 
 @functools.cache
 def _processor() -> str:
-    """What -march=native depends on: machines of different processors may share one home."""
-    named = {line for line in _cpuinfo() if line.split(":")[0].strip() in ("flags", "Features", *_NAMES)}
-    return "\n".join([platform.system(), platform.machine(), platform.processor(), *sorted(named)])
+    """All that -march=native depends on: machines of different processors may share one home."""
+    lines = {line for line in _cpuinfo() if line.split(":")[0].strip() in ("flags", "Features", *_NAMES)}
+    return "\n".join([platform.system(), platform.machine(), platform.processor(), *sorted(lines)])
 
 
-_NAMES = ("model name", "CPU part")  # which /proc/cpuinfo gives, of x86 and of ARM
+_NAMES = ("model name", "CPU part")  # the keys of /proc/cpuinfo, on x86 and on ARM
 
 
 def processor() -> str:
     """The processor's name, as the system tells it."""
-    named = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.split(":")[0].strip() in _NAMES]
-    return named[0] if named else platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.split(":")[0].strip() in _NAMES]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _cpuinfo() -> list[str]:
@@ -140,7 +145,7 @@ def _cpuinfo() -> list[str]:
 
 
 def cache_folder() -> Path:
-    """Where the libraries lie: a folder of ours that nobody else can write to, since what lies there is run."""
+    """The folder of the libraries. Nobody but this user can write to it, since the files in it are run."""
     try:
         folder = autotune.cache_dir().absolute() / "native"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -158,7 +163,7 @@ def _private_folder() -> Path:
     folder, owner = tempfile.mkdtemp(prefix="tropigrad-native-"), os.getpid()
 
     def remove() -> None:
-        if os.getpid() == owner:  # a forked process runs what was registered before it
+        if os.getpid() == owner:  # a forked process also runs the exit functions of its parent
             shutil.rmtree(folder, ignore_errors=True)
 
     atexit.register(remove)
@@ -166,7 +171,7 @@ def _private_folder() -> Path:
 
 
 def _after_fork() -> None:
-    """In the new process: the private folder of the old one is not its own."""
+    """The private folder of the parent process is not the child's own."""
     _private_folder.cache_clear()
 
 
@@ -174,6 +179,11 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def _intact(target: Path) -> str:
+    """The path of a library whose checksum matches.
+
+    Raises:
+        ValueError: it does not match.
+    """
     content = target.read_bytes()
     size = hashlib.sha256().digest_size
     if hashlib.sha256(content[:-size]).digest() != content[-size:]:
@@ -185,7 +195,7 @@ _LONGEST_BUILD = 600.0  # seconds
 
 
 def _build(compiler: Compiler, flags: tuple[str, ...], source: Path, target: Path) -> None:
-    """Compile and publish in one step.
+    """Compiles, and publishes the library in one step.
 
     Raises:
         ValueError: the compiler's first error line.
@@ -196,15 +206,15 @@ def _build(compiler: Compiler, flags: tuple[str, ...], source: Path, target: Pat
         unfinished = os.path.join(folder, target.name)
         command = [*compiler.command, str(source), *flags, "-o", unfinished]  # libraries come after what needs them
         streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-        environment = os.environ | {"TMPDIR": folder}  # what a killed compiler leaves lies there too
+        environment = os.environ | {"TMPDIR": folder}  # the files of a killed compiler are then removed with it
         with subprocess.Popen(command, start_new_session=True, env=environment, **streams) as process:
             try:
-                said = process.communicate(timeout=_LONGEST_BUILD)[1]
+                errors = process.communicate(timeout=_LONGEST_BUILD)[1]
             except BaseException:
                 _end(process)
                 raise
         if process.returncode != 0:
-            lines = [line for line in said.splitlines() if line.strip()]
+            lines = [line for line in errors.splitlines() if line.strip()]
             silent = [f"{compiler.command[0]} ended with status {process.returncode}"]
             raise ValueError(([line for line in lines if "error" in line.lower()] or lines or silent)[0])
         with open(unfinished, "r+b") as file:
@@ -216,7 +226,7 @@ def _build(compiler: Compiler, flags: tuple[str, ...], source: Path, target: Pat
 
 
 def _end(compiling: subprocess.Popen) -> None:
-    """With the programs that the compiler has started; it removes its temporary files."""
+    """Ends the compiler and the programs that it has started; it removes its temporary files."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(compiling.pid, signal.SIGTERM)
 
@@ -225,7 +235,7 @@ _UNFINISHED = ".unfinished"
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """What builds that were killed have left: older than any build may be."""
+    """Removes the folders that killed builds have left: those older than any build may be."""
     for path in folder.glob(f"*{_UNFINISHED}"):
         with contextlib.suppress(OSError):  # another process was faster
             if time.time() - path.stat().st_mtime > 2 * _LONGEST_BUILD:

@@ -38,7 +38,7 @@ class Form:
     """How the C++ kernels are built.
 
     Args:
-        processor: what -march is given. x86-64 and x86-64-v2 have vectors of 16 bytes, v3 of 32, v4 of 64.
+        processor: the argument of -march. x86-64 and x86-64-v2 have vectors of 16 bytes, v3 of 32, v4 of 64.
         by_fma: whether sums of floats are made as fma(a, 1, b), which rounds as a + b does; None: where that is faster.
     """
 
@@ -59,32 +59,32 @@ def library(source: Path, *defines: str) -> ctypes.CDLL | None:
     defines: preprocessor definitions, "NAME=value" or "NAME", where one source makes several libraries.
     Environment: CXX names the compiler, TROPIGRAD_CACHE_DIR the cache (default: the user's cache folder).
     """
-    found = _library(source, defines)
-    if isinstance(found, str):
-        warn_of_slower_path(found)
+    library = _library(source, defines)
+    if isinstance(library, str):
+        warn_of_slower_path(library)
         return None
-    return found
+    return library
 
 
 def library_of(source: Path, dtype: torch.dtype) -> ctypes.CDLL | None:
     """The library of one dtype, as `library` gives it, told to compute with the threads that torch computes with."""
     adding = ("ADD_BY_FMA",) if dtype.is_floating_point and has_two_sums(source) and adds_by_fma() else ()
-    found = library(source, f"ELEMENT={ELEMENTS[dtype]}", *adding)
-    if found is not None:
-        found.tropigrad_set_team.argtypes = [ctypes.c_void_p]
-        found.tropigrad_set_team(openmp_team())
+    of_dtype = library(source, f"ELEMENT={ELEMENTS[dtype]}", *adding)
+    if of_dtype is not None:
+        of_dtype.tropigrad_set_team.argtypes = [ctypes.c_void_p]
+        of_dtype.tropigrad_set_team(openmp_team())
         _libraries.add((source, dtype))
-    return found
+    return of_dtype
 
 
 def extension(source: Path, *, compiles: bool) -> ctypes.CDLL | None:
-    """`source`, which includes torch's headers, from the cache or compiled; None, without a word, where that fails.
+    """`source`, which includes torch's headers, from the cache or compiled; None, without a warning, where that fails.
 
-    It saves microseconds and changes no result, so nobody need hear of its absence. Any compiler's is as good as
-    another's, so the cache is asked without looking for one.
+    Without it calls are a few microseconds slower and give the same results, hence no warning. The compiler is not
+    part of the cache's key, since an extension of any compiler will do: a cached one is loaded without looking for one.
     """
-    found = _extension(source, compiles)
-    return None if isinstance(found, str) else found
+    library = _extension(source, compiles)
+    return None if isinstance(library, str) else library
 
 
 @functools.cache
@@ -92,7 +92,7 @@ def _extension(source: Path, compiles: bool) -> ctypes.CDLL | str:
     if not compiles and not (autotune.cache_dir() / "native").is_dir():
         return "nothing is compiled yet"
     compiler = build.compiler_or_reason() if compiles else "it is not compiled yet"
-    # a home may serve machines of two architectures
+    # the architecture is part of the key: machines of two may share one home
     target = build.target_of(source, build.EXTENSION_FLAGS, platform.machine())
     return build.load(target, source, build.EXTENSION_FLAGS, compiler)
 
@@ -103,14 +103,14 @@ def required(op: str, source: Path, dtype: torch.dtype) -> ctypes.CDLL:
     Raises:
         RuntimeError: it did not compile.
     """
-    found = library_of(source, dtype)
-    if found is None:
+    library = library_of(source, dtype)
+    if library is None:
         raise RuntimeError(f"{op}: the C++ kernel of {dtype} did not compile; TROPIGRAD_BACKEND=torch avoids it")
-    return found
+    return library
 
 
 def cached(function: Callable[..., Any]) -> Any:
-    """functools.cache, for what holds on to a library: emptied where `building` begins and ends."""
+    """functools.cache, for functions whose results hold a library: emptied where `building` begins and ends."""
     kept = functools.cache(function)
     _of_one_form.append(kept.cache_clear)
     return kept
@@ -127,7 +127,7 @@ def has_two_sums(source: Path) -> bool:
 
 @cached
 def adds_by_fma() -> bool:
-    """Whether sums are made as fma(a, 1, b), which rounds as a + b does: where half a millisecond says it gains."""
+    """Whether sums are made as fma(a, 1, b), which rounds as a + b does: if a probe of 0.5 ms is faster so."""
     if _form.by_fma is not None:
         return _form.by_fma
     probe = _library(_PROBE, ())
@@ -136,9 +136,9 @@ def adds_by_fma() -> bool:
 
 @contextlib.contextmanager
 def building(form: Form) -> Iterator[None]:
-    """Inside the block, in all threads, libraries are built and run in this form, which `why_not` allows.
+    """Inside the block, in all threads, libraries are built and run in this form.
 
-    Nothing may be running on a C++ kernel as the block begins or ends.
+    `why_not(form)` must be "", and no C++ kernel may be running as the block begins or ends.
     """
     global _form
     before = _form
@@ -155,7 +155,7 @@ def _forget_libraries() -> None:
     for forget in _of_one_form:
         forget()
     _libraries.clear()
-    autotune.reload()  # remembered calls hold functions of libraries
+    autotune.reload()  # the plans of dispatch.py hold functions of libraries
 
 
 def why_not(form: Form) -> str:
@@ -165,14 +165,14 @@ def why_not(form: Form) -> str:
         return probe
     if form.processor in LEVELS and LEVELS.index(form.processor) >= probe.x86_64_level():
         return f"this processor lacks what {form.processor} has"
-    found = _library(_PROBE, (), form)
-    if isinstance(found, str):
-        return f"this compiler does not build for {form.processor}: {found}"
-    return f"{form.processor} has no fused multiply-add of vectors" if form.by_fma and not found.fuses() else ""
+    built = _library(_PROBE, (), form)
+    if isinstance(built, str):
+        return f"this compiler does not build for {form.processor}: {built}"
+    return f"{form.processor} has no fused multiply-add of vectors" if form.by_fma and not built.fuses() else ""
 
 
 def form() -> str:
-    """In which form the C++ kernels are taken here, for people: "vectors of 32 bytes, sums by FMA, AMD EPYC 7B13"."""
+    """The form in which the C++ kernels run here, for people: "vectors of 32 bytes, sums by FMA, AMD EPYC 7B13"."""
     probe = _library(_PROBE, ())
     if isinstance(probe, str):
         return f"none: {probe}"
@@ -180,45 +180,46 @@ def form() -> str:
 
 
 def vector_bytes() -> int:
-    """How wide the vectors of the C++ kernels are here; 0 where nothing compiles."""
+    """The width of the C++ kernels' vectors here; 0 where nothing compiles."""
     probe = _library(_PROBE, ())
     return 0 if isinstance(probe, str) else probe.vector_bytes()
 
 
 def is_loaded(source: Path, dtype: torch.dtype) -> bool:
-    """Whether `library_of` has given one before: then nobody need look for a compiler, which costs 5 µs."""
+    """Whether `library_of` has loaded this one before. If so, the 5 µs of looking for a compiler can be spared."""
     return (source, dtype) in _libraries
 
 
 def loaded() -> frozenset[tuple[Path, torch.dtype]]:
-    """The sources and dtypes that `library_of` has given libraries of, in the form of now."""
+    """The sources and dtypes whose libraries `library_of` has loaded, in the current form."""
     return frozenset(_libraries)
 
 
-_libraries: set[tuple[Path, torch.dtype]] = set()  # in the form of now
+_libraries: set[tuple[Path, torch.dtype]] = set()  # in the current form
 
 
-# Of a C++ kernel's space; 0: all of torch's, where there is work for them. Any number gives the same bits.
+# The numbers of threads in a C++ kernel's space. 0: all of torch's, if there is work for them. The bits are the same.
 THREADS = (0, 1, 2, 4, 8, 16)
 
 
 def threads(wanted: int, work: int, small: int) -> int:
-    """How many threads a call takes: as many as its config wants, or, where that is 0, all unless its work is small."""
+    """The threads of a call: as many as its config wants; if that is 0, all of torch's, but one for small work."""
     return wanted or (torch.get_num_threads() if work > small else 1)
 
 
 def integers(*values: int):
-    """What a library takes for `const int64_t*`."""
+    """An array that a library takes for `const int64_t*`."""
     return (ctypes.c_int64 * len(values))(*values)
 
 
 @functools.cache
 def warn_of_slower_path(reason: str) -> None:
-    """Says once, per reason, that torch stands in for the C++ kernels."""
+    """Warns, once for each reason, that torch stands in for the C++ kernels."""
     warnings.warn(f"CPU kernels run on torch's slower path: {reason}", RuntimeWarning, stacklevel=2)
 
 
 def _library(source: Path, defines: tuple[str, ...], form: Form | None = None) -> ctypes.CDLL | str:
+    """The library, in the current form if none is named; or why there is none."""
     compiler = build.compiler_or_reason()
     flags = (*build.FLAGS, f"-march={(form or _form).processor}", *(f"-D{define}" for define in defines))
     return compiler if isinstance(compiler, str) else build.kernel_library(source, flags, compiler)
@@ -228,7 +229,7 @@ def _library(source: Path, defines: tuple[str, ...], form: Form | None = None) -
 def openmp_team() -> int | None:
     """The address of GOMP_parallel in the OpenMP runtime that torch itself computes with; None without one.
 
-    Asked of torch's own library: other packages bring runtimes of theirs into the process.
+    It is looked up in torch's own library, since other packages bring OpenMP runtimes of theirs into the process.
     """
     try:
         torch_cpu = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
