@@ -1,10 +1,10 @@
-"""Compiling a C++ file into a library that is cached: one file, one library.
+"""Compiling a C++ file into a library that is cached: one file, with those that it includes, one library.
 
-A library's name is a hash of all that made it: source, native.hpp, flags, compiler, processor. It is compiled in an
-unfinished folder beside its place and moved there in one step, so any number of processes may build at once and none
-sees half a file. Its last bytes are its own checksum (loaders ignore what follows an ELF image), so a damaged file is
-built again, not run. A build that was killed leaves its folder, which a later build removes. ctypes calls release the
-interpreter's lock.
+A library's name is a hash of all that made it: source, what that includes, flags, compiler, processor. It is compiled
+in an unfinished folder beside its place and moved there in one step, so any number of processes may build at once and
+none sees half a file. Its last bytes are its own checksum (loaders ignore what follows an ELF image), so a damaged
+file is built again, not run. A build that was killed leaves its folder, which a later build removes. ctypes calls
+release the interpreter's lock.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from pathlib import Path
 import torch
 
 from .... import autotune
+from ....autotune.keys import with_included
 
 # contraction off: a · b must be rounded before it is compared or added, as torch rounds it. No trapping: nobody reads
 # the floating-point flags, and loops with a choice between two sums vectorise.
@@ -117,7 +118,7 @@ def load(target: Path, source: Path, flags: tuple[str, ...], compiler: Compiler 
 
 
 def _key(source: Path, flags: tuple[str, ...], environment: str) -> str:
-    parts = (source.read_bytes(), HEADER.read_bytes(), repr(flags).encode(), environment.encode())
+    parts = *(path.read_bytes() for path in with_included(source)), repr(flags).encode(), environment.encode()
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:32]
 
 

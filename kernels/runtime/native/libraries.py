@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from .... import autotune
+from ....autotune.keys import with_included
 from . import build
 
 _PROBE = Path(__file__).with_name("add_probe.cpp")
@@ -122,7 +123,8 @@ _of_one_form: list[Callable[[], object]] = []
 @functools.cache
 def has_two_sums(source: Path) -> bool:
     """Whether the source adds by native.hpp's Plus, and so makes two libraries, by FMA and by addition."""
-    return b"Plus" in source.read_bytes()
+    own = (path for path in with_included(source) if path != build.HEADER.resolve())
+    return any(b"Plus" in path.read_bytes() for path in own)
 
 
 @cached

@@ -70,6 +70,34 @@ def test_a_changed_source_is_another_library(source, tmp_path):
     assert len(built(tmp_path)) == 2
 
 
+def test_a_changed_file_that_is_included_makes_another_library(tmp_path):
+    source, part = tmp_path / "whole.cpp", tmp_path / "part.hpp"
+    (tmp_path / "between.hpp").write_text('#include "part.hpp"\n')
+    source.write_text('#include "between.hpp"\nextern "C" int answer() { return PART; }\n')
+    part.write_text("#define PART 1\n")
+    assert answer(native.library(source)) == 1
+    build.kernel_library.cache_clear()
+    part.write_text("#define PART 2\n")
+    assert answer(native.library(source)) == 2
+    assert len(built(tmp_path)) == 2
+
+
+def test_a_file_that_is_included_may_add_as_native_hpp_does(tmp_path):
+    source, part = tmp_path / "whole.cpp", tmp_path / "part.hpp"
+    for adding, text in ((False, "int x = PLUS;\n"), (True, "int x = Plus::of(1, 2);\n")):
+        part.write_text(text)
+        source.write_text(f'#include "{native.HEADER}"\n#include "part.hpp"\n')
+        native.has_two_sums.cache_clear()
+        assert native.has_two_sums(source) == adding
+
+
+def test_an_included_file_that_is_not_there_is_named(tmp_path):
+    source = tmp_path / "whole.cpp"
+    source.write_text('#include "nowhere.hpp"\n')
+    with pytest.warns(RuntimeWarning, match=r"whole\.cpp did not compile: .*nowhere\.hpp"):
+        assert native.library(source) is None
+
+
 def test_the_cache_folder_is_private(source, tmp_path):
     native.library(source, "ANSWER=1")
     assert (tmp_path / "cache" / "native").stat().st_mode & 0o777 == 0o700
