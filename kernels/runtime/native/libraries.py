@@ -110,10 +110,10 @@ def library(source: Path, *defines: str) -> ctypes.CDLL | None:
     return found
 
 
-def library_of(source: Path, dtype: torch.dtype) -> ctypes.CDLL | None:
+def library_of(source: Path, dtype: torch.dtype, *defines: str) -> ctypes.CDLL | None:
     """The library of one dtype, as `library` gives it, told to compute with the threads that torch computes with."""
     adding = ("ADD_BY_FMA",) if dtype.is_floating_point and has_two_sums(source) and adds_by_fma() else ()
-    found = library(source, f"ELEMENT={ELEMENTS[dtype]}", *adding)
+    found = library(source, f"ELEMENT={ELEMENTS[dtype]}", *adding, *defines)
     if found is not None:
         found.tropigrad_set_team.argtypes = [ctypes.c_void_p]
         found.tropigrad_set_team(openmp_team())
