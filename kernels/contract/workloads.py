@@ -1,7 +1,7 @@
-"""How a function becomes a contender of a workload: called, trained, or compiled before either.
+"""Makes a function a contender of a workload: called, trained, or compiled before either.
 
-Nothing is evaluated while a contender is prepared: its first call is the one whose memory is measured, and buffers that
-it keeps for its next time are to count.
+Nothing is evaluated while a contender is prepared. Memory is measured in its first call, which must therefore include
+the buffers that it keeps for later calls.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ Prepare = Callable[..., Call]
 
 
 def called(function: Function) -> Prepare:
-    """The function's results."""
+    """Calls give the function's results."""
 
     def prepare(*args: Tensor) -> Call:
         def call() -> tuple[Tensor, ...]:
-            found = function(*args)
-            return tuple(found) if isinstance(found, tuple) else (found,)
+            results = function(*args)
+            return tuple(results) if isinstance(results, tuple) else (results,)
 
         return call
 
@@ -31,7 +31,7 @@ def called(function: Function) -> Prepare:
 
 
 def trained(function: Function, output: Callable[..., Sequence[int]]) -> Prepare:
-    """Forward and backward under a gradient of ones: (value, the gradient of each floating-point argument).
+    """Calls run forward, and backward under a gradient of ones: (value, the gradient of each floating-point argument).
 
     output: gives the shape of the function's value for the same arguments.
     """
@@ -51,5 +51,5 @@ def trained(function: Function, output: Callable[..., Sequence[int]]) -> Prepare
 
 
 def compiled(function: Function, prepare: Callable[[Function], Prepare]) -> Prepare:
-    """`prepare` of torch.compile's function, compiled anew for these sizes."""
+    """Prepares what torch.compile makes of the function, compiled for these very sizes."""
     return lambda *args: prepare(torch.compile(function, dynamic=False))(*args)
