@@ -27,6 +27,8 @@ SOURCE = Path(__file__).with_suffix(".cpp")
 _BACKENDS = ("cpp", "triton", "torch")
 _CPP = Space({"threads": native.THREADS})
 _TRITON = Space({"BLOCK": (256, 512, 1024, 2048, 4096), "num_warps": (4, 8)})
+_FLOATS = frozenset(FLOATS)
+_ORDINARY = (Tensor, torch.nn.Parameter)
 _SMALL = 1 << 15  # elements that are done before a thread would start
 
 Layout: TypeAlias = tuple[list[int], list[list[int]]]  # sizes, and the strides of each tensor
@@ -143,7 +145,7 @@ class Elementwise:
             plan=self._plan,
             gradient=gradient,
         )
-        self.in_place: Operator | None = None
+        self.in_place: Any = None
         if in_place:
             parameters[0] = f"Tensor(a!) {self.names[0]}"
             self.in_place = operator(
@@ -161,39 +163,71 @@ class Elementwise:
             TypeError: an operand is no strided float tensor, nor a number where that may be; or dtypes differ.
             ValueError: devices differ, shapes do not broadcast, or the first operand cannot be written in place.
         """
+        args = self._quickly(operands) or self._arguments(operands, inplace)
+        if not inplace:
+            return self.operator.call(*args)
+        x = operands[0]
+        self._check_written(x)
+        if _is_differentiated(operands):  # autograd knows what copy_ does
+            return x.copy_(self.operator.call(*args))
+        self.in_place.call(*args)
+        return x
+
+    # -------------------------------------------------------------------------------------------- arguments
+
+    def _quickly(self, operands: Sequence[Any]) -> list[Any] | None:
+        """The operator's arguments where the operands are ordinary tensors on the CPU, or numbers, and the first has
+        the result's shape. A small call takes no longer than its checks: these are the cheapest questions that Python can
+        ask. Where this is None, `_arguments` says why, or makes it so.
+        """
+        x = operands[0]
+        args: list[Any] = []
+        try:
+            dtype, shape = x.dtype, x.shape
+            if dtype not in _FLOATS:
+                return None
+            for y, number in zip(operands, self.takes_number, strict=True):
+                if number and type(y) is float:
+                    args += None, y
+                    continue
+                if type(y) not in _ORDINARY or not y.is_cpu or y.dtype is not dtype or y.layout is not torch.strided:
+                    return None
+                if y is not x and y.shape != shape:
+                    if is_compiling():
+                        return None
+                    y = y.expand_as(x)
+                args.append(y)
+                if number:
+                    args.append(0.0)
+            return args
+        except (
+            AttributeError,
+            RuntimeError,
+        ):  # of what is no tensor; or is nested, without a shape; or does not expand
+            return None
+
+    def _arguments(self, operands: tuple[Any, ...], inplace: bool) -> list[Any]:
+        """The operator's arguments: the operands, checked, as autocast wants them, and broadcast."""
         if not inplace:
             operands = self._under_autocast(operands)
-        self._check(operands, inplace)
-        first, shape = operands[0], None
-        for x in operands[1:]:
-            if isinstance(x, Tensor) and x.shape != first.shape:
-                shape = self._broadcast(operands)
-                break
-        if shape is not None:
+        self._check(operands)
+        first = operands[0]
+        if any(isinstance(x, Tensor) and x.shape != first.shape for x in operands[1:]):
+            shape = self._broadcast(operands)
             if inplace and shape != tuple(first.shape):
                 raise ValueError(
                     f"{self.name}: {self.names[0]} has shape {tuple(first.shape)} and the result {shape}; expected the "
                     "result's, to be written in place"
                 )
             operands = tuple(x.expand(shape) if isinstance(x, Tensor) else x for x in operands)
+        if inplace:
+            operands = first, *operands[1:]  # no view of it
         args = []
         for x, number in zip(operands, self.takes_number, strict=True):
-            if not number:
-                args.append(x)
-            elif isinstance(x, Tensor):
-                args += x, 0.0
-            else:
-                args += None, x
-        if not inplace:
-            return self.operator.call(*args)
-        if _is_differentiated(operands):  # autograd knows what copy_ does
-            return first.copy_(self.operator.call(*args))
-        self.in_place.call(*args)
-        return first
+            args += [x] if not number else [x, 0.0] if isinstance(x, Tensor) else [None, x]
+        return args
 
-    # -------------------------------------------------------------------------------------------- arguments
-
-    def _check(self, operands: Sequence[Any], inplace: bool) -> None:
+    def _check(self, operands: Sequence[Any]) -> None:
         first = operands[0]
         for name, x, number in zip(self.names, operands, self.takes_number, strict=True):
             if number and isinstance(x, float | torch.SymFloat):
@@ -210,7 +244,9 @@ class Elementwise:
                 raise ValueError(
                     f"{self.name}: {self.names[0]} is on {first.device} and {name} on {x.device}; expected one device"
                 )
-        if inplace and not is_compiling() and not first.is_contiguous() and memory.repeats(first):
+
+    def _check_written(self, first: Tensor) -> None:
+        if not is_compiling() and not first.is_contiguous() and memory.repeats(first):
             raise ValueError(
                 f"{self.name}: {self.names[0]}'s elements share memory, as an expanded tensor's do; expected a place "
                 f"for each, to be written in: {self.names[0]}.clone()"
@@ -363,7 +399,6 @@ class Elementwise:
                 f"{self.name}: vmap does not map {self.names[0]}, which is written in place, and maps another operand; "
                 "expected the first mapped, or no inplace"
             )
-        assert self.in_place
         self.in_place.dispatched(*_batched(info, dims, args))
         return None, None
 
@@ -383,11 +418,11 @@ def _batched(info: Any, dims: Any, args: Sequence[Any]) -> list[Any]:
 
 
 def _problem(x: Tensor) -> dict[str, int | str | bool]:
-    return {"N": x.numel(), "dtype": str(x.dtype)}
+    return {"size": x.numel(), "dtype": str(x.dtype)}
 
 
 def _is_differentiated(operands: Sequence[Any]) -> bool:
-    tensors = [x for x in operands if isinstance(x, Tensor)]
-    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+    """Whether autograd records a call with these, or a tangent comes with one."""
+    if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in operands):
         return True
-    return not is_compiling() and any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)
+    return forward_ad._current_level >= 0  # inside a dual_level

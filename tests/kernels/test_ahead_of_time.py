@@ -19,7 +19,11 @@ from tropigrad.kernels.path_step import Shape
 from tropigrad.kernels.path_step import by_triton as path_step
 from tropigrad.kernels.path_values import by_triton as paths
 from tropigrad.kernels.runtime import backend
+from tropigrad.kernels.runtime import elementwise as launch
+from tropigrad.kernels.runtime.elementwise import Elementwise
 from tropigrad.kernels.scatter_step import by_triton as sparse
+from tropigrad.kernels.soft_threshold import BACKWARD as SOFT_THRESHOLD_BACKWARD
+from tropigrad.kernels.soft_threshold import FORWARD as SOFT_THRESHOLD
 from tropigrad.kernels.tournament import by_triton as trees
 from tropigrad.kernels.tropical_conv2d import by_triton as convolution
 from tropigrad.kernels.tropical_matmul import by_triton
@@ -224,6 +228,18 @@ def path_values_backward(dtype: str, convolutions=False, add=True):
     return paths._path_values_bwd_kernel, signature, flags | config, warps
 
 
+def elementwise(dtype: str, op: Elementwise, dimensions: int, numbers: int = 0):
+    """The launch of an elementwise op on tensors that are walked in so many dimensions, then numbers."""
+    tensors = len(op.names) - numbers
+    signature: dict[str, Any] = {"operands": (f"*{dtype}",) * tensors + ("fp32",) * numbers, "out_ptr": f"*{dtype}"}
+    signature |= {"size": "i32", "sizes": ("i32",) * dimensions, "strides": ("i32",) * dimensions * (len(op.names) + 1)}
+    config = dict(op.by_triton.default({}))
+    warps = config.pop("num_warps")
+    compute = launch.tl.float64 if dtype == "fp64" else launch.tl.float32
+    flags = {"FORMULA": op.formula, "IS_NUMBER": (False,) * tensors + (True,) * numbers, "COMPUTE": compute}
+    return launch._elementwise_kernel, signature, flags | {"WIDE": False} | config, warps
+
+
 COMPILED = {
     "forward": forward,
     "forward-small": lambda dtype: forward(dtype, SMALL),
@@ -272,6 +288,10 @@ COMPILED = {
     "step-few-polyak": lambda dtype: sparse_step("few", dtype, "polyak"),
     "step-sorted-polyak": lambda dtype: sparse_step("sorted", dtype, "polyak"),
     "step-sorted-adagrad": lambda dtype: sparse_step("sorted", dtype, "adagrad"),
+    "soft-threshold": lambda dtype: elementwise(dtype, SOFT_THRESHOLD, 1),
+    "soft-threshold-number": lambda dtype: elementwise(dtype, SOFT_THRESHOLD, 1, numbers=dtype != "fp64"),
+    "soft-threshold-broadcast": lambda dtype: elementwise(dtype, SOFT_THRESHOLD, 3),
+    "soft-threshold-backward": lambda dtype: elementwise(dtype, SOFT_THRESHOLD_BACKWARD, 2),
     "path-values": path_values,
     "path-values-convolutions": lambda dtype: path_values(dtype, convolutions=True),
     "path-values-backward": path_values_backward,
@@ -282,7 +302,7 @@ COMPILED = {
 
 FLOATS = ("fp32", "fp16", "bf16", "fp64")
 ONLY = {  # the dtypes of those that do not take all: integers have no gradient, float64 no fixed point
-    **dict.fromkeys(("scatter", "log", "conv2d", "step"), FLOATS),
+    **dict.fromkeys(("scatter", "log", "conv2d", "step", "soft"), FLOATS),
     "fixed": ("fp32", "fp16", "bf16"),
     "iterations": ("fp32", "fp64"),
     "path": ("fp32", "fp64"),
@@ -313,15 +333,16 @@ def names_for(dtype: str) -> tuple[str, ...]:
 AMD = ("gfx942", "gfx1100")
 _PATHS = ("iterations", "iterations-advance", "chain-flows", "chain-move")
 _PATHS += ("path-values", "path-values-backward", "path-values-backward-ordered")
+_SOFT = ("soft-threshold", "soft-threshold-number", "soft-threshold-broadcast", "soft-threshold-backward")
 _CONVOLUTIONS = ("forward-conv2d", "forward-conv2d-depthwise", "conv2d-scatter")
 _STEPS = ("step-few", "step-atomic", "step-keys", "step-pieces", "step-sorted-momentum")
 _TREES = ("tournament-build", "tournament-build-nodes", "tournament-update")
 _HALVES = ("forward-small", "forward-conv2d-winners", "forward-conv2d-depthwise")
-_HALVES += ("step-few-momentum", "step-sorted-adagrad", "step-sorted-norm")
+_HALVES += ("step-few-momentum", "step-sorted-adagrad", "step-sorted-norm", *_SOFT)
 QUICK = [  # a process each
     ("fp32", ("forward", "forward-blocks", "scatter", "fixed-scatter", "log", "log-backward"), (80, 90, 100)),
     ("fp16", ("forward-winners", "fixed-scatter-product", "fixed-largest", "fixed-back"), (90,)),
-    ("fp32", _PATHS, (80, 90, 100)),
+    ("fp32", _PATHS + _SOFT, (80, 90, 100)),
     ("fp32", _CONVOLUTIONS + _STEPS + _TREES, (90,)),
     ("bf16", _HALVES, (90,)),
     ("i16", ("forward-blocks",), (90,)),
