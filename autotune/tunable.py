@@ -44,6 +44,9 @@ class Tunable:
     calls: Callable[[Sizes, torch.dtype, torch.device], Iterable[Call]]
     # that launch one of its kernels at a problem, where no shape's sizes are the problem's
     calls_at: Callable[[Problem, torch.dtype, torch.device], Iterable[Call]] = lambda *problem: ()
+    # small shapes for tests: several blocks and tasks of each C++ kernel, and what Triton's interpreter does in time
+    middle: Sizes | None = None
+    interpreted: Sizes | None = None
 
 
 TUNABLE: dict[str, Tunable] = {}

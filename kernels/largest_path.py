@@ -16,13 +16,14 @@ from torch import Tensor
 
 from .contract.registry import register
 from .contract.spec import Contender, Misuse, Sample, Scaling, Sizes, Spec, Workload
-from .contract.workloads import called, compiled
+from .contract.workloads import called, forward_bytes, rivals
 from .mathematics.network import Layer, Size, as_list, network, nodes_into, under_autocast
 from .path_values import path_values_ref
 from .path_values.definition import matrices
 from .runtime.arguments import FLOATS
 from .runtime.tracing import traceable
 from .tropical_conv2d import tropical_conv2d
+from .tropical_matmul import _FORWARDS
 from .tropical_matvec import tropical_matvec
 
 # ------------------------------------------------------------------------------------------------ public
@@ -160,11 +161,10 @@ FORWARD = Workload(
     "largest path",
     (
         Contender("tropigrad", "ours", called(lambda *weights: largest_path(weights))),
-        Contender("dense eager", "dense", called(_plain)),
-        Contender("torch.compile", "compiled", compiled(_plain, called)),
+        *rivals(_plain, called),
     ),
     operations=lambda shape: 3 * shape["M"] * shape["N"],
-    bytes=lambda shape, itemsize: 3 * shape["M"] * shape["N"] * itemsize,
+    bytes=forward_bytes(inputs, lambda *weights: ()),
     mix="add_max",
 )
 
@@ -222,8 +222,10 @@ SPEC = register(
         dtypes=FLOATS,
         small_shapes=({"M": 1, "N": 1}, {"M": 11, "N": 7}, {"M": 5, "N": 9}),
         samples=samples,
-        misuses=misuses,
-        has_winners=lambda kwargs: True,
+        particular_misuses=misuses,
+        implementations=_FORWARDS,
+        fewer_backends=lambda kwargs: ("torch", "cpp", "triton"),
+        middle={"M": 70, "N": 90},
         scalings=lambda kwargs: (Scaling((1, 0, 0), 1), Scaling((1, -1, 0), 0), Scaling((-1, 0, 1), 0)),
         aliased={
             "one-weight": lambda w: (w, w, w),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..triton_or_stub import tl, triton
 from .contract.registry import register
-from .contract.spec import Contender, Misuse, Sample, Scaling, Sizes, Spec, Workload
+from .contract.spec import Contender, Extra, Misuse, Sample, Scaling, Sizes, Spec, Workload
 from .contract.workloads import called, compiled, trained
 from .runtime.arguments import FLOATS
 from .runtime.dispatch import Gradient
@@ -179,17 +179,6 @@ def misuses(device: torch.device) -> list[Misuse]:
     ]
 
 
-def raw_ops(device: torch.device) -> list[tuple[object, tuple[object, ...]]]:
-    x, t = torch.randn(3, 4, device=device), torch.rand(3, 4, device=device)
-    made, written = torch.ops.tropigrad.soft_threshold.default, torch.ops.tropigrad.soft_threshold_.default
-    return [
-        (made, (x.clone().requires_grad_(), t.clone().requires_grad_(), 0.0)),
-        (made, (x.clone().requires_grad_(), None, 0.5)),
-        (written, (x, t, 0.0)),
-        (torch.ops.tropigrad.soft_threshold_backward.default, (t, x)),
-    ]
-
-
 def _overwritten(view: str, copied) -> Tensor:
     x = torch.randn(6, 6, generator=torch.Generator().manual_seed(0)).abs()
     t = {"itself": x, "transposed": x.mT, "row": x[2], "column": x[:, 1:2]}[view]
@@ -211,12 +200,14 @@ SPEC = register(
         dtypes=FLOATS,
         small_shapes=({"M": 1, "N": 1}, {"M": 17, "N": 33}, {"M": 30, "N": 1100}),
         samples=samples,
-        misuses=misuses,
+        particular_misuses=misuses,
+        implementations=FORWARD.implementations,
         tuned={name: FORWARD.tuned[name] + BACKWARD.tuned[name] for name in FORWARD.tuned},
         scalings=lambda kwargs: (Scaling((1, 1), 1),),
         aliased={"row": lambda x: (x, x[2]), "transposed": lambda x: (x, x.mT), "itself": lambda x: (x, x)},
-        overlapping={x: partial(_overwritten, x) for x in ("itself", "transposed", "row", "column")},
-        inputs_at=lambda problem, dtype, device: inputs({"M": 1, "N": int(problem["size"])}, dtype, device, 0),
-        raw_ops=raw_ops,
+        extra=Extra(
+            inputs_at=lambda problem, dtype, device: inputs({"M": 1, "N": int(problem["size"])}, dtype, device, 0),
+            overlapping={x: partial(_overwritten, x) for x in ("itself", "transposed", "row", "column")},
+        ),
     )
 )

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.overrides import handle_torch_function
 
 from .contract.registry import register
-from .contract.spec import Contender, Misuse, Sample, Sizes, Spec, Workload
-from .contract.workloads import Function, Prepare, called, compiled, trained
+from .contract.spec import Misuse, Sample, Sizes, Spec
+from .contract.workloads import Function, Prepare, called, rivals, standard, trained
 from .mathematics.factors import (
     are_alike,
     as_temperature,
@@ -27,9 +27,9 @@ from .mathematics.factors import (
 )
 from .runtime.arguments import FLOATS, INTEGERS
 from .runtime.tracing import stand_ins
-from .tropical_matmul import SEMIRINGS, by_cpp, tropical_matmul, tropical_matmul_ref
+from .tropical_matmul import _FORWARDS, SEMIRINGS, by_cpp, tropical_matmul, tropical_matmul_ref
 from .tropical_matmul.spec import inputs as matmul_inputs
-from .tropical_matmul.spec import scalings
+from .tropical_matmul.spec import scalings, supports
 
 # ------------------------------------------------------------------------------------------------ public
 
@@ -143,16 +143,6 @@ def _steps(shape: Sizes) -> int:
     return shape["B"] * shape["M"] * shape["K"]
 
 
-def _forward_bytes(shape: Sizes, itemsize: int) -> int:
-    B, M, K = shape["B"], shape["M"], shape["K"]
-    return (M * K + B * K + B * M) * itemsize
-
-
-def _training_bytes(shape: Sizes, itemsize: int) -> int:
-    # the gradients of A and x are written, that of y is read, the winners are written and read, in two bytes each
-    return 2 * _forward_bytes(shape, itemsize) + 4 * shape["B"] * shape["M"]
-
-
 def _dense(a: Tensor, x: Tensor) -> Tensor:
     return (a + x.unsqueeze(-2)).amax(-1)
 
@@ -161,31 +151,24 @@ def _dense_of_one_winner(a: Tensor, x: Tensor) -> Tensor:
     return (a + x.unsqueeze(-2)).max(-1).values  # amax shares its gradient among ties
 
 
+def _output(a: Tensor, x: Tensor) -> tuple[int, ...]:
+    return *x.shape[:-1], a.shape[-2]
+
+
 def _trained(product: Function) -> Prepare:
-    return trained(product, lambda a, x: (*x.shape[:-1], a.shape[-2]))
+    return trained(product, _output)
 
 
-FORWARD = Workload(
-    "matvec forward",
-    (
-        Contender("tropigrad", "ours", called(tropical_matvec)),
-        Contender("dense eager", "dense", called(_dense)),
-        Contender("torch.compile", "compiled", compiled(_dense, called)),
-    ),
-    operations=_steps,
-    bytes=_forward_bytes,
-    mix="add_max",
-)
-TRAINING = Workload(
-    "matvec forward + backward",
-    (
-        Contender("tropigrad", "ours", _trained(tropical_matvec)),
-        Contender("dense autograd", "dense", _trained(_dense_of_one_winner)),
-        Contender("torch.compile", "compiled", compiled(_dense_of_one_winner, _trained)),
-    ),
-    operations=_steps,
-    bytes=_training_bytes,
-    mix="add_max",
+WORKLOADS = standard(
+    "matvec",
+    tropical_matvec,
+    inputs,
+    _output,
+    _steps,
+    "add_max",
+    forward=rivals(_dense, called),
+    training=rivals(_dense_of_one_winner, _trained, "dense autograd"),
+    saves_winners=True,
 )
 
 
@@ -229,15 +212,10 @@ def misuses(device: torch.device) -> list[Misuse]:
     batches = a.expand(2, 2, 3), x.expand(3, 3)
     narrower = {"out_dtype": torch.float16}
     return [
-        bad("not-a-tensor", TypeError, "x is a list; expected a torch.Tensor", a, [1.0]),
-        bad("int64", TypeError, "a is torch.int64; expected one of float64, float32", a.long(), x.long()),
-        bad("mixed-dtypes", TypeError, "a is torch.float32 and x is torch.float64; expected one dtype", a, x.double()),
-        bad("sparse", TypeError, "x has layout torch.sparse_coo; expected torch.strided", a, x.to_sparse()),
         bad("no-matrix", ValueError, r"a has shape \(3,\); expected \[\.\.\., M, K\]", x, x),
         bad("scalar", ValueError, r"x has shape \(\); expected \[\.\.\., K\]", a, x[0]),
         bad("size", ValueError, r"x has shape \(2,\); expected \[\.\.\., 3\], to follow a's \(2, 3\)", a, x[:2]),
         bad("batch", ValueError, r"x's batch \(3,\) does not broadcast with a's \(2,\)", *batches),
-        bad("device", ValueError, r"a \(.*\) is on .* and x \(.*\) on meta; expected one device", a, x.to("meta")),
         bad("semiring", ValueError, "semiring is 'plus_times'; expected one of", a, x, semiring="plus_times"),
         bad("nan", ValueError, "nan is 'skip'; expected 'propagate' or 'ignore'", a, x, nan="skip"),
         bad("cold", ValueError, "temperature is 0; expected a positive", a, x, semiring="log", temperature=0),
@@ -258,16 +236,20 @@ SPEC = register(
             "wide": {"M": 512, "K": 65536, "B": 1},
             "batch": {"M": 512, "K": 512, "B": 64},
         },
-        workloads=(FORWARD, TRAINING),
+        workloads=WORKLOADS,
         variants={name: {"semiring": name} for name in SEMIRINGS},
         dtypes=(*FLOATS, *INTEGERS),
         small_shapes=({"M": 1, "K": 1, "B": 1}, {"M": 17, "K": 33, "B": 3}),
         samples=samples,
-        misuses=misuses,
-        supports=lambda dtype, kwargs: dtype.is_floating_point or kwargs["semiring"] != "log",
+        particular_misuses=misuses,
+        implementations=_FORWARDS,
+        middle={"M": 333, "K": 700, "B": 2},
+        interpreted={"M": 9, "K": 17, "B": 1},
+        supports=supports,
         is_exact=lambda kwargs: kwargs.get("semiring") != "log",
-        offers=lambda kwargs: ("torch", "triton") if kwargs.get("semiring") == "log" else ("torch", "cpp", "triton"),
-        has_winners=lambda kwargs: kwargs.get("semiring") != "log",
+        fewer_backends=lambda kwargs: (
+            ("torch", "triton") if kwargs.get("semiring") == "log" else ("torch", "cpp", "triton")
+        ),
         scalings=scalings,
         aliased={
             "row": lambda x: (x, x[2]),

@@ -20,8 +20,17 @@ def register(spec: Spec) -> Spec:
         raise ValueError(f"register: an op named {spec.name!r} is registered already")
     REGISTRY[spec.name] = spec
     kernels = tuple(kernel for of_backend in spec.tuned.values() for kernel in of_backend)
+    small = spec.small_shapes[-1]
     autotune.register(
-        autotune.Tunable(spec.name, spec.shapes, kernels, spec.tuning_calls or _calls_of(spec), _calls_at(spec))
+        autotune.Tunable(
+            spec.name,
+            spec.shapes,
+            kernels,
+            _calls_of(spec),
+            _calls_at(spec),
+            middle=spec.middle or small,
+            interpreted=spec.interpreted or small,
+        )
     )
     return spec
 
@@ -29,7 +38,7 @@ def register(spec: Spec) -> Spec:
 def _calls_at(spec: Spec):
     def calls(problem: Problem, dtype: torch.dtype, device: torch.device) -> Iterable[Call]:
         with torch.device("cpu"):
-            inputs = spec.inputs_at(problem, dtype, device)
+            inputs = spec.extra.inputs_at(problem, dtype, device)
         return () if inputs is None else tuning.calls_on(spec, inputs, dtype, device)
 
     return calls

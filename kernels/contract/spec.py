@@ -1,15 +1,22 @@
-"""What an op declares once: its oracle, samples, costs and rivals feed conformance, timing, rooflines and tuning."""
+"""An op declares once its oracle, samples, costs and rivals; conformance, reports and the tuner read them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal, TypeAlias
 
 import torch
 
-from ...autotune import Call, Problem, Tuned
+from ...autotune import Problem, Tuned
 from ...autotune.tunable import Sizes
+from ..runtime.implementations import Implementations
+from .misuses import Misuse, misuses_of
+from .operators import OperatorCall, operator_calls
+
+Tensors: TypeAlias = tuple[torch.Tensor, ...]
 
 # ours; dense: the materialised definition, in eager torch; compiled: torch.compile of it; peer: another library;
 # scale: computes something else (torch.matmul), for scale alone: never gated, never a speedup
@@ -23,16 +30,6 @@ class Sample:
     id: str
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Misuse:
-    """A call that must fail: the error's type, and a pattern its message must contain."""
-
-    id: str
-    call: Callable[[], Any]
-    error: type[Exception]
-    match: str
 
 
 @dataclass(frozen=True)
@@ -77,45 +74,147 @@ class Workload:
 
 
 @dataclass(frozen=True)
+class Extra:
+    """What few ops have."""
+
+    # operands of more than 2³¹ outputs, and those of the last few of these outputs
+    huge: Callable[[torch.device], tuple[Tensors, Tensors]] | None = None
+    # the raw scatter of winners [2, 5, 7] to gradients, and its K
+    scatter: tuple[Callable[[torch.Tensor], Tensors], int] | None = None
+    # inputs for which the op's calls launch a kernel at a problem, where the sizes of no shape lead to that problem
+    inputs_at: Callable[[Problem, torch.dtype, torch.device], Tensors | None] = lambda *problem: None
+    # keyword arguments that a shape asks for beside the variant's, such as groups
+    options_at: Callable[[Sizes], Mapping[str, Any]] = lambda shape: {}
+    # for in-place ops: the calls that the tuner times. As in Contender, `prepare(*inputs)` returns the call; repeated
+    # calls continue from the state that the last one left
+    in_place: Mapping[str, Callable[..., Callable[[], Tensors]]] = field(default_factory=dict)
+    # for in-place ops: calls whose operands are views of what is written. call(copied) uses a function that copies such
+    # an operand, or does not
+    overlapping: Mapping[str, Callable[[Callable[[torch.Tensor], torch.Tensor]], Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Spec:
-    """An op as data. Registering it puts it in the conformance suite and in the reports."""
+    """An op as data. Registering it puts it in the conformance suite and in the reports.
+
+    A spec says what is particular to the op. The methods below derive what follows from its signature, its dtypes, its
+    inputs and its implementations.
+    """
 
     name: str
     op: Callable[..., Any]
     oracle: Callable[..., Any]  # the definition, same signature
-    inputs: Callable[[Sizes, torch.dtype, torch.device, int], tuple[torch.Tensor, ...]]  # ..., seed: random, tie-free
-    shapes: Mapping[str, Sizes]  # the standard shapes of the benchmarks
-    workloads: tuple[Workload, ...]
-    variants: Mapping[str, Mapping[str, Any]]  # id -> keyword arguments that select a form of the op
+    inputs: Callable[[Sizes, torch.dtype, torch.device, int], Tensors]  # ..., seed: random, tie-free
     dtypes: tuple[torch.dtype, ...]
+    variants: Mapping[str, Mapping[str, Any]]  # id -> keyword arguments that select a form of the op
+    shapes: Mapping[str, Sizes]  # the standard shapes of the benchmarks
     small_shapes: tuple[Sizes, ...]  # for conformance: with zeros, ones and ragged edges
     samples: Callable[[torch.device], list[Sample]]  # special values, ties and edges, all dtypes
-    misuses: Callable[[torch.device], list[Misuse]]
-    supports: Callable[[torch.dtype, Mapping[str, Any]], bool] = lambda dtype, kwargs: True
-    is_exact: Callable[[Mapping[str, Any]], bool] = lambda kwargs: True  # `==` against the oracle, or a tolerance
-    is_differentiable: bool = True  # gradients are compared beside the values
-    left_out: Mapping[str, str] = field(default_factory=dict)  # promise -> why it is none of this op's
-    has_winners: Callable[[Mapping[str, Any]], bool] = lambda kwargs: False  # return_indices=True is allowed
-    backends: tuple[str, ...] = ("torch", "cpp", "triton")
-    offers: Callable[[Mapping[str, Any]], tuple[str, ...]] = lambda kwargs: ("torch", "cpp", "triton")  # to a variant
+    implementations: Implementations
+    workloads: tuple[Workload, ...] = ()
     tuned: Mapping[str, tuple[Tuned, ...]] = field(default_factory=dict)  # backend -> its kernels with a config
-    # of a variant: how its value follows when the arguments are scaled
+    # misuses beside those that follow from the arguments (misuses.py); for in-place ops, all of them
+    particular_misuses: Callable[[torch.device], list[Misuse]] = lambda device: []
+    supports: Callable[[torch.dtype, Mapping[str, Any]], bool] = lambda dtype, kwargs: True  # "return_indices" as well
+    is_exact: Callable[[Mapping[str, Any]], bool] = lambda kwargs: True  # `==` against the oracle, or a tolerance
+    no_gradient: str = ""  # why the op has none; "" where gradients are compared beside the values
+    left_out: Mapping[str, str] = field(default_factory=dict)  # promises that this op does not make, with the reasons
+    # the backends of a variant, where it has fewer than there are implementations
+    fewer_backends: Callable[[Mapping[str, Any]], tuple[str, ...] | None] = lambda kwargs: None
+    middle: Sizes | None = None  # several blocks and tasks of each C++ kernel; by default the last small shape
+    interpreted: Sizes | None = None  # for Triton's interpreter; by default the last small shape
+    # how the value of a variant follows when the arguments are scaled
     scalings: Callable[[Mapping[str, Any]], tuple[Scaling, ...]] = lambda kwargs: ()
     # arguments of `op` that are views of one [6, 6] tensor
     aliased: Mapping[str, Callable[[torch.Tensor], tuple[Any, ...]]] = field(default_factory=dict)
-    # of an op that works in place, calls whose operands are views of what is written: call(copied) of a function that
-    # copies such an operand, or does not
-    overlapping: Mapping[str, Callable[[Callable[[torch.Tensor], torch.Tensor]], Any]] = field(default_factory=dict)
-    # operands of more than 2³¹ outputs, and those of the last few of these outputs
-    huge: Callable[[torch.device], tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]] | None = None
-    # the raw scatter of winners [2, 5, 7] to gradients, and its K
-    scatter: tuple[Callable[[torch.Tensor], tuple[torch.Tensor, ...]], int] | None = None
-    raw_ops: Callable[[torch.device], list[tuple[Any, tuple[Any, ...]]]] = lambda device: []  # for opcheck
-    # of an op that works in place, what the tuner calls, by name: prepare(*inputs) -> the call, as of a Contender, that
-    # goes on from what it wrote before
-    in_place: Mapping[str, Callable[..., Callable[[], tuple[torch.Tensor, ...]]]] = field(default_factory=dict)
-    # inputs for which its calls launch a kernel at a problem, where it has such that no sizes of its shapes lead to
-    inputs_at: Callable[[Problem, torch.dtype, torch.device], tuple[torch.Tensor, ...] | None] = lambda *problem: None
-    # how the tuner calls it, where that is neither in place nor `op(*inputs, **variant)`, with winners, and trained
-    # (tuning.py)
-    tuning_calls: Callable[[Sizes, torch.dtype, torch.device], Iterable[Call]] | None = None
+    extra: Extra = field(default_factory=Extra)
+
+    def __post_init__(self) -> None:
+        if self.no_gradient:
+            reasons = dict.fromkeys(("gradcheck", "subgradient", "jvp"), self.no_gradient)
+            object.__setattr__(self, "left_out", {**reasons, **self.left_out})
+
+    @property
+    def is_differentiable(self) -> bool:
+        """Whether gradients are compared beside the values."""
+        return not self.no_gradient
+
+    @property
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
+        """The parameters of `op`."""
+        return inspect.signature(self.op).parameters
+
+    def has_winners(self, kwargs: Mapping[str, Any]) -> bool:
+        """Whether a call may be made with return_indices=True."""
+        return "return_indices" in self.parameters and self.supports(torch.float32, {**kwargs, "return_indices": True})
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """The backends that serve some variant."""
+        offered = {name for kwargs in self.variants.values() for name in self.offers(kwargs)}
+        return tuple(name for name in self.implementations.backends if name in offered)
+
+    def offers(self, kwargs: Mapping[str, Any]) -> tuple[str, ...]:
+        """The backends that serve a variant."""
+        return self.fewer_backends(kwargs) or self.implementations.backends
+
+    def runs(self, args: Tensors, kwargs: Mapping[str, Any]) -> Iterator[Callable[[], Any]]:
+        """The calls on these arguments: forward, with winners, and forward and backward, as far as the op has them."""
+        yield lambda: self.op(*args, **kwargs)
+        if self.has_winners(kwargs):
+            yield lambda: self.op(*args, **kwargs, return_indices=True)
+        if self.is_differentiable and args[0].dtype.is_floating_point:
+            yield lambda: _trained(self.op, args, kwargs)
+
+    def raw_ops(self, device: torch.device) -> list[OperatorCall]:
+        """The operators that the op's variants and samples reach, with their arguments: what opcheck is given."""
+        return operator_calls(self._every_run(), device)
+
+    def _every_run(self) -> Iterator[Callable[[], Any]]:
+        cpu, shape = torch.device("cpu"), self.small_shapes[-1]
+        for kwargs in self.variants.values():
+            if "vmap" not in self.left_out:  # first: a batch of 2 says more than one of 1
+                pair = (self.inputs(shape, torch.float32, cpu, seed) for seed in range(2))
+                stacked = tuple(torch.stack(x) for x in zip(*pair, strict=True))
+                yield from self._mapped(kwargs).runs(stacked, {})
+            for dtype in self.dtypes:
+                if self.supports(dtype, kwargs):
+                    yield from self.runs(self.inputs(shape, dtype, cpu, 0), kwargs)
+        for sample in self.samples(cpu):
+            yield from self.runs(sample.args, sample.kwargs)
+
+    def _mapped(self, kwargs: Mapping[str, Any]) -> Spec:
+        return replace(self, op=lambda *args: torch.vmap(partial(self.op, **kwargs))(*args))
+
+    def misuses(self, device: torch.device) -> list[Misuse]:
+        """Calls that must fail."""
+        particular = self.particular_misuses(device)
+        if self.extra.in_place:  # `op` is a function made of the public ones, with names of its own
+            return particular
+        args = self.inputs(dict.fromkeys(self.small_shapes[-1], 3), torch.float32, device, 0)
+        return misuses_of(self.op, dict(zip(self._names(len(args)), args, strict=True)), self.dtypes) + particular
+
+    def _names(self, count: int) -> list[str]:
+        """The names that messages have for the arguments: those of `op`, or places in its list of weights."""
+        first, *others = self.parameters.values()
+        if first.kind is first.VAR_POSITIONAL:
+            return [f"{first.name}[{place}]" for place in range(count)]
+        return [first.name, *(parameter.name for parameter in others[: count - 1])]
+
+    @property
+    def huge(self) -> Callable[[torch.device], tuple[Tensors, Tensors]] | None:
+        return self.extra.huge
+
+    @property
+    def scatter(self) -> tuple[Callable[[torch.Tensor], Tensors], int] | None:
+        return self.extra.scatter
+
+    @property
+    def overlapping(self) -> Mapping[str, Callable[[Callable[[torch.Tensor], torch.Tensor]], Any]]:
+        return self.extra.overlapping
+
+
+def _trained(op: Callable[..., Any], args: Tensors, kwargs: Mapping[str, Any]) -> None:
+    leaves = [x.detach().requires_grad_(x.is_floating_point()) for x in args]
+    out = op(*leaves, **kwargs)
+    torch.autograd.grad(out, [x for x in leaves if x.requires_grad], torch.ones_like(out))

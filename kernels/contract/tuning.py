@@ -9,8 +9,9 @@ the op is exact; gradients, which are sums, within the dtype's tolerance.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -32,20 +33,26 @@ def calls(spec: Spec, shape: Sizes, dtype: torch.dtype, device: torch.device) ->
     """The calls of an op that launch kernels with a config."""
     with torch.device("cpu"):  # where specs draw numbers, whatever the default is
         inputs = spec.inputs(shape, dtype, device, 0)
-    return calls_on(spec, inputs, dtype, device, _work(spec, shape, dtype))
+    return calls_on(spec, inputs, dtype, device, _work(spec, shape, dtype), spec.extra.options_at(shape))
 
 
 def calls_on(
-    spec: Spec, inputs: tuple[Tensor, ...], dtype: torch.dtype, device: torch.device, work: Work = _NO_WORK
+    spec: Spec,
+    inputs: tuple[Tensor, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    work: Work = _NO_WORK,
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> Iterator[Call]:
-    """The same on given inputs; without a work no forecast knows how fast they can be."""
-    if spec.in_place:
+    """The same on these inputs, with `options` in each variant. Without a work there is no forecast of their time."""
+    if spec.extra.in_place:
         if _chosen(spec, {}, device) != "torch":
-            for name, prepare in spec.in_place.items():
+            for name, prepare in spec.extra.in_place.items():
                 fresh = partial(prepare, *inputs)
                 yield _call(name, fresh(), spec.is_exact({}), work, fresh)
         return
-    for variant, kwargs in spec.variants.items():
+    for variant, selected in spec.variants.items():
+        kwargs = {**selected, **options}
         chosen = _chosen(spec, kwargs, device)
         if not spec.supports(dtype, kwargs) or chosen == "torch":
             continue

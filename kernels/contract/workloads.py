@@ -1,4 +1,4 @@
-"""Makes a function a contender of a workload: called, trained, or compiled before either.
+"""Makes contenders of functions (called, trained, or compiled before either), and the workloads that most ops have.
 
 Nothing is evaluated while a contender is prepared. Memory is measured in its first call, which must therefore include
 the buffers that it keeps for later calls.
@@ -6,15 +6,22 @@ the buffers that it keeps for later calls.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from .spec import Contender, Sizes, Workload
 
 Function = Callable[..., Any]  # gives a tensor, or a tuple of tensors
 Call = Callable[[], tuple[Tensor, ...]]
 Prepare = Callable[..., Call]
+Inputs = Callable[[Sizes, torch.dtype, torch.device, int], tuple[Tensor, ...]]
+Output = Callable[..., Sequence[int]]  # gives the shape of a function's value for the same arguments
 
 
 def called(function: Function) -> Prepare:
@@ -30,11 +37,8 @@ def called(function: Function) -> Prepare:
     return prepare
 
 
-def trained(function: Function, output: Callable[..., Sequence[int]]) -> Prepare:
-    """Calls run forward, and backward under a gradient of ones: (value, the gradient of each floating-point argument).
-
-    output: gives the shape of the function's value for the same arguments.
-    """
+def trained(function: Function, output: Output) -> Prepare:
+    """Forward and backward under a gradient of ones: (value, the gradient of each floating-point argument)."""
 
     def prepare(*args: Tensor) -> Call:
         args = tuple(x.clone().requires_grad_() if x.is_floating_point() else x for x in args)
@@ -51,5 +55,102 @@ def trained(function: Function, output: Callable[..., Sequence[int]]) -> Prepare
 
 
 def compiled(function: Function, prepare: Callable[[Function], Prepare]) -> Prepare:
-    """Prepares what torch.compile makes of the function, compiled for these very sizes."""
+    """Compiles the function for the sizes of these arguments, then does as `prepare` does."""
     return lambda *args: prepare(torch.compile(function, dynamic=False))(*args)
+
+
+def rivals(
+    dense: Function, prepare: Callable[[Function], Prepare], name: str = "dense eager", eager: Function | None = None
+) -> tuple[Contender, ...]:
+    """The materialised definition in eager torch and under torch.compile. eager: what the first runs in its place."""
+    return (
+        Contender(name, "dense", prepare(eager or dense)),
+        Contender("torch.compile", "compiled", compiled(dense, prepare)),
+    )
+
+
+def standard(
+    label: str,
+    op: Function,
+    inputs: Inputs,
+    output: Output,
+    operations: Callable[[Sizes], int],
+    mix: str,
+    *,
+    forward: tuple[Contender, ...],
+    winners: tuple[Contender, ...] = (),
+    training: tuple[Contender, ...] = (),
+    saves_winners: bool = False,
+) -> tuple[Workload, ...]:
+    """The workloads of an op that returns something new: forward, with winners, and trained, where it has rivals there.
+
+    Args:
+        label: the op's, before "forward".
+        op: takes the inputs by place, and return_indices where there are winners.
+        inputs: as of a Spec.
+        output: gives the shape of the op's value.
+        operations, mix: as of a Workload.
+        forward, winners, training: whom the op is compared with.
+        saves_winners: the backward reads winners, in two bytes each, that the forward wrote; else the inputs again.
+    """
+    forms = (
+        ("forward", called(op), forward, forward_bytes),
+        ("forward + winners", called(partial(op, return_indices=True)), winners, winners_bytes),
+        ("forward + backward", trained(op, output), training, partial(training_bytes, saves_winners=saves_winners)),
+    )
+    return tuple(
+        Workload(
+            f"{label} {form}".strip(),
+            (Contender("tropigrad", "ours", ours), *others),
+            operations,
+            bytes(inputs, output),
+            mix,
+        )
+        for form, ours, others, bytes in forms
+        if others
+    )
+
+
+def forward_bytes(inputs: Inputs, output: Output) -> Callable[[Sizes, int], int]:
+    """Reads each input once, and writes each output once."""
+
+    def bytes(shape: Sizes, itemsize: int) -> int:
+        args, count = _sizes(inputs, output, shape, itemsize)
+        return _bytes(args) + itemsize * count
+
+    return bytes
+
+
+def winners_bytes(inputs: Inputs, output: Output) -> Callable[[Sizes, int], int]:
+    """Writes the winners besides: int64, as torch.max's."""
+
+    def bytes(shape: Sizes, itemsize: int) -> int:
+        args, count = _sizes(inputs, output, shape, itemsize)
+        return _bytes(args) + (itemsize + 8) * count
+
+    return bytes
+
+
+def training_bytes(inputs: Inputs, output: Output, saves_winners: bool) -> Callable[[Sizes, int], int]:
+    """Reads the output's gradient and writes those of the inputs. What was saved is read; winners are written first."""
+
+    def bytes(shape: Sizes, itemsize: int) -> int:
+        args, count = _sizes(inputs, output, shape, itemsize)
+        gradients = _bytes([x for x in args if x.is_floating_point()]) + itemsize * count
+        return _bytes(args) + itemsize * count + gradients + (4 * count if saves_winners else _bytes(args))
+
+    return bytes
+
+
+_FLOATS = {2: torch.float16, 4: torch.float32, 8: torch.float64}
+
+
+def _sizes(inputs: Inputs, output: Output, shape: Sizes, itemsize: int) -> tuple[tuple[Tensor, ...], int]:
+    """The inputs, without memory, and the number of elements of the output."""
+    with FakeTensorMode():
+        args = inputs(shape, _FLOATS.get(itemsize, torch.int8), torch.device("cpu"), 0)
+        return args, math.prod(output(*args))
+
+
+def _bytes(tensors: Sequence[Tensor]) -> int:
+    return sum(x.numel() * x.element_size() for x in tensors)

@@ -19,6 +19,7 @@ from torch.compiler import is_compiling
 from ..mathematics.network import Layer, Size, as_list, network, under_autocast
 from ..runtime import backend
 from ..runtime.dispatch import operator
+from ..runtime.implementations import Implementations
 from ..runtime.tracing import traceable
 from . import by_cpp, definition
 from .definition import path_norm_ref
@@ -38,10 +39,10 @@ def _in_torch(weights: Sequence[Tensor], p: int, log: bool, layers: Sequence[Lay
 
 
 def _by_cpp(weights: Sequence[Tensor]) -> bool:
-    device, dtype = weights[0].device, weights[0].dtype
-    return (
-        by_cpp.takes(weights) and backend.choose("path_norm", device, ("torch", "cpp"), dtype, by_cpp.SOURCE) == "cpp"
-    )
+    return by_cpp.takes(weights) and _NORMS.backend_of(weights[0]) == "cpp"
+
+
+_NORMS = Implementations("path_norm", source=by_cpp.SOURCE, cpp=by_cpp.forward, torch=_in_torch)
 
 
 def _forward(weights: Sequence[Tensor], p: int, log: bool) -> tuple[Tensor, Tensor]:

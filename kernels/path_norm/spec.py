@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ...autotune import Problem
 from ..contract.registry import register
-from ..contract.spec import Contender, Misuse, Sample, Scaling, Sizes, Spec, Workload
-from ..contract.workloads import Function, Prepare, called, compiled, trained
+from ..contract.spec import Extra, Misuse, Sample, Scaling, Sizes, Spec
+from ..contract.workloads import Function, Prepare, called, rivals, standard, trained
 from ..runtime.arguments import FLOATS
-from . import by_cpp, path_norm, path_norm_ref
+from . import _NORMS, by_cpp, path_norm, path_norm_ref
 
 
 def op(*weights: Tensor, **kwargs) -> Tensor:
@@ -51,47 +51,23 @@ def _plain(*weights: Tensor) -> Tensor:
     return x.sum()
 
 
-def _weights(shape: Sizes) -> int:
-    return 4 * shape["M"] * shape["N"]
-
-
-def _steps(shape: Sizes) -> int:
-    return _weights(shape)  # one multiplication and addition a weight
-
-
-def _forward_bytes(shape: Sizes, itemsize: int) -> int:
-    return _weights(shape) * itemsize
-
-
-def _training_bytes(shape: Sizes, itemsize: int) -> int:
-    return 3 * _weights(shape) * itemsize  # read twice, and the gradient written
+def _output(*weights: Tensor) -> tuple[int, ...]:
+    return ()
 
 
 def _trained(norm: Function) -> Prepare:
-    return trained(norm, lambda *weights: ())
+    return trained(norm, _output)
 
 
-FORWARD = Workload(
-    "path norm forward",
-    (
-        Contender("tropigrad", "ours", called(op)),
-        Contender("unscaled pass", "dense", called(_plain)),
-        Contender("torch.compile", "compiled", compiled(_plain, called)),
-    ),
-    operations=_steps,
-    bytes=_forward_bytes,
-    mix="mul_add",
-)
-TRAINING = Workload(
-    "path norm forward + backward",
-    (
-        Contender("tropigrad", "ours", _trained(op)),
-        Contender("unscaled pass", "dense", _trained(_plain)),
-        Contender("torch.compile", "compiled", compiled(_plain, _trained)),
-    ),
-    operations=_steps,
-    bytes=_training_bytes,
-    mix="mul_add",
+WORKLOADS = standard(
+    "path norm",
+    op,
+    inputs,
+    _output,
+    lambda shape: 4 * shape["M"] * shape["N"],  # one multiplication and addition a weight
+    "mul_add",
+    forward=rivals(_plain, called, "unscaled pass"),
+    training=rivals(_plain, _trained, "unscaled pass"),
 )
 
 
@@ -139,15 +115,15 @@ SPEC = register(
         oracle=oracle,
         inputs=inputs,
         shapes={"64": {"M": 64, "N": 64}, "256": {"M": 256, "N": 256}, "1024": {"M": 1024, "N": 1024}},
-        workloads=(FORWARD, TRAINING),
+        workloads=WORKLOADS,
         variants={f"p={p}": {"p": p} for p in (1, 2)},
         dtypes=FLOATS,
         small_shapes=({"M": 1, "N": 1}, {"M": 11, "N": 7}, {"M": 5, "N": 9}),
         samples=samples,
-        misuses=misuses,
+        particular_misuses=misuses,
         is_exact=lambda kwargs: False,
-        backends=("torch", "cpp"),
-        offers=lambda kwargs: ("torch", "cpp"),
+        implementations=_NORMS,
+        middle={"M": 260, "N": 1100},
         left_out={"ends": "sums of such numbers round as their order has it"},
         scalings=lambda kwargs: (
             Scaling((1, 0, 0, 0), kwargs["p"]),
@@ -161,6 +137,6 @@ SPEC = register(
             "rows": lambda w: (w, w[1:4]),
         },
         tuned={"cpp": (by_cpp.FORWARD, by_cpp.BACKWARD)},
-        inputs_at=inputs_at,
+        extra=Extra(inputs_at=inputs_at),
     )
 )

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ...autotune import Problem
 from ..contract.registry import register
-from ..contract.spec import Contender, Misuse, Sample, Scaling, Spec, Workload
-from . import Layer, Options, Shape, by_cpp, by_triton, path_step, path_step_ref, skeleton
+from ..contract.spec import Contender, Extra, Misuse, Sample, Scaling, Spec, Workload
+from . import _STEPS, Layer, Options, Shape, by_cpp, by_triton, path_step, path_step_ref, skeleton
 from .definition import FLOATS
 
 HIDDEN = 4  # hidden layers, as in the MLP of Meng et al.
@@ -167,6 +167,7 @@ def samples(device: torch.device) -> list[Sample]:
         "momentum": {"momentum": 0.9, "weight_decay": 0.1, "biases": False},
         "held": {"lr": 3.0, "momentum": 0.5, "least_ratio": 0.9, "floor": 0.6},
         "norms": {"momentum": 0.9, "weight_decay": 0.1, "norms": True},
+        "rate": {"lr": torch.tensor(0.05, device=device), "momentum": 0.9},
     }
     pruned = _inputs(chains["growing"], torch.float64, device, 0)
     pruned[1].view(-1)[4] = 0.0  # the edge (1, 1), on the skeleton: no V is left to move
@@ -225,21 +226,6 @@ def misuses(device: torch.device) -> list[Misuse]:
     ]  # fmt: skip
 
 
-def raw_ops(device: torch.device) -> list[tuple[object, tuple[object, ...]]]:
-    args = inputs({"M": 3, "N": 2, "K": 2}, torch.float32, device, 0)
-    found = []
-    for biases, momentum in ((True, 0.9), (False, 0.0)):
-        layers, shapes, run_momentum, events = chain(args, biases, momentum != 0)
-        parameters, grads, momenta = (
-            [x for layer in layers for x in (layer[at], layer[at + step]) if x is not None]
-            for at, step in ((0, 2), (1, 2), (4, 1))
-        )
-        sizes, rate = [size for shape in shapes for size in shape], torch.tensor(0.1) if biases else None
-        options = (events, sizes, [biases] * len(layers), 0.1, rate, momentum, 0.1, 0.5, 0.1, not biases)
-        found.append((torch.ops.tropigrad.path_step.default, (parameters, grads, momenta, run_momentum, *options)))
-    return found
-
-
 def _scalings(kwargs) -> tuple[Scaling, ...]:
     """Gradients, at a learning rate that makes up for it: what is moved by momenta and decay has their scale."""
     if kwargs:
@@ -267,7 +253,6 @@ def _step_along(gradient: Callable[[Layer], Tensor], copied: Callable[[Tensor], 
     return tuple(layer.weight for layer in layers)
 
 
-_NO_GRADIENT = "a step of an optimizer: it works in place and has no gradient"
 SPEC = register(
     Spec(
         name="path_step",
@@ -284,11 +269,11 @@ SPEC = register(
         dtypes=FLOATS,
         small_shapes=({"M": 1, "N": 1, "K": 1}, {"M": 17, "N": 70, "K": 3}, {"M": 5, "N": 9, "K": 4}),
         samples=samples,
-        misuses=misuses,
+        particular_misuses=misuses,
+        implementations=_STEPS,
         is_exact=lambda kwargs: False,
-        is_differentiable=False,
+        no_gradient="a step of an optimizer: it works in place and has no gradient",
         left_out={
-            **dict.fromkeys(("gradcheck", "subgradient", "jvp"), _NO_GRADIENT),
             "strides": "parameters lie in one piece; gradients of any strides: tests/kernels/test_path_step.py",
             "vmap": "one step of many networks is a step of each",
             "autocast": "parameters stay float32 under it",
@@ -296,10 +281,11 @@ SPEC = register(
             "ends": "a skeleton's weights are of the size of 1",
         },
         scalings=_scalings,
-        overlapping={"own-gradient": _own_gradient, "shared-gradient": _shared_gradient},
-        raw_ops=raw_ops,
         tuned={"cpp": (by_cpp.STEP,), "triton": (by_triton.FLOWS, by_triton.MOVE)},
-        inputs_at=inputs_at,
-        in_place={"step": _ours(path_step)},
+        extra=Extra(
+            inputs_at=inputs_at,
+            in_place={"step": _ours(path_step)},
+            overlapping={"own-gradient": _own_gradient, "shared-gradient": _shared_gradient},
+        ),
     )
 )

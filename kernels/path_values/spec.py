@@ -9,19 +9,18 @@ from torch import Tensor
 
 from ...autotune import Problem
 from ..contract.registry import register
-from ..contract.spec import Contender, Misuse, Sample, Scaling, Sizes, Spec, Workload
-from ..contract.workloads import Function, Prepare, called, compiled, trained
-from ..mathematics.network import network, pack
+from ..contract.spec import Extra, Misuse, Sample, Scaling, Sizes, Spec
+from ..contract.workloads import Function, Prepare, called, rivals, standard, trained
+from ..mathematics.network import network
 from ..runtime.arguments import FLOATS
-from . import by_cpp, by_triton, path_values, path_values_ref
+from . import _FORWARDS, by_cpp, by_triton, path_values, path_values_ref
 from .definition import sizes
 
 LAYERS = 6
 
 
-def op(*args, **kwargs) -> Tensor:
-    *weights, paths = args
-    return path_values(weights, paths, **kwargs)
+def op(*weights: Tensor, **kwargs) -> Tensor:
+    return path_values(weights[:-1], weights[-1], **kwargs)
 
 
 def oracle(*args, **kwargs) -> Tensor:
@@ -66,22 +65,6 @@ def random_paths(widths: list[int], count: int, generator: torch.Generator | Non
 # ------------------------------------------------------------------------------------------------ contenders
 
 
-def _operations(shape: Sizes) -> int:
-    return LAYERS * shape["P"]
-
-
-def _weights(shape: Sizes) -> int:
-    return shape["M"] * (shape["N"] + (LAYERS - 2) * shape["M"] + shape["K"])
-
-
-def _forward_bytes(shape: Sizes, itemsize: int) -> int:
-    return 8 * (LAYERS + 1) * shape["P"] + (_weights(shape) + shape["P"]) * itemsize
-
-
-def _training_bytes(shape: Sizes, itemsize: int) -> int:
-    return 2 * _forward_bytes(shape, itemsize) + _weights(shape) * itemsize  # the backward writes a gradient more
-
-
 def _loop(*args: Tensor) -> Tensor:
     """One gather a layer."""
     *weights, paths = args
@@ -91,31 +74,23 @@ def _loop(*args: Tensor) -> Tensor:
     return value
 
 
+def _output(*args: Tensor) -> tuple[int, ...]:
+    return tuple(args[-1].shape[:1])
+
+
 def _trained(product: Function) -> Prepare:
-    return trained(product, lambda *args: args[-1].shape[:1])
+    return trained(product, _output)
 
 
-FORWARD = Workload(
-    "path values forward",
-    (
-        Contender("tropigrad", "ours", called(op)),
-        Contender("loop of gathers", "dense", called(_loop)),
-        Contender("torch.compile", "compiled", compiled(_loop, called)),
-    ),
-    operations=_operations,
-    bytes=_forward_bytes,
-    mix="gather",
-)
-TRAINING = Workload(
-    "path values forward + backward",
-    (
-        Contender("tropigrad", "ours", _trained(op)),
-        Contender("loop of gathers", "dense", _trained(_loop)),
-        Contender("torch.compile", "compiled", compiled(_loop, _trained)),
-    ),
-    operations=_operations,
-    bytes=_training_bytes,
-    mix="gather",
+WORKLOADS = standard(
+    "path values",
+    op,
+    inputs,
+    _output,
+    lambda shape: LAYERS * shape["P"],
+    "gather",
+    forward=rivals(_loop, called, "loop of gathers"),
+    training=rivals(_loop, _trained, "loop of gathers"),
 )
 
 # ------------------------------------------------------------------------------------------------ samples
@@ -185,12 +160,9 @@ def misuses(device: torch.device) -> list[Misuse]:
     found = [
         bad("one-tensor", TypeError, "weights is a Tensor; expected a list of weights", w[0], paths),
         bad("no-weights", ValueError, "weights is empty; expected one weight or more", [], paths),
-        bad("not-a-tensor", TypeError, r"weights\[1\] is a float; expected a torch.Tensor", [w[0], 1.0], paths),
         bad("integers", TypeError, r"weights\[0\] is torch.int32; expected float64", [w[0].int()], paths[:, :2]),
         bad("mixed", TypeError, r"weights\[1\] is torch.float64 and weights\[0\] is torch.float32; expected one dtype",
             [w[0], w[1].double()], paths),
-        bad("sparse", TypeError, r"weights\[0\] has layout torch.sparse_coo", [w[0].to_sparse(), w[1]], paths),
-        bad("device", ValueError, r"weights\[1\] is on meta and weights\[0\] on", [w[0], w[1].to("meta")], paths),
         bad("rank", ValueError, r"weights\[0\] has shape \(2,\); expected \(out, in\)", [w[0][0], w[1]], paths),
         bad("chain", ValueError, r"weights\[1\] has shape \(3, 2\); expected \(out, 3\), to follow weights\[0\]'s",
             [w[0], w[0]], paths),
@@ -222,21 +194,6 @@ def misuses(device: torch.device) -> list[Misuse]:
     return found
 
 
-def raw_ops(device: torch.device) -> list[tuple[object, tuple[object, ...]]]:
-    ops = torch.ops.tropigrad
-    weights = [torch.randn(3, 2, device=device), torch.randn(4, 3, device=device)]
-    layers = pack(network("path_values", weights, None, 1, 0))
-    flat = torch.cat([w.flatten() for w in weights]).expand(2, -1)
-    paths = torch.stack([random_paths([2, 3, 4], 5), random_paths([2, 3, 4], 5)]).to(device)
-    dv = torch.randn(2, 5, device=device)
-    return [
-        (ops.path_values.default, (flat, paths, layers)),
-        (ops.path_values.default, (flat.double(), paths.int(), layers)),
-        (ops.path_values_backward.default, (dv, flat, paths, layers)),
-        (ops.path_values_backward.default, (dv.double(), flat.double(), paths.short(), layers)),
-    ]
-
-
 SPEC = register(
     Spec(
         name="path_values",
@@ -248,7 +205,7 @@ SPEC = register(
             "256": {"M": 256, "N": 784, "K": 10, "P": 1_000_000},
             "1024": {"M": 1024, "N": 784, "K": 10, "P": 1_000_000},
         },
-        workloads=(FORWARD, TRAINING),
+        workloads=WORKLOADS,
         variants={"linear": {}},
         dtypes=FLOATS,
         small_shapes=(
@@ -257,7 +214,9 @@ SPEC = register(
             {"M": 5, "N": 3, "K": 4, "P": 300},
         ),
         samples=samples,
-        misuses=misuses,
+        particular_misuses=misuses,
+        implementations=_FORWARDS,
+        middle={"M": 64, "N": 300, "K": 10, "P": 40_000},
         tuned={"cpp": (by_cpp.FORWARD, by_cpp.BACKWARD), "triton": (by_triton.FORWARD, by_triton.BACKWARD)},
         scalings=lambda kwargs: (
             Scaling((1, *[0] * LAYERS), 1),
@@ -268,7 +227,6 @@ SPEC = register(
             "transposed": lambda w: (w, w.mT, random_paths([6] * 3, 90, torch.Generator().manual_seed(0)).to(w.device)),
             "rows": lambda w: (w, w[1:4], random_paths([6, 6, 3], 90, torch.Generator().manual_seed(0)).to(w.device)),
         },
-        raw_ops=raw_ops,
-        inputs_at=inputs_at,
+        extra=Extra(inputs_at=inputs_at),
     )
 )

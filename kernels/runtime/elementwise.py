@@ -20,11 +20,11 @@ from ...autotune import Space, Tuned
 from ...triton_or_stub import tl, triton
 from . import backend, dispatch, memory, native
 from .arguments import FLOATS
-from .dispatch import Gradient, Operator, Plan, operator
+from .dispatch import Gradient, Plan, operator
+from .implementations import Implementations
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 
-_BACKENDS = ("cpp", "triton", "torch")
 _CPP = Space({"threads": native.THREADS})
 _TRITON = Space({"BLOCK": (256, 512, 1024, 2048, 4096), "num_warps": (4, 8)})
 _FLOATS = frozenset(FLOATS)
@@ -45,13 +45,13 @@ def _elementwise_kernel(
     strides,  # of the operands, then of the output, R each
     FORMULA: tl.constexpr, IS_NUMBER: tl.constexpr, COMPUTE: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    COUNT: tl.constexpr = len(IS_NUMBER)
-    R: tl.constexpr = len(sizes)
+    COUNT: tl.constexpr = len(IS_NUMBER)  # pyright: ignore[reportAssignmentType, reportArgumentType]
+    R: tl.constexpr = len(sizes)  # pyright: ignore[reportAssignmentType]
     pid = tl.program_id(0)
     offs = (pid.to(tl.int64) if WIDE else pid) * BLOCK + tl.arange(0, BLOCK)
     mask = offs < size
     values = ()
-    for i in tl.static_range(COUNT):
+    for i in tl.static_range(COUNT):  # pyright: ignore[reportGeneralTypeIssues]
         if IS_NUMBER[i]:
             values = values + (tl.full([1], operands[i], COMPUTE),)  # noqa: RUF005  of Triton's tuples
         else:
@@ -133,6 +133,9 @@ class Elementwise:
         self.by_cpp = Tuned(f"{name}.cpp", _CPP, lambda problem: {"threads": 0}, SOURCE)
         self.by_triton = Tuned(f"{name}.triton", _TRITON, lambda problem: {"BLOCK": 1024, "num_warps": 4}, source)
         self.tuned = {"cpp": (self.by_cpp,), "triton": (self.by_triton,)}
+        self.implementations = Implementations(
+            name, cpp=self._made_by_cpp, triton=self._made_by_triton, torch=self._made_by_torch
+        )
         parameters = [
             f"Tensor? {x}, float {x}_number" if number else f"Tensor {x}"
             for x, number in zip(self.names, self.takes_number, strict=True)
@@ -166,7 +169,7 @@ class Elementwise:
         args = self._quickly(operands) or self._arguments(operands, inplace)
         if not inplace:
             return self.operator.call(*args)
-        x = operands[0]
+        x: Any = operands[0]
         self._check_written(x)
         if _is_differentiated(operands):  # autograd knows what copy_ does
             return x.copy_(self.operator.call(*args))
@@ -177,8 +180,8 @@ class Elementwise:
 
     def _quickly(self, operands: Sequence[Any]) -> list[Any] | None:
         """The operator's arguments where the operands are ordinary tensors on the CPU, or numbers, and the first has
-        the result's shape. A small call takes no longer than its checks: these are the cheapest questions that Python can
-        ask. Where this is None, `_arguments` says why, or makes it so.
+        the result's shape. A small call takes no longer than its checks: these are the cheapest questions that
+        Python can ask. Where this is None, `_arguments` says why, or makes it so.
         """
         x = operands[0]
         args: list[Any] = []
@@ -301,14 +304,18 @@ class Elementwise:
         x = args[0]
         if x.numel() == 0:
             return x.new_empty(x.shape)
-        chosen = self._chosen(x)
-        if chosen == "torch":
-            return self.definition(*self._operands(args)).contiguous()
-        if chosen == "cpp":
-            return dispatch.run(self._planned(args, in_place=False), *args)[1][0]
-        y = torch.empty_like(x, memory_format=torch.contiguous_format)
+        return self.implementations.functions[self._chosen(x)](*args)
+
+    def _made_by_cpp(self, *args: Any) -> Tensor:
+        return dispatch.run(self._planned(args, in_place=False), *args)[1][0]
+
+    def _made_by_triton(self, *args: Any) -> Tensor:
+        y = torch.empty_like(args[0], memory_format=torch.contiguous_format)
         self._launch(self._operands(args), y)
         return y
+
+    def _made_by_torch(self, *args: Any) -> Tensor:
+        return self.definition(*self._operands(args)).contiguous()
 
     def _written(self, *args: Any) -> None:
         x = args[0]
@@ -329,7 +336,7 @@ class Elementwise:
             torch.autograd.graph.increment_version(x)
 
     def _chosen(self, x: Tensor) -> str:
-        chosen = backend.choose(self.name, x.device, _BACKENDS, x.dtype)
+        chosen = self.implementations.backend_of(x)
         if chosen == "cpp" and backend.forced() == "auto" and self._library(x.dtype) is None:  # which has warned
             return "torch"
         return chosen
@@ -403,7 +410,7 @@ class Elementwise:
         return None, None
 
 
-def as_number(op: str, name: str, x: Any) -> float:
+def as_number(op: str, name: str, x: Any) -> Any:
     """An operand that is no tensor, as Python's number."""
     if not isinstance(x, numbers.Real | torch.SymFloat) or isinstance(x, bool):
         raise TypeError(f"{op}: {name} is a {type(x).__name__}; expected a number or a torch.Tensor")

@@ -10,13 +10,15 @@ from torch import Tensor
 
 from ...autotune import Problem
 from ..contract.registry import register
-from ..contract.spec import Contender, Misuse, Sample, Scaling, Sizes, Spec, Workload
+from ..contract.spec import Contender, Extra, Misuse, Sample, Scaling, Sizes, Spec, Workload
 from ..contract.workloads import Call
-from . import RULES, by_cpp, by_triton, scatter_step, scatter_step_ref
+from . import _STEPS, RULES, by_cpp, by_triton, scatter_step, scatter_step_ref
 from .definition import FLOATS
 
 
-def _stepped(step: Callable, param: Tensor, coordinates: Tensor, values: Tensor, rows=False, **options) -> Tensor:
+def _stepped(
+    step: Callable, param: Tensor, coordinates: Tensor, values: Tensor, rows=False, lr=0.25, **options
+) -> Tensor:
     """W after two steps of an in-place `step`, as a function: param is left, with its strides, as it came.
 
     param [R, C], coordinates [2, nnz], values [nnz, 1]: of elements, or of rows, each column with a factor of its own.
@@ -29,8 +31,8 @@ def _stepped(step: Callable, param: Tensor, coordinates: Tensor, values: Tensor,
     if any(size > 1 and stride == 0 for size, stride in zip(param.shape, param.stride(), strict=True)):
         param = param.clone(memory_format=torch.contiguous_format)  # an expanded one is refused
     before = param.clone()
-    state = step(param, indices, values, lr=0.25, momentum=0.5, **options)
-    step(param, indices, values, lr=0.25, momentum=0.5, state=state, **options)
+    state = step(param, indices, values, lr=lr, momentum=0.5, **options)
+    step(param, indices, values, lr=lr, momentum=0.5, state=state, **options)
     after = param.clone()
     param.copy_(before)
     return after
@@ -191,6 +193,14 @@ def samples(device: torch.device) -> list[Sample]:
             add(f"empty-{rule}-{label}", w, [[], []], g[:0], rule=rule)
     many = torch.ones(70, 1)
     for rule in RULES:
+        add(
+            f"rate-{rule}",
+            torch.ones(2, 2),
+            [[1, 0], [0, 1]],
+            many[:2],
+            rule=rule,
+            lr=torch.tensor(0.25, device=device),
+        )
         add(f"one-place-{rule}", torch.zeros(2, 2), [[1] * 70, [0] * 70], many, rule=rule)
         add(f"no-weights-{rule}", torch.zeros(0, 3), [[-1] * 2, [0] * 2], torch.ones(2, 1), rule=rule, rows=True)
         add(f"no-columns-{rule}", torch.zeros(3, 0), [[1] * 2, [0] * 2], torch.ones(2, 1), rule=rule, rows=True)
@@ -250,20 +260,6 @@ def misuses(device: torch.device) -> list[Misuse]:
     return found
 
 
-def raw_ops(device: torch.device) -> list[tuple[object, tuple[object, ...]]]:
-    op = torch.ops.tropigrad.scatter_step.default
-    w, values = torch.randn(3, 4, device=device), torch.randn(5, device=device)
-    rows, columns = (torch.randint(0, 3, (5,), device=device) for _ in range(2))
-    lr, rate = (0.1, None), (0.0, torch.tensor(0.1, device=device))
-    velocity, touched = torch.zeros_like(w), torch.zeros(3, 4, dtype=torch.int32, device=device)
-    number = torch.zeros((), dtype=torch.int32, device=device)
-    return [
-        (op, (w, rows, columns, values, *lr, "sgd", 0.9, 1e-10, None, None, None, None)),
-        (op, (w, rows, columns, values, *rate, "momentum", 0.9, 1e-10, velocity, touched, number, True)),
-        (op, (w, rows, None, w[rows], *lr, "adagrad", 0.9, 1e-10, velocity, None, None, False)),
-    ]
-
-
 _OWN = {  # index, and values that are views of W [6, 5]
     "rows-of-param": lambda w: (torch.tensor([1, 2, 4]), w[:3]),
     "rows-moved": lambda w: (torch.tensor([1, 2, 3, 4, 5]), w[:-1]),
@@ -279,7 +275,6 @@ def _overlapping(rule: str, own: str, copied: Callable[[Tensor], Tensor]) -> Ten
     return w
 
 
-_NO_GRADIENT = "a step of an optimizer: it works in place and has no gradient"
 SPEC = register(
     Spec(
         name="scatter_step",
@@ -302,11 +297,12 @@ SPEC = register(
         dtypes=FLOATS,
         small_shapes=({"R": 1, "C": 1, "nnz": 1}, {"R": 5, "C": 4, "nnz": 17}, {"R": 7, "C": 5, "nnz": 90}),
         samples=samples,
-        misuses=misuses,
+        particular_misuses=misuses,
+        implementations=_STEPS,
+        middle={"R": 300, "C": 300, "nnz": 40_000},
         is_exact=lambda kwargs: False,
-        is_differentiable=False,
+        no_gradient="a step of an optimizer: it works in place and has no gradient",
         left_out={
-            **dict.fromkeys(("gradcheck", "subgradient", "jvp"), _NO_GRADIENT),
             "vmap": "one step of many lists on many weights is one step of a longer list",
             "config": "its lists are short, which have none: tests/kernels/test_scatter_step.py goes through the space",
             "autocast": "param and values are of one dtype, which nothing casts",
@@ -316,9 +312,10 @@ SPEC = register(
         tuned={"cpp": (by_cpp.STEP,), "triton": (by_triton.STEP, by_triton.KEYS)},
         # of the others the learning rate, or eps, has a scale
         scalings=lambda kwargs: (Scaling((1, 0, 1), 1),) if kwargs.get("rule", "sgd") in ("sgd", "momentum") else (),
-        overlapping={f"{name}-{rule}": partial(_overlapping, rule, name) for name in _OWN for rule in RULES},
-        inputs_at=inputs_at,
-        in_place={"sgd": _ours("sgd"), "adagrad": _ours("adagrad")},
-        raw_ops=raw_ops,
+        extra=Extra(
+            inputs_at=inputs_at,
+            in_place={"sgd": _ours("sgd"), "adagrad": _ours("adagrad")},
+            overlapping={f"{name}-{rule}": partial(_overlapping, rule, name) for name in _OWN for rule in RULES},
+        ),
     )
 )

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ..contract.registry import register
-from ..contract.spec import Contender, Misuse, Sample, Scaling, Sizes, Spec, Workload
+from ..contract.spec import Contender, Extra, Misuse, Sample, Scaling, Sizes, Spec, Workload
 from ..contract.workloads import Call
-from . import Tournament, Winner, by_cpp, by_triton
+from . import _UPDATES, Tournament, Winner, by_cpp, by_triton
 from .definition import DTYPES, FAN, first_of, levels
 
 
@@ -178,17 +178,6 @@ def misuses(device: torch.device) -> list[Misuse]:
     return found
 
 
-def raw_ops(device: torch.device) -> list[tuple[object, tuple[object, ...]]]:
-    leaves, new = torch.randn(2, 40, device=device), torch.randn(2, 3, device=device)
-    values, indices = leaves.new_zeros(2, 3), torch.zeros(2, 3, dtype=torch.int64, device=device)
-    torch.ops.tropigrad.tournament_build(leaves, values, indices, True)
-    positions = torch.tensor([0, 7, -1], device=device)
-    return [
-        (torch.ops.tropigrad.tournament_build.default, (leaves, values, indices, True)),
-        (torch.ops.tropigrad.tournament_update.default, (leaves, values, indices, positions, new, True)),
-    ]
-
-
 def _reversed(copied: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
     """The leaves of a tree, each where another was."""
     tournament = Tournament(torch.randn(2, 70, generator=torch.Generator().manual_seed(0)))
@@ -204,7 +193,6 @@ def _all_winners(copied: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
     return tournament.values, *tournament.winner
 
 
-_NO_GRADIENT = "bookkeeping of optimizers: it works in place and has no gradient"
 SPEC = register(
     Spec(
         name="Tournament",
@@ -221,22 +209,20 @@ SPEC = register(
         dtypes=DTYPES,
         small_shapes=({"B": 1, "n": 1, "t": 1}, {"B": 3, "n": 33, "t": 5}, {"B": 2, "n": 1100, "t": 40}),
         samples=samples,
-        misuses=misuses,
-        has_winners=lambda kwargs: True,
-        is_differentiable=False,
+        particular_misuses=misuses,
+        implementations=_UPDATES,
+        middle={"B": 70, "n": 3000, "t": 90},
+        no_gradient="bookkeeping of optimizers: it works in place and has no gradient",
         left_out={
-            **dict.fromkeys(("gradcheck", "subgradient", "jvp"), _NO_GRADIENT),
             "vmap": "batches of trees are its own",
             "autocast": "values are of one dtype, which nothing casts",
             "fx_trace": "a tree is kept and changed; it is no function of its values",
         },
         tuned={"cpp": (by_cpp.BUILD, by_cpp.UPDATE), "triton": (by_triton.BUILD, by_triton.UPDATE)},
         scalings=lambda kwargs: (Scaling((1, 0, 1), 1),),
-        overlapping={
-            "own-values": _reversed,
-            "own-winner": _all_winners,
-        },
-        in_place={"update": _ours, "build": _built},
-        raw_ops=raw_ops,
+        extra=Extra(
+            in_place={"update": _ours, "build": _built},
+            overlapping={"own-values": _reversed, "own-winner": _all_winners},
+        ),
     )
 )

@@ -10,10 +10,10 @@ from torch.nn import functional
 
 from ...autotune import Problem
 from ..contract.registry import register
-from ..contract.spec import Contender, Misuse, Sample, Scaling, Sizes, Spec, Workload
-from ..contract.workloads import Function, Prepare, called, compiled, trained
+from ..contract.spec import Contender, Extra, Misuse, Sample, Scaling, Sizes, Spec
+from ..contract.workloads import Function, Prepare, called, rivals, standard, trained
 from ..runtime.arguments import FLOATS, INTEGERS
-from . import by_cpp, by_triton, tropical_conv2d, tropical_conv2d_ref
+from . import _FORWARDS, by_cpp, by_triton, tropical_conv2d, tropical_conv2d_ref
 from .definition import SEMIRINGS, Window
 
 NAN, INF = float("nan"), float("inf")
@@ -36,14 +36,20 @@ def inputs(shape: Sizes, dtype: torch.dtype, device: torch.device, seed: int) ->
     Where the shape does not say, there is one image, one group of two channels and two filters, and a window 2 × 2.
     """
     generator = torch.Generator().manual_seed(seed)
-    N, G, C, O, k = (shape.get(letter, size) for letter, size in (("N", 1), ("G", 1), ("C", 2), ("O", 2), ("k", 2)))
-    sizes = (N, G * C, shape["H"], shape["W"]), (G * O, C, k, k)
+    N, G, C, O, H, W, k = _letters(shape)
+    sizes = (N, G * C, H, W), (G * O, C, k, k)
     if dtype.is_floating_point:
         x, weight = (torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes)
     else:
         bound = min(1000, torch.iinfo(dtype).max)
         x, weight = (torch.randint(-bound, bound, size, generator=generator) for size in sizes)
     return x.to(device, dtype), weight.to(device, dtype)
+
+
+def _letters(shape: Sizes) -> tuple[int, ...]:
+    """N, G, C, O, H, W and k."""
+    whole = {"N": 1, "G": 1, "C": 2, "O": 2, "k": 2, **shape}
+    return tuple(whole[letter] for letter in "NGCOHWk")
 
 
 def inputs_at(problem: Problem, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -59,39 +65,17 @@ def inputs_at(problem: Problem, dtype: torch.dtype, device: torch.device) -> tup
 # All pad by half the window, and find the groups in the shapes.
 
 
-def _sizes(shape: Sizes) -> tuple[int, int, int]:
-    """How many elements x, weight and y have."""
-    pixels, taps = shape["N"] * shape["G"] * shape["H"] * shape["W"], shape["G"] * shape["C"] * shape["k"] ** 2
-    return pixels * shape["C"], taps * shape["O"], pixels * shape["O"]
-
-
 def _steps(shape: Sizes) -> int:
-    return _sizes(shape)[2] * shape["C"] * shape["k"] ** 2
-
-
-def _forward_bytes(shape: Sizes, itemsize: int) -> int:
-    return sum(_sizes(shape)) * itemsize
-
-
-def _winners_bytes(shape: Sizes, itemsize: int) -> int:
-    return _forward_bytes(shape, itemsize) + 8 * _sizes(shape)[2]  # indices are int64, as torch.max's
-
-
-def _training_bytes(shape: Sizes, itemsize: int) -> int:
-    # the gradients of x and weight are written, that of y is read, the int16 winners are written and read
-    return 2 * _forward_bytes(shape, itemsize) + 4 * _sizes(shape)[2]
+    N, G, C, O, H, W, k = _letters(shape)
+    return N * G * O * H * W * C * k**2
 
 
 def _like(x: Tensor, weight: Tensor) -> dict:
     return {"padding": (weight.shape[2] // 2, weight.shape[3] // 2), "groups": x.shape[1] // weight.shape[1]}
 
 
-def _ours(x: Tensor, weight: Tensor) -> Tensor:
-    return tropical_conv2d(x, weight, **_like(x, weight))
-
-
-def _ours_with_winners(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
-    return tropical_conv2d(x, weight, **_like(x, weight), return_indices=True)
+def _ours(x: Tensor, weight: Tensor, **options):
+    return tropical_conv2d(x, weight, **_like(x, weight), **options)
 
 
 def _conv2d(x: Tensor, weight: Tensor) -> Tensor:
@@ -146,39 +130,23 @@ def _trained(convolution: Function) -> Prepare:
     return trained(convolution, _output)
 
 
-FORWARD = Workload(
-    "conv2d forward",
-    (
-        Contender("tropigrad", "ours", called(_ours)),
-        Contender("dense eager", "dense", called(_in_chunks(_dense))),
-        Contender("torch.compile", "compiled", compiled(_dense, called)),
+WORKLOADS = standard(
+    "conv2d",
+    _ours,
+    inputs,
+    _output,
+    _steps,
+    "add_max",
+    forward=(
+        *rivals(_dense, called, eager=_in_chunks(_dense)),
         Contender("torch.conv2d", "scale", called(_conv2d)),
     ),
-    operations=_steps,
-    bytes=_forward_bytes,
-    mix="add_max",
-)
-WITH_WINNERS = Workload(
-    "conv2d forward + winners",
-    (
-        Contender("tropigrad", "ours", called(_ours_with_winners)),
-        Contender("dense eager", "dense", called(_dense_with_winners)),
-    ),
-    operations=_steps,
-    bytes=_winners_bytes,
-    mix="add_max",
-)
-TRAINING = Workload(
-    "conv2d forward + backward",
-    (
-        Contender("tropigrad", "ours", _trained(_ours)),
-        Contender("dense autograd", "dense", _trained(_in_chunks(_dense_of_one_winner))),
-        Contender("torch.compile", "compiled", compiled(_dense_of_one_winner, _trained)),
+    winners=(Contender("dense eager", "dense", called(_dense_with_winners)),),
+    training=(
+        *rivals(_dense_of_one_winner, _trained, "dense autograd", _in_chunks(_dense_of_one_winner)),
         Contender("torch.conv2d", "scale", _trained(_conv2d)),
     ),
-    operations=_steps,
-    bytes=_training_bytes,
-    mix="add_max",
+    saves_winners=True,
 )
 
 # ------------------------------------------------------------------------------------------------ samples
@@ -258,12 +226,7 @@ def misuses(device: torch.device) -> list[Misuse]:
     def bad(id: str, match: str, *args, error: type[Exception] = ValueError, **kwargs) -> Misuse:
         return Misuse(id, lambda: tropical_conv2d(*args, **kwargs), error, match)
 
-    mixed = "x is torch.float32 and weight is torch.float64; expected one dtype"
     return [
-        bad("not-a-tensor", "weight is a list; expected a torch.Tensor", x, [1.0], error=TypeError),
-        bad("int64", "x is torch.int64; expected one of float64", x.long(), weight.long(), error=TypeError),
-        bad("mixed-dtypes", mixed, x, weight.double(), error=TypeError),
-        bad("device", r"x \(2, .*\) is on .* and weight \(6, .*\) on meta; expected one device", x, weight.to("meta")),
         bad("rank", r"x has shape \(5, 6\); expected \[B, C, H, W\] or \[C, H, W\]", x[0, 0], weight),
         bad("weight-rank", r"weight has shape \(4, 3, 3\); expected \[O, C / groups, kh, kw\]", x, weight[0]),
         bad("no-taps", "kh and kw at least 1", x, weight[:, :, :0]),
@@ -291,25 +254,6 @@ def scattered(winners: Tensor) -> tuple[Tensor, ...]:
     return torch.ops.tropigrad.tropical_conv2d_scatter(dy, winners, (2, 1, 8, 2), (5, 1, 2, 2), *window, True, True)
 
 
-def raw_ops(device: torch.device) -> list[tuple[object, tuple[object, ...]]]:
-    ops = torch.ops.tropigrad
-    x, weight = torch.randn(2, 4, 5, 6, device=device), torch.randn(6, 2, 3, 2, device=device)
-    window = [2, 1], [1, 0], [1, 2], 2
-    values, winners = ops.tropical_conv2d(x, weight, *window, "max_plus", True, False)
-    return [
-        (ops.tropical_conv2d.default, (x, weight, *window, "max_plus", True, False)),
-        (ops.tropical_conv2d.default, (x.half(), weight.half(), *window, "min_plus", False, True)),
-        (
-            ops.tropical_conv2d_scatter.default,
-            (values, winners, [2, 4, 5, 6], [6, 2, 3, 2], *window, True, True),
-        ),
-        (
-            ops.tropical_conv2d_scatter.default,
-            (values, winners, [2, 4, 5, 6], [6, 2, 3, 2], *window, False, True),
-        ),
-    ]
-
-
 SPEC = register(
     Spec(
         name="tropical_conv2d",
@@ -321,22 +265,24 @@ SPEC = register(
             "depthwise": {"N": 4, "G": 64, "C": 1, "O": 1, "H": 56, "W": 56, "k": 5},
             "image": {"N": 1, "G": 1, "C": 1, "O": 1, "H": 512, "W": 512, "k": 5},
         },
-        workloads=(FORWARD, WITH_WINNERS, TRAINING),
+        workloads=WORKLOADS,
         variants={"max_plus": {}, "min_plus-strided": {"semiring": "min_plus", "stride": 2, "padding": 1}},
         dtypes=(*FLOATS, *INTEGERS),
         small_shapes=({"H": 2, "W": 2}, {"H": 6, "W": 19, "C": 3, "O": 13}),
         samples=samples,
-        misuses=misuses,
-        has_winners=lambda kwargs: True,
+        particular_misuses=misuses,
+        implementations=_FORWARDS,
+        middle={"N": 3, "G": 1, "C": 5, "O": 7, "H": 60, "W": 61, "k": 3},
+        interpreted={"N": 1, "G": 1, "C": 2, "O": 3, "H": 6, "W": 7, "k": 3},
         tuned={"cpp": (by_cpp.FORWARD, by_cpp.SCATTER), "triton": (by_triton.FORWARD, by_triton.SCATTER)},
-        scatter=(scattered, 4),
         scalings=lambda kwargs: (Scaling((1, 1), 1),),
         aliased={
             "weight-of-x": lambda x: (x.view(1, 1, 6, 6), x[:3, :3].view(1, 1, 3, 3)),
             "mirrored": lambda x: (x.view(1, 1, 6, 6), x.mT[None, None, 1:4, 1:4]),
             "channels": lambda x: (x.view(1, 2, 3, 6), x.view(2, 2, 3, 3)[:1]),
         },
-        raw_ops=raw_ops,
-        inputs_at=inputs_at,
+        extra=Extra(
+            scatter=(scattered, 4), inputs_at=inputs_at, options_at=lambda shape: {"groups": shape.get("G", 1)}
+        ),
     )
 )

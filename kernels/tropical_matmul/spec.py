@@ -8,13 +8,12 @@ from torch import Tensor
 from .. import log_matmul
 from .. import tropical_winners_scatter as winners_scatter
 from ..contract.registry import register
-from ..contract.spec import Contender, Misuse, Sample, Scaling, Sizes, Spec, Workload
-from ..contract.workloads import Call, Function, trained
+from ..contract.spec import Contender, Extra, Misuse, Sample, Scaling, Sizes, Spec
+from ..contract.workloads import Call, Function, called, standard, trained
 from ..runtime.arguments import FLOATS, INTEGERS
-from . import SEMIRINGS, by_cpp, by_gluon, by_triton, refine, tropical_matmul, tropical_matmul_ref
+from . import _FORWARDS, SEMIRINGS, by_cpp, by_gluon, by_triton, refine, tropical_matmul, tropical_matmul_ref
 
 NAN, INF = float("nan"), float("inf")
-BACKENDS = ("torch", "cpp", "triton", "gluon")
 
 
 def oracle(a, b, *, semiring="max_plus", temperature=1.0, return_indices=False, nan="propagate", out_dtype=None):
@@ -44,35 +43,12 @@ def _steps(shape: Sizes) -> int:
     return shape["M"] * shape["N"] * shape["K"]
 
 
-def _forward_bytes(shape: Sizes, itemsize: int) -> int:
-    M, N, K = shape["M"], shape["N"], shape["K"]
-    return (M * K + K * N + M * N) * itemsize
-
-
-def _winners_bytes(shape: Sizes, itemsize: int) -> int:
-    return _forward_bytes(shape, itemsize) + 8 * shape["M"] * shape["N"]  # indices are int64, as torch.max's
-
-
-def _training_bytes(shape: Sizes, itemsize: int) -> int:
-    M, N, K = shape["M"], shape["N"], shape["K"]
-    # the gradients of A and B are written, that of C is read, the winners are written and read, in two bytes each
-    return _forward_bytes(shape, itemsize) + (M * K + K * N + M * N) * itemsize + 4 * M * N
-
-
-def _ours(a: Tensor, b: Tensor) -> Call:
-    return lambda: (tropical_matmul(a, b),)
-
-
-def _ours_with_winners(a: Tensor, b: Tensor) -> Call:
-    return lambda: tuple(tropical_matmul(a, b, return_indices=True))
+def _output(a: Tensor, b: Tensor) -> tuple[int, int]:
+    return a.shape[-2], b.shape[-1]
 
 
 def _trained(product: Function, a: Tensor, b: Tensor) -> Call:
-    return trained(product, lambda a, b: (a.shape[-2], b.shape[-1]))(a, b)
-
-
-def _ours_trained(a: Tensor, b: Tensor) -> Call:
-    return _trained(tropical_matmul, a, b)
+    return trained(product, _output)(a, b)
 
 
 _CANDIDATES_AT_A_TIME = 1 << 26  # 256 MiB in fp32: smaller problems are materialised whole
@@ -159,51 +135,31 @@ def _tropical_gemm_trained(a: Tensor, b: Tensor) -> Call:
     return _trained(tropical_maxplus_matmul, a, b)
 
 
-def _matmul(a: Tensor, b: Tensor) -> Call:
-    return lambda: (torch.matmul(a, b),)
-
-
-def _matmul_trained(a: Tensor, b: Tensor) -> Call:
-    return _trained(torch.matmul, a, b)
-
-
-FORWARD = Workload(
-    "forward",
-    (
-        Contender("tropigrad", "ours", _ours),
+WORKLOADS = standard(
+    "",
+    tropical_matmul,
+    inputs,
+    _output,
+    _steps,
+    "add_max",
+    forward=(
         Contender("dense eager", "dense", _dense),
         Contender("torch.compile", "compiled", _compiled),
         Contender("tropical-gemm", "peer", _tropical_gemm, requires="tropical_gemm"),
         Contender("sesum", "peer", _sesum, requires="sesum"),
-        Contender("torch.matmul", "scale", _matmul),
+        Contender("torch.matmul", "scale", called(torch.matmul)),
     ),
-    operations=_steps,
-    bytes=_forward_bytes,
-    mix="add_max",
-)
-WITH_WINNERS = Workload(
-    "forward + winners",
-    (
-        Contender("tropigrad", "ours", _ours_with_winners),
+    winners=(
         Contender("dense eager", "dense", _dense_with_winners),
         Contender("tropical-gemm", "peer", _tropical_gemm_with_winners, requires="tropical_gemm"),
     ),
-    operations=_steps,
-    bytes=_winners_bytes,
-    mix="add_max",
-)
-TRAINING = Workload(
-    "forward + backward",
-    (
-        Contender("tropigrad", "ours", _ours_trained),
+    training=(
         Contender("dense autograd", "dense", _dense_trained),
         Contender("torch.compile", "compiled", _compiled_trained, limit=200_000_000),
         Contender("tropical-gemm", "peer", _tropical_gemm_trained, requires="tropical_gemm"),
-        Contender("torch.matmul", "scale", _matmul_trained),
+        Contender("torch.matmul", "scale", trained(torch.matmul, _output)),
     ),
-    operations=_steps,
-    bytes=_training_bytes,
-    mix="add_max",
+    saves_winners=True,
 )
 
 # ------------------------------------------------------------------------------------------------ samples
@@ -294,12 +250,8 @@ def misuses(device: torch.device) -> list[Misuse]:
         return Misuse(id, lambda: tropical_matmul(*args, **kwargs), error, match)
 
     return [
-        bad("not-a-tensor", TypeError, "a is a list; expected a torch.Tensor", [[1.0]], b),
-        bad("int64", TypeError, "a is torch.int64; expected one of float64, float32, float16", a.long(), b.long()),
         bad("complex", TypeError, "b is torch.complex64; expected one of", a, b.to(torch.complex64)),
         bad("bool", TypeError, "a is torch.bool; expected one of", a.bool(), b.bool()),
-        bad("mixed-dtypes", TypeError, "a is torch.float32 and b is torch.float64; expected one dtype", a, b.double()),
-        bad("sparse", TypeError, "b has layout torch.sparse_coo; expected torch.strided", a, b.to_sparse()),
         bad("vector", ValueError, r"a has shape \(3,\); expected \[\.\.\., M, K\]", a[0], b),
         bad("inner-size", ValueError, r"b has shape \(4, 3\); expected \[\.\.\., 3, N\]", a, b.mT),
         bad(
@@ -309,7 +261,6 @@ def misuses(device: torch.device) -> list[Misuse]:
             a.expand(2, 2, 3),
             b.expand(3, 3, 4),
         ),
-        bad("device", ValueError, r"a \(2, 3\) is on .* and b \(3, 4\) on meta; expected one device", a, b.to("meta")),
         bad(
             "semiring", ValueError, "semiring is 'plus_times'; expected one of 'max_plus'", a, b, semiring="plus_times"
         ),
@@ -329,21 +280,6 @@ def misuses(device: torch.device) -> list[Misuse]:
     ]
 
 
-def raw_ops(device: torch.device) -> list[tuple[object, tuple[object, ...]]]:
-    ops = torch.ops.tropigrad
-    a, b = torch.randn(2, 3, 4, device=device), torch.randn(2, 4, 5, device=device)
-    values, winners = ops.tropical_matmul(a, b, "max_plus", True, False)
-    return [
-        (ops.tropical_matmul.default, (a, b, "max_plus", True, False)),
-        (ops.tropical_matmul.default, (a.half(), b.half(), "min_plus", False, True)),
-        (ops.tropical_winners_scatter.default, (values, winners, None, None, 4, "max_plus", True, True)),
-        (ops.tropical_winners_scatter.default, (values, winners, a, b, 4, "max_times", False, True)),
-        (ops.log_matmul.default, (a, b, 0.5, False, True)),
-        (ops.log_matmul.default, (a.half(), b.half(), 2.0, True, False)),
-        (ops.log_matmul_backward.default, (values, values, values.sigmoid(), a, b, 0.5, False, True, True)),
-    ]
-
-
 def huge(device: torch.device) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     a = torch.arange(70_000, device=device).remainder(97).half().view(-1, 1)
     b = torch.arange(31_000, device=device).remainder(89).half().view(1, -1)
@@ -353,6 +289,11 @@ def huge(device: torch.device) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
 def scattered(winners: Tensor) -> tuple[Tensor, ...]:
     dc = torch.arange(winners.numel(), dtype=torch.float32, device=winners.device).view_as(winners)
     return torch.ops.tropigrad.tropical_winners_scatter(dc, winners, None, None, 4, "max_plus", True, True)
+
+
+def supports(dtype: torch.dtype, kwargs) -> bool:
+    """The log semiring has no integers and no winners."""
+    return kwargs.get("semiring") != "log" or (dtype.is_floating_point and not kwargs.get("return_indices"))
 
 
 def scalings(kwargs) -> tuple[Scaling, ...]:
@@ -372,7 +313,7 @@ SPEC = register(
             "S2": {"M": 1024, "K": 1024, "N": 1024},
             "S3": {"M": 64, "K": 784, "N": 1024},
         },
-        workloads=(FORWARD, WITH_WINNERS, TRAINING),
+        workloads=WORKLOADS,
         variants={name: {"semiring": name} for name in SEMIRINGS},
         dtypes=(*FLOATS, *INTEGERS),
         small_shapes=(
@@ -381,12 +322,13 @@ SPEC = register(
             {"M": 65, "K": 17, "N": 33},
         ),
         samples=samples,
-        misuses=misuses,
-        supports=lambda dtype, kwargs: dtype.is_floating_point or kwargs["semiring"] != "log",
+        particular_misuses=misuses,
+        implementations=_FORWARDS,
+        middle={"M": 130, "K": 1100, "N": 150},
+        interpreted={"M": 9, "K": 17, "N": 8},
+        supports=supports,
         is_exact=lambda kwargs: kwargs.get("semiring") != "log",
-        backends=BACKENDS,
-        offers=lambda kwargs: ("torch", "triton") if kwargs.get("semiring") == "log" else BACKENDS,
-        has_winners=lambda kwargs: kwargs.get("semiring") != "log",
+        fewer_backends=lambda kwargs: log_matmul._FORWARDS.backends if kwargs.get("semiring") == "log" else None,
         tuned={
             "cpp": (by_cpp.FORWARD, winners_scatter.by_cpp.SCATTER),
             "gluon": (by_gluon.FORWARD, by_gluon.FIRST_SPLIT, refine.REFINE),
@@ -406,8 +348,6 @@ SPEC = register(
             "columns": lambda x: (x, x[:, ::2]),
             "expanded": lambda x: (x[0].expand(6, 6), x),
         },
-        huge=huge,
-        scatter=(scattered, 4),
-        raw_ops=raw_ops,
+        extra=Extra(huge=huge, scatter=(scattered, 4)),
     )
 )

@@ -134,4 +134,12 @@ def _proof(
     return check
 
 
-register(Tunable("worst_sample", SHAPES, (by_cpp.ITERATE, by_triton.PROGRAM, by_triton.ITERATION), calls))
+register(
+    Tunable(
+        "worst_sample",
+        SHAPES,
+        (by_cpp.ITERATE, by_triton.PROGRAM, by_triton.ITERATION),
+        calls,
+        middle={"N": 1300, "d": 9, "p": 30, "q": 11, "K": 5},
+    )
+)

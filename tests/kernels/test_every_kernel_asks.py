@@ -6,6 +6,7 @@ result, fails here.
 
 import ast
 import random
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -20,23 +21,6 @@ from tropigrad.kernels.contract.registry import REGISTRY
 from tropigrad.kernels.runtime import backend
 
 CPU = torch.device("cpu")
-# several blocks and tasks of each C++ kernel; an op that is not listed is called at the largest of its small shapes
-MIDDLE = {
-    "Tournament": {"B": 70, "n": 3000, "t": 90},
-    "largest_path": {"M": 70, "N": 90},
-    "path_norm": {"M": 260, "N": 1100},
-    "path_values": {"M": 64, "N": 300, "K": 10, "P": 40_000},
-    "scatter_step": {"R": 300, "C": 300, "nnz": 40_000},
-    "tropical_conv2d": {"N": 3, "G": 1, "C": 5, "O": 7, "H": 60, "W": 61, "k": 3},
-    "tropical_matmul": {"M": 130, "K": 1100, "N": 150},
-    "tropical_matvec": {"M": 333, "K": 700, "B": 2},
-    "worst_sample": {"N": 1300, "d": 9, "p": 30, "q": 11, "K": 5},
-}
-INTERPRETED = {
-    "tropical_conv2d": {"N": 1, "G": 1, "C": 2, "O": 3, "H": 6, "W": 7, "k": 3},
-    "tropical_matmul": {"M": 9, "K": 17, "N": 8},
-    "tropical_matvec": {"M": 9, "K": 17, "B": 1},
-}
 PATHS = [
     pytest.param(op, path, id=f"{op}-{path}")
     for op in autotune.TUNABLE
@@ -50,8 +34,10 @@ SOURCES = sorted(
 )
 
 
-def shape_of(op: str, path: str) -> dict[str, int]:
-    return (MIDDLE if path == "cpp" else INTERPRETED).get(op) or dict(REGISTRY[op].small_shapes[-1])
+def shape_of(op: str, path: str) -> Mapping[str, int]:
+    tunable = autotune.TUNABLE[op]
+    shape = tunable.middle if path == "cpp" else tunable.interpreted
+    return shape or next(iter(tunable.shapes.values()))
 
 
 @pytest.mark.parametrize(("op", "path"), PATHS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -64,12 +65,14 @@ def export(spec: Spec, device: torch.device) -> Iterator[Case]:
 
 
 def opcheck(spec: Spec, device: torch.device) -> Iterator[Case]:
-    for index, (op, args) in enumerate(spec.raw_ops(device)):
+    count = Counter()
+    for op, args in spec.raw_ops(device):
 
         def run(op=op, args=args):
             torch.library.opcheck(op, args)
 
-        yield Case(spec.name, "opcheck", f"{op.name()}-{index}", run)
+        yield Case(spec.name, "opcheck", f"{op.name()}-{count[op.name()]}", run)
+        count[op.name()] += 1
 
 
 def vmap(spec: Spec, device: torch.device) -> Iterator[Case]:

@@ -1,0 +1,55 @@
+"""Misuses that follow from an op's arguments: no tensor, an unsupported dtype, two dtypes, another layout or device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Misuse:
+    """A call that must fail: the error's type, and a pattern its message must contain."""
+
+    id: str
+    call: Callable[[], Any]
+    error: type[Exception]
+    match: str
+
+
+def misuses_of(
+    op: Callable[..., Any], arguments: Mapping[str, Tensor], dtypes: Collection[torch.dtype]
+) -> list[Misuse]:
+    """Calls in which the last float argument, or each of them, is what it must not be.
+
+    Args:
+        op: takes the arguments by place.
+        arguments: of a call that passes, float32 on one device, by the names that messages have for them.
+        dtypes: those that the op supports.
+    """
+    floats = [name for name, x in arguments.items() if x.is_floating_point()]
+    (first, *others), last = floats, floats[-1]
+    place = rf"{_escaped(last)}( \(.*\))?( is)? on meta"
+
+    def bad(id: str, error: type[Exception], match: str, change: Callable[[Tensor], Any], *names: str) -> Misuse:
+        changed = [change(x) if name in names else x for name, x in arguments.items()]
+        return Misuse(id, lambda: op(*changed), error, match)
+
+    found = [
+        bad("not-a-tensor", TypeError, f"{_escaped(last)} is a list; expected a torch.Tensor", lambda x: [1.0], last),
+        bad("sparse", TypeError, f"{_escaped(last)} has layout torch.sparse_coo", Tensor.to_sparse, last),
+    ]
+    if torch.int64 not in dtypes:
+        found.append(bad("int64", TypeError, f"{_escaped(first)} is torch.int64; expected", Tensor.long, *floats))
+    if others:
+        mixed = f"{_escaped(last)} is torch.float64.*expected one dtype"
+        found.append(bad("mixed-dtypes", TypeError, mixed, Tensor.double, last))
+        found.append(bad("device", ValueError, place, lambda x: x.to("meta"), last))
+    return found
+
+
+def _escaped(name: str) -> str:
+    return name.replace("[", r"\[").replace("]", r"\]")
