@@ -113,8 +113,9 @@ class Spec:
     implementations: Implementations
     workloads: tuple[Workload, ...] = ()
     tuned: Mapping[str, tuple[Tuned, ...]] = field(default_factory=dict)  # backend -> its kernels with a config
-    # misuses beside those that follow from the arguments (misuses.py); for in-place ops, all of them
+    # misuses beside those that follow from the arguments (misuses.py); all of them where `op` is wrapped
     particular_misuses: Callable[[torch.device], list[Misuse]] = lambda device: []
+    is_wrapped: bool = False  # `op` is a function made of the public one, with arguments of its own
     supports: Callable[[torch.dtype, Mapping[str, Any]], bool] = lambda dtype, kwargs: True  # "return_indices" as well
     is_exact: Callable[[Mapping[str, Any]], bool] = lambda kwargs: True  # `==` against the oracle, or a tolerance
     no_gradient: str = ""  # why the op has none; "" where gradients are compared beside the values
@@ -189,7 +190,7 @@ class Spec:
     def misuses(self, device: torch.device) -> list[Misuse]:
         """Calls that must fail."""
         particular = self.particular_misuses(device)
-        if self.extra.in_place:  # `op` is a function made of the public ones, with names of its own
+        if self.is_wrapped:
             return particular
         args = self.inputs(dict.fromkeys(self.small_shapes[-1], 3), torch.float32, device, 0)
         return misuses_of(self.op, dict(zip(self._names(len(args)), args, strict=True)), self.dtypes) + particular

@@ -270,6 +270,7 @@ SPEC = register(
         small_shapes=({"M": 1, "N": 1, "K": 1}, {"M": 17, "N": 70, "K": 3}, {"M": 5, "N": 9, "K": 4}),
         samples=samples,
         particular_misuses=misuses,
+        is_wrapped=True,
         implementations=_STEPS,
         is_exact=lambda kwargs: False,
         no_gradient="a step of an optimizer: it works in place and has no gradient",

@@ -298,6 +298,7 @@ SPEC = register(
         small_shapes=({"R": 1, "C": 1, "nnz": 1}, {"R": 5, "C": 4, "nnz": 17}, {"R": 7, "C": 5, "nnz": 90}),
         samples=samples,
         particular_misuses=misuses,
+        is_wrapped=True,
         implementations=_STEPS,
         middle={"R": 300, "C": 300, "nnz": 40_000},
         is_exact=lambda kwargs: False,

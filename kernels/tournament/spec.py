@@ -210,6 +210,7 @@ SPEC = register(
         small_shapes=({"B": 1, "n": 1, "t": 1}, {"B": 3, "n": 33, "t": 5}, {"B": 2, "n": 1100, "t": 40}),
         samples=samples,
         particular_misuses=misuses,
+        is_wrapped=True,
         implementations=_UPDATES,
         middle={"B": 70, "n": 3000, "t": 90},
         no_gradient="bookkeeping of optimizers: it works in place and has no gradient",
