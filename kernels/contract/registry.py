@@ -1,4 +1,4 @@
-"""The ops that have registered what they are: the conformance suite, the reports and the tuner find them here."""
+"""The registered ops. The conformance suite, the reports and the tuner find them here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REGISTRY: dict[str, Spec] = {}
 
 
 def register(spec: Spec) -> Spec:
-    """Put an op in the conformance suite, the reports and the tuner."""
+    """Puts an op in the conformance suite, the reports and the tuner."""
     if spec.name in REGISTRY:
         raise ValueError(f"register: an op named {spec.name!r} is registered already")
     REGISTRY[spec.name] = spec

@@ -34,12 +34,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Scaling:
-    """A symmetry of a formula that powers of two show without rounding: op(2^{e·d} args) = 2^{e·degree} op(args).
+    """A symmetry of a formula that powers of two keep free of rounding: op(2^{e·d} args) = 2^{e·degree} op(args).
 
     Args:
         degrees: d of each argument; integer tensors have 0.
         degree: of the value; winners stay. The gradient of argument i then has degree − d_i.
-        options: keyword arguments that follow, of 2^e.
+        options: gives the keyword arguments that change with the scale 2^e.
     """
 
     degrees: tuple[int, ...]
@@ -51,8 +51,8 @@ class Scaling:
 class Contender:
     """One way of doing a workload.
 
-    `prepare(*inputs)` does what is not timed and returns the call that is; that call returns a tuple of tensors which
-    the gate compares with the first contender's.
+    `prepare(*inputs)` does the work that is not timed and returns the call that is. The gate compares the tuple of
+    tensors that this call returns with the first contender's.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Workload:
-    """What is timed (forward, forward + winners, forward + backward), and what it costs at the least."""
+    """A computation that is timed (forward, forward + winners, forward + backward), and its least cost."""
 
     name: str
     contenders: tuple[Contender, ...]  # ours first
@@ -75,7 +75,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Extra:
-    """What few ops have."""
+    """Fields that few ops need."""
 
     # operands of more than 2³¹ outputs, and those of the last few of these outputs
     huge: Callable[[torch.device], tuple[Tensors, Tensors]] | None = None

@@ -25,7 +25,7 @@ Output = Callable[..., Sequence[int]]  # gives the shape of a function's value f
 
 
 def called(function: Function) -> Prepare:
-    """The function's results."""
+    """Calls the function; its results are those of the call."""
 
     def prepare(*args: Tensor) -> Call:
         def call() -> tuple[Tensor, ...]:
