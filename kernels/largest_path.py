@@ -172,10 +172,10 @@ FORWARD = Workload(
 def samples(device: torch.device) -> list[Sample]:
     """Ties, zeros, signs, overflow, NaN and convolutions."""
     generator = torch.Generator().manual_seed(0)
-    found = []
+    samples: list[Sample] = []
 
     def add(id: str, *weights: Tensor, **kwargs) -> None:
-        found.append(Sample(id, tuple(w.to(device) for w in weights), kwargs))
+        samples.append(Sample(id, tuple(w.to(device) for w in weights), kwargs))
 
     def normal(*shapes: tuple[int, ...]) -> list[Tensor]:
         return [torch.randn(shape, generator=generator) for shape in shapes]
@@ -195,7 +195,7 @@ def samples(device: torch.device) -> list[Sample]:
         add("pointwise", *normal((4, 3, 1, 1), (2, 4, 1, 1)), input_size=(2, 3))
         add("flattened", *normal((4, 2, 3, 2), (5, 4, 2, 2), (6, 100)), input_size=5, padding=[1, 0])
         add("strided", *normal((4, 2, 3, 3), (3, 4, 2, 2)), input_size=(9, 8), stride=[(2, 1), 2], padding=[(1, 2), 0])
-    return found
+    return samples
 
 
 def misuses(device: torch.device) -> list[Misuse]:

@@ -175,10 +175,10 @@ WORKLOADS = standard(
 def samples(device: torch.device) -> list[Sample]:
     """What one column and its batches add to the matrix product's own samples."""
     generator = torch.Generator().manual_seed(0)
-    found = []
+    samples: list[Sample] = []
 
     def add(id: str, a: Tensor, x: Tensor, **kwargs) -> None:
-        found.append(Sample(id, (a.to(device), x.to(device)), kwargs))
+        samples.append(Sample(id, (a.to(device), x.to(device)), kwargs))
 
     special = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1.0, -1.0])
     for semiring in ("max_plus", "min_plus", "max_times"):
@@ -200,7 +200,7 @@ def samples(device: torch.device) -> list[Sample]:
     a, x = torch.randn(2, 9, 13, generator=generator), torch.randn(2, 13, generator=generator)
     add("matrices-log", a, x, semiring="log")
     add("log", torch.randn(2, 9, 13, generator=generator), torch.randn(13, generator=generator), semiring="log")
-    return found
+    return samples
 
 
 def misuses(device: torch.device) -> list[Misuse]:

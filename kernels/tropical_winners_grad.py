@@ -11,7 +11,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .contract.registry import register
+from .contract.spec import Misuse, Sample, Sizes, Spec
+from .runtime.arguments import FLOATS
+from .runtime.implementations import Implementations
 from .runtime.tracing import traceable
+
+# ------------------------------------------------------------------------------------------------ public
 
 
 class TropicalWinnersGrad(NamedTuple):
@@ -96,3 +102,93 @@ def _check(grad: Tensor, indices: Tensor, inner_size: int, a: Tensor | None, b: 
         low, high = (int(x) for x in indices.aminmax())
         if low < -1 or high >= inner_size:
             raise IndexError(f"{op}: indices reach from {low} to {high}; expected [-1, {inner_size})")
+
+
+# ------------------------------------------------------------------------------------------------ the op as data
+
+_K = 4  # of all inputs below
+
+
+def op(grad: Tensor, indices: Tensor, a: Tensor, b: Tensor, *, product: bool = False) -> Tensor:
+    """Both gradients, dense, in a row."""
+    factors = {"a": a, "b": b} if product else {}
+    return torch.cat([x.to_dense().flatten() for x in tropical_winners_grad(grad, indices, _K, **factors)])
+
+
+def oracle(grad: Tensor, indices: Tensor, a: Tensor, b: Tensor, *, product: bool = False) -> Tensor:
+    """The definition: every candidate, of which winners alone are not 0."""
+    won = indices.unsqueeze(-1) == torch.arange(_K, device=indices.device)
+    routed = won * grad.unsqueeze(-1)  # [..., M, N, K]
+    to_a, to_b = (routed * b.mT.unsqueeze(-3), routed * a.unsqueeze(-2)) if product else (routed, routed)
+    return torch.cat([to_a.sum(-2).flatten(), to_b.sum(-3).mT.flatten()])
+
+
+def inputs(shape: Sizes, dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Tensor, ...]:
+    """dC [M, N], winners, some −1, and the factors A [M, 4] and B [4, N], of small integers: sums are exact."""
+    M, N, generator = shape["M"], shape["N"], torch.Generator().manual_seed(seed)
+    grad, a, b = (torch.randint(-2, 3, size, generator=generator) for size in ((M, N), (M, _K), (_K, N)))
+    indices = torch.randint(-1, _K, (M, N), generator=generator)
+    return grad.to(device, dtype), indices.to(device), a.to(device, dtype), b.to(device, dtype)
+
+
+def samples(device: torch.device) -> list[Sample]:
+    """Nothing won, one winner for all, batches, empty sizes and narrow indices."""
+    shapes = {"batch": (2, 3, 5, 6), "no-rows": (0, 6), "no-columns": (5, 0), "one": (1, 1)}
+    cases = {}
+    for id, (*batch, M, N) in shapes.items():
+        x, i, a, b = (
+            y.expand(*batch, *y.shape) for y in inputs({"M": M, "N": N}, torch.float32, torch.device("cpu"), 0)
+        )
+        cases[id], cases[f"{id}-int16"] = (x, i, a, b), (x, i.short(), a, b)
+    x, i, a, b = inputs({"M": 5, "N": 6}, torch.float32, torch.device("cpu"), 0)
+    cases |= {"nothing-won": (x, i.fill_(-1), a, b), "one-winner": (x, torch.zeros_like(i), a, b)}
+    return [
+        Sample(f"{id}-{variant}", tuple(y.to(device) for y in args), kwargs)
+        for id, args in cases.items()
+        for variant, kwargs in VARIANTS.items()
+    ]
+
+
+def misuses(device: torch.device) -> list[Misuse]:
+    x, i, a, b = inputs({"M": 2, "N": 3}, torch.float32, device, 0)
+
+    def bad(id: str, error: type[Exception], match: str, grad=x, indices=i, K=_K, **factors) -> Misuse:
+        return Misuse(id, lambda: tropical_winners_grad(grad, indices, K, **factors), error, match)
+
+    return [
+        bad("not-a-tensor", TypeError, "indices is a list; expected a torch.Tensor", indices=[0]),
+        bad("integers", TypeError, "grad is torch.int64; expected a float dtype", grad=i),
+        bad("float-indices", TypeError, "indices is torch.float32; expected int64", indices=x),
+        bad("shapes", ValueError, r"grad has shape \(2, 3\) and indices \(3, 2\); expected both", indices=i.mT),
+        bad("device", ValueError, "grad is on .* and indices on meta; expected one device", indices=i.to("meta")),
+        bad("size", ValueError, "inner_size is -1; expected K, at least 0", K=-1),
+        bad("one-factor", ValueError, r"b is None; expected both factors \(max_times\) or neither", a=a),
+        bad("factor", ValueError, r"a has shape \(4, 2\) on .*; expected \(2, 4\) on", a=a.mT, b=b),
+        bad("winner", IndexError, r"indices reach from .* to 4; expected \[-1, 4\)", indices=torch.full_like(i, 4)),
+    ]
+
+
+_COUNT = "the number of entries is that of the winners, which no trace knows"
+VARIANTS = {"sums": {}, "product": {"product": True}}
+SPEC = register(
+    Spec(
+        name="tropical_winners_grad",
+        op=op,
+        oracle=oracle,
+        inputs=inputs,
+        dtypes=FLOATS,
+        variants=VARIANTS,
+        shapes={"1024": {"M": 1024, "N": 1024}},
+        small_shapes=({"M": 1, "N": 1}, {"M": 7, "N": 5}, {"M": 33, "N": 9}),
+        samples=samples,
+        implementations=Implementations("tropical_winners_grad", torch=tropical_winners_grad),
+        particular_misuses=misuses,
+        is_wrapped=True,
+        no_gradient="it indexes and multiplies by torch's own operators, and has no backward of its own",
+        left_out={
+            **dict.fromkeys(("compile", "export", "vmap", "jit_trace", "fx_trace"), _COUNT),
+            "autocast": "a gradient keeps its dtype, and factors have the same",
+            "ends": "sums of such numbers round as their order has it",
+        },
+    )
+)

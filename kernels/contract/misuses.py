@@ -38,17 +38,17 @@ def misuses_of(
         changed = [change(x) if name in names else x for name, x in arguments.items()]
         return Misuse(id, lambda: op(*changed), error, match)
 
-    found = [
+    misuses = [
         bad("not-a-tensor", TypeError, f"{_escaped(last)} is a list; expected a torch.Tensor", lambda x: [1.0], last),
         bad("sparse", TypeError, f"{_escaped(last)} has layout torch.sparse_coo", Tensor.to_sparse, last),
     ]
     if torch.int64 not in dtypes:
-        found.append(bad("int64", TypeError, f"{_escaped(first)} is torch.int64; expected", Tensor.long, *floats))
+        misuses.append(bad("int64", TypeError, f"{_escaped(first)} is torch.int64; expected", Tensor.long, *floats))
     if others:
         mixed = f"{_escaped(last)} is torch.float64.*expected one dtype"
-        found.append(bad("mixed-dtypes", TypeError, mixed, Tensor.double, last))
-        found.append(bad("device", ValueError, place, lambda x: x.to("meta"), last))
-    return found
+        misuses.append(bad("mixed-dtypes", TypeError, mixed, Tensor.double, last))
+        misuses.append(bad("device", ValueError, place, lambda x: x.to("meta"), last))
+    return misuses
 
 
 def _escaped(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The registered ops: the conformance suite, the reports and the tuner find them here."""
+"""The registered ops. The conformance suite, the reports and the tuner find them here."""
 
 from __future__ import annotations
 

@@ -34,12 +34,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Scaling:
-    """A symmetry of a formula that powers of two show without rounding: op(2^{e·d} args) = 2^{e·degree} op(args).
+    """A symmetry of a formula that powers of two keep free of rounding: op(2^{e·d} args) = 2^{e·degree} op(args).
 
     Args:
         degrees: d of each argument; integer tensors have 0.
         degree: of the value; winners stay. The gradient of argument i then has degree − d_i.
-        options: keyword arguments that follow, of 2^e.
+        options: gives the keyword arguments that change with the scale 2^e.
     """
 
     degrees: tuple[int, ...]
@@ -51,8 +51,8 @@ class Scaling:
 class Contender:
     """One way of doing a workload.
 
-    `prepare(*inputs)` does what is not timed and returns the call that is; that call returns a tuple of tensors which
-    the gate compares with the first contender's.
+    `prepare(*inputs)` does the work that is not timed and returns the call that is. The gate compares the tuple of
+    tensors that this call returns with the first contender's.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Workload:
-    """What is timed (forward, forward + winners, forward + backward), and what it costs at the least."""
+    """A computation that is timed (forward, forward + winners, forward + backward), and its least cost."""
 
     name: str
     contenders: tuple[Contender, ...]  # ours first
@@ -75,7 +75,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Extra:
-    """What few ops have."""
+    """Fields that few ops need."""
 
     # operands of more than 2³¹ outputs, and those of the last few of these outputs
     huge: Callable[[torch.device], tuple[Tensors, Tensors]] | None = None
@@ -113,8 +113,9 @@ class Spec:
     implementations: Implementations
     workloads: tuple[Workload, ...] = ()
     tuned: Mapping[str, tuple[Tuned, ...]] = field(default_factory=dict)  # backend -> its kernels with a config
-    # misuses beside those that follow from the arguments (misuses.py); for in-place ops, all of them
+    # misuses beside those that follow from the arguments (misuses.py); all of them where `op` is wrapped
     particular_misuses: Callable[[torch.device], list[Misuse]] = lambda device: []
+    is_wrapped: bool = False  # `op` is a function made of the public one, with arguments of its own
     supports: Callable[[torch.dtype, Mapping[str, Any]], bool] = lambda dtype, kwargs: True  # "return_indices" as well
     is_exact: Callable[[Mapping[str, Any]], bool] = lambda kwargs: True  # `==` against the oracle, or a tolerance
     no_gradient: str = ""  # why the op has none; "" where gradients are compared beside the values
@@ -189,7 +190,7 @@ class Spec:
     def misuses(self, device: torch.device) -> list[Misuse]:
         """Calls that must fail."""
         particular = self.particular_misuses(device)
-        if self.extra.in_place:  # `op` is a function made of the public ones, with names of its own
+        if self.is_wrapped:
             return particular
         args = self.inputs(dict.fromkeys(self.small_shapes[-1], 3), torch.float32, device, 0)
         return misuses_of(self.op, dict(zip(self._names(len(args)), args, strict=True)), self.dtypes) + particular

@@ -1,8 +1,8 @@
-"""How the tuner calls an op and proves its results, read from the op's spec.
+"""Builds the calls that the tuner times, and the checks of their results, from an op's spec.
 
 Each variant is called forward, with winners where it has them, and forward and backward where it is differentiable. An
-op that works in place is called again and again on what it wrote before, as its time asks for no other values; proven
-is what it makes of fresh inputs.
+in-place op is timed on its own previous output, since the values do not change the time; its result is verified on
+fresh inputs.
 The reference is the definition in torch, in chunks: TROPIGRAD_BACKEND=torch. Values and winners are compared `==` where
 the op is exact; gradients, which are sums, within the dtype's tolerance.
 """
@@ -68,12 +68,12 @@ def calls_on(
         if dtype.is_floating_point and spec.is_differentiable:
             trained = partial(_trained, spec, inputs, kwargs)
             yield _call(f"{variant}, trained", trained, exact, work)
-            if chosen != "cpp":  # which gives the same bits anyway, by the same kernels
+            if chosen != "cpp":  # C++ gives the same bits anyway, by the same kernels
                 yield _call(f"{variant}, trained, deterministic", _deterministic(trained), exact, work)
 
 
 def _chosen(spec: Spec, kwargs, device: torch.device) -> str:
-    """The backend that a variant runs on; torch, which has no kernels with a config, where there is no other."""
+    """The backend that a variant runs on. Where no other can run it is torch, which has no kernels with a config."""
     try:
         return backend.choose(spec.name, device, spec.offers(kwargs))
     except RuntimeError:  # TROPIGRAD_BACKEND forces what the variant lacks, or what cannot run here
@@ -81,7 +81,7 @@ def _chosen(spec: Spec, kwargs, device: torch.device) -> str:
 
 
 def _deterministic(run: _Run) -> _Run:
-    """`run` where torch asks for the same bits each time, but not for memory that is filled, which would be timed."""
+    """Makes `run` deterministic by torch's switch, without the filling of memory that the switch turns on."""
 
     options: Any = torch.utils.deterministic
 

@@ -1,7 +1,7 @@
 """Makes contenders of functions (called, trained, or compiled before either), and the workloads that most ops have.
 
-Nothing is evaluated while a contender is prepared. Memory is measured in its first call, which must therefore include
-the buffers that it keeps for later calls.
+Nothing is evaluated while a contender is prepared: its first call is the one whose memory is measured, and buffers that
+it keeps for its next time are to count.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Output = Callable[..., Sequence[int]]  # gives the shape of a function's value f
 
 
 def called(function: Function) -> Prepare:
-    """Calls give the function's results."""
+    """Calls the function; its results are those of the call."""
 
     def prepare(*args: Tensor) -> Call:
         def call() -> tuple[Tensor, ...]:

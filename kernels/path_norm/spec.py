@@ -37,11 +37,11 @@ def inputs_at(problem: Problem, dtype: torch.dtype, device: torch.device) -> tup
 
 
 def _weights_of(widths: list[int], dtype, device, generator) -> tuple[Tensor, ...]:
-    found = []
+    weights = []
     for source, target in itertools.pairwise(widths):
         weight = torch.randn(target, source, generator=generator, dtype=torch.float64)
-        found.append((weight * max(1, source) ** -0.5).to(device, dtype))
-    return tuple(found)
+        weights.append((weight * max(1, source) ** -0.5).to(device, dtype))
+    return tuple(weights)
 
 
 def _plain(*weights: Tensor) -> Tensor:
@@ -74,12 +74,12 @@ WORKLOADS = standard(
 def samples(device: torch.device) -> list[Sample]:
     """Overflow, underflow, zeros, special values, convolutions and empty layers."""
     generator = torch.Generator().manual_seed(0)
-    found = []
+    samples: list[Sample] = []
 
     def add(id: str, *shapes: tuple[int, ...], scale: float = 1.0, **kwargs) -> None:
         weights = tuple((scale * torch.randn(shape, generator=generator)).to(device) for shape in shapes)
         for p in (1, 2):
-            found.append(Sample(f"{id}-p={p}", weights, {"p": p, **kwargs}))
+            samples.append(Sample(f"{id}-p={p}", weights, {"p": p, **kwargs}))
 
     add("one-layer", (3, 5))
     add("pointwise", (4, 3, 1, 1), (2, 4, 1, 1), input_size=(2, 3))
@@ -94,8 +94,8 @@ def samples(device: torch.device) -> list[Sample]:
     add("no-nodes", (0, 3), (2, 0))
     for name, value in (("nan", float("nan")), ("inf", float("inf"))):
         weight = torch.full((2, 3), value, device=device)
-        found.append(Sample(name, (weight, torch.ones(2, 2, device=device)), {"p": 2}))
-    return found
+        samples.append(Sample(name, (weight, torch.ones(2, 2, device=device)), {"p": 2}))
+    return samples
 
 
 def misuses(device: torch.device) -> list[Misuse]:

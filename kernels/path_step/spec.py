@@ -41,7 +41,7 @@ def chain(args: Sequence[Tensor], biases: bool, moving: bool):
 
 
 def _stepped(step: Callable, args: Sequence[Tensor], *, biases=True, lr=0.05, momentum=0.0, **options) -> Tensor:
-    """Everything that two steps have written, in a row."""
+    """Makes two steps; returns everything that they wrote, in a row."""
     layers, shapes, run_momentum, events = chain(args, biases, momentum != 0)
     for _ in range(2):
         step(layers, shapes, run_momentum, events, Options(lr, momentum, **options))
@@ -70,7 +70,7 @@ def inputs(shape: Mapping[str, int], dtype: torch.dtype, device: torch.device, s
 
 
 def inputs_at(problem: Problem, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...] | None:
-    """Of a chain with as many layers and about as many edges: narrow hidden layers, groups and taps as that takes."""
+    """A chain with as many layers and about as many edges: narrow hidden layers, with groups and taps as needed."""
     N, M, K, count, edges = (int(problem[name]) for name in ("N", "M", "K", "layers", "edges"))
     for G in (G for G in range(1, N + 1) if N % G == M % G == K % G == 0):
         for inner in (G << power for power in reversed(range((M // G).bit_length()))):
@@ -96,10 +96,10 @@ def _inputs(shapes: Sequence[Shape], dtype: torch.dtype, device: torch.device, s
         weights[number].view(-1)[edges] = normal(len(edges)).sign()
     grads = [0.1 * normal(*s) for s in shapes]
     if all(s.groups == s.taps == 1 for s in shapes):
-        weights, grads = ([x[0, :, :, 0] for x in found] for found in (weights, grads))
+        weights, grads = ([x[0, :, :, 0] for x in each] for each in (weights, grads))
     bias, bias_grads = ([0.1 * normal(s.targets, 1) for s in shapes] for _ in range(2))
-    found = (*weights, *grads, *bias, *bias_grads, normal(bones.runs, 1))
-    return tuple(x.to(device, dtype).contiguous() for x in found)
+    args = (*weights, *grads, *bias, *bias_grads, normal(bones.runs, 1))
+    return tuple(x.to(device, dtype).contiguous() for x in args)
 
 
 # ------------------------------------------------------------------------------------------------ contenders
@@ -270,6 +270,7 @@ SPEC = register(
         small_shapes=({"M": 1, "N": 1, "K": 1}, {"M": 17, "N": 70, "K": 3}, {"M": 5, "N": 9, "K": 4}),
         samples=samples,
         particular_misuses=misuses,
+        is_wrapped=True,
         implementations=_STEPS,
         is_exact=lambda kwargs: False,
         no_gradient="a step of an optimizer: it works in place and has no gradient",

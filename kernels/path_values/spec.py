@@ -101,10 +101,10 @@ NAN, INF = float("nan"), float("inf")
 def samples(device: torch.device) -> list[Sample]:
     """Depths, special values, dtypes of paths, convolutions, strides of paths, and edges."""
     generator = torch.Generator().manual_seed(0)
-    found = []
+    samples: list[Sample] = []
 
     def add(id: str, weights: list[Tensor], paths: Tensor, **kwargs) -> None:
-        found.append(Sample(id, (*(w.to(device) for w in weights), paths.to(device)), kwargs))
+        samples.append(Sample(id, (*(w.to(device) for w in weights), paths.to(device)), kwargs))
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
@@ -146,7 +146,7 @@ def samples(device: torch.device) -> list[Sample]:
         paths = random_paths(sizes(layers), 3000, generator)
         add(f"convolution-{name}", weights, paths, **kwargs)
         add(f"convolution-{name}-float64-int32", [w.double() for w in weights], paths.int(), **kwargs)
-    return found
+    return samples
 
 
 def misuses(device: torch.device) -> list[Misuse]:
@@ -157,7 +157,7 @@ def misuses(device: torch.device) -> list[Misuse]:
     def bad(id: str, error: type[Exception], match: str, weights, paths, **kwargs) -> Misuse:
         return Misuse(id, lambda: path_values(weights, paths, **kwargs), error, match)
 
-    found = [
+    misuses = [
         bad("one-tensor", TypeError, "weights is a Tensor; expected a list of weights", w[0], paths),
         bad("no-weights", ValueError, "weights is empty; expected one weight or more", [], paths),
         bad("integers", TypeError, r"weights\[0\] is torch.int32; expected float64", [w[0].int()], paths[:, :2]),
@@ -185,13 +185,13 @@ def misuses(device: torch.device) -> list[Misuse]:
             [w[0], image], paths),
     ]  # fmt: skip
     if device.type == "cpu":
-        found += [
+        misuses += [
             bad("too-large", IndexError, r"paths\[2, 1\] is 3; expected a node of layer 1, in \[0, 3\)", w,
                 paths.index_put((torch.tensor(2), torch.tensor(1)), torch.tensor(3))),
             bad("negative", IndexError, r"paths\[4, 0\] is -1; expected a node of layer 0, in \[0, 2\)", w,
                 paths.index_put((torch.tensor(4), torch.tensor(0)), torch.tensor(-1))),
         ]  # fmt: skip
-    return found
+    return misuses
 
 
 SPEC = register(

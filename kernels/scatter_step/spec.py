@@ -61,7 +61,7 @@ def inputs(shape: Sizes, dtype: torch.dtype, device: torch.device, seed: int) ->
 
 
 def inputs_at(problem: Problem, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...] | None:
-    """Of entries that are rows: W [R, C, D] and values [nnz, D]."""
+    """Inputs whose entries are rows: W [R, C, D] and values [nnz, D]."""
     R, C, nnz, D = (int(problem[letter]) for letter in ("R", "C", "nnz", "D"))
     if D == 1:
         return None
@@ -117,7 +117,7 @@ def _index_add(param: Tensor, coordinates: Tensor, values: Tensor) -> Call:
 
 
 def _torch_optim(make: Callable[..., torch.optim.Optimizer]):
-    """A sparse COO gradient, made anew each time as a backward would, and an optimizer of torch's on it."""
+    """A sparse COO gradient, built in each call as a backward does, and an optimizer of torch's on it."""
 
     def prepare(param: Tensor, coordinates: Tensor, values: Tensor) -> Call:
         weight, (rows, columns, values) = torch.nn.Parameter(param.clone()), _of(coordinates, values)
@@ -175,11 +175,11 @@ ADAGRAD = Workload(
 
 def samples(device: torch.device) -> list[Sample]:
     """Where implementations go wrong: cancelling, many and skipped duplicates, NaN, infinities, empty lists."""
-    found = []
+    samples: list[Sample] = []
 
     def add(id: str, param: Tensor, coordinates: list[list[int]], values: Tensor, **kwargs) -> None:
         at = torch.tensor(coordinates, dtype=torch.int64).view(2, -1)
-        found.append(Sample(id, (param.to(device), at.to(device), values.to(device)), kwargs))
+        samples.append(Sample(id, (param.to(device), at.to(device), values.to(device)), kwargs))
 
     nan, inf = float("nan"), float("inf")
     for dtype in FLOATS:
@@ -208,7 +208,7 @@ def samples(device: torch.device) -> list[Sample]:
     add("special", torch.zeros(4, 1), [[0, 1, 2, 2, 3], [0] * 5], special)
     w, g = torch.full((1, 1), 2048, dtype=torch.float16), torch.full((70, 1), -4, dtype=torch.float16)
     add("sum-in-float32", w, [[0] * 70, [0] * 70], g)  # one by one, each 1 would be lost
-    return found
+    return samples
 
 
 def misuses(device: torch.device) -> list[Misuse]:
@@ -219,7 +219,7 @@ def misuses(device: torch.device) -> list[Misuse]:
         return Misuse(id, lambda: scatter_step(*args, **{"lr": 0.1, **kwargs}), error, match)
 
     adagrad = {"rule": "adagrad", "state": {"sum": torch.zeros(3, 3, device=device)}}
-    found = [
+    misuses = [
         bad("not-a-tensor", TypeError, "param is a list; expected a torch.Tensor", [1.0], i, v),
         bad("integer-weights", TypeError, "param is torch.int64; expected float64", w.long(), (i, i), v),
         bad(
@@ -252,12 +252,12 @@ def misuses(device: torch.device) -> list[Misuse]:
         bad("state", ValueError, r"state's sum is .* \(3, 3\) on .*; expected .* \(3, 4\)", w, (i, i), v, **adagrad),
     ]
     if device.type == "cpu":
-        found += [
+        misuses += [
             bad("row", IndexError, r"out of range; expected .*\[-1, 3\).*nothing was written", w, (i + 3, i), v),
             bad("column", IndexError, r"out of range; expected .*\[-1, 4\)", w, (i, i + 4), v),
             bad("below", IndexError, r"out of range; expected .*\[-1, 3\)", w, (i - 2, i), v),
         ]
-    return found
+    return misuses
 
 
 _OWN = {  # index, and values that are views of W [6, 5]
@@ -298,6 +298,7 @@ SPEC = register(
         small_shapes=({"R": 1, "C": 1, "nnz": 1}, {"R": 5, "C": 4, "nnz": 17}, {"R": 7, "C": 5, "nnz": 90}),
         samples=samples,
         particular_misuses=misuses,
+        is_wrapped=True,
         implementations=_STEPS,
         middle={"R": 300, "C": 300, "nnz": 40_000},
         is_exact=lambda kwargs: False,

@@ -100,10 +100,10 @@ UPDATE = Workload(
 def samples(device: torch.device) -> list[Sample]:
     """Where implementations go wrong: ties, NaN that come and go, infinities, −0, bounds, one leaf, no tree."""
     generator = torch.Generator().manual_seed(0)
-    found = []
+    samples: list[Sample] = []
 
     def add(id: str, values: Tensor, positions: Tensor, new: Tensor, **kwargs) -> None:
-        found.append(Sample(id, tuple(x.to(device) for x in (values, positions, new)), kwargs))
+        samples.append(Sample(id, tuple(x.to(device) for x in (values, positions, new)), kwargs))
 
     special = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1.0])
     for largest in (True, False):
@@ -144,7 +144,7 @@ def samples(device: torch.device) -> list[Sample]:
         rows = torch.randn(2, 5000, generator=generator)
         all_of_it = torch.stack([torch.randperm(5000, generator=generator) for _ in range(2)])
         add(f"all-touched-{label}", rows, all_of_it, rows.flip(0), largest=largest)
-    return found
+    return samples
 
 
 def misuses(device: torch.device) -> list[Misuse]:
@@ -158,7 +158,7 @@ def misuses(device: torch.device) -> list[Misuse]:
 
         return Misuse(id, call, error, match)
 
-    found = [
+    misuses = [
         bad("not-a-tensor", TypeError, "values is a list; expected a torch.Tensor", [1.0]),
         bad("int64", TypeError, "values is torch.int64; expected one of float64", x.long()),
         bad("sparse", TypeError, "values has layout torch.sparse_coo; expected torch.strided", x.to_sparse()),
@@ -171,11 +171,11 @@ def misuses(device: torch.device) -> list[Misuse]:
         bad("touched", ValueError, r"values has shape \(2, 5\); expected \[..., 3\]", x, i, x),
     ]
     if device.type == "cpu":
-        found += [
+        misuses += [
             bad("beyond", IndexError, r"out of range; expected \[-1, 5\).*nothing was written", x, i + 5, x[:, :3]),
             bad("below", IndexError, r"out of range; expected \[-1, 5\)", x, i - 2, x[:, :3]),
         ]
-    return found
+    return misuses
 
 
 def _reversed(copied: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
@@ -210,6 +210,7 @@ SPEC = register(
         small_shapes=({"B": 1, "n": 1, "t": 1}, {"B": 3, "n": 33, "t": 5}, {"B": 2, "n": 1100, "t": 40}),
         samples=samples,
         particular_misuses=misuses,
+        is_wrapped=True,
         implementations=_UPDATES,
         middle={"B": 70, "n": 3000, "t": 90},
         no_gradient="bookkeeping of optimizers: it works in place and has no gradient",

@@ -53,7 +53,7 @@ def _letters(shape: Sizes) -> tuple[int, ...]:
 
 
 def inputs_at(problem: Problem, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """One image of about as many outputs, with a window 3 × 3 where K allows one; of the scatter a filter an image."""
+    """One image of about as many outputs, with a window 3 × 3 where K allows one; for the scatter a filter an image."""
     outputs, K = int(problem["outputs"]), int(problem.get("K", 9))
     k, filters = 1 if K % 9 else 3, int(problem.get("filters", problem.get("images", 1)))
     height = 1 << (outputs - 1).bit_length() // 2
@@ -83,7 +83,7 @@ def _conv2d(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _candidates(x: Tensor, weight: Tensor) -> Tensor:
-    """All of them: [N, G, O, K, P · Q]."""
+    """Every candidate: [N, G, O, K, P · Q]."""
     kh, kw = weight.shape[2:]
     groups = x.shape[1] // weight.shape[1]
     padded = functional.pad(x, (kw // 2, kw // 2, kh // 2, kh // 2), value=-INF)
@@ -98,7 +98,7 @@ def _output(x: Tensor, weight: Tensor) -> tuple[int, ...]:
 
 
 def _laid_out(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """[N, G, O, P · Q] -> [N, G · O, P, Q], of these images, or of some of them."""
+    """Reshapes [N, G, O, P · Q] of these images, or of some of them, to [N, G · O, P, Q]."""
     return y.flatten(1, 2).unflatten(-1, _output(x, weight)[2:])
 
 
@@ -155,10 +155,10 @@ WORKLOADS = standard(
 def samples(device: torch.device) -> list[Sample]:
     """Where implementations go wrong: ties, NaN, infinities, saturation, the edge of the image, strides, groups."""
     generator = torch.Generator().manual_seed(0)
-    found = []
+    samples: list[Sample] = []
 
     def add(id: str, x: Tensor, weight: Tensor, **kwargs) -> None:
-        found.append(Sample(id, (x.to(device), weight.to(device)), kwargs))
+        samples.append(Sample(id, (x.to(device), weight.to(device)), kwargs))
 
     def small(*size: int) -> Tensor:
         return torch.randint(-2, 3, size, generator=generator).float()
@@ -217,7 +217,7 @@ def samples(device: torch.device) -> list[Sample]:
         ):
             pad = min(weight[2] - 1, 2)
             add(f"edge-{id}-{semiring}", torch.zeros(x), torch.zeros(weight), semiring=semiring, padding=pad)
-    return found
+    return samples
 
 
 def misuses(device: torch.device) -> list[Misuse]:

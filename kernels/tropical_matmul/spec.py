@@ -172,10 +172,10 @@ def samples(device: torch.device) -> list[Sample]:
         "min_plus": {"semiring": "min_plus"},
         "max_times": {"semiring": "max_times"},
     }
-    found = []
+    samples: list[Sample] = []
 
     def add(id: str, a: Tensor, b: Tensor, **kwargs) -> None:
-        found.append(Sample(id, (a.to(device), b.to(device)), kwargs))
+        samples.append(Sample(id, (a.to(device), b.to(device)), kwargs))
 
     generator = torch.Generator().manual_seed(0)
     special = torch.tensor([NAN, INF, -INF, 0.0, -0.0, 1.0, -1.0])
@@ -240,7 +240,7 @@ def samples(device: torch.device) -> list[Sample]:
         add(f"log-T={T}-special", a, b, semiring="log", temperature=T)
         add(f"log-T={T}-ignore", a, b, semiring="log", temperature=T, nan="ignore")
     add("log-K=0", torch.randn(2, 0), torch.randn(0, 3), semiring="log")
-    return found
+    return samples
 
 
 def misuses(device: torch.device) -> list[Misuse]:
