@@ -20,7 +20,7 @@ from ...autotune import Space, Tuned
 from ...triton_or_stub import tl, triton
 from . import backend, dispatch, memory, native
 from .arguments import FLOATS
-from .dispatch import Gradient, Operator, Plan, operator
+from .dispatch import Gradient, Plan, operator
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 
@@ -45,13 +45,13 @@ def _elementwise_kernel(
     strides,  # of the operands, then of the output, R each
     FORMULA: tl.constexpr, IS_NUMBER: tl.constexpr, COMPUTE: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    COUNT: tl.constexpr = len(IS_NUMBER)
-    R: tl.constexpr = len(sizes)
+    COUNT: tl.constexpr = len(IS_NUMBER)  # pyright: ignore[reportAssignmentType, reportArgumentType]
+    R: tl.constexpr = len(sizes)  # pyright: ignore[reportAssignmentType]
     pid = tl.program_id(0)
     offs = (pid.to(tl.int64) if WIDE else pid) * BLOCK + tl.arange(0, BLOCK)
     mask = offs < size
     values = ()
-    for i in tl.static_range(COUNT):
+    for i in tl.static_range(COUNT):  # pyright: ignore[reportGeneralTypeIssues]
         if IS_NUMBER[i]:
             values = values + (tl.full([1], operands[i], COMPUTE),)  # noqa: RUF005  of Triton's tuples
         else:
@@ -166,7 +166,7 @@ class Elementwise:
         args = self._quickly(operands) or self._arguments(operands, inplace)
         if not inplace:
             return self.operator.call(*args)
-        x = operands[0]
+        x: Any = operands[0]
         self._check_written(x)
         if _is_differentiated(operands):  # autograd knows what copy_ does
             return x.copy_(self.operator.call(*args))
@@ -177,8 +177,8 @@ class Elementwise:
 
     def _quickly(self, operands: Sequence[Any]) -> list[Any] | None:
         """The operator's arguments where the operands are ordinary tensors on the CPU, or numbers, and the first has
-        the result's shape. A small call takes no longer than its checks: these are the cheapest questions that Python can
-        ask. Where this is None, `_arguments` says why, or makes it so.
+        the result's shape. A small call takes no longer than its checks: these are the cheapest questions that Python
+        can ask. Where this is None, `_arguments` says why, or makes it so.
         """
         x = operands[0]
         args: list[Any] = []
@@ -200,11 +200,8 @@ class Elementwise:
                 if number:
                     args.append(0.0)
             return args
-        except (
-            AttributeError,
-            RuntimeError,
-        ):  # of what is no tensor; or is nested, without a shape; or does not expand
-            return None
+        except (AttributeError, RuntimeError):
+            return None  # the first is no tensor, is nested and has no shape, or another does not expand to its shape
 
     def _arguments(self, operands: tuple[Any, ...], inplace: bool) -> list[Any]:
         """The operator's arguments: the operands, checked, as autocast wants them, and broadcast."""
@@ -220,8 +217,6 @@ class Elementwise:
                     "result's, to be written in place"
                 )
             operands = tuple(x.expand(shape) if isinstance(x, Tensor) else x for x in operands)
-        if inplace:
-            operands = first, *operands[1:]  # no view of it
         args = []
         for x, number in zip(operands, self.takes_number, strict=True):
             args += [x] if not number else [x, 0.0] if isinstance(x, Tensor) else [None, x]
@@ -407,7 +402,8 @@ def as_number(op: str, name: str, x: Any) -> float:
     """An operand that is no tensor, as Python's number."""
     if not isinstance(x, numbers.Real | torch.SymFloat) or isinstance(x, bool):
         raise TypeError(f"{op}: {name} is a {type(x).__name__}; expected a number or a torch.Tensor")
-    return x if isinstance(x, float | torch.SymFloat) else float(x)
+    number: Any = x if isinstance(x, float | torch.SymFloat) else float(x)
+    return number
 
 
 def _batched(info: Any, dims: Any, args: Sequence[Any]) -> list[Any]:
