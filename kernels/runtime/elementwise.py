@@ -203,11 +203,8 @@ class Elementwise:
                 if number:
                     args.append(0.0)
             return args
-        except (
-            AttributeError,
-            RuntimeError,
-        ):  # of what is no tensor; or is nested, without a shape; or does not expand
-            return None
+        except (AttributeError, RuntimeError):
+            return None  # the first is no tensor, is nested and has no shape, or another does not expand to its shape
 
     def _arguments(self, operands: tuple[Any, ...], inplace: bool) -> list[Any]:
         """The operator's arguments: the operands, checked, as autocast wants them, and broadcast."""
@@ -223,8 +220,6 @@ class Elementwise:
                     "result's, to be written in place"
                 )
             operands = tuple(x.expand(shape) if isinstance(x, Tensor) else x for x in operands)
-        if inplace:
-            operands = first, *operands[1:]  # no view of it
         args = []
         for x, number in zip(operands, self.takes_number, strict=True):
             args += [x] if not number else [x, 0.0] if isinstance(x, Tensor) else [None, x]
@@ -414,7 +409,8 @@ def as_number(op: str, name: str, x: Any) -> Any:
     """An operand that is no tensor, as Python's number."""
     if not isinstance(x, numbers.Real | torch.SymFloat) or isinstance(x, bool):
         raise TypeError(f"{op}: {name} is a {type(x).__name__}; expected a number or a torch.Tensor")
-    return x if isinstance(x, float | torch.SymFloat) else float(x)
+    number: Any = x if isinstance(x, float | torch.SymFloat) else float(x)
+    return number
 
 
 def _batched(info: Any, dims: Any, args: Sequence[Any]) -> list[Any]:
