@@ -36,10 +36,21 @@ def takes(layers: Sequence[Layer], run_momentum: Tensor | None) -> bool:
     return run_momentum is None or (run_momentum.dtype == dtype and run_momentum.is_contiguous())
 
 
+@functools.cache
+def _call_type(count: int) -> type[ctypes.Structure]:
+    """The type that mirrors `struct Call` in by_cpp.cpp, field by field, for `count` layers."""
+    fields = (
+        ("count", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("sizes", "reduced", "nodes")),
+        *((name, ctypes.c_int64) for name in ("runs", "special", "weights", "threads", "moving", "norms")),
+        ("has_bias", ctypes.c_int64 * count),
+    )
+    return type("Call", (ctypes.Structure,), {"_fields_": fields})
+
+
 @native.cached
 def _function(dtype: torch.dtype):
-    found = native.required("path_step", SOURCE, dtype)
-    return found.path_step
+    return native.required("path_step", SOURCE, dtype).path_step
 
 
 @functools.cache
@@ -89,10 +100,17 @@ def plan(layers: Sequence[Layer], bones: Skeleton, norms: bool) -> dispatch.Plan
     shapes, reduced, nodes, size = _constants(bones)
     first = layers[0]
     config = STEP.config(problem_of(bones.shapes, first.weight.dtype), first.weight.device)
-    threads = native.threads(config["threads"], size, _SMALL)
-    call = native.integers(
-        *(len(layers), ctypes.addressof(shapes), ctypes.addressof(reduced), nodes.data_ptr()),
-        *(bones.runs, bones.special, config["TASK"], threads, first.momentum is not None, norms),
-        *(layer.bias is not None for layer in layers),
+    call = _call_type(len(layers))(
+        count=len(layers),
+        sizes=ctypes.addressof(shapes),
+        reduced=ctypes.addressof(reduced),
+        nodes=nodes.data_ptr(),
+        runs=bones.runs,
+        special=bones.special,
+        weights=config["TASK"],
+        threads=native.threads(config["threads"], size, _SMALL),
+        moving=first.momentum is not None,
+        norms=norms,
+        has_bias=tuple(layer.bias is not None for layer in layers),
     )
     return dispatch.plan(_function(first.weight.dtype), (), call)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
 import torch
@@ -30,6 +31,17 @@ NARROW = Tuned(
 
 _FEW = 4  # as in by_cpp.cpp
 _SMALL = 1 << 21  # (m, n, k) steps: less is done before a thread would start
+
+
+class _Call(ctypes.Structure):
+    """Mirrors `struct Call` in by_cpp.cpp, field by field."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("batch", "M", "K", "N")),
+        *((name, ctypes.c_int64 * 3) for name in ("a_strides", "b_strides")),
+        *((name, ctypes.c_int64) for name in ("times", "negate", "ignore_nan", "narrow")),
+        *((name, ctypes.c_int64) for name in ("KC", "MC", "NC", "tasks", "threads")),
+    )
 
 
 @native.cached
@@ -66,13 +78,22 @@ def forward_plan(
         blocks = FORWARD.default(problem)  # where K is too short to be gone along
     else:
         config = blocks = FORWARD.config(problem, a.device)
-    call = native.integers(
-        *(B, M, K, N),
-        *a.stride(),
-        *b.stride(),
-        *(times, semiring == "min_plus", ignore_nan, winner_dtype(K) == torch.int16),
-        *(blocks["KC"], blocks["MC"], blocks["NC"]),
-        *(config.get("TASKS", 0), native.threads(config["threads"], B * M * N * K, _SMALL)),
+    call = _Call(
+        batch=B,
+        M=M,
+        K=K,
+        N=N,
+        a_strides=a.stride(),
+        b_strides=b.stride(),
+        times=times,
+        negate=semiring == "min_plus",
+        ignore_nan=ignore_nan,
+        narrow=winner_dtype(K) == torch.int16,
+        KC=blocks["KC"],
+        MC=blocks["MC"],
+        NC=blocks["NC"],
+        tasks=config.get("TASKS", 0),
+        threads=native.threads(config["threads"], B * M * N * K, _SMALL),
     )
     outputs = (value_dtype(a.dtype), shape), (winner_dtype(K), shape if winners else None)
     return dispatch.plan(_function(a.dtype), outputs, call)
