@@ -12,7 +12,7 @@
 
 namespace {
 
-// Of each hidden node: the skeleton edge into it and the one out of it, the nodes at their other ends (numbered within
+// For each hidden node: the skeleton edge into it and the one out of it, the nodes at their other ends (numbered within
 // their layer), whether the edge out is the last of its run, and the run.
 struct Bones {
     const int64_t *in, *out, *source, *target, *ends, *run;
@@ -22,7 +22,7 @@ struct Bones {
 
 extern "C" {
 
-// What is the same in every step; by_cpp.py has it too. sizes [count, 4]; reduced [count]; nodes [6, H], as in Bones; runs:
+// The part that is the same in every step, _call_type of by_cpp.py. sizes [count, 4]; reduced [count]; nodes [6, H], as in Bones; runs:
 // how many there are; weights: of one task of the second pass; moving: there are momenta; norms: as in Step. Behind it
 // stands of each layer whether it has a bias.
 struct Call {

@@ -69,7 +69,7 @@ def _constants(bones: Skeleton):
 def path_step(
     layers: Sequence[Layer], bones: Skeleton, run_momentum: Tensor | None, events: Tensor, options: Options
 ) -> None:
-    """As path_step_ref, on tensors that `takes` allows and of which none that is written lies in another.
+    """Makes the step of path_step_ref on tensors that `takes` allows; none that is written may lie in another.
 
     Raises:
         MemoryError: there is no room for the factors; nothing was written.

@@ -14,14 +14,14 @@ from ..runtime import dispatch, native
 
 SOURCE = Path(__file__).with_name("by_cpp.cpp")
 
-# KC, MC, NC: the block of k, rows and columns a task takes (see by_cpp.cpp). Every choice gives the same bits.
+# KC, MC, NC: the block of k, rows and columns a task takes (see product.hpp). Every choice gives the same bits.
 FORWARD = Tuned(
     "tropical_matmul.cpp",
     Space({"KC": (256, 512, 1024, 2048), "MC": (128, 256, 512, 1024), "NC": (64, 128, 256), "threads": native.THREADS}),
     default=lambda problem: {"KC": 1024, "MC": 512, "NC": 128, "threads": 0},
     source=SOURCE,
 )
-# Of a product with few rows or columns, whose other factor is read along k where it lies. TASKS: so many a thread.
+# For a product with few rows or columns, whose other factor is read along k where it lies. TASKS: so many a thread.
 NARROW = Tuned(
     "tropical_matmul_narrow.cpp",
     Space({"TASKS": (1, 2, 4, 8, 16), "threads": native.THREADS}),
@@ -29,7 +29,7 @@ NARROW = Tuned(
     source=SOURCE,
 )
 
-_FEW = 4  # as in by_cpp.cpp
+_FEW = 4  # as FEW in few_columns.hpp
 _SMALL = 1 << 21  # (m, n, k) steps: less is done before a thread would start
 
 
@@ -56,7 +56,7 @@ def forward(a: Tensor, b: Tensor, semiring: str, winners: bool, ignore_nan: bool
     winner_dtype(K). No size is 0.
     """
     shape = *a.shape[:2], b.shape[-1]
-    # the zero of max_times is not its lowest value, so outputs with nothing to choose from must be known
+    # the zero of max_times is not its lowest value, so winners must mark the outputs with nothing to choose from
     kept = winners or (semiring == "max_times" and ignore_nan)
     status, (values, won) = dispatch.run(forward_plan(a, b, semiring, kept, ignore_nan, shape), a, b)
     _check(status)
