@@ -20,11 +20,9 @@ from ..autotune import Space, Tuned
 from ..triton_or_stub import tl, triton
 from .mathematics.semiring import scale_of_differences
 from .mathematics.semiring_in_triton import combine
-from .runtime import backend
 from .runtime.dispatch import Gradient, operator
+from .runtime.implementations import Implementations
 from .runtime.vmap import inner_batch, join_batch, leave_batch
-
-_OFFERED = ("triton", "torch")
 
 # ------------------------------------------------------------------------------------------------ GPU
 
@@ -174,7 +172,16 @@ def _forward_by_triton(a: Tensor, b: Tensor, temperature: float, ignore_nan: boo
     return c, top, share
 
 
-def _backward_by_triton(
+def _backward_by_triton(dc, top, share, a, b, temperature, ignore_nan, needs_a, needs_b):
+    da, db, top, share = a.new_empty(0), b.new_empty(0), top.contiguous(), share.contiguous()
+    if needs_a:
+        da = _to_a_by_triton(dc, top, share, a, b, temperature, ignore_nan)
+    if needs_b:
+        db = _to_a_by_triton(dc.mT, top.mT, share.mT, b.mT, a.mT, temperature, ignore_nan).mT.contiguous()
+    return da, db
+
+
+def _to_a_by_triton(
     dc: Tensor, top: Tensor, share: Tensor, a: Tensor, b: Tensor, temperature: float, ignore_nan: bool
 ) -> Tensor:
     """dA alone; dB is the dA of the transposed problem Cᵀ = Bᵀ Aᵀ. top and share have the same strides."""
@@ -257,6 +264,10 @@ def _weights(a: Tensor, b: Tensor, temperature: float, ignore_nan: bool) -> Tens
 
 # ------------------------------------------------------------------------------------------------ the product
 
+_NAME = "tropical_matmul(semiring='log')"
+_FORWARDS = Implementations(_NAME, triton=_forward_by_triton, torch=_forward_by_torch)
+_BACKWARDS = Implementations(_NAME, triton=_backward_by_triton, torch=_backward_by_torch)
+
 
 def _forward(a: Tensor, b: Tensor, temperature: float, ignore_nan: bool, keeps: bool):
     """a [B, M, K], b [B, K, N] -> C, and for the backward top and share, [B, M, N] each; these [0] where not kept."""
@@ -264,9 +275,7 @@ def _forward(a: Tensor, b: Tensor, temperature: float, ignore_nan: bool, keeps: 
     if B * M * N * K == 0:
         top, share = _parts_of(a, b, keeps)
         return a.new_full((B, M, N), float("-inf")), top.fill_(float("-inf")), share.zero_()
-    if backend.choose("tropical_matmul(semiring='log')", a.device, _OFFERED) == "triton":
-        return _forward_by_triton(a, b, temperature, ignore_nan, keeps)
-    return _forward_by_torch(a, b, temperature, ignore_nan, keeps)
+    return _FORWARDS.of(a)(a, b, temperature, ignore_nan, keeps)
 
 
 def _fake(a, b, temperature, ignore_nan, keeps):
@@ -294,14 +303,7 @@ def _backward(dc, top, share, a, b, temperature, ignore_nan, needs_a, needs_b):
     """dc, top, share [B, M, N] -> da [B, M, K], db [B, K, N], or [0] where not needed."""
     if dc.numel() * a.shape[-1] == 0:
         return a.new_zeros(a.shape if needs_a else (0,)), b.new_zeros(b.shape if needs_b else (0,))
-    if backend.choose("tropical_matmul(semiring='log')", a.device, _OFFERED) == "torch":
-        return _backward_by_torch(dc, top, share, a, b, temperature, ignore_nan, needs_a, needs_b)
-    da, db, top, share = a.new_empty(0), b.new_empty(0), top.contiguous(), share.contiguous()
-    if needs_a:
-        da = _backward_by_triton(dc, top, share, a, b, temperature, ignore_nan)
-    if needs_b:
-        db = _backward_by_triton(dc.mT, top.mT, share.mT, b.mT, a.mT, temperature, ignore_nan).mT.contiguous()
-    return da, db
+    return _BACKWARDS.of(a)(dc, top, share, a, b, temperature, ignore_nan, needs_a, needs_b)
 
 
 def _backward_fake(dc, top, share, a, b, temperature, ignore_nan, needs_a, needs_b):

@@ -45,11 +45,14 @@ def _by_cpp(weights: Sequence[Tensor]) -> bool:
 
 
 def _forward(weights: Sequence[Tensor], p: int, log: bool) -> tuple[Tensor, Tensor]:
-    """Of Linear layers: the norm, and what the pass leaves to C++'s backward; NaN where that cannot serve."""
-    found = by_cpp.forward(weights, p, log) if _by_cpp(weights) else None
-    if found is None:
+    """The norm of Linear layers that `_by_cpp` took, and what the pass leaves to C++'s backward.
+
+    That is NaN where C++ cannot serve.
+    """
+    result = by_cpp.forward(weights, p, log)
+    if result is None:
         return _in_torch(weights, p, log), weights[0].new_full((by_cpp.passes(weights),), float("nan"))
-    return found
+    return result
 
 
 def _backward(slope: Tensor, weights: Sequence[Tensor], passes: Tensor, p: int, log: bool) -> list[Tensor]:

@@ -11,8 +11,9 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from ..runtime import backend, memory
+from ..runtime import memory
 from ..runtime.dispatch import Plan, operator
+from ..runtime.implementations import Implementations
 from . import by_cpp, by_triton
 from .definition import FLOATS, Layer, Options, Shape, Skeleton, path_step_ref, prefixes, skeleton, suffixes
 
@@ -47,7 +48,7 @@ def _plan(parameters, grads, momenta, run_momentum, events, sizes, symbols, bias
     weight, layers = parameters[0], _layers(parameters, grads, momenta, biased)
     if rate is not None and not (rate.is_cpu and rate.dtype == torch.float64):
         return []
-    if _chosen(weight) != "cpp" or not by_cpp.takes(layers, run_momentum):
+    if _STEPS.backend_of(weight) != "cpp" or not by_cpp.takes(layers, run_momentum):
         return []
     bones = skeleton(_shapes(sizes or symbols), weight.device)
     if run_momentum is not None and run_momentum.shape != (bones.runs,):
@@ -75,8 +76,13 @@ def _no_vmap(info, in_dims, *args) -> NoReturn:
     )
 
 
-def _chosen(weight: Tensor) -> str:
-    return backend.choose("path_step", weight.device, ("torch", "cpp", "triton"), weight.dtype, by_cpp.SOURCE)
+def _by_triton(layers, bones, run_momentum, events, options) -> None:
+    path_step_ref(layers, bones, run_momentum, events, options, by_triton.node_flows, by_triton.move)
+
+
+_STEPS = Implementations(
+    "path_step", source=by_cpp.SOURCE, torch=path_step_ref, cpp=by_cpp.path_step, triton=_by_triton
+)
 
 
 def _step(
@@ -92,13 +98,12 @@ def _step(
         )
     if not isinstance(options.lr, Tensor) or options.lr.is_cpu:
         options = options._replace(lr=_checked_rate(options.lr))
-    chosen = _chosen(weight)
-    if chosen == "cpp" and by_cpp.takes(layers, run_momentum):
-        by_cpp.path_step(layers, bones, run_momentum, events, options)
-    elif chosen == "triton" and by_triton.takes(layers, options):
-        path_step_ref(layers, bones, run_momentum, events, options, by_triton.node_flows, by_triton.move)
+    chosen = _STEPS.backend_of(weight)
+    if chosen == "cpp":
+        takes = by_cpp.takes(layers, run_momentum)
     else:
-        path_step_ref(layers, bones, run_momentum, events, options)
+        takes = chosen == "torch" or by_triton.takes(layers, options)
+    _STEPS.functions[chosen if takes else "torch"](layers, bones, run_momentum, events, options)
     if not weight.is_inference():  # such tensors have no version
         torch.autograd.graph.increment_version([x for layer in layers for x in layer[:3:2] if x is not None])
 

@@ -22,13 +22,11 @@ struct Bones {
 
 extern "C" {
 
-// The part that is the same in every step, _call_type of by_cpp.py. sizes [count, 4]; reduced [count]; nodes [6, H], as in Bones; runs:
-// how many there are; weights: of one task of the second pass; moving: there are momenta; norms: as in Step. Behind it
-// stands of each layer whether it has a bias.
+// The part that is the same in every step, as by_cpp.py lays it out. runs: how many there are; weights: of one task of
+// the second pass; moving: there are momenta; norms: as in Step. Behind it stand, for each layer, whether it has a bias,
+// [count]; sizes [count, 4]; reduced [count]; and nodes [6, H], as in Bones.
 struct Call {
-    int64_t count;
-    const int64_t *sizes, *reduced, *nodes;
-    int64_t runs, special, weights, threads, moving, norms;
+    int64_t count, runs, special, weights, threads, moving, norms;
 };
 
 constexpr int OVERLAPS = 3, RATE_IS_NOT_FINITE = 4;  // statuses beside those of native.hpp
@@ -38,8 +36,9 @@ constexpr int OVERLAPS = 3, RATE_IS_NOT_FINITE = 4;  // statuses beside those of
 // kept their values; and the settings: lr, a rate that takes its place, momentum, weight decay, least ratio, floor.
 // Nothing that is written may lie in anything else: OVERLAPS then, and nothing is written.
 int path_step(const Call* call, void* const* addresses) noexcept {
-    const auto [count, sizes, reduced, nodes, runs, special, weights, threads_, moving, with_norms] = *call;
+    const auto [count, runs, special, weights, threads_, moving, with_norms] = *call;
     const auto* const biased = reinterpret_cast<const int64_t*>(call + 1);
+    const int64_t *const sizes = biased + count, *const reduced = sizes + 4 * count, *const nodes = reduced + count;
     int64_t parameters = count;
     for (int64_t l = 0; l < count; ++l) parameters += biased[l];
     void* const* const rest = addresses + (moving ? 3 : 2) * parameters;  // what stands behind the layers

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,26 +35,14 @@ def takes(layers: Sequence[Layer], run_momentum: Tensor | None) -> bool:
     return run_momentum is None or (run_momentum.dtype == dtype and run_momentum.is_contiguous())
 
 
-@functools.cache
-def _call_type(count: int) -> type[ctypes.Structure]:
-    """The type that mirrors `struct Call` in by_cpp.cpp, field by field, for `count` layers."""
-    fields = (
-        ("count", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("sizes", "reduced", "nodes")),
-        *((name, ctypes.c_int64) for name in ("runs", "special", "weights", "threads", "moving", "norms")),
-        ("has_bias", ctypes.c_int64 * count),
-    )
-    return type("Call", (ctypes.Structure,), {"_fields_": fields})
-
-
 @native.cached
 def _function(dtype: torch.dtype):
     return native.required("path_step", SOURCE, dtype).path_step
 
 
-@functools.cache
-def _constants(bones: Skeleton):
-    """Kept, as plans hold their addresses: shapes, reductions, the skeleton by node; and how many weights there are."""
+@functools.lru_cache(1 << 6)
+def _constants(bones: Skeleton) -> tuple[list[int], int]:
+    """The part of a plan that a skeleton gives, shapes, reductions and edges by node; and how many weights there are."""
     ends = [
         torch.zeros_like(target).index_fill_(0, last, 1)
         for target, last in zip(bones.target, bones.ends_run, strict=True)
@@ -63,7 +50,8 @@ def _constants(bones: Skeleton):
     by_layer = (bones.edge_in, bones.edge_out, bones.source, bones.target, ends)
     nodes = torch.stack([*map(torch.cat, by_layer), bones.run])
     size = sum(shape.targets * shape.inputs * shape.taps for shape in bones.shapes)
-    return native.integers(*(n for shape in bones.shapes for n in shape)), native.integers(*bones.reduced), nodes, size
+    sizes = [n for shape in bones.shapes for n in shape]
+    return [*sizes, *map(int, bones.reduced), *nodes.flatten().tolist()], size
 
 
 def path_step(
@@ -97,20 +85,13 @@ def operands(layers: Sequence[Layer]) -> tuple[list[Tensor], list[Tensor], list[
 
 def plan(layers: Sequence[Layer], bones: Skeleton, norms: bool) -> dispatch.Plan:
     """The plan of `path_step` for tensors that lie in memory as these do; any number of threads gives its bits."""
-    shapes, reduced, nodes, size = _constants(bones)
+    constants, size = _constants(bones)
     first = layers[0]
     config = STEP.config(problem_of(bones.shapes, first.weight.dtype), first.weight.device)
-    call = _call_type(len(layers))(
-        count=len(layers),
-        sizes=ctypes.addressof(shapes),
-        reduced=ctypes.addressof(reduced),
-        nodes=nodes.data_ptr(),
-        runs=bones.runs,
-        special=bones.special,
-        weights=config["TASK"],
-        threads=native.threads(config["threads"], size, _SMALL),
-        moving=first.momentum is not None,
-        norms=norms,
-        has_bias=tuple(layer.bias is not None for layer in layers),
+    threads = native.threads(config["threads"], size, _SMALL)
+    call = native.integers(
+        *(len(layers), bones.runs, bones.special, config["TASK"], threads, first.momentum is not None, norms),
+        *(layer.bias is not None for layer in layers),
+        *constants,
     )
     return dispatch.plan(_function(first.weight.dtype), (), call)

@@ -8,14 +8,15 @@ need no care. The weights of all layers lie in a row in memory, and one launch t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from ..mathematics.network import Size, as_list, network, pack, under_autocast, unpack
-from ..runtime import backend, memory
+from ..runtime import memory
 from ..runtime.dispatch import Gradient, operator
+from ..runtime.implementations import Implementations
 from ..runtime.tracing import traceable
 from ..runtime.vmap import inner_batch, join_batch, leave_batch
 from . import by_cpp, by_triton, definition
@@ -24,7 +25,12 @@ from .definition import path_values_ref
 __all__ = ["path_values", "path_values_ref"]
 
 INDICES = (torch.int64, torch.int32, torch.int16)
-_BACKENDS = ("cpp", "triton", "torch")
+_FORWARDS = Implementations(
+    "path_values", source=by_cpp.SOURCE, cpp=by_cpp.forward, triton=by_triton.forward, torch=definition.values
+)
+_BACKWARDS = Implementations(
+    "path_values", source=by_cpp.SOURCE, cpp=by_cpp.backward, triton=by_triton.backward, torch=definition.gradient
+)
 
 # ------------------------------------------------------------------------------------------------ values and gradients
 
@@ -39,25 +45,22 @@ def _forward(flat: Tensor, paths: Tensor, layers: Sequence[int]) -> Tensor:
         if flat.device.type == "cpu":
             definition.check_nodes(paths, unpack(layers))
         return flat.new_full(paths.shape[:-1], float("nan"))
-    chosen = _choose("path_values", flat, paths, layers)
-    forward = {"cpp": by_cpp.forward, "triton": by_triton.forward, "torch": definition.values}
-    return forward[chosen](flat, paths, unpack(layers))
+    return _of(_FORWARDS, flat, paths, layers)(flat, paths, unpack(layers))
 
 
 def _backward(dv: Tensor, flat: Tensor, paths: Tensor, layers: Sequence[int]) -> Tensor:
     """dv [B, P] -> dflat [B, n]. Nodes outside their layer as in `_forward`: elsewhere they add nothing."""
     if paths.numel() == 0 or flat.numel() == 0:
         return torch.zeros_like(flat, memory_format=torch.contiguous_format)
-    chosen = _choose("path_values", flat, paths, layers)
-    backward = {"cpp": by_cpp.backward, "triton": by_triton.backward, "torch": definition.gradient}
-    return backward[chosen](dv, flat, paths, unpack(layers))
+    return _of(_BACKWARDS, flat, paths, layers)(dv, flat, paths, unpack(layers))
 
 
-def _choose(op: str, flat: Tensor, paths: Tensor, layers: Sequence[int]) -> str:
-    chosen = backend.choose(op, flat.device, _BACKENDS, flat.dtype, by_cpp.SOURCE)
+def _of(implementations: Implementations, flat: Tensor, paths: Tensor, layers: Sequence[int]) -> Callable[..., Tensor]:
+    """The function that the call takes; where that one does not check the nodes, they are checked here."""
+    chosen = implementations.backend_of(flat)
     if chosen != "cpp" and (flat.device.type == "cpu" or torch.is_anomaly_enabled()):
         definition.check_nodes(paths, unpack(layers))
-    return chosen
+    return implementations.functions[chosen]
 
 
 def _mapped(info, dims, flat, paths, layers):

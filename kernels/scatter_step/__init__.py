@@ -15,8 +15,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from ..runtime import backend, memory
+from ..runtime import memory
 from ..runtime.dispatch import Plan, operator
+from ..runtime.implementations import Implementations
 from . import by_cpp, by_triton
 from .definition import (
     FLOATS,
@@ -33,7 +34,6 @@ from .definition import (
 
 __all__ = ["RULES", "scatter_step", "scatter_step_ref"]
 
-_OFFERED = ("cpp", "triton", "torch")
 _ORDINARY = (Tensor, torch.nn.Parameter)
 
 # ------------------------------------------------------------------------------------------------ the step
@@ -63,7 +63,7 @@ def _step(
         others = rule, momentum, eps, moment, touched, number, deterministic
         _step_in_one(param, rows, columns, values, lr, rate, *others)
         return
-    chosen = _chosen(param)
+    chosen = _STEPS.backend_of(param)
     if rate is None or rate.is_cpu:
         lr, rate = _checked_rate(lr if rate is None else float(rate)), None
     if rows.shape[0] == 0:
@@ -87,8 +87,8 @@ def _step(
             touched = touched if touched is None or columns is not None else touched.unsqueeze(1)
             values = values.view(len(rows), param_rows.shape[-1])
             _check_range(param_rows, rows, columns)
-            step = by_triton.step if chosen == "triton" else _step_by_torch
             others = rule, momentum, eps, moment_rows, touched, number, deterministic
+            step = _STEPS.functions["torch" if chosen == "cpp" else chosen]  # C++ takes nothing empty
             step(param_rows, rows, columns, values, pace, *others)
     if not param.is_inference():  # such a tensor has no version
         torch.autograd.graph.increment_version(param)
@@ -115,14 +115,10 @@ def _plan(param, rows, columns, values, lr, rate, rule, momentum, eps, moment, t
         or param.numel() * values.numel() == 0
         or not all(x.is_contiguous() for x in lists)
         or (rate is not None and not (rate.is_cpu and rate.dtype == torch.float64))
-        or _chosen(param) != "cpp"
+        or _STEPS.backend_of(param) != "cpp"
     ):
         return []
     return by_cpp.plan(param, rows, columns, values, rule)
-
-
-def _chosen(param: Tensor) -> str:
-    return backend.choose("scatter_step", param.device, _OFFERED, param.dtype, by_cpp.SOURCE)
 
 
 def _step_in_one(param, rows, columns, values, lr, rate, rule, momentum, eps, moment, *others) -> None:
@@ -202,6 +198,10 @@ def _step_by_torch(
     if moment is not None:
         moment[at] = new_moment
 
+
+_STEPS = Implementations(
+    "scatter_step", source=by_cpp.SOURCE, cpp=by_cpp.step, triton=by_triton.step, torch=_step_by_torch
+)
 
 # ------------------------------------------------------------------------------------------------ operator
 

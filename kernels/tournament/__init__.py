@@ -12,14 +12,13 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from ..runtime import backend, memory
+from ..runtime import memory
 from ..runtime.dispatch import operator
+from ..runtime.implementations import Implementations
 from . import by_cpp, by_triton
 from .definition import DTYPES, first_of, node_count
 
 __all__ = ["Tournament", "Winner"]
-
-_OFFERED = ("cpp", "triton", "torch")
 
 # ------------------------------------------------------------------------------------------------ build and update
 
@@ -27,10 +26,7 @@ _OFFERED = ("cpp", "triton", "torch")
 def _build(leaves: Tensor, values: Tensor, indices: Tensor, largest: bool) -> None:
     """leaves [B, n] -> nodes [B, nodes], values and int64 indices; all contiguous."""
     if leaves.shape[0]:
-        build = {"cpp": by_cpp.build, "triton": by_triton.build, "torch": _build_by_torch}
-        build[backend.choose("Tournament", leaves.device, _OFFERED, leaves.dtype, by_cpp.SOURCE)](
-            leaves, values, indices, largest
-        )
+        _BUILDS.of(leaves)(leaves, values, indices, largest)
 
 
 def _update(leaves: Tensor, values: Tensor, indices: Tensor, positions: Tensor, new: Tensor, largest: bool) -> None:
@@ -41,7 +37,7 @@ def _update(leaves: Tensor, values: Tensor, indices: Tensor, positions: Tensor, 
     """
     if leaves.shape[0] == 0 or positions.numel() == 0:
         return
-    chosen = backend.choose("Tournament", leaves.device, _OFFERED, leaves.dtype, by_cpp.SOURCE)
+    chosen = _UPDATES.backend_of(leaves)
     if chosen == "cpp":
         by_cpp.update(leaves, values, indices, positions, new, largest)
         return
@@ -53,11 +49,9 @@ def _update(leaves: Tensor, values: Tensor, indices: Tensor, positions: Tensor, 
                 f"Tournament: positions reach from {lowest} to {highest}, out of range; expected [-1, {n}), -1 to "
                 "skip; nothing was written"
             )
-    update = _update_by_torch  # which reads all before it writes
-    if chosen == "triton":
-        update = by_triton.update
+    if chosen == "triton":  # torch's reads all before it writes
         positions, new = (memory.apart(x, leaves, values, indices) for x in (positions, new))
-    update(leaves, values, indices, positions, new, largest)
+    _UPDATES.functions[chosen](leaves, values, indices, positions, new, largest)
 
 
 def _build_by_torch(leaves: Tensor, values: Tensor, indices: Tensor, largest: bool) -> None:
@@ -71,6 +65,14 @@ def _update_by_torch(leaves, values, indices, positions, new, largest) -> None:
     good = (positions >= 0) & (positions < leaves.shape[1])
     leaves[rows[good], positions[good].long()] = new[good]
     _build_by_torch(leaves, values, indices, largest)
+
+
+_BUILDS = Implementations(
+    "Tournament", source=by_cpp.SOURCE, cpp=by_cpp.build, triton=by_triton.build, torch=_build_by_torch
+)
+_UPDATES = Implementations(
+    "Tournament", source=by_cpp.SOURCE, cpp=by_cpp.update, triton=by_triton.update, torch=_update_by_torch
+)
 
 
 def _no_vmap(info, in_dims, *args) -> NoReturn:

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ..mathematics.factors import check_candidates, check_nan, check_tensors, check_winners, under_autocast
 from ..mathematics.semiring import candidates, semiring_zero, value_dtype, winner_dtype
-from ..runtime import backend
 from ..runtime.arguments import is_integer
 from ..runtime.dispatch import Gradient, operator
+from ..runtime.implementations import Implementations
 from ..runtime.tracing import traceable
 from ..runtime.vmap import inner_batch, join_batch, leave_batch
 from . import by_cpp, by_triton
@@ -25,7 +25,6 @@ from .definition import SEMIRINGS, Window, tropical_conv2d_ref
 
 __all__ = ["SEMIRINGS", "TropicalConv2d", "Window", "tropical_conv2d", "tropical_conv2d_ref"]
 
-_BACKENDS = ("cpp", "triton", "torch")
 _Pair = int | tuple[int, int]
 
 # ------------------------------------------------------------------------------------------------ the convolution
@@ -45,10 +44,7 @@ def _forward(x, weight, stride, padding, dilation, groups, semiring, with_winner
         dtype = value_dtype(x.dtype)
         values = x.new_full(shape, semiring_zero(semiring, dtype), dtype=dtype)
         return values, _no_winners(x, weight, shape if with_winners else (0,))
-    forward = {"cpp": by_cpp.forward, "triton": by_triton.forward, "torch": _forward_by_taps}
-    return forward[backend.choose("tropical_conv2d", x.device, _BACKENDS, x.dtype, by_cpp.SOURCE)](
-        x, weight, window, groups, semiring, with_winners, ignore_nan
-    )
+    return _FORWARDS.of(x)(x, weight, window, groups, semiring, with_winners, ignore_nan)
 
 
 def _fake(x, weight, stride, padding, dilation, groups, semiring, with_winners, ignore_nan):
@@ -63,13 +59,12 @@ def _scatter(dy, winners, x_shape, weight_shape, stride, padding, dilation, grou
     dx, dweight = dy.new_zeros(x_shape if needs_x else (0,)), dy.new_zeros(weight_shape if needs_weight else (0,))
     if dx.numel() + dweight.numel() == 0 or dy.numel() * math.prod(x_shape) * math.prod(weight_shape) == 0:
         return dx, dweight  # nothing is wanted, or nobody has won
-    scatter = {"cpp": by_cpp.scatter, "triton": by_triton.scatter, "torch": _scatter_by_torch}
-    chosen = backend.choose("tropical_conv2d_scatter", dy.device, _BACKENDS, dy.dtype, by_cpp.SOURCE)
+    chosen = _SCATTERS.backend_of(dy)
     if chosen == "triton" and torch.are_deterministic_algorithms_enabled():
         chosen = "torch"  # the Triton kernel adds atomically, in any order
     if chosen != "cpp":
         check_winners("tropical_conv2d_scatter", winners, math.prod(weight_shape[1:]))
-    return scatter[chosen](dy, winners, x_shape, weight_shape, window, groups, needs_x, needs_weight)
+    return _SCATTERS.functions[chosen](dy, winners, x_shape, weight_shape, window, groups, needs_x, needs_weight)
 
 
 def _scatter_fake(dy, winners, x_shape, weight_shape, stride, padding, dilation, groups, needs_x, needs_weight):
@@ -139,6 +134,18 @@ def _scatter_by_torch(dy, winners, x_shape, weight_shape, window, groups, needs_
     if needs_weight:
         dweight.flatten(1).scatter_add_(1, *(y.transpose(0, 1).flatten(1) for y in (in_filter, routed)))
     return dx.to(dy.dtype), dweight.to(dy.dtype)
+
+
+_FORWARDS = Implementations(
+    "tropical_conv2d", source=by_cpp.SOURCE, cpp=by_cpp.forward, triton=by_triton.forward, torch=_forward_by_taps
+)
+_SCATTERS = Implementations(
+    "tropical_conv2d_scatter",
+    source=by_cpp.SOURCE,
+    cpp=by_cpp.scatter,
+    triton=by_triton.scatter,
+    torch=_scatter_by_torch,
+)
 
 
 def _side_by_side(x: Tensor, dim: int | None, size: int) -> Tensor:

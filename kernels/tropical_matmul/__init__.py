@@ -26,8 +26,9 @@ from ..mathematics.factors import (
     under_autocast,
 )
 from ..mathematics.semiring import SELECTIVE, SEMIRINGS, semiring_zero, value_dtype, winner_dtype
-from ..runtime import backend, memory
+from ..runtime import memory
 from ..runtime.dispatch import Gradient, Plan, operator
+from ..runtime.implementations import Implementations
 from ..runtime.tracing import stand_ins
 from ..tropical_winners_scatter import tropical_winners_scatter
 from . import by_cpp, by_gluon, by_triton
@@ -36,8 +37,6 @@ from .definition import tropical_matmul_ref
 __all__ = ["SEMIRINGS", "TropicalMatmul", "tropical_matmul", "tropical_matmul_ref"]
 
 # ------------------------------------------------------------------------------------------------ the product
-
-_FORWARDS = ("cpp", "gluon", "triton", "torch")
 
 
 def _as_products(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,29 +58,18 @@ def _forward(a: Tensor, b: Tensor, semiring: str, with_winners: bool, ignore_nan
         dtype = value_dtype(a.dtype)
         values = a.new_full(shape, semiring_zero(semiring, dtype), dtype=dtype)
         return values, torch.full(shape if with_winners else (0,), -1, dtype=winner_dtype(K), device=a.device)
-    forward = {
-        "cpp": by_cpp.forward,
-        "gluon": by_gluon.forward,
-        "triton": by_triton.forward,
-        "torch": _forward_in_chunks,
-    }
-    values, winners = forward[_forward_of(a)](*_as_products(a, b), semiring, with_winners, ignore_nan)
+    values, winners = _FORWARDS.of(a)(*_as_products(a, b), semiring, with_winners, ignore_nan)
     return values.view(shape), winners.view(shape) if with_winners else winners
 
 
 def _plan(a: Tensor, b: Tensor, semiring: str, with_winners: bool, ignore_nan: bool) -> Plan:
     check_tensors("tropical_matmul", a=a, b=b)
-    if a.numel() * b.numel() == 0 or _forward_of(a) != "cpp":
+    if a.numel() * b.numel() == 0 or _FORWARDS.backend_of(a) != "cpp":
         return []
     products = _as_products(a, b)
     if any(x.data_ptr() != y.data_ptr() for x, y in zip((a, b), products, strict=True)):
         return []  # a copy had to be made
     return by_cpp.forward_plan(*products, semiring, with_winners, ignore_nan, (*a.shape[:-1], b.shape[-1]))
-
-
-def _forward_of(a: Tensor) -> str:
-    offered = tuple(name for name in _FORWARDS if name != "gluon" or a.dtype in by_gluon.DTYPES)
-    return backend.choose("tropical_matmul", a.device, offered, a.dtype, by_cpp.SOURCE, qualification.gluon_serves)
 
 
 def _fake(a, b, semiring, with_winners, ignore_nan):
@@ -141,6 +129,17 @@ def _forward_in_chunks(a, b, semiring, with_winners, ignore_nan):
                 winners[i, chunk] = indices
     return values, winners
 
+
+_FORWARDS = Implementations(
+    "tropical_matmul",
+    source=by_cpp.SOURCE,
+    dtypes={"gluon": by_gluon.DTYPES},
+    gluon_serves=qualification.gluon_serves,
+    cpp=by_cpp.forward,
+    gluon=by_gluon.forward,
+    triton=by_triton.forward,
+    torch=_forward_in_chunks,
+)
 
 # ------------------------------------------------------------------------------------------------ operators
 

@@ -10,12 +10,10 @@ import torch
 from torch import Tensor
 
 from ..mathematics.factors import check_winners
-from ..runtime import backend
 from ..runtime.dispatch import Gradient, Plan, operator
+from ..runtime.implementations import Implementations
 from ..runtime.vmap import inner_batch, join_batch, leave_batch
 from . import by_cpp, by_triton
-
-_SCATTERS = ("cpp", "triton", "torch")
 
 
 def _scatter(
@@ -29,23 +27,23 @@ def _scatter(
     B, M, N = dc.shape
     if dc.numel() * K == 0:
         return dc.new_zeros((B, M, K) if needs_a else (0,)), dc.new_zeros((B, K, N) if needs_b else (0,))
-    chosen = _scatter_of(dc)
+    chosen = _SCATTERS.backend_of(dc)
     if chosen == "triton" and torch.are_deterministic_algorithms_enabled():
         chosen = "triton" if dc.dtype in by_triton.DETERMINISTIC_DTYPES else "torch"  # whose scatter_add then sorts
     if chosen != "cpp":
         check_winners("tropical_winners_scatter", winners, K)
-    add = {"cpp": by_cpp.scatter, "triton": by_triton.scatter, "torch": _scatter_by_torch}
-    return add[chosen](dc, winners, a, b, K, semiring, needs_a, needs_b)
+    return _SCATTERS.functions[chosen](dc, winners, a, b, K, semiring, needs_a, needs_b)
 
 
 def _scatter_plan(dc, winners, a, b, K, semiring, needs_a, needs_b) -> Plan:
-    if dc.numel() * K == 0 or not (needs_a or needs_b) or not winners.is_contiguous() or _scatter_of(dc) != "cpp":
+    if (
+        dc.numel() * K == 0
+        or not (needs_a or needs_b)
+        or not winners.is_contiguous()
+        or _SCATTERS.backend_of(dc) != "cpp"
+    ):
         return []
     return by_cpp.scatter_plan(dc, winners, a, b, K, semiring, needs_a, needs_b)
-
-
-def _scatter_of(dc: Tensor) -> str:
-    return backend.choose("tropical_winners_scatter", dc.device, _SCATTERS, dc.dtype, by_cpp.SOURCE)
 
 
 def _scatter_fake(dc, winners, a, b, K, semiring, needs_a, needs_b):
@@ -103,6 +101,13 @@ def _scatter_by_torch(dc, winners, a, b, K, semiring, needs_a, needs_b):
     return da.to(dtype), db.to(dtype)
 
 
+_SCATTERS = Implementations(
+    "tropical_winners_scatter",
+    source=by_cpp.SOURCE,
+    cpp=by_cpp.scatter,
+    triton=by_triton.scatter,
+    torch=_scatter_by_torch,
+)
 tropical_winners_scatter = operator(
     "tropical_winners_scatter(Tensor dc, Tensor winners, Tensor? a, Tensor? b, SymInt K, str semiring, bool needs_a, "
     "bool needs_b) -> (Tensor da, Tensor db)",

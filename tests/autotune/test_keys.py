@@ -122,11 +122,13 @@ def test_a_declaration_is_no_part_of_a_source_wherever_it_stands(package, name):
     ("source", "edited", "changes"),
     [
         ("kernels/tropical_matmul/by_triton.py", "kernels/mathematics/semiring_in_triton.py", True),
+        ("kernels/tropical_winners_scatter/by_triton.py", "kernels/mathematics/semiring_in_triton.py", True),
         ("kernels/tropical_matmul/by_triton.py", "kernels/tropical_matmul/refine.py", True),
         ("kernels/tropical_matmul/by_gluon.py", "kernels/tropical_matmul/gluon_tile.py", True),
         ("kernels/log_matmul.py", "kernels/mathematics/semiring_in_triton.py", True),
         ("kernels/tropical_conv2d/by_triton.py", "kernels/mathematics/semiring_in_triton.py", True),
         ("kernels/tournament/by_triton.py", "kernels/tournament/definition.py", True),
+        ("kernels/tropical_matmul/by_triton.py", "kernels/mathematics/semiring.py", False),
         ("kernels/tropical_matmul/by_triton.py", "kernels/tropical_matmul/definition.py", False),
         ("kernels/log_matmul.py", "kernels/runtime/dispatch.py", False),
         ("kernels/log_matmul.py", "kernels/runtime/backend.py", False),

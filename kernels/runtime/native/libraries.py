@@ -67,10 +67,10 @@ def library(source: Path, *defines: str) -> ctypes.CDLL | None:
     return library
 
 
-def library_of(source: Path, dtype: torch.dtype) -> ctypes.CDLL | None:
+def library_of(source: Path, dtype: torch.dtype, *defines: str) -> ctypes.CDLL | None:
     """The library of one dtype, as `library` gives it, told to compute with the threads that torch computes with."""
     adding = ("ADD_BY_FMA",) if dtype.is_floating_point and has_two_sums(source) and adds_by_fma() else ()
-    of_dtype = library(source, f"ELEMENT={ELEMENTS[dtype]}", *adding)
+    of_dtype = library(source, f"ELEMENT={ELEMENTS[dtype]}", *adding, *defines)
     if of_dtype is not None:
         of_dtype.tropigrad_set_team.argtypes = [ctypes.c_void_p]
         of_dtype.tropigrad_set_team(openmp_team())

@@ -1,0 +1,50 @@
+"""An op's functions by backend: the one list of the backends that it has, and the one place that chooses among them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import backend
+
+
+class Implementations:
+    """Functions of one signature, each named for the backend that it runs on.
+
+    Args:
+        op: the op's name, for errors.
+        source: of the C++ kernel. Where no library can be made of it, torch serves.
+        dtypes: those that a backend takes, where it takes fewer than the op does.
+        gluon_serves: whether the Gluon kernels are to be chosen unforced, as `backend.choose` takes it.
+        functions: cpp=, gluon=, triton= and torch=, as far as the op has them.
+    """
+
+    def __init__(
+        self,
+        op: str,
+        *,
+        source: Path | None = None,
+        dtypes: Mapping[str, Collection[torch.dtype]] | None = None,
+        gluon_serves: Callable[[str, torch.device, torch.dtype], bool] | None = None,
+        **functions: Callable[..., Any],
+    ) -> None:
+        self.op, self.source, self.functions, self.backends = op, source, functions, tuple(functions)
+        self._dtypes, self._gluon_serves = dtypes or {}, gluon_serves
+
+    def of(self, x: Tensor) -> Callable[..., Any]:
+        """The function for a call whose tensors are as x, by device and dtype. Errors are those of `backend.choose`."""
+        return self.functions[self.backend_of(x)]
+
+    def backend_of(self, x: Tensor) -> str:
+        """The backend of such a call, by name."""
+        return backend.choose(self.op, x.device, self.offered(x.dtype), x.dtype, self.source, self._gluon_serves)
+
+    def offered(self, dtype: torch.dtype) -> tuple[str, ...]:
+        """The backends that take a dtype."""
+        if not self._dtypes:
+            return self.backends
+        return tuple(name for name in self.backends if dtype in self._dtypes.get(name, (dtype,)))
