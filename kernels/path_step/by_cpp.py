@@ -42,7 +42,7 @@ def _function(dtype: torch.dtype):
 
 @functools.lru_cache(1 << 6)
 def _constants(bones: Skeleton) -> tuple[list[int], int]:
-    """The part of a plan that a skeleton gives, shapes, reductions and edges by node; and how many weights there are."""
+    """The part of a plan that a skeleton gives: shapes, reductions, edges by node; and how many weights there are."""
     ends = [
         torch.zeros_like(target).index_fill_(0, last, 1)
         for target, last in zip(bones.target, bones.ends_run, strict=True)
