@@ -6,7 +6,7 @@ visit the touched entries alone (torch.optim.SparseAdam, scatter_step) take them
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
