@@ -37,10 +37,21 @@ def source_hash(source: Path) -> str:
     if source.suffix == ".py":
         content = "".join(_without_declarations(text) for text in _python_parts(source)).encode()
     else:
-        content = source.read_bytes()
-        for name in re.findall(rb'^\s*#\s*include\s+"([^"]+)"', content, re.MULTILINE):
-            content += source_hash((source.parent / name.decode()).resolve()).encode()
+        content = source.read_bytes() + "".join(map(source_hash, _included(source))).encode()
     return hashlib.sha256(content).hexdigest()[:16]
+
+
+def with_included(source: Path) -> list[Path]:
+    """A C++ source and the files that it includes by name, followed through, each once; those that are there."""
+    paths = [source]
+    for path in paths:  # which grows
+        paths += [part for part in dict.fromkeys(_included(path)) if part not in paths and part.is_file()]
+    return paths
+
+
+def _included(source: Path) -> list[Path]:
+    names = re.findall(rb'^\s*#\s*include\s+"([^"]+)"', source.read_bytes(), re.MULTILINE)
+    return [(source.parent / name.decode()).resolve() for name in names]
 
 
 def canonical(value: Any) -> str:

@@ -9,6 +9,7 @@ from .path_values import spec as _path_values_spec  # noqa: F401  registers the 
 from .runtime import dispatch
 from .scatter_step import scatter_step
 from .scatter_step import spec as _scatter_spec  # noqa: F401  registers the op
+from .soft_threshold import soft_threshold
 from .tournament import Tournament
 from .tournament import spec as _tournament_spec  # noqa: F401  registers it
 from .tropical_conv2d import spec as _conv2d_spec  # noqa: F401  registers the op
@@ -24,6 +25,7 @@ __all__ = [
     "path_norm",
     "path_values",
     "scatter_step",
+    "soft_threshold",
     "tropical_conv2d",
     "tropical_matmul",
     "tropical_matvec",

@@ -1,33 +1,89 @@
-"""Every Python example in the README and the docs runs, and prints what its comments say."""
+"""The README and the docs are true: examples run, links lead somewhere, drawings and quotations are of this code."""
 
 import contextlib
+import dataclasses
 import io
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-EXAMPLES = [
-    pytest.param(block, id=f"{page.name}-{number}")
-    for page in PAGES
-    for number, block in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL))
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "kernels/README.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
 
 
-@pytest.mark.parametrize("code", EXAMPLES)
+def named(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def blocks(language: str) -> list:
+    """The fenced blocks of a language, of all pages."""
+    return [
+        pytest.param(block, id=f"{named(page)}-{number}")
+        for page in PAGES
+        for number, block in enumerate(re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.M | re.S))
+    ]
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("code", blocks("python"))
 def test_example_runs_and_prints_what_it_says(code):
     """The comment lines that follow a call of print() are its output."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(compile(code, "example", "exec"), {"__name__": "__main__"})
-    said = re.findall(r"^# (.*)$", code, re.MULTILINE)
-    assert [line.rstrip() for line in printed.getvalue().splitlines()] == [line.rstrip() for line in said]
+    expected = re.findall(r"^# (.*)$", code, re.MULTILINE)
+    assert [line.rstrip() for line in printed.getvalue().splitlines()] == [line.rstrip() for line in expected]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("code", blocks("py"))
+def test_what_is_quoted_is_in_the_code(code):
+    """A block of `py` is a piece of some file of kernels/, and is not run."""
+    assert any(code in path.read_text() for path in (ROOT / "kernels").rglob("*.py")), (
+        "nothing in kernels/ reads so now"
+    )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-        if not target.startswith("http"):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}, which is not there"
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", page.read_text()):
+        if target.startswith("http"):
+            continue
+        path = page.parent / target if target else page
+        assert path.exists(), f"{named(page)} links to {target}, which is not there"
+        if anchor:
+            assert anchor in anchors(path), f"{named(page)} links to {target}#{anchor}; it has {sorted(anchors(path))}"
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=named)
+def test_every_page_is_linked_from_the_index_or_the_readme(page):
+    entrances = ROOT / "docs" / "index.md", ROOT / "README.md"
+    assert page in entrances or any(
+        f"]({page.relative_to(entrance.parent)})" in entrance.read_text() for entrance in entrances
+    )
+
+
+def test_imports_are_drawn_as_they_are():
+    """In a process of its own: what it imports is that of this checkout."""
+    command = [sys.executable, str(ROOT / "docs" / "draw_imports.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_field_of_a_spec_is_explained():
+    from tropigrad.kernels.contract.spec import Spec
+
+    page = (ROOT / "docs" / "adding-an-op.md").read_text().split("### The spec")[1].split("## 2.")[0]
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", page, re.MULTILINE)
+    explained = {name for row in rows for name in re.findall(r"\w+", row)}
+    assert explained == {field.name for field in dataclasses.fields(Spec)}

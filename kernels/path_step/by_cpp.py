@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,9 +41,9 @@ def _function(dtype: torch.dtype):
     return found.path_step
 
 
-@functools.cache
-def _constants(bones: Skeleton):
-    """Kept, as plans hold their addresses: shapes, reductions, the skeleton by node; and how many weights there are."""
+@functools.lru_cache(1 << 6)
+def _constants(bones: Skeleton) -> tuple[list[int], int]:
+    """What a plan holds of a skeleton: shapes, reductions, and its edges by node; and how many weights there are."""
     ends = [
         torch.zeros_like(target).index_fill_(0, last, 1)
         for target, last in zip(bones.target, bones.ends_run, strict=True)
@@ -52,7 +51,8 @@ def _constants(bones: Skeleton):
     by_layer = (bones.edge_in, bones.edge_out, bones.source, bones.target, ends)
     nodes = torch.stack([*map(torch.cat, by_layer), bones.run])
     size = sum(shape.targets * shape.inputs * shape.taps for shape in bones.shapes)
-    return native.integers(*(n for shape in bones.shapes for n in shape)), native.integers(*bones.reduced), nodes, size
+    sizes = [n for shape in bones.shapes for n in shape]
+    return [*sizes, *map(int, bones.reduced), *nodes.flatten().tolist()], size
 
 
 def path_step(
@@ -86,13 +86,13 @@ def operands(layers: Sequence[Layer]) -> tuple[list[Tensor], list[Tensor], list[
 
 def plan(layers: Sequence[Layer], bones: Skeleton, norms: bool) -> dispatch.Plan:
     """The plan of `path_step` for tensors that lie in memory as these do; any number of threads gives its bits."""
-    shapes, reduced, nodes, size = _constants(bones)
+    constants, size = _constants(bones)
     first = layers[0]
     config = STEP.config(problem_of(bones.shapes, first.weight.dtype), first.weight.device)
     threads = native.threads(config["threads"], size, _SMALL)
     call = native.integers(
-        *(len(layers), ctypes.addressof(shapes), ctypes.addressof(reduced), nodes.data_ptr()),
-        *(bones.runs, bones.special, config["TASK"], threads, first.momentum is not None, norms),
+        *(len(layers), bones.runs, bones.special, config["TASK"], threads, first.momentum is not None, norms),
         *(layer.bias is not None for layer in layers),
+        *constants,
     )
     return dispatch.plan(_function(first.weight.dtype), (), call)

@@ -52,6 +52,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..runtime import capture
+
 FLOATS = (torch.float64, torch.float32)
 
 
@@ -121,9 +123,13 @@ class Skeleton:
         return sum(self.widths)
 
 
-@functools.cache
 def skeleton(shapes: tuple[Shape, ...], device: torch.device) -> Skeleton:
     """The skeleton of a chain's layers: edges (o, o mod I) into nodes and (i mod O, i) out of them, at centre taps."""
+    return capture.kept(_skeleton(shapes, device), device)
+
+
+@functools.lru_cache(1 << 8)
+def _skeleton(shapes: tuple[Shape, ...], device: torch.device) -> Skeleton:
     into = [shape.into(device) for shape in shapes[:-1]]
     out_of = [shape.out_of(device) for shape in shapes[1:]]
     ends = []

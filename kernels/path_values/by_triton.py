@@ -22,6 +22,7 @@ from torch import Tensor
 from ...autotune import Config, Space, Tuned
 from ...triton_or_stub import tl, triton
 from ..mathematics.network import Layer, problem_of, weights_of
+from ..runtime import capture
 
 FIELDS = len(Layer._fields) + 1  # of a layer in the table: its sizes, and where its weights begin
 
@@ -155,9 +156,14 @@ def _path_values_bwd_kernel(
         tl.debug_barrier()  # the next paths' prefixes take the place of these
 
 
-@functools.lru_cache(1 << 10)
 def _table(layers: tuple[Layer, ...], device: torch.device) -> Tensor:
-    """[L, FIELDS] int64 on the device; kept, as a CUDA graph can hold no copy from the host."""
+    """What `_new_table` gives, remembered: a CUDA graph can hold no copy from the host."""
+    return capture.kept(_new_table(layers, device), device)
+
+
+@functools.lru_cache(1 << 10)
+def _new_table(layers: tuple[Layer, ...], device: torch.device) -> Tensor:
+    """[L, FIELDS] int64 on the device: each layer's sizes, and where its weights begin."""
     rows, first = [], 0
     for layer in layers:
         rows.append([*layer, first])

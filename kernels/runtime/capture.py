@@ -6,7 +6,7 @@ time. It is taken away again afterwards: with it Triton would ask of every kerne
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -25,6 +25,20 @@ def watch(device: torch.device) -> None:
     else:
         _before.append(triton.knobs.runtime.jit_cache_hook)
         triton.knobs.runtime.jit_cache_hook = _refuse
+
+
+_Owner = TypeVar("_Owner")
+_read_by_graphs: dict[int, Any] = {}
+
+
+def kept(owner: _Owner, device: torch.device) -> _Owner:
+    """The owner of tensors on this device, held for good if a graph that reads them is being captured now.
+
+    A cache that drops the owner then frees nothing that a replay still reads.
+    """
+    if capturing(device):
+        _read_by_graphs[id(owner)] = owner
+    return owner
 
 
 def _refuse(**compilation: Any) -> Any:

@@ -136,6 +136,7 @@ struct Arguments {
 };
 
 constexpr size_t MOST_PLANS = 1 << 12;  // an operator; where layouts never repeat, nothing is gained by keeping them all
+constexpr size_t MOST_INTEGERS = 1 << 22;  // in all of their rows: 32 MiB
 
 // The CPU kernel of one operator: runs the plan of the call's layouts, which Python makes when they first come. Without
 // one, and where the kernel failed, Python serves the call, and says what is wrong.
@@ -186,7 +187,7 @@ class CpuKernel final : public c10::OperatorKernel {
     const int64_t now = generation;
     if (keeps) {
       std::lock_guard lock(mutex_);
-      if (now != generation_ || plans_.size() >= MOST_PLANS) plans_.clear();
+      if (now != generation_ || plans_.size() >= MOST_PLANS || kept_ >= MOST_INTEGERS) plans_.clear(), kept_ = 0;
       generation_ = now;
       for (auto [at, end] = plans_.equal_range(hash); at != end; ++at)
         if (std::equal(at->second.key.begin(), at->second.key.end(), arguments.key.begin(), arguments.key.end()))
@@ -202,7 +203,10 @@ class CpuKernel final : public c10::OperatorKernel {
     auto plan = std::make_shared<const Plan>(row);
     if (keeps && scopes == 0) {
       std::lock_guard lock(mutex_);
-      if (now == generation_) plans_.emplace(hash, Kept{{arguments.key.begin(), arguments.key.end()}, plan});
+      if (now == generation_) {
+        plans_.emplace(hash, Kept{{arguments.key.begin(), arguments.key.end()}, plan});
+        kept_ += row.size();
+      }
     }
     return plan;
   }
@@ -223,6 +227,7 @@ class CpuKernel final : public c10::OperatorKernel {
   std::vector<size_t> written_;
   std::mutex mutex_;
   std::unordered_multimap<uint64_t, Kept> plans_;  // by the hash of their keys
+  size_t kept_ = 0;  // integers in the rows of these
   int64_t generation_ = 0;
 };
 

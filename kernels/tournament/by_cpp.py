@@ -14,7 +14,7 @@ from ..runtime import native
 SOURCE = Path(__file__).with_name("by_cpp.cpp")
 
 # TREES: that a thread draws at a time. LEAVES: of a build that costs as much as one touched leaf's way up, which takes
-# about 11 ns, a build 0.23 ns a leaf: measured in docs/tournament.md. Every choice leaves the same nodes.
+# about 11 ns, a build 0.23 ns a leaf: measured in docs/ops/tournament.md. Every choice leaves the same nodes.
 BUILD = Tuned(
     "tournament_build.cpp",
     Space({"TREES": (1, 4, 16, 64), "threads": native.THREADS}),

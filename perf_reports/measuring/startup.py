@@ -38,9 +38,9 @@ print(json.dumps({"import tropigrad": package - start, "and its kernels and laye
 _FIRST_CALLS = """
 import json, sys, time
 import torch
-from tropigrad.kernels.spec import REGISTRY
+from tropigrad.kernels.contract.registry import REGISTRY
 import tropigrad.kernels
-from tropigrad.kernels import dispatch
+from tropigrad.kernels.runtime import dispatch
 start = time.perf_counter()
 dispatch.load(compiles=True)
 seconds = {"the operators, nothing compiled": time.perf_counter() - start}

@@ -1,4 +1,4 @@
-"""Where a forecast is made, and what becomes of a call that cannot be planned. Real kernels: kernels/test_tuning.py."""
+"""Where a forecast is made, and what becomes of unplannable calls. Real kernels: kernels/contract/test_tuning.py."""
 
 from dataclasses import replace
 from functools import partial

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tropigrad.autotune import Tuned, reload, source_hash
-from tropigrad.autotune.keys import bucket
+from tropigrad.autotune.keys import bucket, with_included
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -18,6 +18,21 @@ def test_a_source_is_hashed_with_what_it_includes(tmp_path):
     (tmp_path / "part.hpp").write_text("int z;\n")
     reload()
     assert source_hash(tmp_path / "kernel.cpp") != before
+
+
+def test_a_source_is_listed_with_what_it_includes_each_file_once(tmp_path):
+    texts = {
+        "kernel.cpp": '#include "left.hpp"\n#include "parts/right.hpp"\n#include "nowhere.hpp"\n',
+        "left.hpp": '#include "parts/shared.hpp"\n',
+        "parts/right.hpp": '#include "shared.hpp"\n#include "../left.hpp"\n#include "right.hpp"\n',
+        "parts/shared.hpp": "int x;\n",
+        "beside.hpp": "int y;\n",
+    }
+    (tmp_path / "parts").mkdir()
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    listed = [str(path.relative_to(tmp_path)) for path in with_included(tmp_path / "kernel.cpp")]
+    assert listed == ["kernel.cpp", "left.hpp", "parts/right.hpp", "parts/shared.hpp"]
 
 
 KERNEL = """
@@ -106,17 +121,19 @@ def test_a_declaration_is_no_part_of_a_source_wherever_it_stands(package, name):
 @pytest.mark.parametrize(
     ("source", "edited", "changes"),
     [
-        ("kernels/tropical_matmul/portable.py", "kernels/tropical_matmul/candidates.py", True),
-        ("kernels/tropical_matmul/portable.py", "kernels/tropical_matmul/rows.py", True),
-        ("kernels/tropical_matmul/gluon.py", "kernels/tropical_matmul/gluon_tile.py", True),
-        ("kernels/tropical_matmul/log.py", "kernels/tropical_matmul/candidates.py", True),
-        ("kernels/tropical_conv2d/portable.py", "kernels/tropical_matmul/candidates.py", True),
-        ("kernels/tournament/portable.py", "kernels/tournament/definition.py", True),
-        ("kernels/tropical_matmul/portable.py", "kernels/tropical_matmul/definition.py", False),
-        ("kernels/tropical_matmul/log.py", "kernels/dispatch.py", False),
-        ("kernels/tropical_matmul/log.py", "kernels/backend.py", False),
-        ("kernels/tropical_matmul/portable.py", "autotune/__init__.py", False),
-        ("kernels/tropical_matmul/portable.py", "triton_or_stub.py", False),
+        ("kernels/tropical_matmul/by_triton.py", "kernels/mathematics/semiring_in_triton.py", True),
+        ("kernels/tropical_winners_scatter/by_triton.py", "kernels/mathematics/semiring_in_triton.py", True),
+        ("kernels/tropical_matmul/by_triton.py", "kernels/tropical_matmul/refine.py", True),
+        ("kernels/tropical_matmul/by_gluon.py", "kernels/tropical_matmul/gluon_tile.py", True),
+        ("kernels/log_matmul.py", "kernels/mathematics/semiring_in_triton.py", True),
+        ("kernels/tropical_conv2d/by_triton.py", "kernels/mathematics/semiring_in_triton.py", True),
+        ("kernels/tournament/by_triton.py", "kernels/tournament/definition.py", True),
+        ("kernels/tropical_matmul/by_triton.py", "kernels/mathematics/semiring.py", False),
+        ("kernels/tropical_matmul/by_triton.py", "kernels/tropical_matmul/definition.py", False),
+        ("kernels/log_matmul.py", "kernels/runtime/dispatch.py", False),
+        ("kernels/log_matmul.py", "kernels/runtime/backend.py", False),
+        ("kernels/tropical_matmul/by_triton.py", "autotune/__init__.py", False),
+        ("kernels/tropical_matmul/by_triton.py", "triton_or_stub.py", False),
     ],
     ids=lambda value: "" if isinstance(value, bool) else "-".join(Path(value).parts[-2:]),
 )

@@ -1,4 +1,4 @@
-"""Every promise of every registered op; tropigrad/kernels/conformance.py holds the table."""
+"""Every promise of every registered op; tropigrad/kernels/contract/conformance/ holds the table."""
 
 import pytest
 import torch

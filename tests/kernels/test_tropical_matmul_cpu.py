@@ -8,7 +8,8 @@ import torch
 
 from tropigrad.autotune import override
 from tropigrad.kernels.mathematics.semiring import candidates, semiring_zero, value_dtype, winner_dtype
-from tropigrad.kernels.runtime.native import libraries as native
+from tropigrad.kernels.runtime import native
+from tropigrad.kernels.runtime.native import libraries
 from tropigrad.kernels.tropical_matmul import by_cpp
 from tropigrad.kernels.tropical_winners_scatter import by_cpp as winners_scatter
 
@@ -269,11 +270,11 @@ def test_sums_in_either_form_are_the_definitions(dtype, by_fma):
 
 @pytest.mark.parametrize("by_fma", [False, True], ids=["addition", "fma"])
 def test_availability_is_told_before_a_call(monkeypatch, by_fma):
-    monkeypatch.setattr(native, "adds_by_fma", lambda: by_fma)
+    monkeypatch.setattr(libraries, "adds_by_fma", lambda: by_fma)
     assert native.library_of(by_cpp.SOURCE, torch.float64 if by_fma else torch.float32) or native.why_not(
         native.Form(by_fma=by_fma)
     )
-    monkeypatch.setattr(native, "library", lambda source, *defines: None)
+    monkeypatch.setattr(libraries, "library", lambda source, *defines: None)
     assert not native.library_of(by_cpp.SOURCE, torch.float32)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tropigrad.kernels.contract.conformance import Case, NotHere
+from tropigrad.kernels.contract.conformance import Case, NotHere, machines
 from tropigrad.kernels.contract.registry import REGISTRY
 from tropigrad.kernels.runtime import backend
 from tropigrad.perf_reports import qualify, records
@@ -155,18 +155,16 @@ def test_gluon_kernels_are_repeated_where_they_can_run(monkeypatch):
 
 def test_a_repetition_compares_with_the_portable_kernel(monkeypatch):
     """With torch in the place of both: the sizes, the batches and the comparison are real."""
-    from tropigrad.kernels.contract.conformance import tables as suite
-
     asked = []
-    forced = suite.forced
-    monkeypatch.setattr(suite.backends, "why_off", lambda name, device: "")
-    monkeypatch.setattr(suite, "forced", lambda name, device: (asked.append(name), forced("torch", device))[1])
+    forced = machines.forced
+    monkeypatch.setattr(backend, "why_off", lambda name, device: "")
+    monkeypatch.setattr(machines, "forced", lambda name, device: (asked.append(name), forced("torch", device))[1])
     shape = {"M": 9, "K": 12, "N": 7}
     for batched in (False, True):
-        suite._check_repetitions(
+        machines._check_repetitions(
             REGISTRY["tropical_matmul"], CPU, {"semiring": "max_plus"}, torch.float32, shape, batched
         )
-    assert asked == (["triton"] + ["gluon"] * suite.REPETITIONS) * 2
+    assert asked == (["triton"] + ["gluon"] * machines.REPETITIONS) * 2
 
 
 def test_a_folder_is_begun_once_and_resumed_where_it_was_begun(tmp_path):

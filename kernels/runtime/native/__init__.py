@@ -1,18 +1,14 @@
 """C++ kernels: compiled by the system's compiler at first use, cached, and called through ctypes."""
 
+from .build import CANDIDATES, HEADER, Compiler, cache_folder, compiler, processor, why_no_compiler
 from .libraries import (
-    CANDIDATES,
     ELEMENTS,
-    HEADER,
     LEVELS,
     THREADS,
-    Compiler,
     Form,
     adds_by_fma,
     building,
-    cache_folder,
     cached,
-    compiler,
     extension,
     form,
     has_two_sums,
@@ -22,12 +18,10 @@ from .libraries import (
     library_of,
     loaded,
     openmp_team,
-    processor,
     required,
     threads,
     vector_bytes,
     warn_of_slower_path,
-    why_no_compiler,
     why_not,
 )
 

@@ -24,7 +24,7 @@ from .methods import MARGIN, NAME, SCALE, accuracy_of, kernel_copy, logged, star
 _ANSWER_SECONDS = 0.5
 _BETTER = (
     "Adam on mini-batches of the mean cross-entropy, of scores times a temperature, trains this network to a better "
-    "accuracy: docs/maxplus-networks.md"
+    "accuracy: docs/systems/maxplus-networks.md"
 )
 
 

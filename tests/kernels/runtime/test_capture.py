@@ -1,10 +1,13 @@
 """Inside a CUDA-graph capture nothing compiles, and the error names the call that compiles in time."""
 
+import gc
+import weakref
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from tropigrad.kernels.path_step import Shape, definition
 from tropigrad.kernels.runtime import backend, capture
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
@@ -84,3 +87,15 @@ def test_a_captured_call_replays_and_an_unseen_one_is_refused():
         backend.forcing("triton"),
     ):
         tropical_matmul(a, b)
+
+
+def test_what_a_captured_graph_reads_outlives_the_cache_that_made_it(monkeypatch):
+    monkeypatch.setattr(capture, "_read_by_graphs", {})
+    shapes = Shape(1, 3, 2, 1), Shape(1, 2, 3, 1)
+    for captured in (False, True):
+        monkeypatch.setattr(capture, "capturing", lambda device, captured=captured: captured)
+        definition._skeleton.cache_clear()
+        alive = weakref.ref(definition.skeleton(shapes, torch.device("cpu")))
+        definition._skeleton.cache_clear()
+        gc.collect()
+        assert (alive() is not None) is captured

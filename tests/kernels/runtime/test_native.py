@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tropigrad.kernels.runtime.native import libraries as native
+from tropigrad.kernels.runtime import native
+from tropigrad.kernels.runtime.native import build, libraries
 
 SOURCE = 'extern "C" int answer() { return ANSWER; }\n'
 
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def fresh(tmp_path, monkeypatch):
     """An empty cache folder, and no memory of earlier compilers, libraries and warnings."""
-    caches = (native._compiler, native._made, native._private_folder, native.warn_of_slower_path)
+    caches = (build._compiler, build.kernel_library, build._private_folder, native.warn_of_slower_path)
     for cache in caches:
         cache.cache_clear()
     monkeypatch.setenv("TROPIGRAD_CACHE_DIR", str(tmp_path / "cache"))
@@ -56,17 +57,45 @@ def test_a_library_is_compiled_once_per_definition(source, tmp_path):
     assert answer(native.library(source, "ANSWER=43")) == 43
     before = [(path, path.stat().st_mtime_ns) for path in built(tmp_path)]
     assert len(before) == 2
-    native._made.cache_clear()
+    build.kernel_library.cache_clear()
     assert answer(native.library(source, "ANSWER=42")) == 42
     assert [(path, path.stat().st_mtime_ns) for path in built(tmp_path)] == before
 
 
 def test_a_changed_source_is_another_library(source, tmp_path):
     assert answer(native.library(source, "ANSWER=1")) == 1
-    native._made.cache_clear()
+    build.kernel_library.cache_clear()
     source.write_text(SOURCE.replace("ANSWER;", "ANSWER + 1;"))
     assert answer(native.library(source, "ANSWER=1")) == 2
     assert len(built(tmp_path)) == 2
+
+
+def test_a_changed_file_that_is_included_makes_another_library(tmp_path):
+    source, part = tmp_path / "whole.cpp", tmp_path / "part.hpp"
+    (tmp_path / "between.hpp").write_text('#include "part.hpp"\n')
+    source.write_text('#include "between.hpp"\nextern "C" int answer() { return PART; }\n')
+    part.write_text("#define PART 1\n")
+    assert answer(native.library(source)) == 1
+    build.kernel_library.cache_clear()
+    part.write_text("#define PART 2\n")
+    assert answer(native.library(source)) == 2
+    assert len(built(tmp_path)) == 2
+
+
+def test_a_file_that_is_included_may_add_as_native_hpp_does(tmp_path):
+    source, part = tmp_path / "whole.cpp", tmp_path / "part.hpp"
+    for adding, text in ((False, "int x = PLUS;\n"), (True, "int x = Plus::of(1, 2);\n")):
+        part.write_text(text)
+        source.write_text(f'#include "{native.HEADER}"\n#include "part.hpp"\n')
+        native.has_two_sums.cache_clear()
+        assert native.has_two_sums(source) == adding
+
+
+def test_an_included_file_that_is_not_there_is_named(tmp_path):
+    source = tmp_path / "whole.cpp"
+    source.write_text('#include "nowhere.hpp"\n')
+    with pytest.warns(RuntimeWarning, match=r"whole\.cpp did not compile: .*nowhere\.hpp"):
+        assert native.library(source) is None
 
 
 def test_the_cache_folder_is_private(source, tmp_path):
@@ -96,9 +125,9 @@ def test_a_damaged_library_is_built_again(source, tmp_path, damage):
     whole = path.read_bytes()
     path.unlink()  # the file in use keeps its own content
     path.write_bytes(damage(whole))
-    native._made.cache_clear()
+    build.kernel_library.cache_clear()
     assert answer(native.library(source, "ANSWER=42")) == 42
-    assert ctypes.CDLL(native._intact(path)).answer() == 42
+    assert ctypes.CDLL(build._intact(path)).answer() == 42
 
 
 def test_an_error_in_the_source_is_quoted_once(source):
@@ -129,7 +158,7 @@ def test_a_bad_cxx_is_named(source, monkeypatch, cxx):
 
 
 def test_cxx_may_carry_arguments(source, monkeypatch):
-    compiler = native._compiler("", os.environ["PATH"])
+    compiler = build._compiler("", os.environ["PATH"])
     assert isinstance(compiler, native.Compiler)
     monkeypatch.setenv("CXX", f"{compiler.command[0]} -DANSWER=7")
     assert answer(native.library(source)) == 7
@@ -139,7 +168,7 @@ def test_a_cache_folder_that_is_a_file_is_left_alone(source, tmp_path):
     (tmp_path / "cache").write_text("mine")
     assert answer(native.library(source, "ANSWER=42")) == 42
     assert (tmp_path / "cache").read_text() == "mine"
-    assert native.cache_folder() == native._private_folder()
+    assert native.cache_folder() == build._private_folder()
 
 
 def test_a_folder_that_others_can_write_to_is_not_trusted(source, tmp_path):
@@ -197,7 +226,7 @@ def test_a_forked_process_leaves_its_parents_private_folder_alone():
 
 def slow_compiler(folder: Path) -> Path:
     """A compiler that writes its process to `<itself>.pid` and compiles once `<itself>.go` is there."""
-    real = native._compiler("", os.environ["PATH"])
+    real = build._compiler("", os.environ["PATH"])
     assert isinstance(real, native.Compiler)
     compiler = folder / "slow++"
     compiler.write_text(
@@ -266,10 +295,10 @@ def test_a_killed_build_leaves_no_half_library(source, tmp_path, monkeypatch, ho
     os.kill(compiling, signal.SIGKILL)
     assert answer(native.library(source)) == 42  # as if nothing had been
     assert unfinished.exists()  # it might be another's, at work
-    long_ago = time.time() - 3 * native._LONGEST_BUILD
+    long_ago = time.time() - 3 * build._LONGEST_BUILD
     os.utime(unfinished, (long_ago, long_ago))
     source.write_text("#define ANSWER 43\n" + SOURCE)
-    native._made.cache_clear()
+    build.kernel_library.cache_clear()
     assert answer(native.library(source)) == 43
     assert [path.suffix for path in built(tmp_path)] == [".so", ".so"]
 
@@ -285,7 +314,7 @@ def test_a_form_is_a_library_of_its_own_until_the_block_ends(source, tmp_path):
     names = [name(native.library(source, "ANSWER=1"))]
     with native.building(SHORTEST):
         names.append(name(native.library(source, "ANSWER=1")))
-        probe = native.library(native._PROBE)
+        probe = native.library(libraries._PROBE)
         assert probe is not None
         assert probe.vector_bytes() == 16
     names.append(name(native.library(source, "ANSWER=1")))
@@ -303,7 +332,7 @@ def test_a_form_that_cannot_be_is_named():
     assert "this compiler does not build for x86-64-v9" in native.why_not(native.Form("x86-64-v9"))
     needs = "ADD_BY_FMA needs a processor with a fused multiply-add"
     with native.building(SHORTEST), pytest.warns(RuntimeWarning, match=needs):
-        assert native.library(native._PROBE, "ADD_BY_FMA") is None
+        assert native.library(libraries._PROBE, "ADD_BY_FMA") is None
 
 
 @pytest.mark.parametrize("by_fma", [False, True], ids=["addition", "fma"])
@@ -340,12 +369,12 @@ def test_the_team_is_torchs_own():
 def test_machines_of_two_architectures_share_no_extension(tmp_path, monkeypatch):
     source, targets = tmp_path / "any.cpp", set()
     source.write_text("")
-    monkeypatch.setattr(native, "_loaded", lambda target, *others: str(target))
+    monkeypatch.setattr(build, "load", lambda target, *others: str(target))
     for machine in ("x86_64", "aarch64"):
         monkeypatch.setattr(platform, "machine", lambda machine=machine: machine)
-        native._extension.cache_clear()
-        targets.add(native._extension(source, True))
-    native._extension.cache_clear()
+        libraries._extension.cache_clear()
+        targets.add(libraries._extension(source, True))
+    libraries._extension.cache_clear()
     assert len(targets) == 2
 
 

@@ -1,0 +1,395 @@
+"""Elementwise ops: y[i] = f(x[i], t[i], ...), from one formula for Triton, one for C++ and one definition in torch.
+
+An op gives its formula three times, in a line or a few each; the launch, the loop, broadcasting, strides, rounding,
+batching rules and the checks of arguments are here. Floats of 16 bits are computed in float32 and rounded once.
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.compiler import is_compiling
+
+from ...autotune import Space, Tuned
+from ...triton_or_stub import tl, triton
+from . import backend, dispatch, memory, native
+from .arguments import FLOATS
+from .dispatch import Gradient, Operator, Plan, operator
+from .implementations import Implementations
+
+SOURCE = Path(__file__).with_suffix(".cpp")
+
+_BACKENDS = ("cpp", "triton", "torch")
+_CPP = Space({"threads": native.THREADS})
+_TRITON = Space({"BLOCK": (256, 512, 1024, 2048, 4096), "num_warps": (4, 8)})
+_SMALL = 1 << 15  # elements that are done before a thread would start
+
+Layout: TypeAlias = tuple[list[int], list[list[int]]]  # sizes, and the strides of each tensor
+
+# ------------------------------------------------------------------------------------------------ the Triton launch
+
+
+@triton.jit
+def _elementwise_kernel(
+    operands,  # a tensor's pointer, or a number, each
+    out_ptr,
+    size,  # the product of sizes
+    sizes,  # of R dimensions
+    strides,  # of the operands, then of the output, R each
+    FORMULA: tl.constexpr, IS_NUMBER: tl.constexpr, COMPUTE: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    COUNT: tl.constexpr = len(IS_NUMBER)
+    R: tl.constexpr = len(sizes)
+    pid = tl.program_id(0)
+    offs = (pid.to(tl.int64) if WIDE else pid) * BLOCK + tl.arange(0, BLOCK)
+    mask = offs < size
+    values = ()
+    for i in tl.static_range(COUNT):
+        if IS_NUMBER[i]:
+            values = values + (tl.full([1], operands[i], COMPUTE),)  # noqa: RUF005  of Triton's tuples
+        else:
+            place = _place(offs, sizes, strides, i * R, R)
+            values = values + (tl.load(operands[i] + place, mask=mask, other=0).to(COMPUTE),)  # noqa: RUF005
+    y = FORMULA(*values).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + _place(offs, sizes, strides, COUNT * R, R), y, mask=mask)
+
+
+@triton.jit
+def _place(offs, sizes, strides, FIRST: tl.constexpr, R: tl.constexpr):
+    """Where elements lie, counted from the first, in the tensor whose strides begin at FIRST."""
+    place = tl.zeros_like(offs).to(tl.int64)
+    rest = offs
+    for d in tl.static_range(R - 1, 0, -1):
+        place += (rest % sizes[d]).to(tl.int64) * strides[FIRST + d]
+        rest = rest // sizes[d]
+    return place + rest.to(tl.int64) * strides[FIRST]
+
+
+def _layout(shape: Sequence[int], written: Sequence[int], *others: Sequence[int]) -> Layout:
+    """Dimensions in the order in which what is written lies in memory; those that all tensors walk as one are one."""
+    tensors = (written, *others)
+    order = sorted((d for d, size in enumerate(shape) if size != 1), key=lambda d: -written[d])
+    sizes: list[int] = []
+    strides: list[list[int]] = [[] for _ in tensors]
+    for d in order:
+        if sizes and all(x[-1] == y[d] * shape[d] for x, y in zip(strides, tensors, strict=True)):
+            sizes[-1] *= shape[d]
+            for x, y in zip(strides, tensors, strict=True):
+                x[-1] = y[d]
+        else:
+            sizes.append(shape[d])
+            for x, y in zip(strides, tensors, strict=True):
+                x.append(y[d])
+    return (sizes, strides) if sizes else ([1], [[0] for _ in tensors])
+
+
+def _contiguous_strides(shape: Sequence[int]) -> list[int]:
+    strides = [1]
+    for size in reversed(shape[1:]):
+        strides.insert(0, strides[0] * size)
+    return strides[: len(shape)]
+
+
+# ------------------------------------------------------------------------------------------------ the op
+
+
+class Elementwise:
+    """An op of tensors of one dtype and device that broadcast; it is called with them, and gives a new tensor.
+
+    Args:
+        name: of the operator, `torch.ops.tropigrad.<name>`.
+        operands: their names. One that ends in "?" may be a number.
+        torch: the definition.
+        triton: the formula, a `@triton.jit` function of blocks in the compute dtype.
+        cpp: the formula, an expression of C++ in the operands' names.
+        source: the file that holds the formulas.
+        gradient: how it is differentiated. All tensors of a call have the shape of the result there: the caller's
+            broadcasting is undone outside.
+        in_place: the first operand can be overwritten; the operator of that is `<name>_`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *operands: str,
+        torch: Callable[..., Tensor],
+        triton: Any,
+        cpp: str,
+        source: Path,
+        gradient: Gradient | None = None,
+        in_place: bool = False,
+    ) -> None:
+        self.name, self.definition, self.formula = name, torch, triton
+        self.names = tuple(x.removesuffix("?") for x in operands)
+        self.takes_number = tuple(x.endswith("?") for x in operands)
+        self.defines = f"FORMULA={cpp}", "PARAMETERS=" + ", ".join(f"Compute {x}" for x in self.names)
+        self.by_cpp = Tuned(f"{name}.cpp", _CPP, lambda problem: {"threads": 0}, SOURCE)
+        self.by_triton = Tuned(f"{name}.triton", _TRITON, lambda problem: {"BLOCK": 1024, "num_warps": 4}, source)
+        self.tuned = {"cpp": (self.by_cpp,), "triton": (self.by_triton,)}
+        self.implementations = Implementations(name, **dict.fromkeys(_BACKENDS, self._made))
+        parameters = [
+            f"Tensor? {x}, float {x}_number" if number else f"Tensor {x}"
+            for x, number in zip(self.names, self.takes_number, strict=True)
+        ]
+        self.operator = operator(
+            f"{name}({', '.join(parameters)}) -> Tensor",
+            self._made,
+            fake=lambda x, *rest: x.new_empty(x.shape),
+            vmap=self._mapped,
+            plan=self._plan,
+            gradient=gradient,
+        )
+        self.in_place: Operator | None = None
+        if in_place:
+            parameters[0] = f"Tensor(a!) {self.names[0]}"
+            self.in_place = operator(
+                f"{name}_({', '.join(parameters)}) -> ()",
+                self._written,
+                fake=lambda *args: None,
+                vmap=self._mapped_in_place,
+                plan=self._plan_in_place,
+            )
+
+    def __call__(self, *operands: Tensor | float, inplace: bool = False) -> Tensor:
+        """f of the operands; with inplace, written into the first, which is returned.
+
+        Raises:
+            TypeError: an operand is no strided float tensor, nor a number where that may be; or dtypes differ.
+            ValueError: devices differ, shapes do not broadcast, or the first operand cannot be written in place.
+        """
+        if not inplace:
+            operands = self._under_autocast(operands)
+        self._check(operands, inplace)
+        first, shape = operands[0], None
+        for x in operands[1:]:
+            if isinstance(x, Tensor) and x.shape != first.shape:
+                shape = self._broadcast(operands)
+                break
+        if shape is not None:
+            if inplace and shape != tuple(first.shape):
+                raise ValueError(
+                    f"{self.name}: {self.names[0]} has shape {tuple(first.shape)} and the result {shape}; expected the "
+                    "result's, to be written in place"
+                )
+            operands = tuple(x.expand(shape) if isinstance(x, Tensor) else x for x in operands)
+        args = []
+        for x, number in zip(operands, self.takes_number, strict=True):
+            if not number:
+                args.append(x)
+            elif isinstance(x, Tensor):
+                args += x, 0.0
+            else:
+                args += None, x
+        if not inplace:
+            return self.operator.call(*args)
+        if _is_differentiated(operands):  # autograd knows what copy_ does
+            return first.copy_(self.operator.call(*args))
+        self.in_place.call(*args)
+        return first
+
+    # -------------------------------------------------------------------------------------------- arguments
+
+    def _check(self, operands: Sequence[Any], inplace: bool) -> None:
+        first = operands[0]
+        for name, x, number in zip(self.names, operands, self.takes_number, strict=True):
+            if number and isinstance(x, float | torch.SymFloat):
+                continue
+            memory.check_dense(self.name, name, x)
+            if x.dtype not in FLOATS:
+                listed = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATS)
+                raise TypeError(f"{self.name}: {name} is {x.dtype}; expected one of {listed}")
+            if x.dtype != first.dtype:
+                raise TypeError(
+                    f"{self.name}: {self.names[0]} is {first.dtype} and {name} is {x.dtype}; expected one dtype"
+                )
+            if x.device != first.device:
+                raise ValueError(
+                    f"{self.name}: {self.names[0]} is on {first.device} and {name} on {x.device}; expected one device"
+                )
+        if inplace and not is_compiling() and not first.is_contiguous() and memory.repeats(first):
+            raise ValueError(
+                f"{self.name}: {self.names[0]}'s elements share memory, as an expanded tensor's do; expected a place "
+                f"for each, to be written in: {self.names[0]}.clone()"
+            )
+
+    def _broadcast(self, operands: Sequence[Any]) -> tuple[int, ...]:
+        shape = tuple(operands[0].shape)
+        for name, x in zip(self.names[1:], operands[1:], strict=True):
+            if not isinstance(x, Tensor):
+                continue
+            rank = max(len(shape), x.dim())
+            ours, its = (1,) * (rank - len(shape)) + shape, (1,) * (rank - x.dim()) + tuple(x.shape)
+            for a, b in zip(ours, its, strict=True):
+                if a != b and a != 1 and b != 1:
+                    raise ValueError(
+                        f"{self.name}: {name} has shape {tuple(x.shape)}; expected one that broadcasts with "
+                        f"{self.names[0]}'s {tuple(operands[0].shape)}"
+                    )
+            shape = tuple(b if a == 1 else a for a, b in zip(ours, its, strict=True))
+        return shape
+
+    def _under_autocast(self, operands: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Nothing is cast down; inside autocast operands of several float dtypes meet in the widest."""
+        tensors = [x for x in operands if isinstance(x, Tensor)]
+        if len(tensors) < 2 or all(x.dtype == tensors[0].dtype for x in tensors):
+            return operands
+        kind = tensors[0].device.type
+        if kind not in backend.DEVICES or not torch.is_autocast_enabled(kind):
+            return operands
+        if any(x.dtype not in FLOATS for x in tensors):
+            return operands
+        dtype = tensors[0].dtype
+        for x in tensors[1:]:
+            dtype = torch.promote_types(dtype, x.dtype)
+        return tuple(x.to(dtype) if isinstance(x, Tensor) else x for x in operands)
+
+    def _operands(self, args: Sequence[Any]) -> list[Any]:
+        """Tensors and numbers, from an operator's arguments."""
+        rest = iter(args)
+        operands = []
+        for number in self.takes_number:
+            x = next(rest)
+            if number:
+                value = next(rest)
+                x = value if x is None else x
+            operands.append(x)
+        return operands
+
+    # -------------------------------------------------------------------------------------------- bodies
+
+    def _made(self, *args: Any) -> Tensor:
+        x = args[0]
+        if x.numel() == 0:
+            return x.new_empty(x.shape)
+        chosen = self._chosen(x)
+        if chosen == "torch":
+            return self.definition(*self._operands(args)).contiguous()
+        if chosen == "cpp":
+            return dispatch.run(self._planned(args, in_place=False), *args)[1][0]
+        y = torch.empty_like(x, memory_format=torch.contiguous_format)
+        self._launch(self._operands(args), y)
+        return y
+
+    def _written(self, *args: Any) -> None:
+        x = args[0]
+        if x.numel() == 0:
+            return
+        chosen = self._chosen(x)
+        args = (x, *(memory.apart(y, x) if isinstance(y, Tensor) else y for y in args[1:]))
+        operands = self._operands(args)
+        if chosen == "cpp":
+            dispatch.run(self._planned(args, in_place=True), *args)
+        else:
+            with torch.no_grad():
+                if chosen == "torch":
+                    x.copy_(self.definition(*operands))
+                    return  # copy_ has told autograd
+                self._launch(operands, x)
+        if not x.is_inference():  # such a tensor has no version
+            torch.autograd.graph.increment_version(x)
+
+    def _chosen(self, x: Tensor) -> str:
+        chosen = backend.choose(self.name, x.device, self.implementations.backends, x.dtype)
+        if chosen == "cpp" and backend.forced() == "auto" and self._library(x.dtype) is None:  # which has warned
+            return "torch"
+        return chosen
+
+    def _launch(self, operands: Sequence[Any], y: Tensor) -> None:
+        if y.dtype == torch.float64:  # a launch takes numbers in float32
+            operands = [x if isinstance(x, Tensor) else y.new_full((), x) for x in operands]
+        of_tensors = [x.expand(y.shape).stride() if isinstance(x, Tensor) else (0,) * y.dim() for x in operands]
+        sizes, (of_y, *of_operands) = _layout(y.shape, y.stride(), *of_tensors)
+        strides = [step for steps in (*of_operands, of_y) for step in steps]
+        config = self.by_triton.config(_problem(y), y.device)
+        _elementwise_kernel[(triton.cdiv(y.numel(), config["BLOCK"]),)](
+            tuple(operands), y, y.numel(), tuple(sizes), tuple(strides),
+            FORMULA=self.formula, IS_NUMBER=tuple(not isinstance(x, Tensor) for x in operands),
+            COMPUTE=tl.float64 if y.dtype == torch.float64 else tl.float32, WIDE=y.numel() > 1 << 30, **config,
+        )  # fmt: skip
+
+    # -------------------------------------------------------------------------------------------- C++
+
+    def _library(self, dtype: torch.dtype):
+        return native.library_of(SOURCE, dtype, *self.defines)
+
+    def _plan(self, *args: Any) -> Plan:
+        return self._planned(args, in_place=False) if self._is_planned(args[0]) else []
+
+    def _plan_in_place(self, *args: Any) -> Plan:
+        return self._planned(args, in_place=True) if self._is_planned(args[0]) else []
+
+    def _is_planned(self, x: Tensor) -> bool:
+        return x.numel() > 0 and self._chosen(x) == "cpp"
+
+    def _planned(self, args: Sequence[Any], in_place: bool) -> Plan:
+        x = args[0]
+        library = self._library(x.dtype)
+        if library is None:
+            raise RuntimeError(
+                f"{self.name}: the C++ kernel of {x.dtype} did not compile; TROPIGRAD_BACKEND=torch avoids it"
+            )
+        places, place = [], 0
+        for number in self.takes_number:
+            is_number = number and args[place] is None
+            places += [place + is_number, is_number]
+            place += 1 + number
+        shape = tuple(x.shape)
+        of_y = x.stride() if in_place else _contiguous_strides(shape)
+        of_operands = [(0,) * x.dim() if y is None else y.stride() for y in self._tensors(args)]
+        sizes, (of_y, *of_operands) = _layout(shape, of_y, *of_operands)
+        config = self.by_cpp.config(_problem(x), x.device)
+        threads = native.threads(config["threads"], x.numel(), _SMALL)
+        strides = [step for steps in (*of_operands, of_y) for step in steps]
+        result = 0 if in_place else len(args)
+        call = native.integers(len(sizes), x.numel(), threads, in_place, result, *places, *sizes, *strides)
+        return dispatch.plan(library.elementwise, () if in_place else [(x.dtype, shape)], call)
+
+    def _tensors(self, args: Sequence[Any]) -> list[Tensor | None]:
+        """The tensors of an operator's arguments, None for a number."""
+        return [x for x in args if not isinstance(x, float)]
+
+    # -------------------------------------------------------------------------------------------- vmap
+
+    def _mapped(self, info: Any, dims: Any, *args: Any) -> tuple[Tensor, int]:
+        return self.operator.dispatched(*_batched(info, dims, args)), 0
+
+    def _mapped_in_place(self, info: Any, dims: Any, *args: Any) -> tuple[None, None]:
+        if dims[0] is None:
+            raise ValueError(
+                f"{self.name}: vmap does not map {self.names[0]}, which is written in place, and maps another operand; "
+                "expected the first mapped, or no inplace"
+            )
+        assert self.in_place
+        self.in_place.dispatched(*_batched(info, dims, args))
+        return None, None
+
+
+def as_number(op: str, name: str, x: Any) -> float:
+    """An operand that is no tensor, as Python's number."""
+    if not isinstance(x, numbers.Real | torch.SymFloat) or isinstance(x, bool):
+        raise TypeError(f"{op}: {name} is a {type(x).__name__}; expected a number or a torch.Tensor")
+    return x if isinstance(x, float | torch.SymFloat) else float(x)
+
+
+def _batched(info: Any, dims: Any, args: Sequence[Any]) -> list[Any]:
+    return [
+        x if not isinstance(x, Tensor) else x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+        for x, dim in zip(args, dims, strict=True)
+    ]
+
+
+def _problem(x: Tensor) -> dict[str, int | str | bool]:
+    return {"N": x.numel(), "dtype": str(x.dtype)}
+
+
+def _is_differentiated(operands: Sequence[Any]) -> bool:
+    tensors = [x for x in operands if isinstance(x, Tensor)]
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        return True
+    return not is_compiling() and any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)

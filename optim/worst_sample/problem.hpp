@@ -1,0 +1,47 @@
+// A run as by_cpp.py lays it out: the weights, the samples, all that is kept of them, and how far the iterations are.
+
+#pragma once
+
+#include "../../kernels/runtime/native/native.hpp"
+
+namespace {
+
+using T = Element;
+
+enum Ends : int64_t { GOING, MET, ROUNDED, DIVERGED };
+enum Losses : int64_t { HINGE, CROSS_ENTROPY };
+enum Steps : int64_t { POLYAK, SQRT, POWER };
+
+struct Progress {  // definition.Progress
+    int64_t iteration, status, worst, idle, raises, best_iteration, right, best_right, best_right_iteration;
+    double loss, best_loss, best_right_loss, record, gap, path, longest_path, length;
+};
+
+struct Weights {
+    T *a, *w1, *w2;  // [p, d], [q, p], [K, q]
+};
+
+struct Problem {  // cpu._Problem
+    int64_t N, training, d, p, q, K;
+    int64_t columns;  // of z that are stored: p, or p / 2 where the second half of A is the negative of the first
+    int64_t loss, step, trains_a, has_trees, idle_limit;
+    int64_t small;  // leaves that an iteration looks at before it takes threads
+    int64_t threads;
+    double margin, target, patience;
+    const T *x, *xt;  // [N, d]; [d, N], null where A is fixed
+    const int32_t* y;
+    Weights weights, best, best_right;  // best_right: null without validation samples
+    T *z, *zt;    // [N, columns]; [columns, N], null with trees
+    T *u, *ut;    // [N, q]; [q, N], null with trees
+    T *unit_bound, *score_bound;  // [q, N], [K, N]: no leaf but the winner beats these; null with trees
+    T *unit_third, *score_third;  // likewise: no leaf but the winner and the runner-up
+    T *f, *losses;  // [K, N], [N]
+    void *unit_winner, *score_winner;  // I [q, N], J [K, N]
+    void *unit_second, *score_second;  // the runners-up, likewise; null with trees
+    void *unit_trees, *score_trees;    // [N, q, ceil2(p)], [N, K, ceil2(q)]: trees alone
+    uint8_t* is_right;                 // [N]
+    int64_t* times_worst;              // [training]
+    Progress* progress;
+};
+
+}  // namespace
