@@ -154,7 +154,7 @@ class Spec:
     @property
     def backends(self) -> tuple[str, ...]:
         """The backends that serve some variant."""
-        offered = {name for kwargs in self.variants.values() for name in self.offers(kwargs)}
+        offered = {name for kwargs in self.variants.values() or ({},) for name in self.offers(kwargs)}
         return tuple(name for name in self.implementations.backends if name in offered)
 
     def offers(self, kwargs: Mapping[str, Any]) -> tuple[str, ...]:

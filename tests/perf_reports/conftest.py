@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tropigrad.kernels.contract.spec import Contender, Spec, Workload
+from tropigrad.kernels.runtime.implementations import Implementations
 from tropigrad.perf_reports.page import page
 
 
@@ -169,8 +170,7 @@ def tiny_spec():
             dtypes=(torch.float32,),
             small_shapes=({"M": 1, "K": 2, "N": 1},),
             samples=lambda device: [],
-            misuses=lambda device: [],
-            backends=("torch",),
+            implementations=Implementations("product", torch=product),
         )
 
     return make
