@@ -39,7 +39,13 @@ def misuses_of(
         return Misuse(id, lambda: op(*changed), error, match)
 
     misuses = [
-        bad("not-a-tensor", TypeError, f"{_escaped(last)} is a list; expected a torch.Tensor", lambda x: [1.0], last),
+        bad(
+            "not-a-tensor",
+            TypeError,
+            f"{_escaped(last)} is a list; expected a (number or a )?torch.Tensor",
+            lambda x: [1.0],
+            last,
+        ),
         bad("sparse", TypeError, f"{_escaped(last)} has layout torch.sparse_coo", Tensor.to_sparse, last),
     ]
     if torch.int64 not in dtypes:

@@ -81,6 +81,8 @@ class Extra:
     huge: Callable[[torch.device], tuple[Tensors, Tensors]] | None = None
     # the raw scatter of winners [2, 5, 7] to gradients, and its K
     scatter: tuple[Callable[[torch.Tensor], Tensors], int] | None = None
+    # calls of operators that neither variants nor samples reach, for opcheck
+    operators: Callable[[torch.device], list[OperatorCall]] = lambda device: []
     # inputs for which the op's calls launch a kernel at a problem, where the sizes of no shape lead to that problem
     inputs_at: Callable[[Problem, torch.dtype, torch.device], Tensors | None] = lambda *problem: None
     # keyword arguments that a shape asks for beside the variant's, such as groups
@@ -152,7 +154,7 @@ class Spec:
     @property
     def backends(self) -> tuple[str, ...]:
         """The backends that serve some variant."""
-        offered = {name for kwargs in self.variants.values() for name in self.offers(kwargs)}
+        offered = {name for kwargs in self.variants.values() or ({},) for name in self.offers(kwargs)}
         return tuple(name for name in self.implementations.backends if name in offered)
 
     def offers(self, kwargs: Mapping[str, Any]) -> tuple[str, ...]:
@@ -169,7 +171,7 @@ class Spec:
 
     def raw_ops(self, device: torch.device) -> list[OperatorCall]:
         """The operators that the op's variants and samples reach, with their arguments: what opcheck is given."""
-        return operator_calls(self._every_run(), device)
+        return operator_calls(self._every_run(), device) + self.extra.operators(device)
 
     def _every_run(self) -> Iterator[Callable[[], Any]]:
         cpu, shape = torch.device("cpu"), self.small_shapes[-1]
