@@ -30,7 +30,7 @@ from .tropical_matvec import tropical_matvec
 
 
 class LargestPath(NamedTuple):
-    """What `largest_path` returns."""
+    """The result of `largest_path`."""
 
     value: Tensor
     route: Tensor
@@ -125,13 +125,13 @@ def largest_path_ref(weights, *, input_size: Size | None = None, stride: Size = 
 
 
 def op(*weights: Tensor, return_indices: bool = False, **kwargs):
-    found = largest_path(weights, **kwargs)
-    return found if return_indices else found.value
+    route = largest_path(weights, **kwargs)
+    return route if return_indices else route.value
 
 
 def oracle(*weights: Tensor, return_indices: bool = False, **kwargs):
-    found = largest_path_ref(weights, **kwargs)
-    return found if return_indices else found[0]
+    route = largest_path_ref(weights, **kwargs)
+    return route if return_indices else route[0]
 
 
 def inputs(shape: Sizes, dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Tensor, ...]:

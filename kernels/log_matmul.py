@@ -147,7 +147,7 @@ def _held(temperature: float, dtype: torch.dtype) -> float:
 
 
 def _scaled(temperature: float, like: Tensor) -> Tensor:
-    """What the kernels take the temperature from."""
+    """The temperature as the kernels take it: T and 1, scaled."""
     scale = scale_of_differences(temperature)
     scaled = torch.full((2,), scale, dtype=_accumulator(like.dtype), device=like.device)
     scaled[:1].fill_(_held(temperature, like.dtype) * scale)  # no copy from the host: a CUDA graph can hold none
@@ -292,8 +292,8 @@ def _mapped(info, dims, a, b, temperature, ignore_nan, keeps):
 def _gradient(grads, saved, sizes, needs, temperature, ignore_nan, keeps) -> list[Tensor]:
     """dC -> dA and dB, as far as they are needed, by C's parts."""
     (dc,), (a, b, top, share) = grads, saved
-    found = _LOG_BACKWARD(dc, top, share, a, b, temperature, ignore_nan, *needs)
-    return [gradient for gradient, needed in zip(found, needs, strict=True) if needed]
+    gradients = _LOG_BACKWARD(dc, top, share, a, b, temperature, ignore_nan, *needs)
+    return [gradient for gradient, needed in zip(gradients, needs, strict=True) if needed]
 
 
 # ------------------------------------------------------------------------------------------------ its gradient
@@ -339,8 +339,8 @@ def _second_gradient(grads, saved, sizes, needs, temperature, ignore_nan, needs_
         to_b = to_b + dx.sum(-3)
     to_dc, to_a = (torch.cat(x, 1) if len(x) > 1 else x[0] for x in (to_dc, to_a))
     nothing = torch.zeros_like(dc)  # flows to C's parts, which A and B give anew
-    found = to_dc.to(dc.dtype), nothing, nothing, to_a.to(a.dtype), to_b.to(b.dtype)
-    return [gradient for gradient, needed in zip(found, needs, strict=True) if needed]
+    gradients = to_dc.to(dc.dtype), nothing, nothing, to_a.to(a.dtype), to_b.to(b.dtype)
+    return [gradient for gradient, needed in zip(gradients, needs, strict=True) if needed]
 
 
 def _rows(x: Tensor, rows: slice) -> Tensor:

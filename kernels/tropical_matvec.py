@@ -35,7 +35,7 @@ from .tropical_matmul.spec import scalings, supports
 
 
 class TropicalMatvec(NamedTuple):
-    """What `tropical_matvec(..., return_indices=True)` returns, as torch.max does."""
+    """The result of `tropical_matvec(..., return_indices=True)`, named as that of torch.max."""
 
     values: Tensor
     indices: Tensor
@@ -117,8 +117,8 @@ def tropical_matvec(
         left, right, column = (x.unsqueeze(0), a.mT, 0) if x.dim() == 1 else (x, a.mT, None)
     options = {"semiring": semiring, "temperature": temperature, "nan": nan, "out_dtype": out_dtype}
     if return_indices:
-        found = tropical_matmul(left, right, return_indices=True, **options)
-        return TropicalMatvec(*(found if column is None else (y.squeeze(column) for y in found)))
+        product = tropical_matmul(left, right, return_indices=True, **options)
+        return TropicalMatvec(*(product if column is None else (y.squeeze(column) for y in product)))
     y = tropical_matmul(left, right, **options)
     return y if column is None else y.squeeze(column)
 
@@ -173,7 +173,7 @@ WORKLOADS = standard(
 
 
 def samples(device: torch.device) -> list[Sample]:
-    """What one column and its batches add to the matrix product's own samples."""
+    """The matrix product's samples, and those of one column and its batches."""
     generator = torch.Generator().manual_seed(0)
     samples: list[Sample] = []
 

@@ -50,7 +50,7 @@ class _Recorder(TorchDispatchMode):
 
 
 def _copied(argument: Any) -> Any:
-    """As it came, though the operator writes it."""
+    """Copies an argument as it came, though the operator writes it."""
     match argument:
         case Tensor():
             return argument.detach().clone().nan_to_num()  # opcheck takes a NaN for a difference from itself

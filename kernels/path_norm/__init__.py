@@ -58,8 +58,8 @@ def _forward(weights: Sequence[Tensor], p: int, log: bool) -> tuple[Tensor, Tens
 
 def _backward(slope: Tensor, weights: Sequence[Tensor], passes: Tensor, p: int, log: bool) -> list[Tensor]:
     """The gradient of each weight, from that of the norm."""
-    found = None if passes[0].isnan() else by_cpp.backward(slope, weights, passes, p, log)
-    return _backward_in_torch(slope, weights, passes, p, log) if found is None else found
+    gradients = None if passes[0].isnan() else by_cpp.backward(slope, weights, passes, p, log)
+    return _backward_in_torch(slope, weights, passes, p, log) if gradients is None else gradients
 
 
 def _backward_in_torch(slope: Tensor, weights: Sequence[Tensor], passes: Tensor, p: int, log: bool) -> list[Tensor]:
@@ -100,9 +100,9 @@ class _PathNorm(torch.autograd.Function):
     def backward(ctx, slope, _):
         passes, *weights = ctx.saved_tensors
         gradient = _backward_in_torch if torch.is_grad_enabled() else _GRADIENT
-        found = gradient(slope, weights, passes, ctx.p, ctx.log)
+        gradients = gradient(slope, weights, passes, ctx.p, ctx.log)
         needed = ctx.needs_input_grad[2:]
-        return None, None, *(gradient if needs else None for gradient, needs in zip(found, needed, strict=True))
+        return None, None, *(gradient if needs else None for gradient, needs in zip(gradients, needed, strict=True))
 
 
 # ------------------------------------------------------------------------------------------------ public

@@ -31,7 +31,7 @@ def inputs(shape: Sizes, dtype: torch.dtype, device: torch.device, seed: int) ->
 
 
 def inputs_at(problem: Problem, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
-    """As many layers, all but the first of the width of the widest."""
+    """Inputs of as many layers, all but the first as wide as the widest."""
     widths = [int(problem["N"]), *[int(problem["M"])] * int(problem["layers"])]
     return _weights_of(widths, dtype, device, torch.Generator().manual_seed(0))
 

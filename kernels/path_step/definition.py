@@ -58,7 +58,7 @@ FLOATS = (torch.float64, torch.float32)
 
 
 class Shape(NamedTuple):
-    """Of a layer's weight as edges [G, O, I, T]: groups, nodes out and in of each, taps between two of them."""
+    """A layer's weight as edges [G, O, I, T]: groups, nodes out and in of each, and taps between two nodes."""
 
     groups: int
     outputs: int
@@ -89,7 +89,7 @@ class Shape(NamedTuple):
 
 @functools.cache
 def problem_of(shapes: tuple[Shape, ...], dtype: torch.dtype) -> dict[str, int | str]:
-    """What the configs of the kernels depend on."""
+    """The problem that the configs of the kernels depend on."""
     widest = max(shape.targets for shape in shapes[:-1])
     sizes = {"M": widest, "N": shapes[0].sources, "K": shapes[-1].targets, "layers": len(shapes)}
     return {**sizes, "edges": sum(math.prod(shape) for shape in shapes), "dtype": str(dtype)}
@@ -164,7 +164,7 @@ def _skeleton(shapes: tuple[Shape, ...], device: torch.device) -> Skeleton:
 
 
 def _cover(shapes: Sequence[Shape]) -> tuple[bool, ...]:
-    """Of each two neighbours one layer at least, with the fewest weights: dynamic programming along the chain."""
+    """Chooses one layer at least of each two neighbours, with the fewest weights, by dynamic programming."""
     sizes = [shape.targets * shape.inputs * shape.taps for shape in shapes]
     without, taken = (0, (False,)), (sizes[0], (True,))
     for size in sizes[1:]:
@@ -198,7 +198,10 @@ class Layer(NamedTuple):
 
 
 class Options(NamedTuple):
-    """Of one step. No R may be below `least_ratio`, nor take |V| below `floor`; `norms`: measured by path norms."""
+    """Options of one step. R is clamped from below at `least_ratio`, and so that |V| ≥ `floor`.
+
+    norms: path norms measure, not the skeleton.
+    """
 
     lr: float | Tensor
     momentum: float = 0.0
@@ -222,7 +225,7 @@ def node_flows(layers: Sequence[Layer], shapes: Sequence[Shape], reduced: Sequen
 
 
 class Ends(NamedTuple):
-    """What the ends of a layer's edges have: P and p of its sources [G · I], S and q of its targets [G · O]."""
+    """The products at the ends of a layer's edges: P and p of its sources [G · I], S and q of its targets [G · O]."""
 
     prefix: Tensor
     p: Tensor

@@ -78,10 +78,10 @@ def _backward_mapped(info, dims, dv, flat, paths, layers):
 
 
 def _second_gradient(grads, saved, sizes, needs, layers) -> list[Tensor]:
-    """What flows to dv and flat: in torch, differentiable again."""
+    """The gradients of dv and flat, in torch, differentiable again."""
     (g,), (dv, flat, paths) = grads, saved
-    found = definition.second_gradient(g, dv, flat, paths, unpack(layers))
-    return [gradient for gradient, needed in zip(found, needs, strict=False) if needed]
+    gradients = definition.second_gradient(g, dv, flat, paths, unpack(layers))
+    return [gradient for gradient, needed in zip(gradients, needs, strict=False) if needed]
 
 
 # ------------------------------------------------------------------------------------------------ operators

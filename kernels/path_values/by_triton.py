@@ -157,7 +157,7 @@ def _path_values_bwd_kernel(
 
 
 def _table(layers: tuple[Layer, ...], device: torch.device) -> Tensor:
-    """What `_new_table` gives, remembered: a CUDA graph can hold no copy from the host."""
+    """Remembers `_new_table`, as a CUDA graph can hold no copy from the host."""
     return capture.kept(_new_table(layers, device), device)
 
 

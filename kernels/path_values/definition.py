@@ -17,13 +17,13 @@ from ..mathematics.network import Layer, Size, network, nodes_into, nodes_out_of
 
 def matrices(weights: Sequence[Tensor], layers: Sequence[Layer]) -> list[Tensor]:
     """Each layer as the matrix [nodes out, nodes in] that it is; a convolution's holds zeros where it has no edge."""
-    found = []
+    dense = []
     for w, layer in zip(weights, layers, strict=True):
         if w.dim() == 4:
             units = torch.eye(nodes_into(layer), dtype=w.dtype, device=w.device).view(-1, layer.C, layer.H, layer.W)
             w = conv2d(units, w, stride=(layer.SH, layer.SW), padding=(layer.PH, layer.PW)).flatten(1).mT
-        found.append(w)
-    return found
+        dense.append(w)
+    return dense
 
 
 def path_values_ref(weights, paths, *, input_size: Size | None = None, stride: Size = 1, padding: Size = 0) -> Tensor:
@@ -44,7 +44,7 @@ def edges(paths: Tensor, layers: Sequence[Layer]) -> list[Tensor]:
 
     −1 where a convolution does not join the two nodes, or one of them is outside its layer.
     """
-    found, first = [], 0
+    places, first = [], 0
     for l, layer in enumerate(layers):
         source, target = paths[..., l].long(), paths[..., l + 1].long()
         inside = (source >= 0) & (source < nodes_into(layer)) & (target >= 0) & (target < nodes_out_of(layer))
@@ -53,9 +53,9 @@ def edges(paths: Tensor, layers: Sequence[Layer]) -> list[Tensor]:
         i, j = y + layer.PH - p * layer.SH, x + layer.PW - q * layer.SW
         joined = inside & (i >= 0) & (i < layer.KH) & (j >= 0) & (j < layer.KW)
         edge = first + ((o * layer.C + c) * layer.KH + i) * layer.KW + j
-        found.append(edge.masked_fill(~joined, -1))
+        places.append(edge.masked_fill(~joined, -1))
         first += weights_of(layer)
-    return found
+    return places
 
 
 def _position(node: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,10 +65,10 @@ def _position(node: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Te
 
 def outside(paths: Tensor, layers: Sequence[Layer]) -> Tensor:
     """Which paths [B, P] have a node outside its layer."""
-    found = torch.zeros(paths.shape[:-1], dtype=torch.bool, device=paths.device)
+    leaves = torch.zeros(paths.shape[:-1], dtype=torch.bool, device=paths.device)
     for l, size in enumerate(sizes(layers)):
-        found |= (paths[..., l] < 0) | (paths[..., l] >= size)
-    return found
+        leaves |= (paths[..., l] < 0) | (paths[..., l] >= size)
+    return leaves
 
 
 def check_nodes(paths: Tensor, layers: Sequence[Layer]) -> None:

@@ -146,7 +146,7 @@ def _no_vmap(info, in_dims, *args) -> NoReturn:
 
 
 def _check_apart(param: Tensor, *state: Tensor) -> None:
-    """What is written has places of its own."""
+    """Raises ValueError where two tensors that are written share memory."""
     if any(memory.overlap(x, y) for x, y in combinations((param, *state), 2)):
         raise ValueError(STATE_OVERLAPS)
 

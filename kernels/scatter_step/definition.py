@@ -17,7 +17,7 @@ STATE = {"sgd": (), "momentum": ("velocity", "touched", "step"), "adagrad": ("su
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What sums, rules and state are computed and kept in: float32 for 16-bit weights."""
+    """The dtype that sums, rules and state are computed and kept in: float32 for 16-bit weights."""
     return torch.promote_types(dtype, torch.float32)
 
 

@@ -101,7 +101,7 @@ _UPDATE = operator(
 
 
 class Winner(NamedTuple):
-    """What `Tournament.winner` returns, as torch.max does."""
+    """The result of `Tournament.winner`, named as that of torch.max."""
 
     value: Tensor
     index: Tensor

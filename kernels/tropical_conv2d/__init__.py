@@ -199,8 +199,8 @@ def _scatter_mapped(
 def _gradient(grads, saved, sizes, needs, stride, padding, dilation, groups, *options) -> list[Tensor]:
     """dy -> dx and dweight, as far as they are needed: each output's gradient goes to its winner."""
     (dy,), (winners,) = grads, saved
-    found = _SCATTER(dy, winners, sizes[:4], sizes[4:], stride, padding, dilation, groups, *needs)
-    return [gradient for gradient, needed in zip(found, needs, strict=True) if needed]
+    gradients = _SCATTER(dy, winners, sizes[:4], sizes[4:], stride, padding, dilation, groups, *needs)
+    return [gradient for gradient, needed in zip(gradients, needs, strict=True) if needed]
 
 
 def _second_gradient(
@@ -247,7 +247,7 @@ _CONV2D = operator(
 
 
 class TropicalConv2d(NamedTuple):
-    """What `tropical_conv2d(..., return_indices=True)` returns, as torch.max does."""
+    """The result of `tropical_conv2d(..., return_indices=True)`, named as that of torch.max."""
 
     values: Tensor
     indices: Tensor

@@ -1,4 +1,4 @@
-"""What a tropical convolution is, in a few lines of torch: the oracle of every kernel in this folder.
+"""The tropical convolution in a few lines of torch: the oracle of every kernel in this folder.
 
 y[b, o, p, q] = ⊕_{c, i, j} x[b, c, p·s − pad + i·d, q·s − pad + j·d] + w[o, c, i, j],  ⊕ = max (dilation) or min
 (erosion). c runs over the channels of o's group, and k = (c·kh + i)·kw + j numbers the taps. A tap in the padding is no

@@ -109,8 +109,8 @@ def _gradient(
     a, b = _as_products(*factors) if factors else (None, None)
     *batch, M, N = winners.shape
     shape = (1, math.prod(batch) * M, N) if len(b_shape) == 2 else (math.prod(batch), M, N)
-    found = tropical_winners_scatter(dc.reshape(shape), winners.reshape(shape), a, b, K, semiring, *needs)
-    wanted = zip(found, (a_shape, b_shape), needs, strict=True)
+    gradients = tropical_winners_scatter(dc.reshape(shape), winners.reshape(shape), a, b, K, semiring, *needs)
+    wanted = zip(gradients, (a_shape, b_shape), needs, strict=True)
     return [gradient.reshape(shape) for gradient, shape, needed in wanted if needed]
 
 
@@ -158,7 +158,7 @@ _MATMUL = operator(
 
 
 class TropicalMatmul(NamedTuple):
-    """What `tropical_matmul(..., return_indices=True)` returns, as torch.max does."""
+    """The result of `tropical_matmul(..., return_indices=True)`, named as that of torch.max."""
 
     values: Tensor
     indices: Tensor

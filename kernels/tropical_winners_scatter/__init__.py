@@ -70,14 +70,14 @@ def _scatter_gradient(grads, saved, sizes, needs, K, semiring, needs_a, needs_b)
         via_b = ddb.gather(-2, k).masked_fill(winners < 0, 0)
     if a is None:  # ⊗ is +: its derivatives are 1
         return [via_a + via_b] if needs[0] else []
-    found = []
+    gradients = []
     if needs[0]:
-        found.append(via_a * b.gather(-2, k) + via_b * a.gather(-1, k) if K else nothing)
+        gradients.append(via_a * b.gather(-2, k) + via_b * a.gather(-1, k) if K else nothing)
     if needs[2]:
-        found.append(torch.zeros_like(a).scatter_add(-1, k, dc * via_b) if K else torch.zeros_like(a))
+        gradients.append(torch.zeros_like(a).scatter_add(-1, k, dc * via_b) if K else torch.zeros_like(a))
     if needs[3]:
-        found.append(torch.zeros_like(b).scatter_add(-2, k, dc * via_a) if K else torch.zeros_like(b))
-    return found
+        gradients.append(torch.zeros_like(b).scatter_add(-2, k, dc * via_a) if K else torch.zeros_like(b))
+    return gradients
 
 
 def _scatter_by_torch(dc, winners, a, b, K, semiring, needs_a, needs_b):
