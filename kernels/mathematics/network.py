@@ -7,13 +7,13 @@ a convolution, the feature of a Linear layer. Flattening an image for a Linear l
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..runtime import backend, memory
-from ..runtime.arguments import FLOATS, is_integer
+from ..runtime.arguments import FLOATS, as_pair
 
 Size = int | Sequence[int]
 _LIMIT = 2**31  # nodes or weights of one layer must be fewer: the kernels number them by 32 bits
@@ -160,12 +160,12 @@ def _pairs(op: str, name: str, value: Size, count: int, least: int):
 
 
 def _pair(op: str, name: str, value: Size | None, least: int) -> tuple[int, int]:
-    pair: Any = value if isinstance(value, list | tuple) else (value, value)
-    if len(pair) != 2 or not all(is_integer(n) and n >= least for n in pair):
+    pair = as_pair(value, least)
+    if pair is None:
         raise ValueError(
             f"{op}: {name} is {value}; expected integers, at least {least}: (height, width), or one for both"
         )
-    return int(pair[0]), int(pair[1])
+    return pair
 
 
 def under_autocast(weights: Sequence[Tensor], sums: bool = False) -> Sequence[Tensor]:

@@ -46,6 +46,14 @@ def semiring_zero(semiring: str, dtype: torch.dtype) -> float | int:
     return bounds.max if semiring == "min_plus" else bounds.min
 
 
+def worst(semiring: str, dtype: torch.dtype) -> float | int:
+    """The value that every candidate beats or equals, where a running ⊕ starts: ∓∞, or the bound of an integer dtype.
+
+    That of max_times is below its zero: products of signed factors are.
+    """
+    return semiring_zero("min_plus" if semiring == "min_plus" else "max_plus", dtype)
+
+
 def scale_of_differences(temperature: float) -> float:
     """A factor of x, y and T in (x − y) / T: a power of two, with which x − y overflows only if the quotient does."""
     return 0.25 if temperature > 1 else 1.0

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from ..runtime import memory
+from ..runtime.arguments import PLAIN_FLOATS
 from ..runtime.dispatch import Plan, operator
 from ..runtime.implementations import Implementations
 from . import by_cpp, by_triton
-from .definition import FLOATS, Layer, Options, Shape, Skeleton, path_step_ref, prefixes, skeleton, suffixes
+from .definition import Layer, Options, Shape, Skeleton, path_step_ref, prefixes, skeleton, suffixes
 
 __all__ = [
     "Layer",
@@ -244,7 +245,7 @@ def _check(layers: Sequence[Layer], shapes: Sequence[Shape], run_momentum, event
         )
     first = layers[0].weight
     memory.check_dense("path_step", "layers[0].weight", first)
-    if first.dtype not in FLOATS:
+    if first.dtype not in PLAIN_FLOATS:
         raise TypeError(f"path_step: layers[0].weight is {first.dtype}; expected a tensor of float64 or float32")
     dtype, device = first.dtype, first.device
     _check_options(options)

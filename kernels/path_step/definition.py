@@ -54,8 +54,6 @@ from torch import Tensor
 
 from ..runtime import capture
 
-FLOATS = (torch.float64, torch.float32)
-
 
 class Shape(NamedTuple):
     """A layer's weight as edges [G, O, I, T]: groups, nodes out and in of each, and taps between two nodes."""

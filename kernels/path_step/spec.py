@@ -11,8 +11,8 @@ from torch import Tensor
 from ...autotune import Problem
 from ..contract.registry import register
 from ..contract.spec import Contender, Extra, Misuse, Sample, Scaling, Spec, Workload
+from ..runtime.arguments import PLAIN_FLOATS
 from . import _STEPS, Layer, Options, Shape, by_cpp, by_triton, path_step, path_step_ref, skeleton
-from .definition import FLOATS
 
 HIDDEN = 4  # hidden layers, as in the MLP of Meng et al.
 
@@ -266,7 +266,7 @@ SPEC = register(
         },
         workloads=(STEP,),
         variants={"plain": {}, "momentum": {"momentum": 0.9, "weight_decay": 0.1}},
-        dtypes=FLOATS,
+        dtypes=PLAIN_FLOATS,
         small_shapes=({"M": 1, "N": 1, "K": 1}, {"M": 17, "N": 70, "K": 3}, {"M": 5, "N": 9, "K": 4}),
         samples=samples,
         particular_misuses=misuses,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..mathematics.network import Size, as_list, network, pack, under_autocast, unpack
 from ..runtime import memory
+from ..runtime.arguments import looks_at_values
 from ..runtime.dispatch import Gradient, operator
 from ..runtime.implementations import Implementations
 from ..runtime.tracing import traceable
@@ -58,7 +59,7 @@ def _backward(dv: Tensor, flat: Tensor, paths: Tensor, layers: Sequence[int]) ->
 def _of(implementations: Implementations, flat: Tensor, paths: Tensor, layers: Sequence[int]) -> Callable[..., Tensor]:
     """The function that the call takes; where that one does not check the nodes, they are checked here."""
     chosen = implementations.backend_of(flat)
-    if chosen != "cpp" and (flat.device.type == "cpu" or torch.is_anomaly_enabled()):
+    if chosen != "cpp" and looks_at_values(flat.device):
         definition.check_nodes(paths, unpack(layers))
     return implementations.functions[chosen]
 

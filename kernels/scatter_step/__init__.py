@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from ..runtime import memory
+from ..runtime.arguments import FLOATS, looks_at_values
 from ..runtime.dispatch import Plan, operator
 from ..runtime.implementations import Implementations
 from . import by_cpp, by_triton
 from .definition import (
-    FLOATS,
     RULES,
     STATE,
     STATE_OVERLAPS,
@@ -159,7 +159,7 @@ def _as_rows(x: Tensor, columns: Tensor | None) -> Tensor:
 
 def _check_range(param: Tensor, rows: Tensor, columns: Tensor | None) -> None:
     """Indices are in [−1, size): looked at on the CPU, and on a GPU, where it synchronises, inside detect_anomaly()."""
-    if param.device.type != "cpu" and not torch.is_anomaly_enabled():
+    if not looks_at_values(param.device):
         return
     for name, index, size in (("rows" if columns is not None else "indices", rows, param.shape[0]),
                               ("columns", columns, param.shape[1])):  # fmt: skip

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 RULES = ("sgd", "momentum", "adagrad", "polyak")
 STATE_OVERLAPS = (
     "scatter_step: state shares memory with param or within itself; expected places of its own, as this call's first "

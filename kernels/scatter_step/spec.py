@@ -12,8 +12,8 @@ from ...autotune import Problem
 from ..contract.registry import register
 from ..contract.spec import Contender, Extra, Misuse, Sample, Scaling, Sizes, Spec, Workload
 from ..contract.workloads import Call
+from ..runtime.arguments import FLOATS
 from . import _STEPS, RULES, by_cpp, by_triton, scatter_step, scatter_step_ref
-from .definition import FLOATS
 
 
 def _stepped(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int32, torch.int16, torch.int8)
+from ..runtime.arguments import FLOATS, INTEGERS
+
+DTYPES = (*FLOATS, *INTEGERS)
 FAN = 32  # children of a node: a warp's width, and one or two cache lines of a CPU
 
 

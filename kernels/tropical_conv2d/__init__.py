@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..mathematics.factors import check_candidates, check_nan, check_tensors, check_winners, under_autocast
 from ..mathematics.semiring import candidates, semiring_zero, value_dtype, winner_dtype
-from ..runtime.arguments import is_integer
+from ..runtime.arguments import as_pair, is_integer
 from ..runtime.dispatch import Gradient, operator
 from ..runtime.implementations import Implementations
 from ..runtime.tracing import traceable
@@ -378,7 +378,7 @@ def _checked(x, weight, stride, padding, dilation, groups, semiring, nan) -> Win
 
 
 def _pair(op: str, name: str, value: _Pair, least: int) -> tuple[int, int]:
-    pair = value if isinstance(value, tuple | list) else (value, value)
-    if len(pair) != 2 or not all(is_integer(n) and n >= least for n in pair):
+    pair = as_pair(value, least)
+    if pair is None:
         raise ValueError(f"{op}: {name} is {value!r}; expected an int or a pair of ints, at least {least}")
-    return int(pair[0]), int(pair[1])
+    return pair

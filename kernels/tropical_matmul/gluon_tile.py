@@ -22,7 +22,7 @@ import torch
 
 from ...autotune import Config
 from ...triton_or_stub import async_copy, gl, gluon, tl
-from ..mathematics.semiring import semiring_zero
+from ..mathematics.semiring import worst
 
 HALVES = ("torch.float16", "torch.bfloat16")
 
@@ -277,7 +277,7 @@ def constants(
         or (outputs == 64 and (config["BLOCK_N"], config["BLOCK_K"]) != (128, 32))
     )
     return {
-        "WORST": semiring_zero("min_plus" if semiring == "min_plus" else "max_plus", lanes(dtype)),
+        "WORST": worst(semiring, lanes(dtype)),
         "MINIMUM": semiring == "min_plus",
         "PRODUCT": semiring == "max_times",
         "WINNERS": winners,

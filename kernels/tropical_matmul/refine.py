@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...autotune import Space, Tuned
 from ...triton_or_stub import tl, triton
-from ..mathematics.semiring import semiring_zero
+from ..mathematics.semiring import semiring_zero, worst
 from ..mathematics.semiring_in_triton import combine, piece_of_a_row
 
 REFINE = Tuned(
@@ -82,7 +82,7 @@ def refine(a: Tensor, b: Tensor, values: Tensor, blocks: Tensor, semiring: str, 
     config = REFINE.config({"M": M, "N": N, "K": K, "dtype": str(a.dtype)}, a.device)
     _refine_winners_kernel[(B * M * triton.cdiv(N, config["BLOCK"]),)](
         a, b, values, blocks, M, N, K, *a.stride(), *b.stride(),
-        WORST=semiring_zero("min_plus" if semiring == "min_plus" else "max_plus", values.dtype),
+        WORST=worst(semiring, values.dtype),
         EMPTY=semiring_zero(semiring, values.dtype), PRODUCT=semiring == "max_times", IGNORE_NAN=ignore_nan,
         BLOCK_K=block_k, **config,
     )  # fmt: skip

@@ -16,8 +16,8 @@ from torch.nn.parameter import UninitializedParameter
 from tropigrad.autotune import override
 from tropigrad.kernels import scatter_step
 from tropigrad.kernels.runtime import backend
+from tropigrad.kernels.runtime.arguments import FLOATS
 from tropigrad.kernels.scatter_step import RULES, by_triton, scatter_step_ref
-from tropigrad.kernels.scatter_step.definition import FLOATS
 
 CPU = torch.device("cpu")
 BACKENDS = [
