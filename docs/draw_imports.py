@@ -50,11 +50,8 @@ HOUSE = {
     "autotune": {"autotune": "which config a kernel runs with"},
     "src/tropigrad": {"triton_or_stub": "triton_or_stub", "version": "version"},
 }
-_FOLDERS = (
-    "studies",
-    "page",
-    "measuring",
-)  # of perf_reports; each of its files that is no command is among the records
+# of perf_reports, where each file that is no command is among the records
+_FOLDERS = ("studies", "page", "measuring")
 _COMMANDS = ("report", "qualify", "tune", "doctor")
 
 
@@ -83,7 +80,7 @@ def imports(node_of: Callable[[str], str]) -> Graph:
         sys.path.insert(0, str(ROOT / "src"))  # this checkout, whatever is installed
     import grimp
 
-    graph = grimp.build_graph("tropigrad")
+    graph = grimp.build_graph("tropigrad", cache_dir=None)
     edges: dict[str, set[str]] = defaultdict(set)
     for module in graph.modules:
         if node := node_of(module):
@@ -167,7 +164,10 @@ def main() -> int:
         return 0
     if before != after:
         print(f"{PAGE.name} does not show the imports of now; run: {COMMAND}")
-        print(*difflib.unified_diff(before.splitlines(), after.splitlines(), "page", "imports", n=0), sep="\n")
+        print(
+            *difflib.unified_diff(before.splitlines(), after.splitlines(), "page", "imports", n=0, lineterm=""),
+            sep="\n",
+        )
     return int(before != after)
 
 

@@ -152,7 +152,7 @@ def samples(device: torch.device) -> list[Sample]:
 def misuses(device: torch.device) -> list[Misuse]:
     x, i, a, b = inputs({"M": 2, "N": 3}, torch.float32, device, 0)
 
-    def bad(id: str, error: type[Exception], match: str, grad=x, indices: Any = i, K=_K, **factors) -> Misuse:
+    def bad(id: str, error: type[Exception], match: str, grad: Any = x, indices: Any = i, K=_K, **factors) -> Misuse:
         return Misuse(id, lambda: tropical_winners_grad(grad, indices, K, **factors), error, match)
 
     return [

@@ -1,4 +1,4 @@
-"""What constructors of layers and losses ask of numbers: errors name the layer, what came and what was expected."""
+"""Checks of the numbers that layers and losses are made from: errors name the layer, what came and what is expected."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def check_positive(layer: str, name: str, value: Any) -> None:
 
 
 def pair(layer: str, name: str, size: Any) -> tuple[int, int]:
-    """One size of rows and columns as two.
+    """The sizes for rows and columns, from one integer for both or from a pair.
 
     Raises:
         TypeError: it is neither an integer nor a pair of integers.
@@ -43,5 +43,5 @@ def pair(layer: str, name: str, size: Any) -> tuple[int, int]:
 
 
 def is_integer(size: Any) -> bool:
-    """Python's or NumPy's; a bool is none."""
+    """Whether size is an integer of Python's or NumPy's. A bool does not count as one."""
     return isinstance(size, numbers.Integral) and not isinstance(size, bool)

@@ -26,7 +26,7 @@ from ..kernels import tropical_matmul
 
 @dataclass(frozen=True)
 class KMedoids:
-    """A clustering and what it cost."""
+    """A clustering, and the work that finding it took."""
 
     indices: Tensor  # [k] int64: the rows of x that are medoids
     loss: float  # Σ_n min_m ‖x_n − m‖∞ over all points
@@ -47,7 +47,7 @@ def chebyshev_distances(x: Tensor, m: Tensor) -> Tensor:
     return tropical_matmul(torch.cat([x, -x], dim=1), torch.cat([-m, m], dim=1).T)
 
 
-# BUILD and SWAP are long chains of short steps: NumPy's calls cost less than torch's, and wait for no other thread.
+# BUILD and SWAP are long chains of short steps, for which NumPy's calls cost less than torch's and wait for no thread.
 
 
 def _build(distances: np.ndarray, k: int) -> np.ndarray:
@@ -57,14 +57,14 @@ def _build(distances: np.ndarray, k: int) -> np.ndarray:
     nearest = distances[chosen[0]]
     for i in range(1, k):
         gains = np.maximum(nearest - distances, 0).sum(axis=1)
-        gains[chosen[:i]] = -1.0  # with fewer than k distinct points all gains are 0: still k different indices
+        gains[chosen[:i]] = -1.0  # never twice, though with fewer than k distinct points all gains are 0
         chosen[i] = gains.argmax()
         nearest = np.minimum(nearest, distances[chosen[i]])
     return chosen
 
 
 def _two_nearest(distances: np.ndarray, medoids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each point: the distances of its nearest and second nearest medoid, and which the nearest is."""
+    """For each point: the distances to its nearest and second nearest medoid, and the index of the nearest."""
     to_medoids = distances[medoids]
     d_n, d_s = np.partition(to_medoids, 1, axis=0)[:2]
     return d_n, d_s, to_medoids.argmin(axis=0)

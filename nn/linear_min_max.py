@@ -20,7 +20,7 @@ from .kmedoids import KMedoids, kmedoids
 
 @dataclass(frozen=True)
 class KMedoidsInit:
-    """Which samples became the hidden units, and what finding them cost."""
+    """The samples that became the hidden units, and the work that finding them took."""
 
     medoids: Tensor  # [q] int64: rows of x, grouped by class
     classes: Tensor  # [q] int64: the class of each hidden unit
@@ -50,7 +50,7 @@ def _units_by_class(counts: Tensor, hidden: int) -> list[int]:
     return units.tolist()
 
 
-@fx.wrap  # one node of a traced graph each: shapes are known when it runs
+@fx.wrap  # becomes one node of a traced graph: shapes are known only when the graph runs
 def _linear(x: Tensor, A: Tensor) -> Tensor:
     if x.dim() == 0 or x.shape[-1] != A.shape[1]:
         raise ValueError(f"LinearMinMax: x has shape {tuple(x.shape)}; expected [..., {A.shape[1]}] (in_features)")
@@ -191,9 +191,9 @@ class LinearMinMax(nn.Module):
     def _check_samples(self, x: Tensor, y: Tensor, scale: float, margin: float) -> Tensor:
         """The labels as int64, or an error that names what does not fit."""
         where = "LinearMinMax.init_kmedoids"
-        for name, given in (("x", x), ("y", y)):
-            if not isinstance(given, Tensor):
-                raise TypeError(f"{where}: {name} is a {type(given).__name__}; expected a torch.Tensor")
+        for name, value in (("x", x), ("y", y)):
+            if not isinstance(value, Tensor):
+                raise TypeError(f"{where}: {name} is a {type(value).__name__}; expected a torch.Tensor")
         if x.dim() != 2 or x.shape[1] != self.in_features or len(x) == 0:
             raise ValueError(f"{where}: x has shape {tuple(x.shape)}; expected [N, {self.in_features}] with N ≥ 1")
         if x.dtype != self.A.dtype:

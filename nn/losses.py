@@ -67,7 +67,7 @@ class WorstSampleLoss(nn.Module):
         labels = targets.long().unsqueeze(1)
         try:
             losses = self._losses(scores, labels)
-        except (RuntimeError, IndexError) as error:  # looked for only now: what is right costs no glance at the labels
+        except (RuntimeError, IndexError) as error:  # labels are checked only now: right ones cost nothing
             low, high = (int(bound) for bound in targets.aminmax())
             if low >= 0 and high < scores.shape[1]:
                 raise
@@ -78,7 +78,7 @@ class WorstSampleLoss(nn.Module):
 
     def _losses(self, scores: Tensor, labels: Tensor) -> Tensor:
         if self.kind == "cross_entropy":
-            # by gather, which has no label that means "leave out"
+            # by gather: torch's cross_entropy would leave out the label −100
             return -functional.log_softmax(scores, dim=1).gather(1, labels).squeeze(1)
         rivals = (scores + self.margin).scatter(1, labels, float("-inf"))
         # max over a named dimension, here and above: without one, torch spreads the gradient over ties

@@ -39,7 +39,7 @@ class _TropicalLinear(nn.Module):
         nn.init.uniform_(self.weight, -1.0, 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        # what is no tensor stands for one, and is being traced
+        # an argument that is no tensor is a tracer's proxy, whose shape is not known
         if isinstance(x, Tensor) and (x.dim() == 0 or x.shape[-1] != self.in_features):
             raise ValueError(
                 f"{type(self).__name__}: x has shape {tuple(x.shape)}; expected [..., {self.in_features}] (in_features)"

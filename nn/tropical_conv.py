@@ -69,9 +69,9 @@ class _TropicalConv2d(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        said = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        sizes = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
         unusual = {"padding": (0, 0), "dilation": (1, 1), "groups": 1}
-        return said + "".join(f", {name}={getattr(self, name)}" for name, usual in unusual.items()
+        return sizes + "".join(f", {name}={getattr(self, name)}" for name, usual in unusual.items()
                               if getattr(self, name) != usual)  # fmt: skip
 
 

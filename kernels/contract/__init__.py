@@ -1,1 +1,1 @@
-"""What an op declares once (spec.py), and how it is held to it: conformance, tuning, qualification."""
+"""The contract of an op: declared once (spec.py), and upheld by conformance, tuning and qualification."""

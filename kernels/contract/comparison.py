@@ -1,4 +1,4 @@
-"""How a result is compared with its oracle's."""
+"""Compares a result with its oracle's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 4e-3, tor
 
 
 def assert_same(got: Any, expected: Any, exact: bool, what: str = "result") -> None:
-    """`==`, NaN where NaN, same shape and dtype; within the dtype's tolerance where the op is not exact."""
+    """Demands the same shape, dtype, NaN and values; if the op is not exact, values within the dtype's tolerance."""
     if not isinstance(expected, Tensor):
         for index, (x, y) in enumerate(zip(got, expected, strict=True)):
             assert_same(x, y, exact, f"{what}[{index}]")

@@ -1,11 +1,11 @@
-"""Runs PTX without a GPU: the one way to see what a Gluon kernel computes where none is.
+"""Runs PTX without a GPU: the only way to see there what a Gluon kernel computes.
 
-All threads of a block step together, each register a vector over them; a branch must be uniform, and an instruction
-that is not known stops the run. The memory model is stricter than any GPU:
+All threads of a block step together, and each register is a vector over them. A branch must be uniform, and an unknown
+instruction stops the run. The memory model is stricter than any GPU's:
 
-* global memory is the buffers of the arguments, each surrounded by nothing: an access outside of them is an error;
+* global memory is the buffers of the arguments alone: an access outside of them is an error;
 * an asynchronous copy lands when it is waited for and not before, so that reading ahead of it is an error;
-* what a thread's copy landed, others may read after a barrier, and what one has read, others may overwrite after one.
+* only after a barrier may other threads read what a thread's copy has landed, or overwrite what a thread has read.
 
 Semantics: NVIDIA, Parallel Thread Execution ISA.
 """
@@ -46,21 +46,21 @@ _BINARY: dict[str, Callable[[Any, Any], Any]] = {
 }
 _INSTRUCTION = re.compile(r"^\s*(?:@(!?)(%p\d+)\s+)?([a-zA-Z][\w.]*)\s*(.*)")
 _OPERAND = re.compile(r"\{[^}]*\}|\[[^\]]*\]|[^,\s]+")
-_BASE = 1 << 40  # of the first buffer; the others follow at as much again
+_BASE = 1 << 40  # the address of the first buffer, and the distance from each buffer to the next
 
 
 class Race(RuntimeError):
-    """Threads of a block that do not wait for one another, or for a copy."""
+    """Threads of a block did not wait for one another, or for a copy."""
 
 
 def run(text: str, arguments: Sequence[np.ndarray | int], blocks: int, threads: int, shared: int) -> None:
-    """Launches the only kernel of a PTX text; arrays are pointers to them, contiguous, and are written in place.
+    """Launches the only kernel of a PTX text. An array is passed as a pointer to it, and written in place.
 
     Raises:
-        Race: see above.
+        Race: threads do not wait for one another, or for a copy.
         ValueError: an array is not contiguous.
         IndexError: an access outside of all buffers, or one that is not aligned.
-        NotImplementedError: an instruction that is not known here.
+        NotImplementedError: an instruction that this interpreter does not know.
     """
     for index, x in enumerate(arguments):
         if isinstance(x, np.ndarray) and not x.flags.c_contiguous:
@@ -72,8 +72,8 @@ def run(text: str, arguments: Sequence[np.ndarray | int], blocks: int, threads: 
         if label := re.match(r"(\$L\w+):", line):
             labels[label[1]] = len(program)
             continue
-        for found in filter(None, map(_INSTRUCTION.match, line.split(";"))):  # inline assembly has several in a line
-            program.append((found[1] == "!", found[2], found[3], _OPERAND.findall(found[4])))
+        for parts in filter(None, map(_INSTRUCTION.match, line.split(";"))):  # inline assembly has several in a line
+            program.append((parts[1] == "!", parts[2], parts[3], _OPERAND.findall(parts[4])))
     for block in range(blocks):
         _Block(program, labels, arguments, block, threads, shared).run()
 
@@ -88,9 +88,12 @@ class _Block:
         self.registers = {"%tid.x": self.lanes.astype(np.uint32), "%ctaid.x": np.full(threads, block, np.uint32)}
         self.registers["global_smem"] = np.zeros(threads, np.uint32)
         self.shared = np.zeros(shared // 4, np.uint32)
-        self.flying = np.zeros(shared // 4, bool)  # a copy to it has not landed
-        self.landed = np.full(shared // 4, -1)  # whose copy it holds that only its thread may read; -1: all may
-        self.reader = np.full(shared // 4, -1)  # who has read it since the last barrier; -1: none; -2: several
+        # of each word of shared memory: whether a copy to it has not landed yet
+        self.flying = np.zeros(shared // 4, bool)
+        # the only thread that may read it, since its copy landed after the last barrier; -1: all may
+        self.landed = np.full(shared // 4, -1)
+        # the thread that has read it since the last barrier; -1: none; -2: several
+        self.reader = np.full(shared // 4, -1)
         self.groups: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = []
         self.group: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
@@ -130,23 +133,23 @@ class _Block:
         return self.read(base, kind).astype(np.int64) + (int(offset[0]) if offset else 0)
 
     def bytes_at(self, addresses: np.ndarray, size: int) -> list[np.ndarray]:
-        """The `size` bytes at each address, to be read or written."""
-        found = []
+        """Views of the `size` bytes at each address, to be read or written."""
+        places = []
         for address in addresses.tolist():
             buffer, start = divmod(address, _BASE)
             if not 1 <= buffer <= len(self.buffers) or start + size > len(self.buffers[buffer - 1]) or start % size:
                 raise IndexError(f"ptx.run: {size} bytes at {address:#x} are in no buffer, or not aligned")
-            found.append(self.buffers[buffer - 1][start : start + size])
-        return found
+            places.append(self.buffers[buffer - 1][start : start + size])
+        return places
 
     def land(self, left: int) -> None:
-        """Of the groups of copies all but the `left` last arrive."""
+        """Lands all groups of copies but the last `left`."""
         while len(self.groups) > left:
             for threads, words, data in self.groups.pop(0):
                 self.shared[words], self.flying[words], self.landed[words] = data, False, threads[:, None]
 
     def copy(self, operands: list[str], active: np.ndarray) -> None:
-        """16 bytes a thread, or as many zeros."""
+        """Begins a copy of 16 bytes a thread, or of as many zeros."""
         threads = self.lanes[active]
         words = self.address(operands[0], "b32")[active][:, None] // 4 + np.arange(4)
         if ((self.reader[words] != -1) & (self.reader[words] != threads[:, None])).any():

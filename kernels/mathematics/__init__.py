@@ -1,1 +1,1 @@
-"""What several ops mean by the same word: the semirings, and networks as lists of weights."""
+"""The mathematics that several ops share: the semirings, and networks as lists of weights."""

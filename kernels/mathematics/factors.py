@@ -1,4 +1,4 @@
-"""What the tropical products accept, matrix or vector: each error names the op, what came and what was expected."""
+"""Checks of the tropical products' arguments: each error names the op, what came and what was expected."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ _ORDINARY = (Tensor, torch.nn.Parameter)
 
 
 def fit(a: Tensor, b: Tensor, b_rank: int) -> bool:
-    """Whether these are tensors on the CPU of one dtype and sizes that fit, one b for all of a.
+    """Whether a and b are tensors on the CPU of one dtype and sizes that fit, with one b for all of a.
 
-    A small call takes no longer than its checks: these are the cheapest questions that Python can ask. Where the answer
-    is no, `check_factors` says why, or that all is well. The operator's CPU kernel asks for the dtype and the layouts,
-    once for each kind of call. Of one dtype autocast has the log semiring alone computed otherwise.
+    The checks of a small call may take longer than its kernel, so these are the cheapest questions that Python can ask.
+    If the answer is no, the caller asks `check_factors`, which accepts the factors after all or says what is wrong. The
+    plan of the operator's CPU kernel checks the dtype and the layouts, once for each kind of call. Autocast matters to
+    factors of one dtype only in the log semiring.
     """
     try:
         return (
@@ -40,7 +41,7 @@ def fit(a: Tensor, b: Tensor, b_rank: int) -> bool:
 
 
 def are_alike(a: Tensor, b: Tensor) -> bool:
-    """What `check_tensors` asks of two tensors that `fit`."""
+    """Whether two tensors that `fit` would pass `check_tensors`."""
     return a.dtype in _SUPPORTED and a.layout is b.layout is torch.strided
 
 
@@ -62,7 +63,7 @@ def under_autocast(a: Tensor, b: Tensor, semiring: str) -> tuple[Tensor, Tensor]
 
 
 def check_tensors(op: str, **tensors: Tensor) -> None:
-    """Both are strided tensors of one supported dtype, on one device."""
+    """Demands that both are strided tensors of one supported dtype, on one device."""
     for name, x in tensors.items():
         memory.check_dense(op, name, x)
         if x.dtype not in _SUPPORTED:
@@ -78,7 +79,7 @@ def check_tensors(op: str, **tensors: Tensor) -> None:
 
 
 def check_factors(op: str, a: Tensor, b: Tensor, b_name: str, b_rank: int, b_shape: str) -> None:
-    """a [..., M, K] and the other factor are strided tensors of one supported dtype, on one device, of enough ranks."""
+    """Demands that a [..., M, K] and the other factor pass `check_tensors`, and have the ranks that they need."""
     check_tensors(op, **{"a": a, b_name: b})
     for name, x, rank, shape in (("a", a, 2, "[..., M, K]"), (b_name, b, b_rank, b_shape)):
         if x.dim() < rank:
@@ -87,7 +88,7 @@ def check_factors(op: str, a: Tensor, b: Tensor, b_name: str, b_rank: int, b_sha
 
 
 def check_candidates(op: str, name: str, K: int, shape: tuple[int, ...]) -> None:
-    """One winner's number fits."""
+    """Demands that K candidates can be numbered by a winner's 32 bits."""
     if K > MOST_CANDIDATES:
         raise ValueError(
             f"{op}: {name} has shape {shape}, so {K} candidates for each output; expected at most 2³¹: take them in "
@@ -101,14 +102,14 @@ def check_nan(op: str, nan: str) -> None:
 
 
 def check_batches(op: str, a_batch: torch.Size, b_batch: torch.Size, b_name: str) -> None:
-    """The batch shapes broadcast."""
+    """Demands that the batch shapes broadcast."""
     for x, y in zip(reversed(a_batch), reversed(b_batch), strict=False):
         if x != y and x != 1 and y != 1:
             raise ValueError(f"{op}: {b_name}'s batch {tuple(b_batch)} does not broadcast with a's {tuple(a_batch)}")
 
 
 def as_temperature(op: str, temperature: float | Tensor) -> float:
-    """The temperature as Python's number; a tensor's is read, unless it would lose a gradient."""
+    """The temperature as a Python number. A tensor's value is read, unless the tensor would lose a gradient by that."""
     if isinstance(temperature, Tensor):
         return _read(op, temperature)
     if not isinstance(temperature, numbers.Real | torch.SymFloat) or isinstance(temperature, bool):
@@ -129,7 +130,7 @@ def _read(op: str, temperature: Tensor) -> float:
         raise TypeError(f"{op}: temperature carries a tangent; {remedy}")
     try:
         return temperature.item()
-    except RuntimeError as error:  # of vmap, of tensors without data
+    except RuntimeError as error:  # vmap, or a tensor without data
         raise TypeError(
             f"{op}: temperature is a tensor without a value, of meta or of a transform; {remedy}"
         ) from error
@@ -162,7 +163,7 @@ def check_options(
 
 
 def check_winners(op: str, winners: Tensor, K: int) -> None:
-    """Winners are in [−1, K): looked at on the CPU, and on a GPU, where it synchronises, inside detect_anomaly()."""
+    """Demands winners in [−1, K). On a GPU, where looking synchronises, only detect_anomaly() makes it look."""
     if winners.device.type == "cpu" or torch.is_anomaly_enabled():
         lowest, highest = (int(x) for x in winners.aminmax())
         if lowest < -1 or highest >= K:

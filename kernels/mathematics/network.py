@@ -1,4 +1,4 @@
-"""A bias-free network as the list of its weights: which nodes its layers join, and what the path ops accept.
+"""A bias-free network as the list of its weights: the nodes that its layers join, and the path ops' checks.
 
 A node of layer l is an element of the l-th activation, flattened: channel · (height · width) + row · width + column of
 a convolution, the feature of a Linear layer. Flattening an image for a Linear layer thus renames no node.
@@ -16,7 +16,7 @@ from ..runtime import backend, memory
 from ..runtime.arguments import FLOATS, is_integer
 
 Size = int | Sequence[int]
-_LIMIT = 2**31  # of the nodes and the weights of one layer: the kernels number them by 32 bits
+_LIMIT = 2**31  # nodes or weights of one layer must be fewer: the kernels number them by 32 bits
 
 
 class Layer(NamedTuple):
@@ -49,13 +49,13 @@ def weights_of(layer: Layer) -> int:
 
 
 def problem_of(flat: Tensor, paths: Tensor, layers: Sequence[Layer]) -> dict[str, int | str]:
-    """What the configs of the kernels depend on."""
+    """The sizes and the dtype that the kernels' configs depend on."""
     widths = {"M": layers[0].O, "N": layers[0].C, "K": layers[-1].O, "weights": flat.shape[1]}
     return {**widths, "P": paths.shape[0] * paths.shape[1], "dtype": str(flat.dtype)}
 
 
 def pack(layers: Sequence[Layer]) -> list[int]:
-    """As operators take them: a flat list of integers."""
+    """The flat list of integers that operators take for the layers."""
     return [size for layer in layers for size in layer]
 
 
@@ -65,7 +65,7 @@ def unpack(sizes: Sequence[int]) -> list[Layer]:
 
 
 def as_list(op: str, weights: Iterable[Tensor]) -> list[Tensor]:
-    """The weights of any iterable of them, such as an nn.ParameterList or a generator, which gives them once.
+    """The weights as a list, from any iterable: an nn.ParameterList, or a generator, which can be read only once.
 
     Raises:
         TypeError: weights is no iterable, or one tensor, or a mapping.
@@ -78,7 +78,7 @@ def as_list(op: str, weights: Iterable[Tensor]) -> list[Tensor]:
 
 
 def network(op: str, weights: Sequence[Tensor], input_size: Size | None, stride: Size, padding: Size) -> list[Layer]:
-    """The layers of these weights, checked; the message of an error names the weight.
+    """The layers of these weights. Everything is checked, and errors name the weight.
 
     Raises:
         TypeError: weights are no strided float tensors of one dtype.
@@ -169,8 +169,9 @@ def _pair(op: str, name: str, value: Size | None, least: int) -> tuple[int, int]
 
 
 def under_autocast(weights: Sequence[Tensor], sums: bool = False) -> Sequence[Tensor]:
-    """The weights as autocast wants them: nothing is cast down, weights of several dtypes meet in the widest, and where
-    there are sums of more than two terms, in float32 at least.
+    """The weights as autocast wants them: nothing is cast down, and weights of several dtypes meet in the widest.
+
+    sums: whether the op adds more than two terms; its weights then meet in float32 at least.
     """
     if not all(isinstance(w, Tensor) and w.dtype in FLOATS for w in weights):
         return weights

@@ -17,16 +17,16 @@ from torch import Tensor
 
 SELECTIVE = ("max_plus", "min_plus", "max_times")  # ⊕ selects one candidate: the winner
 SEMIRINGS = (*SELECTIVE, "log")
-MOST_CANDIDATES = 1 << 31  # of one output: winners are numbered by 32 bits, signed
+MOST_CANDIDATES = 1 << 31  # for one output: winners are numbered by 32 bits, signed
 
 
 def value_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What C is in, for A and B of this dtype."""
+    """The dtype of C, for A and B of this dtype."""
     return torch.int32 if dtype == torch.int8 else dtype
 
 
 def winner_dtype(K: int) -> torch.dtype:
-    """What winners are kept in between forward and backward: two bytes where they suffice.
+    """The dtype that winners are kept in between forward and backward: two bytes if they suffice.
 
     Raises:
         ValueError: K is beyond MOST_CANDIDATES.
@@ -47,9 +47,7 @@ def semiring_zero(semiring: str, dtype: torch.dtype) -> float | int:
 
 
 def scale_of_differences(temperature: float) -> float:
-    """What x, y and T are to be multiplied by before (x − y) / T: a power of two, for which x − y does not overflow but
-    where the quotient does.
-    """
+    """A factor of x, y and T in (x − y) / T: a power of two, with which x − y overflows only if the quotient does."""
     return 0.25 if temperature > 1 else 1.0
 
 

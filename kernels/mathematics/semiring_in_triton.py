@@ -1,4 +1,7 @@
-"""A ⊗ B in Triton, and where a program is that goes through a piece of one row: dividing by sizes is for scalars."""
+"""A ⊗ B in Triton, and the place of a program that takes a piece of one row.
+
+The place is computed from scalars, once a program: dividing vectors by sizes is slow.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from ...triton_or_stub import tl, triton
 
 @triton.jit
 def candidate(a, b, dtype: tl.constexpr, PRODUCT: tl.constexpr):
-    """A ⊗ B as ⊕ compares it, but for `rounded`: bfloat16 in fp32, int16 and int8 in int32."""
+    """A ⊗ B as ⊕ compares it, not yet `rounded`: bfloat16 in fp32, int16 and int8 in int32."""
     if dtype == tl.bfloat16:
         a, b = a.to(tl.float32), b.to(tl.float32)
     elif dtype == tl.int16 or dtype == tl.int8:
@@ -25,7 +28,7 @@ def candidate(a, b, dtype: tl.constexpr, PRODUCT: tl.constexpr):
 
 @triton.jit
 def rounded(x, dtype: tl.constexpr):
-    """To a value that the dtype has. Non-decreasing in x."""
+    """Rounds or saturates x to a value that the dtype has. Non-decreasing in x."""
     if dtype == tl.bfloat16:
         x = x.to(dtype).to(tl.float32)
     elif dtype == tl.int16:
@@ -43,9 +46,9 @@ def combine(a, b, dtype: tl.constexpr, PRODUCT: tl.constexpr):
 
 @triton.jit
 def piece_of_a_row(M, N, BLOCK: tl.constexpr):
-    """The row among all B · M, its batch and its m, and the columns n [BLOCK], of which the last may be outside.
+    """The program's row among all B · M, the row's batch and m, and the columns n [BLOCK]; the last may be outside.
 
-    For a grid of B · M · ⌈N / BLOCK⌉ programs.
+    The grid has B · M · ⌈N / BLOCK⌉ programs.
     """
     pid = tl.program_id(0)
     pieces = tl.cdiv(N, BLOCK)

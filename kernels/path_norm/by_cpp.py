@@ -42,13 +42,13 @@ def passes(weights: Sequence[Tensor]) -> int:
 
 @native.cached
 def _functions(dtype: torch.dtype):
-    found = native.required("path_norm", SOURCE, dtype)
+    library = native.required("path_norm", SOURCE, dtype)
     pointer, integer, sizes = ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(ctypes.c_int64)
     pointers = ctypes.POINTER(pointer)
     chain = [ctypes.c_int64, sizes, pointers, integer, integer]
-    found.path_norm_forward.argtypes = [*chain, pointer, pointer, sizes]
-    found.path_norm_backward.argtypes = [*chain, pointer, pointer, pointers, sizes]
-    return found.path_norm_forward, found.path_norm_backward
+    library.path_norm_forward.argtypes = [*chain, pointer, pointer, sizes]
+    library.path_norm_backward.argtypes = [*chain, pointer, pointer, pointers, sizes]
+    return library.path_norm_forward, library.path_norm_backward
 
 
 def forward(weights: Sequence[Tensor], p: int, log: bool) -> tuple[Tensor, Tensor] | None:

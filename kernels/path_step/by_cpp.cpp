@@ -12,7 +12,7 @@
 
 namespace {
 
-// Of each hidden node: the skeleton edge into it and the one out of it, the nodes at their other ends (numbered within
+// For each hidden node: the skeleton edge into it and the one out of it, the nodes at their other ends (numbered within
 // their layer), whether the edge out is the last of its run, and the run.
 struct Bones {
     const int64_t *in, *out, *source, *target, *ends, *run;
@@ -22,10 +22,9 @@ struct Bones {
 
 extern "C" {
 
-
-// What is the same in every step; by_cpp.py has it too. runs: how many there are; weights: of one task of the second pass;
-// moving: there are momenta; norms: as in Step. Behind it stand, of each layer, whether it has a bias, [count]; sizes
-// [count, 4]; reduced [count]; and nodes [6, H], as in Bones.
+// The part that is the same in every step, as by_cpp.py lays it out. runs: how many there are; weights: of one task of
+// the second pass; moving: there are momenta; norms: as in Step. Behind it stand, for each layer, whether it has a bias,
+// [count]; sizes [count, 4]; reduced [count]; and nodes [6, H], as in Bones.
 struct Call {
     int64_t count, runs, special, weights, threads, moving, norms;
 };

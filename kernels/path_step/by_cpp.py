@@ -37,13 +37,12 @@ def takes(layers: Sequence[Layer], run_momentum: Tensor | None) -> bool:
 
 @native.cached
 def _function(dtype: torch.dtype):
-    found = native.required("path_step", SOURCE, dtype)
-    return found.path_step
+    return native.required("path_step", SOURCE, dtype).path_step
 
 
 @functools.lru_cache(1 << 6)
 def _constants(bones: Skeleton) -> tuple[list[int], int]:
-    """What a plan holds of a skeleton: shapes, reductions, and its edges by node; and how many weights there are."""
+    """The part of a plan that a skeleton gives: shapes, reductions, edges by node; and how many weights there are."""
     ends = [
         torch.zeros_like(target).index_fill_(0, last, 1)
         for target, last in zip(bones.target, bones.ends_run, strict=True)
@@ -58,7 +57,7 @@ def _constants(bones: Skeleton) -> tuple[list[int], int]:
 def path_step(
     layers: Sequence[Layer], bones: Skeleton, run_momentum: Tensor | None, events: Tensor, options: Options
 ) -> None:
-    """As path_step_ref, on tensors that `takes` allows and of which none that is written lies in another.
+    """Makes the step of path_step_ref on tensors that `takes` allows; none that is written may lie in another.
 
     Raises:
         MemoryError: there is no room for the factors; nothing was written.

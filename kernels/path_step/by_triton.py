@@ -3,7 +3,8 @@
 A layer lies as rows, the I · T edges into one node side by side, and is cut into tiles, one a program. The layers'
 addresses are arguments of the launch, as in torch's own foreach kernels: gradients may lie elsewhere in every step, and
 a CUDA graph keeps arguments, where a table of addresses would have to be copied from the host while it is captured.
-Shapes and first tiles are compiled in; of the layers a program finds its own by comparing.
+Shapes and each layer's first tile are compile-time constants; a program finds its layer by comparing its number with
+them.
 
 Sums go by tiles, each into places of its own, which torch adds up: one reading of w and g serves both, and no order of
 additions is left to chance.
@@ -46,12 +47,12 @@ _MOST = 32  # layers of a launch: a program compares with each, and a launch has
 
 @triton.jit
 def _of(layer, values):
-    """values[layer], a tuple's, of a layer that is known when the kernel runs."""
-    found = values[0]
+    """The element `layer` of the tuple `values`, where `layer` is a number that the running kernel computes."""
+    value = values[0]
     for number in tl.static_range(1, len(values)):  # pyright: ignore[reportGeneralTypeIssues]
         if layer == number:
-            found = values[number]
-    return found
+            value = values[number]
+    return value
 
 
 @triton.jit
@@ -133,13 +134,13 @@ def _path_move_kernel(
 
 
 def takes(layers: Sequence[Layer], options: Options) -> bool:
-    """float32 that lies in one piece; a learning rate that the host knows: a launch must not wait for the device."""
+    """Whether all is float32 in one piece, and the learning rate a number: a launch must not wait for the device."""
     tensors = (x for layer in layers for x in layer if x is not None)
     return not isinstance(options.lr, Tensor) and all(x.dtype == torch.float32 and x.is_contiguous() for x in tensors)
 
 
 def node_flows(layers: Sequence[Layer], shapes: Sequence[Shape], reduced: Sequence[bool]) -> list[Tensor]:
-    """As the definition's."""
+    """The sums of w g through each node, as `node_flows` of definition.py makes them."""
     flows: dict[int, Tensor] = {}
     config = FLOWS.config(problem_of(tuple(shapes), layers[0].weight.dtype), layers[0].weight.device)
     for numbers in _launches([number for number, chosen in enumerate(reduced) if chosen]):
@@ -165,7 +166,7 @@ def node_flows(layers: Sequence[Layer], shapes: Sequence[Shape], reduced: Sequen
 def move(
     layers: Sequence[Layer], shapes: Sequence[Shape], ends: Sequence[Ends], options: Options, kept: Tensor
 ) -> None:
-    """As the definition's."""
+    """Moves every weight, as `move` of definition.py does."""
     config = MOVE.config(problem_of(tuple(shapes), layers[0].weight.dtype), layers[0].weight.device)
     for numbers in _launches(range(len(layers))):
         some, shapes_here = [layers[number] for number in numbers], tuple(shapes[number] for number in numbers)

@@ -81,7 +81,7 @@ void flows(const Shape& shape, const Layer& layer, Element* rows, Element* colum
     }
 }
 
-// What the ends of a layer's edges multiply them by: of the sources, laid out as rows [G, I · T], or of the targets.
+// The factors that the ends of a layer's edges multiply them by: of the sources, laid out as rows [G, I · T], or of the targets.
 struct Factors {
     Element *psi, *inverse, *ratio;  // P or S, its inverse, and 1 / p or 1 / q
 };
@@ -159,7 +159,7 @@ int64_t update(const Shape& shape, const Layer& layer, const Step& step, const F
     return kept;
 }
 
-// Of rows [first, last) of a layer Σ w² A_i, with A of the sources laid out as rows [G, I · T].
+// Σ w² A_i over each of the rows [first, last) of a layer, with A of the sources laid out as rows [G, I · T].
 void norms(const Shape& shape, const Layer& layer, const Element* of_sources, double* found, int64_t first,
            int64_t last) {
     using V = typename Simd<Element>::Vector;

@@ -291,24 +291,34 @@ struct Network {
     }
 };
 
+// What by_cpp.py lays out. No size is 0.
+struct Call {
+    int64_t batch, paths, layers;
+    int64_t block;                             // paths
+    int64_t flat_batch;                        // strides, in elements
+    int64_t path_batch, path_row, path_column;
+    int64_t dv_batch, dv_column;
+    int64_t node_bytes;                        // 8, 4 or 2
+    int64_t threads;
+};
+
 constexpr int FIELDS = 12;  // of a layer, in the order of Layer
 
-Problem problem(const int64_t* sizes, const int64_t* fields, const int64_t* strides, const void* dv, const void* flat,
-                const void* nodes, int threads) {
-    Problem found{sizes[0], sizes[1], strides[0], strides[1], strides[2], strides[3], strides[4], strides[5],
-                  static_cast<const Element*>(flat), static_cast<const Element*>(dv), nodes, sizes[3],
-                  threads, {}};
+Problem problem(const Call& call, const int64_t* fields, const void* dv, const void* flat, const void* nodes) {
+    Problem made{call.batch, call.paths, call.flat_batch, call.path_batch, call.path_row, call.path_column,
+                 call.dv_batch, call.dv_column, static_cast<const Element*>(flat), static_cast<const Element*>(dv),
+                 nodes, call.block, static_cast<int>(call.threads), {}};
     int64_t first = 0;
-    for (int64_t l = 0; l < sizes[2]; ++l, fields += FIELDS) {
-        found.layers.push_back({fields[0], fields[1], fields[2], fields[3], fields[4], fields[5], fields[6], fields[7],
-                                fields[8], fields[9], fields[10], fields[11], first});
-        first += found.layers.back().weights();
+    for (int64_t l = 0; l < call.layers; ++l, fields += FIELDS) {
+        made.layers.push_back({fields[0], fields[1], fields[2], fields[3], fields[4], fields[5], fields[6], fields[7],
+                               fields[8], fields[9], fields[10], fields[11], first});
+        first += made.layers.back().weights();
     }
-    return found;
+    return made;
 }
 
 template <class Work>
-int with_nodes(int bytes, const Problem& p, const Work& work) {
+int with_nodes(int64_t bytes, const Problem& p, const Work& work) {
     if (bytes == 8) return work(Network<int64_t>(p));
     return bytes == 4 ? work(Network<int32_t>(p)) : work(Network<int16_t>(p));
 }
@@ -316,21 +326,24 @@ int with_nodes(int bytes, const Problem& p, const Work& work) {
 }  // namespace
 
 // ------------------------------------------------------------------------------------------------ C interface
-// sizes: batch, paths, layers, paths of a block.  strides: of flat (batch), paths (batch, row, column), dv (batch, column), in elements.
-// bytes: of a node's number, 8, 4 or 2.  No size is 0.  values and dflat are contiguous; dflat is zero on entry.
+// layers: FIELDS of each.  values and dflat are contiguous; dflat is zero on entry.
 
-extern "C" int path_values_forward(const int64_t* sizes, const int64_t* layers, const int64_t* strides, int bytes,
-                                   const void* flat, const void* paths, void* values, int threads) {
+extern "C" int path_values_forward(const Call* call, const int64_t* layers, const void* flat, const void* paths,
+                                   void* values) {
     return guarded([&] {
-        const Problem p = problem(sizes, layers, strides, nullptr, flat, paths, threads);
-        return with_nodes(bytes, p, [&](const auto& its) { return its.forward(static_cast<Element*>(values)); });
+        const Problem p = problem(*call, layers, nullptr, flat, paths);
+        return with_nodes(call->node_bytes, p, [&](const auto& its) {
+            return its.forward(static_cast<Element*>(values));
+        });
     });
 }
 
-extern "C" int path_values_backward(const int64_t* sizes, const int64_t* layers, const int64_t* strides, int bytes,
-                                    const void* dv, const void* flat, const void* paths, void* dflat, int threads) {
+extern "C" int path_values_backward(const Call* call, const int64_t* layers, const void* dv, const void* flat,
+                                    const void* paths, void* dflat) {
     return guarded([&] {
-        const Problem p = problem(sizes, layers, strides, dv, flat, paths, threads);
-        return with_nodes(bytes, p, [&](const auto& its) { return its.backward(static_cast<Element*>(dflat)); });
+        const Problem p = problem(*call, layers, dv, flat, paths);
+        return with_nodes(call->node_bytes, p, [&](const auto& its) {
+            return its.backward(static_cast<Element*>(dflat));
+        });
     });
 }

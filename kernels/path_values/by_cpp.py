@@ -32,15 +32,40 @@ BACKWARD = Tuned("path_values_backward.cpp", _SPACE, _default, SOURCE)
 _SMALL = 1 << 15  # edges: less is done before a thread would start
 
 
+class _Call(ctypes.Structure):
+    """Mirrors `struct Call` in by_cpp.cpp, field by field."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("batch", "paths", "layers", "block")),
+        *((name, ctypes.c_int64) for name in ("flat_batch", "path_batch", "path_row", "path_column")),
+        *((name, ctypes.c_int64) for name in ("dv_batch", "dv_column", "node_bytes", "threads")),
+    )
+
+
 @native.cached
 def _functions(dtype: torch.dtype):
-    found = native.required("path_values", SOURCE, dtype)
-    pointer, integer, integers = ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(ctypes.c_int64)
-    found.path_values_forward.argtypes = [integers, integers, integers, integer, pointer, pointer, pointer, integer]
-    found.path_values_backward.argtypes = [
-        integers, integers, integers, integer, pointer, pointer, pointer, pointer, integer,
-    ]  # fmt: skip
-    return found.path_values_forward, found.path_values_backward
+    library = native.required("path_values", SOURCE, dtype)
+    call, layers, pointer = ctypes.POINTER(_Call), ctypes.POINTER(ctypes.c_int64), ctypes.c_void_p
+    library.path_values_forward.argtypes = [call, layers, pointer, pointer, pointer]
+    library.path_values_backward.argtypes = [call, layers, pointer, pointer, pointer, pointer]
+    return library.path_values_forward, library.path_values_backward
+
+
+def _call(flat: Tensor, paths: Tensor, layers: Sequence[Layer], config: Config) -> _Call:
+    B, P, _ = paths.shape
+    path_batch, path_row, path_column = paths.stride()
+    return _Call(
+        batch=B,
+        paths=P,
+        layers=len(layers),
+        block=config["BLOCK"],
+        flat_batch=flat.stride(0),
+        path_batch=path_batch,
+        path_row=path_row,
+        path_column=path_column,
+        node_bytes=paths.element_size(),
+        threads=native.threads(config["threads"], paths.numel(), _SMALL),
+    )
 
 
 def forward(flat: Tensor, paths: Tensor, layers: Sequence[Layer]) -> Tensor:
@@ -53,16 +78,8 @@ def forward(flat: Tensor, paths: Tensor, layers: Sequence[Layer]) -> Tensor:
     flat = _in_rows(flat)
     values = flat.new_empty((B, P))
     config = FORWARD.config(problem_of(flat, paths, layers), flat.device)
-    status = _functions(flat.dtype)[0](
-        native.integers(B, P, len(layers), config["BLOCK"]),
-        native.integers(*pack(layers)),
-        native.integers(flat.stride(0), *paths.stride(), 0, 0),
-        paths.element_size(),
-        flat.data_ptr(),
-        paths.data_ptr(),
-        values.data_ptr(),
-        native.threads(config["threads"], paths.numel(), _SMALL),
-    )
+    call, fields = _call(flat, paths, layers, config), native.integers(*pack(layers))
+    status = _functions(flat.dtype)[0](call, fields, flat.data_ptr(), paths.data_ptr(), values.data_ptr())
     _check(status, paths, layers)
     return values
 
@@ -73,21 +90,13 @@ def backward(dv: Tensor, flat: Tensor, paths: Tensor, layers: Sequence[Layer]) -
     Raises:
         IndexError: a node outside its layer.
     """
-    B, P, _ = paths.shape
     flat = _in_rows(flat)
     dflat = flat.new_zeros(flat.shape)
     config = BACKWARD.config(problem_of(flat, paths, layers), flat.device)
-    status = _functions(flat.dtype)[1](
-        native.integers(B, P, len(layers), config["BLOCK"]),
-        native.integers(*pack(layers)),
-        native.integers(flat.stride(0), *paths.stride(), *dv.stride()),
-        paths.element_size(),
-        dv.data_ptr(),
-        flat.data_ptr(),
-        paths.data_ptr(),
-        dflat.data_ptr(),
-        native.threads(config["threads"], paths.numel(), _SMALL),
-    )
+    call, fields = _call(flat, paths, layers, config), native.integers(*pack(layers))
+    call.dv_batch, call.dv_column = dv.stride()
+    addresses = dv.data_ptr(), flat.data_ptr(), paths.data_ptr(), dflat.data_ptr()
+    status = _functions(flat.dtype)[1](call, fields, *addresses)
     _check(status, paths, layers)
     return dflat
 

@@ -1,7 +1,7 @@
 """The portable Triton kernels of path values: any GPU that Triton knows, and its interpreter on the CPU.
 
-One lane walks one path, layer after layer; what a layer is comes from a table on the device, so that one launch, and
-one compilation, serves all layers of any network. A path's nodes lie together: what the first column's load brings into
+One lane walks one path, layer after layer. A table on the device describes the layers, so one launch, and one
+compilation, serves all layers of any network. A path's nodes lie together: what the first column's load brings into
 the cache serves the others.
 
 The gradient's lanes walk forth, keeping prefix products, and back with the suffix product. The prefixes of a program's

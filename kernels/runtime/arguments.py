@@ -1,4 +1,4 @@
-"""What all ops ask of their arguments."""
+"""Dtypes and integers: the questions that every op asks about its arguments."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ INTEGERS = (torch.int32, torch.int16, torch.int8)
 
 
 def is_integer(n: Any) -> bool:
-    """Whether n is an integer of Python's or NumPy's; a bool is none."""
+    """Whether n is an integer of Python's or NumPy's. A bool does not count as one."""
     return isinstance(n, numbers.Integral) and not isinstance(n, bool)

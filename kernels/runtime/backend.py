@@ -1,4 +1,4 @@
-"""Which implementation a call takes, and why the others are off."""
+"""Chooses the implementation that a call takes, and says why the others are off."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from ... import autotune
 from ...triton_or_stub import HAS_GLUON, HAS_TRITON, triton
 from . import capture, native
 
-DEVICES = ("cpu", "cuda", "xpu", "mps")  # what operators are registered for; AMD's GPUs are "cuda" to torch
+# Operators are registered for these devices. torch calls AMD's GPUs "cuda" too.
+DEVICES = ("cpu", "cuda", "xpu", "mps")
 BACKENDS = ("auto", "gluon", "triton", "cpp", "torch")
 
 
@@ -26,7 +27,7 @@ def interpreted() -> bool:
 
 
 def _why_not_interpretable() -> str:
-    """triton 3.6's interpreter indexes arrays in a way that NumPy 2.4 forbids."""
+    """Why the interpreter fails here, or "": that of triton 3.6 indexes arrays in a way that NumPy 2.4 forbids."""
     triton_version, numpy_version = (
         tuple(int(part) for part in module.__version__.split(".")[:2]) for module in (triton, numpy)
     )
@@ -37,13 +38,17 @@ def _why_not_interpretable() -> str:
     return ""
 
 
-_FORCED: ContextVar[str] = ContextVar("tropigrad_backend", default="")  # by a block of `forcing`, in its thread
+# set by a block of `forcing`, in its thread
+_FORCED: ContextVar[str] = ContextVar("tropigrad_backend", default="")
 forced_everywhere = ""
 
 
 @contextmanager
 def forcing(name: str, *, everywhere: bool = False) -> Iterator[None]:
-    """TROPIGRAD_BACKEND inside the block, for this thread alone; or for all: a backward on a GPU runs in another."""
+    """Acts as TROPIGRAD_BACKEND inside the block: for this thread, or `everywhere`.
+
+    autograd runs a backward on a GPU in another thread, which only `everywhere` reaches.
+    """
     global forced_everywhere
     if everywhere:
         before, forced_everywhere = forced_everywhere, name
@@ -62,9 +67,9 @@ def forcing(name: str, *, everywhere: bool = False) -> Iterator[None]:
 
 
 def forced() -> str:
-    """One path for debugging and tests, or "auto": TROPIGRAD_BACKEND, checked.
+    """The forced backend, or "auto": that of the innermost `forcing`, else of TROPIGRAD_BACKEND, which is checked.
 
-    The variable is read once, since reading it takes longer than a small kernel: autotune.reload() reads it anew.
+    The variable is read once, since reading it takes longer than a small kernel. autotune.reload() reads it again.
     """
     return _FORCED.get() or forced_everywhere or _variable()
 
@@ -113,9 +118,9 @@ def choose(
 ) -> str:
     """The backend that a call of `op` on `device` takes, out of those that the op offers.
 
-    source: of the op's C++ kernel. Where no library of the dtype can be made of it, torch serves, unless C++ is forced.
-    gluon_serves: whether the op's Gluon kernels are to be chosen unforced. Forced, they leave what has no Gluon form to
-    Triton.
+    source: the op's C++ kernel. If no library of the dtype can be built from it, torch serves, unless C++ is forced.
+    gluon_serves: whether the op's Gluon kernels may be chosen without being forced. If Gluon is forced, Triton takes
+    the calls that have no Gluon form.
 
     Raises:
         RuntimeError: TROPIGRAD_BACKEND forces one that the op lacks or that cannot run here; the message says why.

@@ -1,7 +1,8 @@
-"""Inside a CUDA-graph capture no kernel compiles: a graph would hold what happened to run beside it, or nothing.
+"""Inside a CUDA-graph capture no kernel compiles: the graph would hold whatever ran beside the compilation, or nothing.
 
-While a capture is seen, Triton's hook before a compilation refuses our kernels, naming the call that compiles them in
-time. It is taken away again afterwards: with it Triton would ask of every kernel in the process to be serialisable.
+While a graph is being captured, a hook that Triton calls before a compilation refuses our kernels, and names the call
+that compiles them in time. The hook is removed afterwards: while it is set, Triton demands that every kernel in the
+process can be serialised.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import torch
 from ...autotune import capturing
 from ...triton_or_stub import HAS_TRITON, triton
 
-_before: list[Any] = []  # the hook that ours stands before, while it does
+_before: list[Any] = []  # the hook that ours has replaced, while ours is set
 
 
 def watch(device: torch.device) -> None:
-    """Has the hook in place while a graph is captured on this device, and away while none is. Cheap."""
+    """Sets the hook while a graph is captured on this device, and removes it while none is. Cheap."""
     if capturing(device) == bool(_before) or not HAS_TRITON:
         return
     if _before:

@@ -1,9 +1,10 @@
 """Operators of this library, registered with torch's dispatcher, so that all of torch sees every call.
 
-Profilers, modes, hooks, checkpointing, tracing and transforms look at a call on its way to the kernel; so every call
-takes that way, the hundredth like the first. dispatch.cpp registers the CPU kernels and autograd from C++, which costs
-a call little more than the dispatcher itself. It is compiled against torch's headers at the first call of an operator,
-once a machine, and cached as the C++ kernels are. Where nothing compiles, what is registered from Python here serves.
+Profilers, modes, hooks, checkpointing, tracing and transforms look at a call on its way through the dispatcher.
+Therefore every call takes that way, the hundredth like the first. dispatch.cpp registers the CPU kernels and autograd
+from C++, which costs a call little more than the dispatcher itself. It is compiled against torch's headers at the first
+call of an operator, once a machine, and cached as the C++ kernels are. Where it does not compile, the registrations
+from Python, in this file, serve.
 """
 
 from __future__ import annotations
@@ -26,18 +27,19 @@ SOURCE = Path(__file__).with_suffix(".cpp")
 
 # ------------------------------------------------------------------------------------------------ plans
 
-Plan = list[int]  # of a CPU kernel for one layout of its tensors; empty: none, Python serves
+Plan = list[int]  # a call of a CPU kernel for one layout of its tensors; empty: there is none, and Python serves
 
 
 def plan(run: Any, outputs: Sequence[tuple[torch.dtype, Sequence[int] | None]], constants: Any) -> Plan:
-    """What dispatch.cpp calls a kernel with whenever tensors of this layout come, as a row of integers.
+    """The call of a kernel that dispatch.cpp makes whenever tensors of this layout come, as a row of integers.
 
     Args:
-        run: int(const void* constants, void* const* addresses) of a library of native.py; 0 where all went well. The
-            addresses are those of the tensors, in the schema's order, null for None, of the float arguments, as
-            doubles in their places, and of the outputs.
-        outputs: dtype and shape of each that is returned, contiguous; the address of an empty one is null. None stands
-            for one that nobody asked for, of a dtype that carries no gradient: it is [0], one tensor for all calls.
+        run: int(const void* constants, void* const* addresses) from a library of native/; it returns 0 on success.
+            The addresses are those of the tensors in the schema's order (null for None), of the float arguments, as
+            doubles in their places among them, and of the outputs.
+        outputs: the dtype and shape of each returned tensor, contiguous; the address of an empty one is null. The shape
+            None stands for an output that the caller did not ask for, of a dtype that carries no gradient: all calls
+            return one and the same tensor of shape [0] for it.
         constants: a structure or an array of ctypes whose members take 8 bytes each.
     """
     row = [ctypes.cast(run, ctypes.c_void_p).value or 0, len(outputs)]
@@ -47,7 +49,7 @@ def plan(run: Any, outputs: Sequence[tuple[torch.dtype, Sequence[int] | None]], 
     return row + list((ctypes.c_int64 * size).from_buffer_copy(constants))
 
 
-_UNWANTED = -1  # as in dispatch.cpp; stands where the rank of an output would
+_UNWANTED = -1  # as in dispatch.cpp; takes the place of the rank of an output that was not asked for
 
 # the numbers that torch's C++ gives to dtypes (c10/core/ScalarType.h); they are a part of its file formats, and stay
 _SCALAR_TYPES = {
@@ -65,7 +67,7 @@ _KERNEL = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.
 
 
 def run(plan: Plan, *inputs: Tensor | float | None) -> tuple[int, tuple[Tensor, ...]]:
-    """Runs a plan as dispatch.cpp does, without telling autograd of tensors that are written.
+    """Runs a plan as dispatch.cpp does, but does not tell autograd which tensors were written.
 
     Returns:
         The kernel's status, and its outputs.
@@ -93,15 +95,15 @@ class Gradient:
     """How an operator is differentiated in reverse mode.
 
     Attributes:
-        backward: takes the gradients of the outputs that carry one, of which at least one is there, what was saved, the
-            sizes of all tensors that came (one after the other), for each of them whether its gradient is needed, and
-            the arguments that are no tensors; None stands for a tensor that is not there. Returns the gradients that
-            are needed, in order. It is made of differentiable operators, and so can be differentiated again.
-        inputs: the places, in the schema, of tensors that are saved.
-        conditional: of tensors that are saved besides, where the string argument at `asked` is `answer`.
-        outputs: the places of outputs that are saved. What is saved comes in this order.
+        backward: computes the gradients that are needed, in order. It takes the gradients of the outputs that carry
+            one, at least one of which is a tensor; the saved tensors; the sizes of all tensor arguments, one after the
+            other; for each of these whether its gradient is needed; and the arguments that are no tensors. None stands
+            for an absent tensor. It is made of differentiable operators, and so can be differentiated again.
+        inputs: the places, in the schema, of tensor arguments that are saved.
+        conditional: the places of further arguments, which are saved if the string argument at `asked` is `answer`.
+        outputs: the places of outputs that are saved. Saved tensors come in this order.
         detached: the places of outputs that carry no gradient though they are of a float dtype.
-        flag: the place of a bool argument that is true wherever a gradient is recorded.
+        flag: the place of a bool argument that is set to true whenever a gradient is recorded.
     """
 
     backward: Callable[..., Sequence[Tensor]]
@@ -115,7 +117,7 @@ class Gradient:
 
 
 class Operator:
-    """`torch.ops.tropigrad.<name>`, differentiable where it has a gradient; `call` saves a frame of Python."""
+    """`torch.ops.tropigrad.<name>`, differentiable if it has a `Gradient`; calling `.call` saves a frame of Python."""
 
     def __init__(self, name: str, gradient: Gradient | None, is_planned: bool) -> None:
         self.name, self.gradient, self.is_planned = name, gradient, is_planned
@@ -127,7 +129,7 @@ class Operator:
         return self.call(*args)
 
     def _first(self, *args: Any) -> Any:
-        if is_compiling():  # nothing can be compiled or loaded by a program that is being traced
+        if is_compiling():  # while torch.compile traces, nothing can be compiled or loaded
             return self._from_python(*args)
         load(compiles=True)
         return self.call(*args)
@@ -138,7 +140,7 @@ class Operator:
         return self.function.apply(*args)
 
     def settle(self, library: ctypes.CDLL | None) -> None:
-        """Has dispatch.cpp serve from now on, or, where there is no library of it, Python."""
+        """Lets dispatch.cpp serve from now on, or, if `library` is None, Python."""
         self.call = self._from_python if library is None else self.dispatched
         if library is None:
             return
@@ -153,8 +155,8 @@ class Operator:
             node = f"{_camel(self.name)}Backward".encode()
             complaints.append(library.tropigrad_register_gradient(name, node, native.integers(*places), *asked))
         if any(complaints):
-            said = "; ".join(x.decode() for x in complaints if x)
-            raise RuntimeError(f"{SOURCE.name}: torch refuses {self.name}: {said}; please report this")
+            reasons = "; ".join(x.decode() for x in complaints if x)
+            raise RuntimeError(f"{SOURCE.name}: torch refuses {self.name}: {reasons}; please report this")
 
 
 def _camel(name: str) -> str:
@@ -162,12 +164,12 @@ def _camel(name: str) -> str:
 
 
 def _function(name: str, dispatched: Callable[..., Any], gradient: Gradient) -> type[torch.autograd.Function]:
-    """An autograd Function around the operator: dispatch.cpp's `AutogradKernel`, for where that does not compile.
+    """An autograd Function around the operator, in place of dispatch.cpp's `AutogradKernel` if that does not compile.
 
     It has no jvp on purpose: forward-mode AD raises NotImplementedError instead of giving a silent zero.
     """
 
-    # bound to names of their own, for Dynamo takes no dataclass from a closure
+    # bound to names of their own, since Dynamo accepts no dataclass from a closure
     backward_of, flag, asked, answer = gradient.backward, gradient.flag, gradient.asked, gradient.answer
     inputs_kept, conditional, outputs_kept = gradient.inputs, gradient.conditional, gradient.outputs
     detached = gradient.detached
@@ -191,8 +193,8 @@ def _function(name: str, dispatched: Callable[..., Any], gradient: Gradient) -> 
         grads = [grads[i] for i in ctx.differentiable]
         if all(x is None for x in grads):
             return (None,) * len(ctx.needs_input_grad)
-        found = iter(backward_of(grads, ctx.saved_tensors, ctx.sizes, needs, *ctx.options))
-        return tuple(next(found) if needed else None for needed in ctx.needs_input_grad)
+        needed_grads = iter(backward_of(grads, ctx.saved_tensors, ctx.sizes, needs, *ctx.options))
+        return tuple(next(needed_grads) if needed else None for needed in ctx.needs_input_grad)
 
     members = {"forward": forward, "setup_context": setup_context, "backward": backward}
     members = {name: staticmethod(member) for name, member in members.items()}
@@ -202,7 +204,8 @@ def _function(name: str, dispatched: Callable[..., Any], gradient: Gradient) -> 
 # ------------------------------------------------------------------------------------------------ registration
 
 _OPERATORS: list[Operator] = []
-_UNDER_VMAP = "FuncTorchBatchedDecomposition", "Batched"  # torch.func's, and that of torch.autograd's batched gradients
+# the dispatch keys of torch.func.vmap and of the batched gradients of torch.autograd
+_UNDER_VMAP = "FuncTorchBatchedDecomposition", "Batched"
 
 
 def operator(
@@ -219,19 +222,19 @@ def operator(
 
     Args:
         schema: `name(Tensor a, ...) -> ...`.
-        body: computes it, on any device, without autograd.
-        fake: makes its outputs' shapes of its arguments.
-        vmap: its batching rule, as torch.library.register_vmap takes it.
-        decomposition: what is called in its place under vmap, where it has no batching rule.
-        plan: gives the CPU kernel's plan for such arguments, or []; body serves then, and says what is wrong where the
-            kernel fails.
-        gradient: how it is differentiated; an operator without one is not seen by autograd.
+        body: computes the outputs, on any device, without autograd.
+        fake: makes outputs of the right shapes and dtypes, without values.
+        vmap: the batching rule, as torch.library.register_vmap takes it.
+        decomposition: the function that is called instead under vmap, for an operator without a batching rule.
+        plan: returns the CPU kernel's plan for such arguments, or [] if there is none. `body` serves then; it is also
+            called if the kernel fails, to raise the error that says what is wrong.
+        gradient: how the operator is differentiated; without one, autograd does not see it.
     """
     name, signature = schema.split("(", 1)
     qualified = f"tropigrad::{name}"
     tags = (torch.Tag.pt2_compliant_tag,)
     torch.library.define(qualified, f"({signature}", tags=tags)
-    torch.library.impl(qualified, "CompositeExplicitAutograd", body)  # a kernel of one backend goes before it
+    torch.library.impl(qualified, "CompositeExplicitAutograd", body)  # a kernel registered for one device precedes it
     torch.library.register_fake(qualified, fake)
     if vmap is not None:
         torch.library.register_vmap(qualified, vmap)  # pyright: ignore[reportOptionalCall]
@@ -248,7 +251,7 @@ def operator(
         common = ["Tensor?[] grads", "Tensor?[] saved", "SymInt[] sizes", "bool[] needs"]
         torch.library.define(f"{qualified}_gradient", f"({', '.join(common + options)}) -> Tensor[]", tags=tags)
         torch.library.impl(f"{qualified}_gradient", "CompositeImplicitAutograd", gradient.backward)
-        for key in _UNDER_VMAP:  # where the operators that it is made of are called in its place
+        for key in _UNDER_VMAP:  # under vmap the operators that it is made of are called instead
             torch.library.impl(f"{qualified}_gradient", key, gradient.backward)
     made = Operator(name, gradient, plan is not None)
     with _loading:
@@ -267,9 +270,9 @@ _open_scopes = 0
 
 
 def load(*, compiles: bool) -> bool:
-    """Has dispatch.cpp take over from Python, once a process; whether it has.
+    """Lets dispatch.cpp take over from Python, once a process. Returns whether it has.
 
-    compiles: where it is not in the cache, compile it, which takes a core about a quarter of a minute, once a machine.
+    compiles: if it is not in the cache, compile it, which takes a core about a quarter of a minute, once a machine.
 
     Raises:
         RuntimeError: torch refused a kernel.
@@ -278,18 +281,18 @@ def load(*, compiles: bool) -> bool:
     with _loading:
         if _is_settled:
             return _library is not None
-        found = native.extension(SOURCE, compiles=compiles)
-        if found is None and not compiles:
+        library = native.extension(SOURCE, compiles=compiles)
+        if library is None and not compiles:
             return False
-        if found is not None:
-            _declare(found)
+        if library is not None:
+            _declare(library)
             with _counting:
-                _library = found
-                found.tropigrad_scope(_open_scopes)
+                _library = library
+                library.tropigrad_scope(_open_scopes)
         _is_settled = True
         for made in _OPERATORS:
-            made.settle(found)
-        return found is not None
+            made.settle(library)
+        return library is not None
 
 
 def _declare(library: ctypes.CDLL) -> None:
@@ -303,7 +306,7 @@ def _declare(library: ctypes.CDLL) -> None:
 
 
 def who_registers() -> str:
-    """Who registers the operators here, and why not C++, for people."""
+    """Says for people whether C++ or Python registers the operators here, and why not C++."""
     if load(compiles=False):
         return "C++"
     if reason := native.why_no_compiler():

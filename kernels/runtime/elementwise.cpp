@@ -3,8 +3,8 @@
 //   PARAMETERS  the operands' names: Compute x, Compute t
 //   FORMULA     an expression in them; 16-bit floats are computed in float32 and rounded once
 //
-// Elements are taken a block at a time. An operand that does not lie in memory as the loop wants it is gathered into a
-// buffer in the first cache, and the result is made in one: it is no operand's alias, and the loop vectorises, also
+// Elements are taken a block at a time. An operand whose block does not lie in memory as the loop wants it is gathered
+// into a buffer in the first cache, and the result is made in one: it is no operand's alias, and the loop vectorises, also
 // where an operand is overwritten.
 
 #include "native/native.hpp"
@@ -141,18 +141,21 @@ class Worker {
     const Compute* gathered(int i, int64_t first, int64_t count) {
         if (is_fixed_[i]) return buffers_[i];
         const int64_t* const strides = call_.strides(i);
-        const Compute* const memory = as_computed(memory_[i]);
-        if (memory && call_.rank == 1 && strides[0] == 1) return memory + first;
+        const Compute *const memory = as_computed(memory_[i]), *as_it_lies = nullptr;
         Compute* next = buffers_[i];
         walk(call_, strides, first, count, [&](int64_t offset, int64_t stride, int64_t run) {
             const Element* const source = memory_[i] + offset;
+            if (memory && stride == 1 && run == count) {
+                as_it_lies = memory + offset;
+                return;
+            }
             if (stride == 1)
                 for (int64_t j = 0; j < run; ++j) next[j] = widen<Compute>(source[j]);
             else
                 for (int64_t j = 0; j < run; ++j) next[j] = widen<Compute>(source[j * stride]);
             next += run;
         });
-        return buffers_[i];
+        return as_it_lies ? as_it_lies : buffers_[i];
     }
 
     template <std::size_t... I>

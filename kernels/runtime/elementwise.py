@@ -20,14 +20,15 @@ from ...autotune import Space, Tuned
 from ...triton_or_stub import tl, triton
 from . import backend, dispatch, memory, native
 from .arguments import FLOATS
-from .dispatch import Gradient, Operator, Plan, operator
+from .dispatch import Gradient, Plan, operator
 from .implementations import Implementations
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 
-_BACKENDS = ("cpp", "triton", "torch")
 _CPP = Space({"threads": native.THREADS})
 _TRITON = Space({"BLOCK": (256, 512, 1024, 2048, 4096), "num_warps": (4, 8)})
+_FLOATS = frozenset(FLOATS)
+_ORDINARY = (Tensor, torch.nn.Parameter)
 _SMALL = 1 << 15  # elements that are done before a thread would start
 
 Layout: TypeAlias = tuple[list[int], list[list[int]]]  # sizes, and the strides of each tensor
@@ -44,13 +45,13 @@ def _elementwise_kernel(
     strides,  # of the operands, then of the output, R each
     FORMULA: tl.constexpr, IS_NUMBER: tl.constexpr, COMPUTE: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    COUNT: tl.constexpr = len(IS_NUMBER)
-    R: tl.constexpr = len(sizes)
+    COUNT: tl.constexpr = len(IS_NUMBER)  # pyright: ignore[reportAssignmentType, reportArgumentType]
+    R: tl.constexpr = len(sizes)  # pyright: ignore[reportAssignmentType]
     pid = tl.program_id(0)
     offs = (pid.to(tl.int64) if WIDE else pid) * BLOCK + tl.arange(0, BLOCK)
     mask = offs < size
     values = ()
-    for i in tl.static_range(COUNT):
+    for i in tl.static_range(COUNT):  # pyright: ignore[reportGeneralTypeIssues]
         if IS_NUMBER[i]:
             values = values + (tl.full([1], operands[i], COMPUTE),)  # noqa: RUF005  of Triton's tuples
         else:
@@ -132,7 +133,9 @@ class Elementwise:
         self.by_cpp = Tuned(f"{name}.cpp", _CPP, lambda problem: {"threads": 0}, SOURCE)
         self.by_triton = Tuned(f"{name}.triton", _TRITON, lambda problem: {"BLOCK": 1024, "num_warps": 4}, source)
         self.tuned = {"cpp": (self.by_cpp,), "triton": (self.by_triton,)}
-        self.implementations = Implementations(name, **dict.fromkeys(_BACKENDS, self._made))
+        self.implementations = Implementations(
+            name, cpp=self._made_by_cpp, triton=self._made_by_triton, torch=self._made_by_torch
+        )
         parameters = [
             f"Tensor? {x}, float {x}_number" if number else f"Tensor {x}"
             for x, number in zip(self.names, self.takes_number, strict=True)
@@ -145,7 +148,7 @@ class Elementwise:
             plan=self._plan,
             gradient=gradient,
         )
-        self.in_place: Operator | None = None
+        self.in_place: Any = None
         if in_place:
             parameters[0] = f"Tensor(a!) {self.names[0]}"
             self.in_place = operator(
@@ -163,15 +166,54 @@ class Elementwise:
             TypeError: an operand is no strided float tensor, nor a number where that may be; or dtypes differ.
             ValueError: devices differ, shapes do not broadcast, or the first operand cannot be written in place.
         """
+        args = self._quickly(operands) or self._arguments(operands, inplace)
+        if not inplace:
+            return self.operator.call(*args)
+        x: Any = operands[0]
+        self._check_written(x)
+        if _is_differentiated(operands):  # autograd knows what copy_ does
+            return x.copy_(self.operator.call(*args))
+        self.in_place.call(*args)
+        return x
+
+    # -------------------------------------------------------------------------------------------- arguments
+
+    def _quickly(self, operands: Sequence[Any]) -> list[Any] | None:
+        """The operator's arguments where the operands are ordinary tensors on the CPU, or numbers, and the first has
+        the result's shape. A small call takes no longer than its checks: these are the cheapest questions that
+        Python can ask. Where this is None, `_arguments` says why, or makes it so.
+        """
+        x = operands[0]
+        args: list[Any] = []
+        try:
+            dtype, shape = x.dtype, x.shape
+            if dtype not in _FLOATS:
+                return None
+            for y, number in zip(operands, self.takes_number, strict=True):
+                if number and type(y) is float:
+                    args += None, y
+                    continue
+                if type(y) not in _ORDINARY or not y.is_cpu or y.dtype is not dtype or y.layout is not torch.strided:
+                    return None
+                if y is not x and y.shape != shape:
+                    if is_compiling():
+                        return None
+                    y = y.expand_as(x)
+                args.append(y)
+                if number:
+                    args.append(0.0)
+            return args
+        except (AttributeError, RuntimeError):
+            return None  # the first is no tensor, is nested and has no shape, or another does not expand to its shape
+
+    def _arguments(self, operands: tuple[Any, ...], inplace: bool) -> list[Any]:
+        """The operator's arguments: the operands, checked, as autocast wants them, and broadcast."""
         if not inplace:
             operands = self._under_autocast(operands)
-        self._check(operands, inplace)
-        first, shape = operands[0], None
-        for x in operands[1:]:
-            if isinstance(x, Tensor) and x.shape != first.shape:
-                shape = self._broadcast(operands)
-                break
-        if shape is not None:
+        self._check(operands)
+        first = operands[0]
+        if any(isinstance(x, Tensor) and x.shape != first.shape for x in operands[1:]):
+            shape = self._broadcast(operands)
             if inplace and shape != tuple(first.shape):
                 raise ValueError(
                     f"{self.name}: {self.names[0]} has shape {tuple(first.shape)} and the result {shape}; expected the "
@@ -180,22 +222,10 @@ class Elementwise:
             operands = tuple(x.expand(shape) if isinstance(x, Tensor) else x for x in operands)
         args = []
         for x, number in zip(operands, self.takes_number, strict=True):
-            if not number:
-                args.append(x)
-            elif isinstance(x, Tensor):
-                args += x, 0.0
-            else:
-                args += None, x
-        if not inplace:
-            return self.operator.call(*args)
-        if _is_differentiated(operands):  # autograd knows what copy_ does
-            return first.copy_(self.operator.call(*args))
-        self.in_place.call(*args)
-        return first
+            args += [x] if not number else [x, 0.0] if isinstance(x, Tensor) else [None, x]
+        return args
 
-    # -------------------------------------------------------------------------------------------- arguments
-
-    def _check(self, operands: Sequence[Any], inplace: bool) -> None:
+    def _check(self, operands: Sequence[Any]) -> None:
         first = operands[0]
         for name, x, number in zip(self.names, operands, self.takes_number, strict=True):
             if number and isinstance(x, float | torch.SymFloat):
@@ -212,7 +242,9 @@ class Elementwise:
                 raise ValueError(
                     f"{self.name}: {self.names[0]} is on {first.device} and {name} on {x.device}; expected one device"
                 )
-        if inplace and not is_compiling() and not first.is_contiguous() and memory.repeats(first):
+
+    def _check_written(self, first: Tensor) -> None:
+        if not is_compiling() and not first.is_contiguous() and memory.repeats(first):
             raise ValueError(
                 f"{self.name}: {self.names[0]}'s elements share memory, as an expanded tensor's do; expected a place "
                 f"for each, to be written in: {self.names[0]}.clone()"
@@ -267,14 +299,18 @@ class Elementwise:
         x = args[0]
         if x.numel() == 0:
             return x.new_empty(x.shape)
-        chosen = self._chosen(x)
-        if chosen == "torch":
-            return self.definition(*self._operands(args)).contiguous()
-        if chosen == "cpp":
-            return dispatch.run(self._planned(args, in_place=False), *args)[1][0]
-        y = torch.empty_like(x, memory_format=torch.contiguous_format)
+        return self.implementations.functions[self._chosen(x)](*args)
+
+    def _made_by_cpp(self, *args: Any) -> Tensor:
+        return dispatch.run(self._planned(args, in_place=False), *args)[1][0]
+
+    def _made_by_triton(self, *args: Any) -> Tensor:
+        y = torch.empty_like(args[0], memory_format=torch.contiguous_format)
         self._launch(self._operands(args), y)
         return y
+
+    def _made_by_torch(self, *args: Any) -> Tensor:
+        return self.definition(*self._operands(args)).contiguous()
 
     def _written(self, *args: Any) -> None:
         x = args[0]
@@ -295,7 +331,7 @@ class Elementwise:
             torch.autograd.graph.increment_version(x)
 
     def _chosen(self, x: Tensor) -> str:
-        chosen = backend.choose(self.name, x.device, self.implementations.backends, x.dtype)
+        chosen = self.implementations.backend_of(x)
         if chosen == "cpp" and backend.forced() == "auto" and self._library(x.dtype) is None:  # which has warned
             return "torch"
         return chosen
@@ -365,16 +401,16 @@ class Elementwise:
                 f"{self.name}: vmap does not map {self.names[0]}, which is written in place, and maps another operand; "
                 "expected the first mapped, or no inplace"
             )
-        assert self.in_place
         self.in_place.dispatched(*_batched(info, dims, args))
         return None, None
 
 
-def as_number(op: str, name: str, x: Any) -> float:
+def as_number(op: str, name: str, x: Any) -> Any:
     """An operand that is no tensor, as Python's number."""
     if not isinstance(x, numbers.Real | torch.SymFloat) or isinstance(x, bool):
         raise TypeError(f"{op}: {name} is a {type(x).__name__}; expected a number or a torch.Tensor")
-    return x if isinstance(x, float | torch.SymFloat) else float(x)
+    number: Any = x if isinstance(x, float | torch.SymFloat) else float(x)
+    return number
 
 
 def _batched(info: Any, dims: Any, args: Sequence[Any]) -> list[Any]:
@@ -385,11 +421,11 @@ def _batched(info: Any, dims: Any, args: Sequence[Any]) -> list[Any]:
 
 
 def _problem(x: Tensor) -> dict[str, int | str | bool]:
-    return {"N": x.numel(), "dtype": str(x.dtype)}
+    return {"size": x.numel(), "dtype": str(x.dtype)}
 
 
 def _is_differentiated(operands: Sequence[Any]) -> bool:
-    tensors = [x for x in operands if isinstance(x, Tensor)]
-    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+    """Whether autograd records a call with these, or a tangent comes with one."""
+    if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in operands):
         return True
-    return not is_compiling() and any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)
+    return forward_ad._current_level >= 0  # inside a dual_level

@@ -1,4 +1,4 @@
-"""Where tensors lie: what a kernel that writes in place must know of its operands besides their shapes and dtypes."""
+"""Where tensors lie in memory: an op that works in place must know whether its operands overlap."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def check_dense(op: str, name: str, x: Any, remedy: str = "") -> None:
 
 
 def is_negation(x: Tensor) -> bool:
-    """Whether x is a lazy negation, as z.conj().imag: its memory holds −x. A compiler, which cannot ask, takes none."""
+    """Whether x is a lazy negation, such as z.conj().imag, whose memory holds −x. torch.compile cannot ask: False."""
     return not torch.compiler.is_compiling() and x.is_neg()
 
 
 def span(x: Tensor) -> tuple[int, int]:
-    """The addresses of the first byte of x and of the one behind its last."""
+    """The addresses of the first byte of x and of the byte behind its last."""
     begin = x.data_ptr()
     if x.is_contiguous():
         return begin, begin + x.nbytes
@@ -42,18 +42,18 @@ def span(x: Tensor) -> tuple[int, int]:
 
 
 def meet(x: Tensor, y: Tensor) -> bool:
-    """Whether the spans of two tensors have a byte in common: if not, the tensors have none either."""
+    """Whether the spans of two tensors share a byte. If not, the tensors share none either."""
     (begin, end), (other_begin, other_end) = span(x), span(y)
     return begin < other_end and other_begin < end
 
 
 def apart(x: Tensor, *written: Tensor | None) -> Tensor:
-    """x, or a copy of it where a write to one of the others could change it."""
+    """x, or a copy of it if a write to one of the others could change it."""
     return x.clone() if any(y is not None and meet(x, y) for y in written) else x
 
 
 def overlap(x: Tensor, y: Tensor) -> bool:
-    """Whether two tensors, one of them contiguous, have a byte in common."""
+    """Whether two tensors, one of them contiguous, share a byte."""
     if not meet(x, y):
         return False
     x, y = (y, x) if x.is_contiguous() else (x, y)
@@ -63,14 +63,14 @@ def overlap(x: Tensor, y: Tensor) -> bool:
 
 
 def repeats(x: Tensor) -> bool:
-    """Whether two elements of x share a place, as those of an expanded tensor do."""
+    """Whether two elements of x share memory, as those of an expanded tensor do."""
     if x.is_contiguous():
         return False
     reach = 0
     for step, size in sorted((step, size) for size, step in zip(x.shape, x.stride(), strict=True) if size > 1):
         if step == 0:
             return True
-        if step <= reach:  # they may
+        if step <= reach:  # they may share memory: compare all offsets
             offsets = _offsets(x)
             return len(offsets.unique()) < len(offsets)
         reach += step * (size - 1)
@@ -78,8 +78,8 @@ def repeats(x: Tensor) -> bool:
 
 
 def _offsets(x: Tensor) -> Tensor:
-    """How many elements lie between the first element of x and each."""
-    found = torch.zeros(1, dtype=torch.int64, device="cpu")
+    """The offset of each element of x from its first, in elements."""
+    offsets = torch.zeros(1, dtype=torch.int64, device="cpu")
     for size, step in zip(x.shape, x.stride(), strict=True):
-        found = (found.unsqueeze(1) + torch.arange(size, device="cpu") * step).flatten()
-    return found
+        offsets = (offsets.unsqueeze(1) + torch.arange(size, device="cpu") * step).flatten()
+    return offsets

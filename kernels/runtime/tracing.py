@@ -1,4 +1,4 @@
-"""Public functions that torch.fx's tracers record whole, as they do torch's own: their checks are control flow."""
+"""Makes a public function one call in the graph of torch.fx's tracers, which cannot follow the checks inside it."""
 
 from __future__ import annotations
 
@@ -13,23 +13,15 @@ from torch.overrides import handle_torch_function
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
-_PLAIN = (
-    Tensor,
-    torch.nn.Parameter,
-    str,
-    bool,
-    int,
-    float,
-    type(None),
-    torch.dtype,
-)  # of these none stands for another
+# types of arguments that stand for nothing but themselves
+_PLAIN = (Tensor, torch.nn.Parameter, str, bool, int, float, type(None), torch.dtype)
 
 
 def traceable(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """The function, which hands a call to an argument that is no tensor but stands for one, such as torch.fx's proxy.
+    """Wraps a function so that an argument that stands for a tensor, such as torch.fx's Proxy, takes over its call.
 
-    Tensors that override torch's functions are left to the operators inside: torch would rebuild a named tuple that
-    comes back to them from one argument, and fail.
+    Tensors that override torch's functions (subclasses) are left to the operators that the function calls. Handed the
+    whole call, torch would rebuild the named tuple that it returns from a single argument, and fail.
     """
 
     @functools.wraps(function)
@@ -43,7 +35,7 @@ def traceable(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 def stand_ins(*arguments: Any) -> list[Any]:
-    """Of arguments, and of what lists and tuples among them hold, those that are no tensors but stand for some."""
+    """The arguments, and elements of lists and tuples among them, that are no tensors but stand for some."""
     stand_ins = []
     for argument in arguments:
         for x in argument if isinstance(argument, list | tuple) else (argument,):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def join_batch(tensors: Sequence[Tensor | None], dims: Sequence[int | None], size: int) -> list[Tensor | None]:
-    """Tensors [B, ...] mapped over `dims` -> [size · B, ...]; what is not mapped is repeated by a zero stride."""
+    """Tensors [B, ...] mapped over `dims` -> [size · B, ...]. A tensor that is not mapped repeats by a zero stride."""
     return [None if x is None else _joined(x, dim, size) for x, dim in zip(tensors, dims, strict=True)]
 
 
@@ -17,13 +17,13 @@ def _joined(x: Tensor, dim: int | None, size: int) -> Tensor:
 
 
 def inner_batch(x: Tensor, dim: int | None) -> int:
-    """B of a tensor [B, ...] mapped over `dim`, before it joins: where that dimension is 0, nothing after tells."""
+    """B of a tensor [B, ...] mapped over `dim`, before it joins. A joined batch of size 0 no longer tells it."""
     return x.shape[1 if dim == 0 else 0]
 
 
 def leave_batch(
     results: Sequence[Tensor], produced: Sequence[bool], size: int, inner: int
 ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
-    """Results [size · inner, ...] -> [size, inner, ...] and their mapped dimensions; those not produced stay."""
+    """Results [size · inner, ...] -> [size, inner, ...] and their mapped dimensions. Results not produced stay."""
     outs = tuple(x.unflatten(0, (size, inner)) if made else x for x, made in zip(results, produced, strict=True))
     return outs, tuple(0 if made else None for made in produced)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
 import torch
@@ -24,10 +25,19 @@ STEP = Tuned(
 _SMALL = 1 << 15  # elements that are done before a thread would start
 
 
+class _Call(ctypes.Structure):
+    """Mirrors `struct Call` in by_cpp.cpp, field by field."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("count", "rows", "columns", "width")),
+        *((name, ctypes.c_int64) for name in ("of_row", "of_column", "of_inner")),
+        *((name, ctypes.c_int64) for name in ("entries_a_bucket", "has_wide_indices", "rule", "threads")),
+    )
+
+
 @native.cached
 def _function(dtype: torch.dtype):
-    found = native.required("scatter_step", SOURCE, dtype)
-    return found.scatter_step
+    return native.required("scatter_step", SOURCE, dtype).scatter_step
 
 
 def step(
@@ -78,7 +88,17 @@ def plan(param: Tensor, rows: Tensor, columns: Tensor | None, values: Tensor, ru
     problem = {"R": R, "C": C, "nnz": nnz, "D": D, "dtype": str(param.dtype)}
     config = STEP.config(problem, param.device)
     bucket = (STEP.default(problem) if rule == "polyak" else config)["BUCKET"]
-    threads = native.threads(config["threads"], nnz * D, _SMALL)
-    of_indices = rows.dtype == torch.int64, RULES.index(rule)
-    call = native.integers(nnz, R, C, D, of_row, of_column, of_inner, bucket, *of_indices, threads)
+    call = _Call(
+        count=nnz,
+        rows=R,
+        columns=C,
+        width=D,
+        of_row=of_row,
+        of_column=of_column,
+        of_inner=of_inner,
+        entries_a_bucket=bucket,
+        has_wide_indices=rows.dtype == torch.int64,
+        rule=RULES.index(rule),
+        threads=native.threads(config["threads"], nnz * D, _SMALL),
+    )
     return dispatch.plan(_function(param.dtype), (), call)

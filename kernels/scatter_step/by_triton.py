@@ -46,7 +46,7 @@ _WIDEST = 128  # elements of a row that a program holds at a time
 
 @triton.jit
 def _key(row_ptr, column_ptr, i, mask, R, C, total, HAS_COLUMNS: tl.constexpr):
-    """row · C + column, or total = R · C where the entry is skipped."""
+    """The key row · C + column of an entry, or total = R · C where it is skipped."""
     row = tl.load(row_ptr + i, mask=mask, other=-1).to(tl.int64)
     good = (row >= 0) & (row < R)
     key = row * C
@@ -343,5 +343,5 @@ def step(
 
 
 def _rates(lr: float | Tensor, param: Tensor) -> tuple[Tensor, float]:
-    """lr_ptr and lr, of which the kernel reads one."""
+    """The arguments lr_ptr and lr, of which the kernel reads one."""
     return (lr, 0.0) if isinstance(lr, Tensor) else (param, float(lr))

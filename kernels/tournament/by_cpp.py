@@ -32,16 +32,16 @@ _SMALL = 1 << 15  # leaves that are played before a thread would start
 
 @native.cached
 def _functions(dtype: torch.dtype):
-    found = native.required("Tournament", SOURCE, dtype)
+    library = native.required("Tournament", SOURCE, dtype)
     pointer, integer, sizes = ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(ctypes.c_int64)
-    build, update = found.tournament_build, found.tournament_update
+    build, update = library.tournament_build, library.tournament_update
     build.argtypes, build.restype = [sizes, pointer, pointer, pointer, integer, integer], None
     update.argtypes = [sizes, *[pointer] * 4, integer, pointer, integer, ctypes.c_int64, integer]
     return build, update
 
 
 def build(leaves: Tensor, values: Tensor, indices: Tensor, largest: bool) -> None:
-    """As `_build` of the package."""
+    """Builds all trees in C++; arguments as in `_build` of the package."""
     (B, n), nodes = leaves.shape, values.shape[1]
     config = BUILD.config({"B": B, "n": n, "dtype": str(leaves.dtype)}, leaves.device)
     sizes, threads = native.integers(B, n, nodes, config["TREES"]), native.threads(config["threads"], B * n, _SMALL)
@@ -50,7 +50,7 @@ def build(leaves: Tensor, values: Tensor, indices: Tensor, largest: bool) -> Non
 
 
 def update(leaves: Tensor, values: Tensor, indices: Tensor, positions: Tensor, new: Tensor, largest: bool) -> None:
-    """As `_update` of the package.
+    """Updates all trees in C++; arguments as in `_update` of the package.
 
     Raises:
         IndexError: a position out of range; nothing is written then.

@@ -23,9 +23,8 @@ BUILD = Tuned(
 )
 UPDATE = Tuned(
     "tournament_update.triton",
-    Space(
-        {"BLOCK": (1, 2, 4, 8, 16, 32, 64), "num_warps": (1, 2, 4, 8)}
-    ),  # touched leaves that are climbed from at once
+    # BLOCK: touched leaves that are climbed from at once
+    Space({"BLOCK": (1, 2, 4, 8, 16, 32, 64), "num_warps": (1, 2, 4, 8)}),
     default=lambda problem: {"BLOCK": min(32, triton.next_power_of_2(int(problem["t"]))), "num_warps": 4},
     source=Path(__file__),
 )
@@ -134,7 +133,7 @@ def _constants(leaves: Tensor, largest: bool) -> dict[str, object]:
 
 
 def build(leaves: Tensor, values: Tensor, indices: Tensor, largest: bool) -> None:
-    """As `_build` of the package: a launch for each level."""
+    """Builds all trees, a launch for each level; arguments as in `_build` of the package."""
     (B, n), nodes = leaves.shape, values.shape[1]
     config = BUILD.config({"B": B, "n": n, "dtype": str(leaves.dtype)}, leaves.device)
     children, size, level = 0, n, 0
@@ -147,7 +146,10 @@ def build(leaves: Tensor, values: Tensor, indices: Tensor, largest: bool) -> Non
 
 
 def update(leaves: Tensor, values: Tensor, indices: Tensor, positions: Tensor, new: Tensor, largest: bool) -> None:
-    """As `_update` of the package. One program climbs a tree; where many leaves are touched, a build follows."""
+    """Updates all trees; arguments as in `_update` of the package.
+
+    One program climbs a tree; where many leaves are touched, a build follows.
+    """
     positions, new = positions.contiguous(), new.contiguous()
     (B, n), nodes, touched = leaves.shape, values.shape[1], positions.shape[-1]
     climbs = touched <= max(_FEW, n // (FAN * FAN))

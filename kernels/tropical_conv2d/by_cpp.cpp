@@ -8,29 +8,49 @@
 
 namespace {
 
-Sizes sizes_of(const int64_t* n) {
-    const Axis row{n[4], n[6], n[8], n[10], n[12], n[14]}, column{n[5], n[7], n[9], n[11], n[13], n[15]};
-    return {n[0], n[1], n[2], n[3], row, column};
+// What by_cpp.py lays out. No size is 0; strides are in elements.
+
+struct Geometry {  // of each pair the first is for rows, the second for columns
+    int64_t batch, groups, channels, filters;  // channels and filters of one group
+    int64_t inputs[2], outputs[2], taps[2], stride[2], padding[2], dilation[2];
+};
+
+Sizes sizes_of(const Geometry& g) {
+    const auto axis = [&](int i) {
+        return Axis{g.inputs[i], g.outputs[i], g.taps[i], g.stride[i], g.padding[i], g.dilation[i]};
+    };
+    return {g.batch, g.groups, g.channels, g.filters, axis(0), axis(1)};
 }
 
-Strides strides_of(const int64_t* n) { return {n[0], n[1], n[2], n[3]}; }
+struct ForwardCall {
+    Geometry geometry;
+    Strides x, w;
+    int64_t negate, ignore_nan;
+    int64_t saturates;  // whether sums of int32 may leave the plain form's range, of addends below 2^29
+    int64_t short_winners, positions, threads;
+};
+
+struct ScatterCall {
+    Geometry geometry;
+    Strides dy;
+    int64_t short_winners, threads;
+};
 
 }  // namespace
 
-// sizes: batch, groups, channels and filters of a group, then for rows and columns: inputs, outputs, taps, stride,
-// padding, dilation.  strides: four of x, four of w, in elements.  No size is 0.  saturates: whether sums of int32 may
-// leave the plain form's range, of addends below 2^29.
-extern "C" int tropical_conv_forward(int negate, int ignore_nan, int saturates, int short_winners, const int64_t* sizes,
-                                     const void* x, const void* w, const int64_t* strides, void* y, void* winners,
-                                     int64_t positions, int threads) {
-    const Problem problem{sizes_of(sizes), x, w, strides_of(strides), strides_of(strides + 4), y, winners,
-                          short_winners != 0, negate != 0, ignore_nan != 0, positions, threads};
+// winners: null where not wanted.
+extern "C" int tropical_conv_forward(const ForwardCall* call, const void* x, const void* w, void* y, void* winners) {
+    const Problem problem{sizes_of(call->geometry), x, w, call->x, call->w, y, winners,
+                          call->short_winners != 0, call->negate != 0, call->ignore_nan != 0, call->positions,
+                          static_cast<int>(call->threads)};
     return guarded([&] {
-        if constexpr (std::is_same_v<Element, int32_t>)
-            // a double holds every sum of two int32 exactly
-            saturates ? Dilation<double, Saturated<int32_t, double>>(problem).run() : Dilation<int32_t, Unrounded>(problem).run();
-        else if constexpr (std::is_same_v<Element, int16_t>)
-            Dilation<Sum, ToInt16>(problem).run();
+        if constexpr (std::is_same_v<Element, int32_t>) {
+            if (call->saturates)  // a double holds every sum of two int32 exactly
+                Dilation<double, Saturated<int32_t, double>>(problem).run();
+            else
+                Dilation<int32_t, Unrounded>(problem).run();
+        } else if constexpr (std::is_same_v<Element, int16_t>)
+            Dilation<Sum, Saturated<int16_t, Sum>>(problem).run();
         else if constexpr (std::is_same_v<Element, int8_t>)
             Dilation<Sum, Unrounded>(problem).run();
         else
@@ -39,14 +59,14 @@ extern "C" int tropical_conv_forward(int negate, int ignore_nan, int saturates, 
     });
 }
 
-// sizes: as above.  strides: four of dy, in elements.  dx, dw: null where not wanted.
-extern "C" int tropical_conv_scatter(const int64_t* sizes, const void* dy, const int64_t* strides, const void* winners,
-                                     int short_winners, void* dx, void* dw, int threads) {
+// dx, dw: null where not wanted.
+extern "C" int tropical_conv_scatter(const ScatterCall* call, const void* dy, const void* winners, void* dx, void* dw) {
     if constexpr (std::is_integral_v<Element>) return DONE;  // integers have no gradient
     else {
-        const Scatter scatter{sizes_of(sizes), dy, strides_of(strides), winners, short_winners != 0, dx, dw, threads};
+        const Scatter scatter{sizes_of(call->geometry), dy, call->dy, winners, call->short_winners != 0, dx, dw,
+                              static_cast<int>(call->threads)};
         return guarded([&] {
-            return short_winners ? Backward<int16_t>(scatter).run() : Backward<int32_t>(scatter).run();
+            return call->short_winners ? Backward<int16_t>(scatter).run() : Backward<int32_t>(scatter).run();
         });
     }
 }

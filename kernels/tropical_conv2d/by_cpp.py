@@ -34,22 +34,58 @@ _SMALL_FORWARD, _SMALL_SCATTER = 1 << 21, 1 << 15  # taps of all outputs, winner
 _PLAIN = 1 << 29  # the kernel adds int32 below this without a look at the bounds
 
 
+class _Geometry(ctypes.Structure):
+    """Mirrors `struct Geometry` in by_cpp.cpp, field by field; pairs are for rows and columns."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("batch", "groups", "channels", "filters")),
+        *((name, ctypes.c_int64 * 2) for name in ("inputs", "outputs", "taps", "stride", "padding", "dilation")),
+    )
+
+
+class _ForwardCall(ctypes.Structure):
+    """Mirrors `struct ForwardCall` in by_cpp.cpp, field by field."""
+
+    _fields_ = (
+        ("geometry", _Geometry),
+        *((name, ctypes.c_int64 * 4) for name in ("x_strides", "weight_strides")),
+        *((name, ctypes.c_int64) for name in ("negate", "ignore_nan", "saturates")),
+        *((name, ctypes.c_int64) for name in ("short_winners", "positions", "threads")),
+    )
+
+
+class _ScatterCall(ctypes.Structure):
+    """Mirrors `struct ScatterCall` in by_cpp.cpp, field by field."""
+
+    _fields_ = (
+        ("geometry", _Geometry),
+        ("dy_strides", ctypes.c_int64 * 4),
+        *((name, ctypes.c_int64) for name in ("short_winners", "threads")),
+    )
+
+
 @native.cached
 def _functions(dtype: torch.dtype):
-    found = native.required("tropical_conv2d", SOURCE, dtype)
-    pointer, integer, long, integers = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.POINTER(ctypes.c_int64)
-    forward, scatter = found.tropical_conv_forward, found.tropical_conv_scatter
-    forward.argtypes = [integer] * 4 + [integers, pointer, pointer, integers, pointer, pointer, long, integer]
-    scatter.argtypes = [integers, pointer, integers, pointer, integer, pointer, pointer, integer]
-    return forward, scatter
+    library, pointer = native.required("tropical_conv2d", SOURCE, dtype), ctypes.c_void_p
+    library.tropical_conv_forward.argtypes = [ctypes.POINTER(_ForwardCall), *[pointer] * 4]
+    library.tropical_conv_scatter.argtypes = [ctypes.POINTER(_ScatterCall), *[pointer] * 4]
+    return library.tropical_conv_forward, library.tropical_conv_scatter
 
 
-def _sizes(x_shape: Sequence[int], weight_shape: Sequence[int], window: Window, groups: int):
-    """What the library takes: batch, groups, channels and filters of a group, then pairs for rows and columns."""
+def _geometry(x_shape: Sequence[int], weight_shape: Sequence[int], window: Window, groups: int) -> _Geometry:
     (B, C, *inputs), (O, _, *taps) = x_shape, weight_shape
-    outputs = [window.outputs(axis, inputs[axis], taps[axis]) for axis in (0, 1)]
-    return native.integers(
-        B, groups, C // groups, O // groups, *inputs, *outputs, *taps, *(n for pair in window for n in pair)
+    outputs = window.outputs(0, inputs[0], taps[0]), window.outputs(1, inputs[1], taps[1])
+    return _Geometry(
+        batch=B,
+        groups=groups,
+        channels=C // groups,
+        filters=O // groups,
+        inputs=tuple(inputs),
+        outputs=outputs,
+        taps=tuple(taps),
+        stride=tuple(window.stride),
+        padding=tuple(window.padding),
+        dilation=tuple(window.dilation),
     )
 
 
@@ -64,20 +100,19 @@ def forward(
     won = x.new_empty(shape if winners else (0,), dtype=winner_dtype(K))
     problem = {"outputs": shape[2] * shape[3], "K": K, "filters": O // groups, "dtype": str(x.dtype)}
     config = FORWARD.config({**problem, "winners": winners}, x.device)
-    status = _functions(x.dtype)[0](
-        semiring == "min_plus",
-        ignore_nan,
-        x.dtype == torch.int32 and not (_is_plain(x) and _is_plain(weight)),
-        won.dtype == torch.int16,
-        _sizes(x.shape, weight.shape, window, groups),
-        x.data_ptr(),
-        weight.data_ptr(),
-        native.integers(*x.stride(), *weight.stride()),
-        values.data_ptr(),
-        won.data_ptr() if winners else None,
-        config["positions"],
-        native.threads(config["threads"], values.numel() * K, _SMALL_FORWARD),
+    call = _ForwardCall(
+        geometry=_geometry(x.shape, weight.shape, window, groups),
+        x_strides=x.stride(),
+        weight_strides=weight.stride(),
+        negate=semiring == "min_plus",
+        ignore_nan=ignore_nan,
+        saturates=x.dtype == torch.int32 and not (_is_plain(x) and _is_plain(weight)),
+        short_winners=won.dtype == torch.int16,
+        positions=config["positions"],
+        threads=native.threads(config["threads"], values.numel() * K, _SMALL_FORWARD),
     )
+    address_of_winners = won.data_ptr() if winners else None
+    status = _functions(x.dtype)[0](call, x.data_ptr(), weight.data_ptr(), values.data_ptr(), address_of_winners)
     _check(status)
     return values, won
 
@@ -109,16 +144,14 @@ def scatter(
     winners = winners.contiguous()
     problem = {"outputs": dy.shape[2] * dy.shape[3], "images": dy.shape[0] * dy.shape[1], "dtype": str(dy.dtype)}
     config = SCATTER.config(problem, dy.device)
-    status = _functions(dy.dtype)[1](
-        _sizes(x_shape, weight_shape, window, groups),
-        dy.data_ptr(),
-        native.integers(*dy.stride()),
-        winners.data_ptr(),
-        winners.dtype == torch.int16,
-        dx.data_ptr() if needs_x else None,
-        dweight.data_ptr() if needs_weight else None,
-        native.threads(config["threads"], dy.numel(), _SMALL_SCATTER),
+    call = _ScatterCall(
+        geometry=_geometry(x_shape, weight_shape, window, groups),
+        dy_strides=dy.stride(),
+        short_winners=winners.dtype == torch.int16,
+        threads=native.threads(config["threads"], dy.numel(), _SMALL_SCATTER),
     )
+    gradients = dx.data_ptr() if needs_x else None, dweight.data_ptr() if needs_weight else None
+    status = _functions(dy.dtype)[1](call, dy.data_ptr(), winners.data_ptr(), *gradients)
     _check(status, weight_shape)
     return dx, dweight
 

@@ -25,16 +25,6 @@ constexpr bool IS_SHORT_INTEGER = std::is_integral_v<Element> && sizeof(Element)
 using Sum = std::conditional_t<IS_SHORT_INTEGER, int32_t, Compute>;
 using Value = std::conditional_t<std::is_same_v<Element, int8_t>, int32_t, Element>;
 
-struct ToInt16 {
-    int32_t low, high;
-    explicit ToInt16(bool negated) : low(negated ? -32767 : -32768), high(negated ? 32768 : 32767) {}
-    template <class I>
-    I operator()(I x) const {
-        const I floor = I{} + low, ceiling = I{} + high, raised = larger(x, floor);
-        return raised < ceiling ? raised : ceiling;
-    }
-};
-
 struct Problem {
     Sizes sizes;
     const void *x, *w;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
 import torch
@@ -13,14 +14,14 @@ from ..runtime import dispatch, native
 
 SOURCE = Path(__file__).with_name("by_cpp.cpp")
 
-# KC, MC, NC: the block of k, rows and columns a task takes (see by_cpp.cpp). Every choice gives the same bits.
+# KC, MC, NC: the block of k, rows and columns a task takes (see product.hpp). Every choice gives the same bits.
 FORWARD = Tuned(
     "tropical_matmul.cpp",
     Space({"KC": (256, 512, 1024, 2048), "MC": (128, 256, 512, 1024), "NC": (64, 128, 256), "threads": native.THREADS}),
     default=lambda problem: {"KC": 1024, "MC": 512, "NC": 128, "threads": 0},
     source=SOURCE,
 )
-# Of a product with few rows or columns, whose other factor is read along k where it lies. TASKS: so many a thread.
+# For a product with few rows or columns, whose other factor is read along k where it lies. TASKS: so many a thread.
 NARROW = Tuned(
     "tropical_matmul_narrow.cpp",
     Space({"TASKS": (1, 2, 4, 8, 16), "threads": native.THREADS}),
@@ -28,8 +29,19 @@ NARROW = Tuned(
     source=SOURCE,
 )
 
-_FEW = 4  # as in by_cpp.cpp
+_FEW = 4  # as FEW in few_columns.hpp
 _SMALL = 1 << 21  # (m, n, k) steps: less is done before a thread would start
+
+
+class _Call(ctypes.Structure):
+    """Mirrors `struct Call` in by_cpp.cpp, field by field."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("batch", "M", "K", "N")),
+        *((name, ctypes.c_int64 * 3) for name in ("a_strides", "b_strides")),
+        *((name, ctypes.c_int64) for name in ("times", "negate", "ignore_nan", "narrow")),
+        *((name, ctypes.c_int64) for name in ("KC", "MC", "NC", "tasks", "threads")),
+    )
 
 
 @native.cached
@@ -44,7 +56,7 @@ def forward(a: Tensor, b: Tensor, semiring: str, winners: bool, ignore_nan: bool
     winner_dtype(K). No size is 0.
     """
     shape = *a.shape[:2], b.shape[-1]
-    # the zero of max_times is not its lowest value, so outputs with nothing to choose from must be known
+    # the zero of max_times is not its lowest value, so winners must mark the outputs with nothing to choose from
     kept = winners or (semiring == "max_times" and ignore_nan)
     status, (values, won) = dispatch.run(forward_plan(a, b, semiring, kept, ignore_nan, shape), a, b)
     _check(status)
@@ -66,13 +78,22 @@ def forward_plan(
         blocks = FORWARD.default(problem)  # where K is too short to be gone along
     else:
         config = blocks = FORWARD.config(problem, a.device)
-    call = native.integers(
-        *(B, M, K, N),
-        *a.stride(),
-        *b.stride(),
-        *(times, semiring == "min_plus", ignore_nan, winner_dtype(K) == torch.int16),
-        *(blocks["KC"], blocks["MC"], blocks["NC"]),
-        *(config.get("TASKS", 0), native.threads(config["threads"], B * M * N * K, _SMALL)),
+    call = _Call(
+        batch=B,
+        M=M,
+        K=K,
+        N=N,
+        a_strides=a.stride(),
+        b_strides=b.stride(),
+        times=times,
+        negate=semiring == "min_plus",
+        ignore_nan=ignore_nan,
+        narrow=winner_dtype(K) == torch.int16,
+        KC=blocks["KC"],
+        MC=blocks["MC"],
+        NC=blocks["NC"],
+        tasks=config.get("TASKS", 0),
+        threads=native.threads(config["threads"], B * M * N * K, _SMALL),
     )
     outputs = (value_dtype(a.dtype), shape), (winner_dtype(K), shape if winners else None)
     return dispatch.plan(_function(a.dtype), outputs, call)

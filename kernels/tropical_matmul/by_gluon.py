@@ -159,8 +159,9 @@ def first_split(parts: Tensor, part_blocks: Tensor, values: Tensor, blocks: Tens
 def k_major(x: Tensor, least_rows: int, dtype: torch.dtype) -> Tensor:
     """x [B, K, S] itself where its rows can be copied 16 bytes at a time, else a copy with rows padded to 16 elements.
 
-    Below least_rows the last row is repeated, which changes no ⊕. The padding of a row holds anything: it reaches only
-    outputs that are never stored. A batch of stride 0 is copied once.
+    Fewer than `least_rows` rows are filled up by repeating the last: a maximum is unchanged by a repeated candidate.
+    The padding at the end of a row is uninitialised; it only reaches outputs that are not stored. A batch of stride 0
+    is copied once.
     """
     B, K, S = x.shape
     multiples = (*x.stride()[:2], S)

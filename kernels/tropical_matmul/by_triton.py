@@ -5,10 +5,12 @@ One program makes one [BLOCK_M, BLOCK_N] tile of C[m, n] = max_k A[m, k] ⊗ B[k
 m, and a thread keeps BLOCK_M / num_warps rows times N1 columns. Per k it loads that many factors, each alone, and
 makes their product of candidates: no shared memory and no barrier, so warps hide each other's latency.
 
-⊕ commutes with every non-decreasing map, and rounding and saturation are such: bfloat16 runs in unrounded fp32 and
-int16 in unsaturated int32, and what a block of k has selected is rounded or saturated once, before it is compared.
+Rounding and saturation never change the order of two numbers, so they may follow the maximum: bfloat16 runs in
+unrounded fp32 and int16 in unsaturated int32, and each k-block's result is rounded or saturated once, before it is
+compared with the blocks before.
 
-⊕ is idempotent too, so all k-blocks are whole: the second starts early and repeats some of the first.
+A maximum is unchanged by a repeated candidate, so all k-blocks are whole: the second starts early and repeats some of
+the first.
 
 Winners, for K above 128, come in two phases, as in refine.py: the loop keeps the k-block in which the running ⊕ last
 improved (strictly, so the first wins a tie), one compare and one select per BLOCK_K; refining finds the first k in that

@@ -262,13 +262,14 @@ def _tropical_matmul_gluon_kernel(
 def constants(
     config: Config, dtype: torch.dtype, semiring: str, winners: bool, ignore_nan: bool, capability: tuple[int, int]
 ) -> dict[str, Any]:
-    """What the kernel is compiled with for a config and operands of this dtype."""
+    """The kernel's compile-time constants for a config and operands of this dtype."""
     form = form_of(dtype, semiring, capability)
     # a winner takes three registers, its value, its k-block and the block's own ⊕: half the outputs, or they spill
     outputs = config["OUTPUTS"] // (2 if winners and str(dtype) not in HALVES else 1)
     # Three blocks of 128 threads on a multiprocessor where that spills nothing; without a bound ptxas may spill a word
-    # to fit more. What needs more: products of int32, which saturate in 64 bits; winners of bf16 before 9.0, which
-    # compares them in fp32; those of fp32 from 10.0 on, which selects among three; large tiles other than the default.
+    # to fit more. These need more registers: products of int32, which saturate in 64 bits; winners of bf16 before 9.0,
+    # which compares them in fp32; those of fp32 from 10.0 on, which selects among three; large tiles other than the
+    # default.
     wide = (
         (dtype == torch.int32 and semiring == "max_times")
         or (winners and dtype == torch.bfloat16 and capability < (9, 0))
@@ -289,7 +290,7 @@ def constants(
 
 
 def lanes(dtype: torch.dtype) -> torch.dtype:
-    """What the operands are copied in."""
+    """The dtype that the operands are copied in."""
     return torch.int16 if dtype == torch.int8 else dtype
 
 

@@ -33,7 +33,7 @@ inline Shorts saturated_add(Shorts a, Shorts b) {
 inline Shorts saturated_sub(Shorts a, Shorts b) { return ~saturated_add(~a, b); }
 #endif
 
-// What the tiles read of A. A broadcast of 32 bits comes from memory by itself, one of 16 takes a shuffle as well.
+// An element of A as the tiles read it. A broadcast of 32 bits comes from memory by itself, one of 16 takes a shuffle as well.
 struct Twice {
     uint32_t both;
     operator int16_t() const { return int16_t(both); }

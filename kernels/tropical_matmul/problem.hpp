@@ -25,7 +25,7 @@ struct Problem {
     int threads;
 };
 
-// What both ways to multiply share. ⊗ is Op, or Other where the problem asks for it.
+// The part that both ways to multiply share. ⊗ is Op, or Other where the problem asks for it.
 template <class T, class C, class Round, class Op, class Other>
 struct Semiring {
     using Out = std::conditional_t<std::is_same_v<T, int8_t>, int32_t, T>;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
 import torch
@@ -19,6 +20,16 @@ SCATTER = Tuned(
     source=SOURCE,
 )
 _SMALL = 1 << 15  # winners: fewer are done before a thread would start
+
+
+class _Call(ctypes.Structure):
+    """Mirrors `struct Call` in by_cpp.cpp, field by field."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("batch", "M", "K", "N")),
+        *((name, ctypes.c_int64 * 3) for name in ("dc_strides", "a_strides", "b_strides")),
+        *((name, ctypes.c_int64) for name in ("times", "narrow", "threads")),
+    )
 
 
 @native.cached
@@ -59,16 +70,18 @@ def scatter_plan(
     if winners.dtype not in (torch.int16, torch.int32):
         return []
     B, M, N = dc.shape
-    times = semiring == "max_times"
-    unused = (0, 0, 0)
     config = SCATTER.config({"M": M, "N": N, "K": K, "dtype": str(dc.dtype)}, dc.device)
-    call = native.integers(
-        *(B, M, K, N),
-        *dc.stride(),
-        *(unused if a is None else a.stride()),
-        *(unused if b is None else b.stride()),
-        *(times, winners.dtype == torch.int16),
-        native.threads(config["threads"], B * M * N, _SMALL),
+    call = _Call(
+        batch=B,
+        M=M,
+        K=K,
+        N=N,
+        dc_strides=dc.stride(),
+        a_strides=(0, 0, 0) if a is None else a.stride(),
+        b_strides=(0, 0, 0) if b is None else b.stride(),
+        times=semiring == "max_times",
+        narrow=winners.dtype == torch.int16,
+        threads=native.threads(config["threads"], B * M * N, _SMALL),
     )
     outputs = (dc.dtype, (B, M, K) if needs_a else (0,)), (dc.dtype, (B, K, N) if needs_b else (0,))
     return dispatch.plan(_function(dc.dtype), outputs, call)

@@ -274,7 +274,7 @@ class Cached(Dense):
         """At most so many iterations; arguments and result as in Dense.run.
 
         Raises:
-            RuntimeError: inside the capture of a CUDA graph, where nobody can look at how the run stands.
+            RuntimeError: inside the capture of a CUDA graph, where the host cannot read how the run stands.
         """
         progress = self.state.progress
         if capturing(self._words.device):

@@ -14,7 +14,7 @@ namespace {
 struct Snapshot {
     const Problem& s;
     const Weights kept;
-    bool unknown = true;  // what moved before this call
+    bool unknown = true;  // nothing tells what moved before this call
     Moves moved = {};
 
     void note(const Moves& moves) {

@@ -12,7 +12,7 @@ enum Ends : int64_t { GOING, MET, ROUNDED, DIVERGED };
 enum Losses : int64_t { HINGE, CROSS_ENTROPY };
 enum Steps : int64_t { POLYAK, SQRT, POWER };
 
-struct Progress {  // definition.Progress
+struct Progress {  // Progress of definition.py, field by field
     int64_t iteration, status, worst, idle, raises, best_iteration, right, best_right, best_right_iteration;
     double loss, best_loss, best_right_loss, record, gap, path, longest_path, length;
 };
@@ -21,7 +21,7 @@ struct Weights {
     T *a, *w1, *w2;  // [p, d], [q, p], [K, q]
 };
 
-struct Problem {  // cpu._Problem
+struct Problem {  // _Problem of by_cpp.py, field by field
     int64_t N, training, d, p, q, K;
     int64_t columns;  // of z that are stored: p, or p / 2 where the second half of A is the negative of the first
     int64_t loss, step, trains_a, has_trees, idle_limit;

@@ -1,4 +1,4 @@
-// What is computed of one sample or of some: z, scores, losses; and the moves of weights that these follow.
+// The values of one sample or of some: z, scores, losses; and the moves of weights that these follow.
 
 #pragma once
 

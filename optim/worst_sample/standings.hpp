@@ -83,7 +83,7 @@ struct Standings {
 
     Standings operator+(int64_t n) const { return {value + n, winner + n, bound + n, second + n, third + n}; }
 
-    // Of all leaves anew, given by `find(value, without)`.
+    // Decides among all leaves, whatever was known; `find(value, without)` gives a leaf that attains a value.
     template <bool MAXIMUM, class Find>
     void decide(const Podium<MAXIMUM>& podium, const Find& find) const {
         const int64_t first = find(podium.first, int64_t(-1));

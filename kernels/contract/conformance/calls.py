@@ -15,7 +15,7 @@ from .case import NotHere
 
 @contextmanager
 def forced(name: str, device: torch.device) -> Iterator[None]:
-    """One backend inside the block; memory that a kernel fails to write reads as NaN there."""
+    """Takes one backend inside the block, or raises NotHere."""
     reason = backends.why_off(name, device)
     if reason:
         raise NotHere(reason)
@@ -25,7 +25,7 @@ def forced(name: str, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def poisoned() -> Iterator[None]:
-    """torch.empty gives NaN (integers: the largest) inside the block."""
+    """torch.empty gives NaN (integers: the largest) inside the block, and so shows what a kernel fails to write."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     try:
@@ -34,7 +34,7 @@ def poisoned() -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-TURNS = 4  # of one layout: the first, the next, which may go by what that has found out, and two more
+TURNS = 4  # calls of one layout: the first, the next, which may use what the first worked out, and two more
 
 
 # An op may take integer tensors beside its floats, such as paths: they are neither cast nor differentiated.
@@ -53,7 +53,7 @@ def as_leaves(args) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
 def value_and_gradients(
     spec: Spec, args, kwargs, weight: Callable[[Tensor], Tensor] = torch.ones_like
 ) -> tuple[Tensor, ...]:
-    """The value and, where there are any, the gradients of the arguments under `weight(value)`."""
+    """The value and, if the op has any, the gradients of the arguments under `weight(value)`."""
     if not spec.is_differentiable:
         return (spec.op(*args, **kwargs),)
     args, leaves = as_leaves(args)
@@ -62,7 +62,7 @@ def value_and_gradients(
 
 
 def unequal_weights(out: Tensor) -> Tensor:
-    """Upstream gradients of which no two are equal."""
+    """Upstream gradients, no two of them equal."""
     return torch.linspace(-1, 1, out.numel(), device=out.device).to(out).view_as(out)
 
 
@@ -72,7 +72,7 @@ def tiny_leaves(spec: Spec, device: torch.device) -> tuple[Tensor, ...]:
 
 
 def shape_for(name: str, spec: Spec) -> Sizes:
-    """A small shape, with ragged edges; for the interpreter, which takes a second a thousand outputs, a tiny one."""
+    """A small shape with ragged edges; a tiny one for the interpreter, which takes a second for a thousand outputs."""
     if name == "triton" and backends.interpreted():
         return {letter: 3 + index for index, letter in enumerate(spec.small_shapes[0])}
     return spec.small_shapes[-1]

@@ -1,4 +1,4 @@
-"""A check of one promise of one op."""
+"""The form of a conformance case: a check of one promise of one op."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Promises about gradients: right, of ties, of nothing, and of winners that are out of range."""
+"""Promises about gradients: right values, ties, empty calls, and winners that are out of range."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def check_subgradient(spec: Spec, name: str, device: torch.device, kwargs, shape
 
 
 def empty(spec: Spec, device: torch.device) -> Iterator[Case]:
-    """Gradients of calls in which some size is 0: shaped as what they are of, and 0, since nothing has won."""
+    """Gradients of calls in which some size is 0: they have their arguments' shapes and are 0, as nothing has won."""
     if not spec.is_differentiable:
         return
     for name in spec.backends:
@@ -79,7 +79,7 @@ def empty(spec: Spec, device: torch.device) -> Iterator[Case]:
 
 
 def indices(spec: Spec, device: torch.device) -> Iterator[Case]:
-    """Winners −1 and outside [−1, K), given to the raw scatter."""
+    """Gives the raw scatter winners of −1 and outside [−1, K)."""
     if spec.scatter is None:
         return
     scatter, K = spec.scatter

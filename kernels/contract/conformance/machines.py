@@ -30,14 +30,14 @@ def deterministic(spec: Spec, device: torch.device) -> Iterator[Case]:
                 threads = torch.get_num_threads()
                 with forced(name, device), poisoned():
                     try:
-                        found = []
+                        results = []
                         for turn in range(times):
                             torch.set_num_threads(1 + turn % 2)
-                            found.append(value_and_gradients(spec, args, kwargs, unequal_weights))
+                            results.append(value_and_gradients(spec, args, kwargs, unequal_weights))
                     finally:
                         torch.set_num_threads(threads)
-                for other in found[1:]:
-                    assert_same(other, found[0], True, "the same gradient again")
+                for other in results[1:]:
+                    assert_same(other, results[0], True, "the same gradient again")
 
             yield Case(spec.name, "deterministic", f"{name}-{variant}", run)
 
@@ -46,19 +46,19 @@ def threads(spec: Spec, device: torch.device) -> Iterator[Case]:
     """Eight Python threads, each with inputs of its own, forward and backward at once."""
     for name in spec.backends:
         if name == "triton" and device.type == "cpu":
-            continue  # the interpreter patches triton's language in place: one thread at a time
+            continue  # the interpreter patches triton's language in place, and so bears one thread only
 
         def run(name=name):
             kwargs = next(iter(spec.variants.values()))
             inputs = [spec.inputs(spec.small_shapes[-1], torch.float32, device, seed) for seed in range(8)]
 
-            found = {}
+            last = {}
             with forced(name, device):
                 expected = [value_and_gradients(spec, args, kwargs) for args in inputs]
 
                 def work(index):
                     for _ in range(10):
-                        found[index] = value_and_gradients(spec, inputs[index], kwargs)
+                        last[index] = value_and_gradients(spec, inputs[index], kwargs)
 
                 workers = [threading.Thread(target=work, args=(index,)) for index in range(8)]
                 for worker in workers:
@@ -67,7 +67,7 @@ def threads(spec: Spec, device: torch.device) -> Iterator[Case]:
                     worker.join()
             exact = device.type == "cpu"  # atomic additions come in any order on a GPU
             for index, one in enumerate(expected):
-                assert_same(found[index], one, exact, f"thread {index}")
+                assert_same(last[index], one, exact, f"thread {index}")
 
         yield Case(spec.name, "threads", name, run)
 
@@ -84,7 +84,9 @@ def streams(spec: Spec, device: torch.device) -> Iterator[Case]:
             torch.cuda.synchronize(device)
             stream = torch.cuda.Stream(device)
             with torch.cuda.stream(stream):
-                torch.cuda._sleep(10_000_000)  # what ran on the default stream instead would be done long before
+                torch.cuda._sleep(
+                    10_000_000
+                )  # work that went to the default stream by mistake would be done long before
                 late = [x.clone() for x in args]
                 got = spec.op(*late, **kwargs)
             stream.synchronize()
@@ -136,15 +138,15 @@ def capture(spec: Spec, device: torch.device) -> Iterator[Case]:
 FORMS = (
     *(native.Form("native", by_fma) for by_fma in (False, True)),
     *(native.Form(level, False) for level in native.LEVELS),
-    *(native.Form(level, True) for level in native.LEVELS[2:]),  # the others have no fused multiply-add
+    *(native.Form(level, True) for level in native.LEVELS[2:]),  # the first two have no fused multiply-add
 )
 
 
 def forms(spec: Spec, device: torch.device) -> Iterator[Case]:
     """Values, winners and gradients of the C++ kernels in every form: the oracle's, and the same bits as by default.
 
-    A library takes seconds to compile: what is not slow is float32 with the shortest vectors, and, where a kernel adds
-    as the form says, in both ways with the longest.
+    A library takes seconds to compile. Therefore only float32 is not marked slow: with the shortest vectors and, if a
+    kernel adds as the form says, with the longest vectors in both ways.
     """
     if "cpp" not in spec.backends or device.type != "cpu":
         return
@@ -192,9 +194,9 @@ REPETITIONS = 20
 
 
 def repetitions(spec: Spec, device: torch.device) -> Iterator[Case]:
-    """The Gluon kernels against the portable ones, again and again: what no interpreter can show of races and edges.
+    """The Gluon kernels against the portable ones, again and again: no interpreter can show all races and edges.
 
-    At the standard shapes (several waves of blocks, many stages of K), with ragged sizes, and batched.
+    They run at the standard shapes (several waves of blocks, many stages of K), with ragged sizes, and batched.
     """
     for variant, kwargs in spec.variants.items():
         for dtype in spec.dtypes:
@@ -217,8 +219,8 @@ def _check_repetitions(spec: Spec, device: torch.device, kwargs, dtype: torch.dt
     options = {**kwargs, "return_indices": True} if spec.has_winners(kwargs) else kwargs
 
     def op(*args):
-        found = spec.op(*args, **options)
-        return tuple(found) if isinstance(found, tuple) else (found,)
+        results = spec.op(*args, **options)
+        return tuple(results) if isinstance(results, tuple) else (results,)
 
     reason = backends.why_off("gluon", device)
     if reason:

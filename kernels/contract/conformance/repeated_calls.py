@@ -18,19 +18,19 @@ from .case import Case
 
 
 def checkpointing(spec: Spec, device: torch.device) -> Iterator[Case]:
-    """torch.utils.checkpoint, which demands that what is computed again saves the same tensors."""
+    """torch.utils.checkpoint, which demands that the second forward saves the same tensors."""
     if not spec.is_differentiable:
         return
     for variant, kwargs in spec.variants.items():
         for reentrant in (True, False):
 
             def run(kwargs=kwargs, reentrant=reentrant):
-                reload()  # the first call is to be the first
+                reload()  # forgets plans and configs: the next call is a first one
                 args = spec.inputs(spec.small_shapes[-1], torch.float32, device, 0)
                 got = []
                 for _ in range(TURNS):
-                    given, leaves = as_leaves(args)
-                    out = checkpoint(lambda *x: spec.op(*x, **kwargs), *given, use_reentrant=reentrant)
+                    inputs, leaves = as_leaves(args)
+                    out = checkpoint(lambda *x: spec.op(*x, **kwargs), *inputs, use_reentrant=reentrant)
                     assert isinstance(out, Tensor)
                     out.backward(unequal_weights(out))
                     got.append((out.detach(), *(x.grad for x in leaves)))
@@ -42,7 +42,7 @@ def checkpointing(spec: Spec, device: torch.device) -> Iterator[Case]:
 
 
 def saved_tensors(spec: Spec, device: torch.device) -> Iterator[Case]:
-    """Hooks that copy what is saved, to and fro: the same tensors in each call, and the same result."""
+    """Hooks that copy the saved tensors on their way in and out: each call saves the same and gives the same result."""
     if not spec.is_differentiable:
         return
     for variant, kwargs in spec.variants.items():
@@ -69,7 +69,7 @@ def saved_tensors(spec: Spec, device: torch.device) -> Iterator[Case]:
 
 
 def graph(spec: Spec, device: torch.device) -> Iterator[Case]:
-    """The nodes of the graph, their kinds, and what is said of misusing it, in each call as in the first."""
+    """Each call's graph is the first one's: its nodes, their kinds, and the errors that misusing it raises."""
     if not spec.is_differentiable:
         return
     for variant, kwargs in spec.variants.items():
@@ -79,36 +79,38 @@ def graph(spec: Spec, device: torch.device) -> Iterator[Case]:
                 reload()
                 args = spec.inputs(spec.small_shapes[-1], torch.float32, device, 0)
                 options = {**kwargs, "return_indices": True} if with_winners else kwargs
-                found = [_what_the_graph_tells(spec, args, options) for _ in range(TURNS)]
-                for turn, one in enumerate(found):
-                    assert one == found[0], f"call {turn} tells {one}; the first told {found[0]}"
+                graphs = [_graph_of_a_call(spec, args, options) for _ in range(TURNS)]
+                for turn, one in enumerate(graphs):
+                    assert one == graphs[0], f"call {turn} has the graph {one}; the first had {graphs[0]}"
 
             yield Case(spec.name, "graph", variant + "-winners" * with_winners, run)
 
 
-def _what_the_graph_tells(spec: Spec, args, kwargs) -> list[Any]:
-    given, _ = as_leaves(args)
-    made = spec.op(*given, **kwargs)
+def _graph_of_a_call(spec: Spec, args, kwargs) -> list[Any]:
+    """The results' kinds, the names of the graph's nodes, and the messages of two errors of its backward."""
+    inputs, _ = as_leaves(args)
+    made = spec.op(*inputs, **kwargs)
     results = made if isinstance(made, tuple) else (made,)
-    told = [type(made).__name__, *((x.dtype, x.requires_grad, x.is_leaf, x._version) for x in results)]
+    account: list[Any] = [type(made).__name__, *((x.dtype, x.requires_grad, x.is_leaf, x._version) for x in results)]
     waiting = [results[0].grad_fn]
     while waiting:
         node = waiting.pop(0)
         if node is not None:
-            told.append(node.name())
+            account.append(node.name())
             waiting += [before for before, _ in node.next_functions]
     results[0].sum().backward()
-    told.append(_said_by(results[0].sum().backward))  # of buffers that are freed
-    made = spec.op(*given, **kwargs)
+    account.append(_error_of(results[0].sum().backward))  # its buffers are freed
+    made = spec.op(*inputs, **kwargs)
     result = made[0] if isinstance(made, tuple) else made
     with torch.no_grad():
-        for x in given:
+        for x in inputs:
             x.add_(0)
-    told.append(_said_by(result.sum().backward))  # of what was saved, and is changed since
-    return told
+    account.append(_error_of(result.sum().backward))  # a saved tensor has been changed since
+    return account
 
 
-def _said_by(call: Callable[[], object]) -> str:
+def _error_of(call: Callable[[], object]) -> str:
+    """The message of the error that a call raises, without what differs from call to call; "" if it raises none."""
     try:
         call()
     except RuntimeError as error:
@@ -117,7 +119,7 @@ def _said_by(call: Callable[[], object]) -> str:
 
 
 def profiler(spec: Spec, device: torch.device) -> Iterator[Case]:
-    """The same operators in each call, the fourth as the first, by torch.profiler's account."""
+    """torch.profiler sees the same operators in each call, the fourth like the first."""
     for variant, kwargs in spec.variants.items():
 
         def run(kwargs=kwargs):
@@ -131,7 +133,7 @@ def profiler(spec: Spec, device: torch.device) -> Iterator[Case]:
                 events = profile.events()
                 assert events is not None
                 named.append(sorted(event.name for event in events))
-                value_and_gradients(spec, args, kwargs)  # and one that nobody watches
+                value_and_gradients(spec, args, kwargs)  # and one without a profiler
             for turn, names in enumerate(named):
                 assert names == named[0], f"call {turn} is {names} to the profiler; the first was {named[0]}"
 

@@ -1,4 +1,4 @@
-"""Promises about what torch does with an op: compile, export, transform, trace, autocast."""
+"""Promises about torch's features: it compiles, exports, transforms, traces and autocasts an op."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def opcheck(spec: Spec, device: torch.device) -> Iterator[Case]:
 
 
 def vmap(spec: Spec, device: torch.device) -> Iterator[Case]:
-    """Over the first argument and over all of them; of the gradient, and the gradient of it."""
+    """vmap over the first argument and over all of them; vmap of the gradient, and the gradient of vmap."""
     for variant, kwargs in spec.variants.items():
 
         def run(kwargs=kwargs):
@@ -110,8 +110,8 @@ def jvp(spec: Spec, device: torch.device) -> Iterator[Case]:
             tangents = tuple(torch.ones_like(x) for x in floats)
 
             def of_floats(op, x):
-                given = iter(x)
-                return op(*(next(given) if y.is_floating_point() else y for y in args), **kwargs)
+                values = iter(x)
+                return op(*(next(values) if y.is_floating_point() else y for y in args), **kwargs)
 
             try:
                 got = torch.func.jvp(lambda *x: of_floats(spec.op, x), floats, tangents)
@@ -124,7 +124,7 @@ def jvp(spec: Spec, device: torch.device) -> Iterator[Case]:
 
 
 def autocast(spec: Spec, device: torch.device) -> Iterator[Case]:
-    """Inside autocast as outside it, but that operands of two dtypes meet in the wider, and inexact ops in float32."""
+    """Autocast changes nothing, except that operands of two dtypes meet in the wider, and inexact ops in float32."""
     for variant, kwargs in spec.variants.items():
         for low in (torch.float16, torch.bfloat16):
 
@@ -143,19 +143,19 @@ def autocast(spec: Spec, device: torch.device) -> Iterator[Case]:
 
 
 def jit_trace(spec: Spec, device: torch.device) -> Iterator[Case]:
-    """Traced by torch.jit, whose check traces again without gradients, with arguments that require them or not."""
+    """torch.jit traces the op, and its check traces again without gradients; arguments require them or not."""
     for variant, kwargs in spec.variants.items():
         for trained in (False, True) if spec.is_differentiable else (False,):
 
             def run(kwargs=kwargs, trained=trained):
                 args = spec.inputs(spec.small_shapes[-1], torch.float32, device, 0)
-                given = as_leaves(args)[0] if trained else args
+                inputs = as_leaves(args)[0] if trained else args
                 with warnings.catch_warnings():
-                    # of checks of shapes, which a trace leaves out
-                    said = torch.jit.TracerWarning  # pyright: ignore[reportPrivateImportUsage]
-                    warnings.filterwarnings("ignore", "(Converting|Iterating)", said)
+                    # it warns that a trace leaves out checks of shapes
+                    warning = torch.jit.TracerWarning  # pyright: ignore[reportPrivateImportUsage]
+                    warnings.filterwarnings("ignore", "(Converting|Iterating)", warning)
                     for _ in range(2):
-                        traced: Any = torch.jit.trace(lambda *x: spec.op(*x, **kwargs), given)
+                        traced: Any = torch.jit.trace(lambda *x: spec.op(*x, **kwargs), inputs)
                 new = spec.inputs(spec.small_shapes[-1], torch.float32, device, 1)
                 assert_same(traced(*new).detach(), spec.op(*new, **kwargs), spec.is_exact(kwargs), "traced result")
 
@@ -163,7 +163,7 @@ def jit_trace(spec: Spec, device: torch.device) -> Iterator[Case]:
 
 
 def fx_trace(spec: Spec, device: torch.device) -> Iterator[Case]:
-    """Traced by torch.fx as one call of the public function, and as good as that."""
+    """torch.fx traces the op as one call of the public function, and the traced module gives the same results."""
     for variant, kwargs in spec.variants.items():
 
         def run(kwargs=kwargs):
@@ -185,8 +185,8 @@ def fx_trace(spec: Spec, device: torch.device) -> Iterator[Case]:
 
 
 def default_device(spec: Spec, device: torch.device) -> Iterator[Case]:
-    """With "meta" as the default device, in a block and for good: the result and the gradient, and those after it."""
-    shape = {letter: 6 + 2 * index for index, letter in enumerate(spec.small_shapes[0])}  # nobody has met it before
+    """With "meta" as the default device, in a block and for good, and afterwards: result and gradient are right."""
+    shape = {letter: 6 + 2 * index for index, letter in enumerate(spec.small_shapes[0])}  # no other case has this shape
     for name in ("auto", *spec.backends):
         for variant, kwargs in spec.variants.items():
             if name != "auto" and not offers(spec, name, kwargs):

@@ -71,7 +71,7 @@ def check_forward(spec: Spec, name: str, device: torch.device, args, kwargs) -> 
 
 
 def _interpreter_truncates(spec: Spec, args, kwargs) -> bool:
-    """Whether some value needs more than bfloat16's bits, so that it matters how the interpreter shortens it."""
+    """Whether some value needs more bits than bfloat16 has, so that it matters how the interpreter shortens it."""
     if not backends.interpreted() or args[0].dtype != torch.bfloat16:
         return False
     wide = spec.oracle(*cast(args, torch.float64), **kwargs)
@@ -85,7 +85,7 @@ def _on_a_grid(args) -> bool:
 
 
 def config(spec: Spec, device: torch.device) -> Iterator[Case]:
-    """The smallest and the largest config of every tuned kernel; the whole space is slow."""
+    """The smallest and the largest config of every tuned kernel; the rest of the space is slow."""
     shape = {letter: 18 + 3 * index for index, letter in enumerate(spec.small_shapes[0])}  # ragged for any power of 2
     for name, kernels in spec.tuned.items():
         for tuned in kernels:
@@ -127,7 +127,7 @@ def strides(spec: Spec, device: torch.device) -> Iterator[Case]:
         for label, layout in LAYOUTS.items():
 
             def run(name=name, layout=layout):
-                dtype = torch.float16 if layout is LAYOUTS["far"] else torch.float32  # 4 GiB an operand on a GPU
+                dtype = torch.float16 if layout is LAYOUTS["far"] else torch.float32  # an operand takes 4 GiB on a GPU
                 args = tuple(layout(x) for x in spec.inputs(spec.small_shapes[-1], dtype, device, 0))
                 for kwargs in spec.variants.values():
                     if offers(spec, name, kwargs):
@@ -137,7 +137,7 @@ def strides(spec: Spec, device: torch.device) -> Iterator[Case]:
 
 
 def huge(spec: Spec, device: torch.device) -> Iterator[Case]:
-    """More than 2³¹ outputs, compared where they end."""
+    """More than 2³¹ outputs, the last of which are compared."""
     if spec.huge is None:
         return
     make = spec.huge
@@ -170,7 +170,7 @@ def misuse(spec: Spec, device: torch.device) -> Iterator[Case]:
 
 
 def ends(spec: Spec, device: torch.device) -> Iterator[Case]:
-    """The largest numbers of a dtype, the smallest normal and subnormal ones, and their like, all together."""
+    """The largest numbers of a dtype, the smallest normal and subnormal ones, and their like, mixed in one call."""
     for name, dtype in itertools.product(spec.backends, spec.dtypes):
         for variant, kwargs in spec.variants.items():
             if not (dtype.is_floating_point and spec.supports(dtype, kwargs) and offers(spec, name, kwargs)):
@@ -197,7 +197,7 @@ EXPONENTS = {torch.float64: 60, torch.float32: 40, torch.bfloat16: 40, torch.flo
 
 
 def scaling(spec: Spec, device: torch.device) -> Iterator[Case]:
-    """Arguments times a power of two, up and down: value, winners and gradients are the same but for theirs."""
+    """Arguments times a power of two, up and down: value, winners and gradients are the same but for that power."""
     for name, dtype in itertools.product(spec.backends, spec.dtypes):
         for variant, kwargs in spec.variants.items():
             if not (dtype.is_floating_point and spec.supports(dtype, kwargs) and offers(spec, name, kwargs)):
@@ -226,10 +226,10 @@ def _check_scaling(spec: Spec, args, dtype: torch.dtype, kwargs, symmetry: Scali
         return x * 2.0 ** (exponent * degree) if degree else x
 
     def results(args, **options) -> tuple[Tensor, ...]:
-        found = value_and_gradients(spec, args, {**kwargs, **options})
+        values = value_and_gradients(spec, args, {**kwargs, **options})
         if spec.has_winners(kwargs):
-            found += (spec.op(*args, **kwargs, **options, return_indices=True)[1],)
-        return found
+            values += (spec.op(*args, **kwargs, **options, return_indices=True)[1],)
+        return values
 
     expected = results(args, **symmetry.options(1.0))
     got = results(
@@ -242,7 +242,7 @@ def _check_scaling(spec: Spec, args, dtype: torch.dtype, kwargs, symmetry: Scali
 
 
 def aliasing(spec: Spec, device: torch.device) -> Iterator[Case]:
-    """Operands that share memory, as if they did not; an op that works in place may refuse them by a ValueError."""
+    """Operands that share memory act as if they did not. An op that works in place may refuse them by a ValueError."""
     for variant, kwargs in spec.variants.items():
         for label, views in spec.aliased.items():
 
@@ -271,7 +271,7 @@ def aliasing(spec: Spec, device: torch.device) -> Iterator[Case]:
 
 
 def _through(spec: Spec, base: Tensor, kwargs, views: Callable[[Tensor], tuple[Any, ...]]) -> tuple[Tensor, ...]:
-    """The value and the gradient of what the arguments are views of."""
+    """The value, and the gradient of the tensor that the arguments are views of."""
     base = base.clone().requires_grad_()
     out = spec.op(*views(base), **kwargs)
     return out.detach(), *torch.autograd.grad(out, base, unequal_weights(out))

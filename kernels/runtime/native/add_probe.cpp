@@ -1,5 +1,5 @@
-// What native.py asks of a processor and of a form of the kernels: whether c = max(c, fma(a, 1, b)) is made faster than
-// c = max(c, a + b), in registers alone; how wide vectors are; and which level of the x86-64 ABI the processor has.
+// Answers what libraries.py asks about the processor and about a form of the kernels: whether c = max(c, fma(a, 1, b)) is
+// faster than c = max(c, a + b), in registers alone; how wide vectors are; the processor's level of the x86-64 ABI.
 #if defined(__FMA__)
 #define ADD_BY_FMA
 #endif
@@ -65,7 +65,7 @@ int fuses() {
 #endif
 }
 
-// 1 to 4; 0 of another architecture.
+// 1 to 4; on another architecture 0.
 int x86_64_level() {
 #ifdef __x86_64__
     __builtin_cpu_init();

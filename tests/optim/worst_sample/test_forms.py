@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import tropigrad.optim  # noqa: F401  registers worst_sample
 from tropigrad import autotune
 from tropigrad.kernels.contract.conformance import FORMS
 from tropigrad.kernels.runtime import native
