@@ -17,10 +17,10 @@ from torch import Tensor
 from .contract.registry import register
 from .contract.spec import Contender, Misuse, Sample, Scaling, Sizes, Spec, Workload
 from .contract.workloads import called, forward_bytes, rivals
-from .mathematics.network import Layer, Size, as_list, network, nodes_into, under_autocast
+from .mathematics.network import Layer, Size, as_list, network, nodes_into
 from .path_values import path_values_ref
 from .path_values.definition import matrices
-from .runtime.arguments import FLOATS
+from .runtime.arguments import FLOATS, under_autocast
 from .runtime.tracing import traceable
 from .tropical_conv2d import tropical_conv2d
 from .tropical_matmul import _FORWARDS

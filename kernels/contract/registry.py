@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-import torch
+from functools import partial
 
 from ... import autotune
-from ...autotune import Call, Problem
 from . import tuning
-from .spec import Sizes, Spec
+from .spec import Spec
 
 REGISTRY: dict[str, Spec] = {}
 
@@ -26,26 +23,10 @@ def register(spec: Spec) -> Spec:
             spec.name,
             spec.shapes,
             kernels,
-            _calls_of(spec),
-            _calls_at(spec),
+            partial(tuning.calls, spec),
+            partial(tuning.calls_at, spec),
             middle=spec.middle or small,
             interpreted=spec.interpreted or small,
         )
     )
     return spec
-
-
-def _calls_at(spec: Spec):
-    def calls(problem: Problem, dtype: torch.dtype, device: torch.device) -> Iterable[Call]:
-        with torch.device("cpu"):
-            inputs = spec.extra.inputs_at(problem, dtype, device)
-        return () if inputs is None else tuning.calls_on(spec, inputs, dtype, device)
-
-    return calls
-
-
-def _calls_of(spec: Spec):
-    def calls(shape: Sizes, dtype: torch.dtype, device: torch.device) -> Iterable[Call]:
-        return tuning.calls(spec, shape, dtype, device)
-
-    return calls

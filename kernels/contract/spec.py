@@ -204,18 +204,6 @@ class Spec:
             return [f"{first.name}[{place}]" for place in range(count)]
         return [first.name, *(parameter.name for parameter in others[: count - 1])]
 
-    @property
-    def huge(self) -> Callable[[torch.device], tuple[Tensors, Tensors]] | None:
-        return self.extra.huge
-
-    @property
-    def scatter(self) -> tuple[Callable[[torch.Tensor], Tensors], int] | None:
-        return self.extra.scatter
-
-    @property
-    def overlapping(self) -> Mapping[str, Callable[[Callable[[torch.Tensor], torch.Tensor]], Any]]:
-        return self.extra.overlapping
-
 
 def _trained(op: Callable[..., Any], args: Tensors, kwargs: Mapping[str, Any]) -> None:
     leaves = [x.detach().requires_grad_(x.is_floating_point()) for x in args]

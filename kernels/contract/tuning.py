@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ...autotune import (
     Call,
+    Problem,
     Work,
 )
 from ..runtime import backend
@@ -34,6 +35,14 @@ def calls(spec: Spec, shape: Sizes, dtype: torch.dtype, device: torch.device) ->
     with torch.device("cpu"):  # where specs draw numbers, whatever the default is
         inputs = spec.inputs(shape, dtype, device, 0)
     return calls_on(spec, inputs, dtype, device, _work(spec, shape, dtype), spec.extra.options_at(shape))
+
+
+def calls_at(spec: Spec, problem: Problem, dtype: torch.dtype, device: torch.device) -> Iterator[Call]:
+    """The calls that launch a kernel at a problem, where the spec has inputs for it."""
+    with torch.device("cpu"):
+        inputs = spec.extra.inputs_at(problem, dtype, device)
+    if inputs is not None:
+        yield from calls_on(spec, inputs, dtype, device)
 
 
 def calls_on(

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..runtime import backend, memory
-from ..runtime.arguments import FLOATS, INTEGERS, looks_at_values
+from ..runtime import arguments, memory
+from ..runtime.arguments import FLOATS, INTEGERS, broadcast, listed, looks_at_values
 from .semiring import MOST_CANDIDATES, SEMIRINGS, value_dtype
 
 _SUPPORTED = frozenset((*FLOATS, *INTEGERS))
@@ -51,15 +51,8 @@ def under_autocast(a: Tensor, b: Tensor, semiring: str) -> tuple[Tensor, Tensor]
     Nothing is cast down: no tensor core would gain by it, and the products stay exact. Factors of two float dtypes meet
     in the wider one, and the log semiring takes 16-bit floats in float32, as torch's softmax does.
     """
-    tensors = isinstance(a, Tensor) and isinstance(b, Tensor)
-    if not tensors or a.device.type not in backend.DEVICES or not torch.is_autocast_enabled(a.device.type):
-        return a, b
-    if a.dtype not in FLOATS or b.dtype not in FLOATS:
-        return a, b
-    dtype = torch.promote_types(a.dtype, b.dtype)
-    if semiring == "log":
-        dtype = torch.promote_types(dtype, torch.float32)
-    return a.to(dtype), b.to(dtype)
+    a, b = arguments.under_autocast((a, b), sums=semiring == "log")
+    return a, b
 
 
 def check_tensors(op: str, **tensors: Tensor) -> None:
@@ -67,7 +60,7 @@ def check_tensors(op: str, **tensors: Tensor) -> None:
     for name, x in tensors.items():
         memory.check_dense(op, name, x)
         if x.dtype not in _SUPPORTED:
-            raise TypeError(f"{op}: {name} is {x.dtype}; expected one of {_listed((*FLOATS, *INTEGERS))}")
+            raise TypeError(f"{op}: {name} is {x.dtype}; expected one of {listed((*FLOATS, *INTEGERS))}")
     (a_name, a), (b_name, b) = tensors.items()
     if a.dtype != b.dtype:
         raise TypeError(f"{op}: {a_name} is {a.dtype} and {b_name} is {b.dtype}; expected one dtype")
@@ -103,9 +96,8 @@ def check_nan(op: str, nan: str) -> None:
 
 def check_batches(op: str, a_batch: torch.Size, b_batch: torch.Size, b_name: str) -> None:
     """Demands that the batch shapes broadcast."""
-    for x, y in zip(reversed(a_batch), reversed(b_batch), strict=False):
-        if x != y and x != 1 and y != 1:
-            raise ValueError(f"{op}: {b_name}'s batch {tuple(b_batch)} does not broadcast with a's {tuple(a_batch)}")
+    if not broadcast(a_batch, b_batch):
+        raise ValueError(f"{op}: {b_name}'s batch {tuple(b_batch)} does not broadcast with a's {tuple(a_batch)}")
 
 
 def as_temperature(op: str, temperature: float | Tensor) -> float:
@@ -157,7 +149,7 @@ def check_options(
         if return_indices:
             raise ValueError(f"{op}: return_indices is True; the log semiring has no winners: expected False")
         if dtype not in FLOATS:
-            raise TypeError(f"{op}: a is {dtype}; the log semiring takes one of {_listed(FLOATS)}")
+            raise TypeError(f"{op}: a is {dtype}; the log semiring takes one of {listed(FLOATS)}")
     if out_dtype is not None and not _is_wider(dtype, out_dtype):
         raise TypeError(f"{op}: out_dtype is {out_dtype}; expected a dtype of a's kind at least as wide as its {dtype}")
 
@@ -173,7 +165,3 @@ def check_winners(op: str, winners: Tensor, K: int) -> None:
 def _is_wider(dtype: torch.dtype, out_dtype: torch.dtype) -> bool:
     kind = FLOATS if dtype in FLOATS else INTEGERS
     return out_dtype in kind and value_dtype(out_dtype) == out_dtype == torch.promote_types(dtype, out_dtype)
-
-
-def _listed(dtypes: tuple[torch.dtype, ...]) -> str:
-    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)

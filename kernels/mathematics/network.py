@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from ..runtime import backend, memory
+from ..runtime import memory
 from ..runtime.arguments import FLOATS, as_pair
 
 Size = int | Sequence[int]
@@ -166,19 +165,3 @@ def _pair(op: str, name: str, value: Size | None, least: int) -> tuple[int, int]
             f"{op}: {name} is {value}; expected integers, at least {least}: (height, width), or one for both"
         )
     return pair
-
-
-def under_autocast(weights: Sequence[Tensor], sums: bool = False) -> Sequence[Tensor]:
-    """The weights as autocast wants them: nothing is cast down, and weights of several dtypes meet in the widest.
-
-    sums: whether the op adds more than two terms; its weights then meet in float32 at least.
-    """
-    if not all(isinstance(w, Tensor) and w.dtype in FLOATS for w in weights):
-        return weights
-    device = weights[0].device.type if weights else ""
-    if device not in backend.DEVICES or not torch.is_autocast_enabled(device):
-        return weights
-    widest = torch.promote_types(weights[0].dtype, torch.float32) if sums else weights[0].dtype
-    for w in weights:
-        widest = torch.promote_types(widest, w.dtype)
-    return [w.to(widest) for w in weights]

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
-from ..mathematics.network import Layer, Size, as_list, network, under_autocast
+from ..mathematics.network import Layer, Size, as_list, network
 from ..runtime import backend
+from ..runtime.arguments import under_autocast
 from ..runtime.dispatch import operator
 from ..runtime.implementations import Implementations
 from ..runtime.tracing import traceable

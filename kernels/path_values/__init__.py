@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from ..mathematics.network import Size, as_list, network, pack, under_autocast, unpack
+from ..mathematics.network import Size, as_list, network, pack, unpack
 from ..runtime import memory
-from ..runtime.arguments import looks_at_values
+from ..runtime.arguments import looks_at_values, under_autocast
 from ..runtime.dispatch import Gradient, operator
 from ..runtime.implementations import Implementations
 from ..runtime.tracing import traceable

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from . import backend
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 PLAIN_FLOATS = (torch.float64, torch.float32)  # which need no wider accumulator
@@ -28,3 +32,31 @@ def as_pair(value: Any, least: int) -> tuple[int, int] | None:
 def looks_at_values(device: torch.device) -> bool:
     """Whether checks read indices: on the CPU, and on a GPU, where it synchronises, in autograd's detect_anomaly()."""
     return device.type == "cpu" or torch.is_anomaly_enabled()
+
+
+def listed(dtypes: Iterable[torch.dtype]) -> str:
+    """The names of dtypes, for an error: "float64, float32"."""
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+
+def broadcast(a: Sequence[int], b: Sequence[int]) -> bool:
+    """Whether two shapes broadcast."""
+    return all(x == y or x == 1 or y == 1 for x, y in zip(reversed(a), reversed(b), strict=False))
+
+
+def under_autocast(tensors: Sequence[Any], *, sums: bool = False) -> Sequence[Any]:
+    """Float tensors as autocast wants them, in the widest of their dtypes: nothing is cast down.
+
+    Outside autocast, and where one of them is no float tensor, they stay as they are.
+
+    sums: whether more than two terms are added; the tensors then meet in float32 at least.
+    """
+    if not tensors or not all(isinstance(x, Tensor) and x.dtype in FLOATS for x in tensors):
+        return tensors
+    device = tensors[0].device.type
+    if device not in backend.DEVICES or not torch.is_autocast_enabled(device):
+        return tensors
+    widest = torch.float32 if sums else tensors[0].dtype
+    for x in tensors:
+        widest = torch.promote_types(widest, x.dtype)
+    return [x.to(widest) for x in tensors]

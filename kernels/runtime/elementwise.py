@@ -19,9 +19,10 @@ from torch.compiler import is_compiling
 from ...autotune import Space, Tuned
 from ...triton_or_stub import tl, triton
 from . import backend, dispatch, memory, native
-from .arguments import FLOATS
+from .arguments import FLOATS, broadcast, listed, under_autocast
 from .dispatch import Gradient, Plan, operator
 from .implementations import Implementations
+from .vmap import mapped_first
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 
@@ -209,7 +210,8 @@ class Elementwise:
     def _arguments(self, operands: tuple[Any, ...], inplace: bool) -> list[Any]:
         """The operator's arguments: the operands, checked, as autocast wants them, and broadcast."""
         if not inplace:
-            operands = self._under_autocast(operands)
+            wide = iter(under_autocast([x for x in operands if isinstance(x, Tensor)]))
+            operands = tuple(next(wide) if isinstance(x, Tensor) else x for x in operands)
         self._check(operands)
         first = operands[0]
         if any(isinstance(x, Tensor) and x.shape != first.shape for x in operands[1:]):
@@ -232,8 +234,7 @@ class Elementwise:
                 continue
             memory.check_dense(self.name, name, x)
             if x.dtype not in FLOATS:
-                listed = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATS)
-                raise TypeError(f"{self.name}: {name} is {x.dtype}; expected one of {listed}")
+                raise TypeError(f"{self.name}: {name} is {x.dtype}; expected one of {listed(FLOATS)}")
             if x.dtype != first.dtype:
                 raise TypeError(
                     f"{self.name}: {self.names[0]} is {first.dtype} and {name} is {x.dtype}; expected one dtype"
@@ -251,35 +252,17 @@ class Elementwise:
             )
 
     def _broadcast(self, operands: Sequence[Any]) -> tuple[int, ...]:
-        shape = tuple(operands[0].shape)
+        first = shape = tuple(operands[0].shape)
         for name, x in zip(self.names[1:], operands[1:], strict=True):
             if not isinstance(x, Tensor):
                 continue
-            rank = max(len(shape), x.dim())
-            ours, its = (1,) * (rank - len(shape)) + shape, (1,) * (rank - x.dim()) + tuple(x.shape)
-            for a, b in zip(ours, its, strict=True):
-                if a != b and a != 1 and b != 1:
-                    raise ValueError(
-                        f"{self.name}: {name} has shape {tuple(x.shape)}; expected one that broadcasts with "
-                        f"{self.names[0]}'s {tuple(operands[0].shape)}"
-                    )
-            shape = tuple(b if a == 1 else a for a, b in zip(ours, its, strict=True))
+            if not broadcast(shape, x.shape):
+                raise ValueError(
+                    f"{self.name}: {name} has shape {tuple(x.shape)}; expected one that broadcasts with "
+                    f"{self.names[0]}'s {first}"
+                )
+            shape = tuple(torch.broadcast_shapes(shape, x.shape))
         return shape
-
-    def _under_autocast(self, operands: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Nothing is cast down; inside autocast operands of several float dtypes meet in the widest."""
-        tensors = [x for x in operands if isinstance(x, Tensor)]
-        if len(tensors) < 2 or all(x.dtype == tensors[0].dtype for x in tensors):
-            return operands
-        kind = tensors[0].device.type
-        if kind not in backend.DEVICES or not torch.is_autocast_enabled(kind):
-            return operands
-        if any(x.dtype not in FLOATS for x in tensors):
-            return operands
-        dtype = tensors[0].dtype
-        for x in tensors[1:]:
-            dtype = torch.promote_types(dtype, x.dtype)
-        return tuple(x.to(dtype) if isinstance(x, Tensor) else x for x in operands)
 
     def _operands(self, args: Sequence[Any]) -> list[Any]:
         """Tensors and numbers, from an operator's arguments."""
@@ -415,8 +398,7 @@ def as_number(op: str, name: str, x: Any) -> Any:
 
 def _batched(info: Any, dims: Any, args: Sequence[Any]) -> list[Any]:
     return [
-        x if not isinstance(x, Tensor) else x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
-        for x, dim in zip(args, dims, strict=True)
+        mapped_first(x, dim, info.batch_size) if isinstance(x, Tensor) else x for x, dim in zip(args, dims, strict=True)
     ]
 
 

@@ -9,11 +9,14 @@ from torch import Tensor
 
 def join_batch(tensors: Sequence[Tensor | None], dims: Sequence[int | None], size: int) -> list[Tensor | None]:
     """Tensors [B, ...] mapped over `dims` -> [size · B, ...]. A tensor that is not mapped repeats by a zero stride."""
-    return [None if x is None else _joined(x, dim, size) for x, dim in zip(tensors, dims, strict=True)]
+    return [
+        None if x is None else mapped_first(x, dim, size).flatten(0, 1) for x, dim in zip(tensors, dims, strict=True)
+    ]
 
 
-def _joined(x: Tensor, dim: int | None, size: int) -> Tensor:
-    return (x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1)
+def mapped_first(x: Tensor, dim: int | None, size: int) -> Tensor:
+    """The tensor with the mapped dimension in front. One that is not mapped repeats by a zero stride."""
+    return x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
 
 
 def inner_batch(x: Tensor, dim: int | None) -> int:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..runtime import memory
-from ..runtime.arguments import looks_at_values
+from ..runtime.arguments import listed, looks_at_values
 from ..runtime.dispatch import operator
 from ..runtime.implementations import Implementations
 from . import by_cpp, by_triton
@@ -238,5 +238,4 @@ class Tournament:
 def _check_values(name: str, values: Any) -> None:
     memory.check_dense("Tournament", name, values)
     if values.dtype not in DTYPES:
-        listed = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
-        raise TypeError(f"Tournament: {name} is {values.dtype}; expected one of {listed}")
+        raise TypeError(f"Tournament: {name} is {values.dtype}; expected one of {listed(DTYPES)}")

@@ -19,7 +19,7 @@ from ..runtime.arguments import as_pair, is_integer
 from ..runtime.dispatch import Gradient, operator
 from ..runtime.implementations import Implementations
 from ..runtime.tracing import traceable
-from ..runtime.vmap import inner_batch, join_batch, leave_batch
+from ..runtime.vmap import inner_batch, join_batch, leave_batch, mapped_first
 from . import by_cpp, by_triton
 from .definition import SEMIRINGS, Window, tropical_conv2d_ref
 
@@ -150,7 +150,7 @@ _SCATTERS = Implementations(
 
 def _side_by_side(x: Tensor, dim: int | None, size: int) -> Tensor:
     """[B, C, ...] mapped over `dim` -> [B, size · C, ...]: the mapped dimension joins the groups."""
-    return (x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)).transpose(0, 1).flatten(1, 2)
+    return mapped_first(x, dim, size).transpose(0, 1).flatten(1, 2)
 
 
 def _mapped(info, dims, x, weight, stride, padding, dilation, groups, *options):

@@ -30,6 +30,7 @@ from ..runtime import memory
 from ..runtime.dispatch import Gradient, Plan, operator
 from ..runtime.implementations import Implementations
 from ..runtime.tracing import stand_ins
+from ..runtime.vmap import mapped_first
 from ..tropical_winners_scatter import tropical_winners_scatter
 from . import by_cpp, by_gluon, by_triton
 from .definition import tropical_matmul_ref
@@ -80,7 +81,7 @@ def _fake(a, b, semiring, with_winners, ignore_nan):
 
 def _mapped(info, dims, a, b, semiring, with_winners, ignore_nan):
     size = info.batch_size
-    a = a.expand(size, *a.shape) if dims[0] is None else a.movedim(dims[0], 0)
+    a = mapped_first(a, dims[0], size)
     if dims[1] is not None:
         b = b.movedim(dims[1], 0)
         if b.dim() < a.dim():  # one right factor for the whole batch of each

@@ -80,9 +80,9 @@ def empty(spec: Spec, device: torch.device) -> Iterator[Case]:
 
 def indices(spec: Spec, device: torch.device) -> Iterator[Case]:
     """Gives the raw scatter winners of −1 and outside [−1, K)."""
-    if spec.scatter is None:
+    if spec.extra.scatter is None:
         return
-    scatter, K = spec.scatter
+    scatter, K = spec.extra.scatter
     for name in spec.backends:
 
         def run(name=name):

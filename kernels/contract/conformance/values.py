@@ -138,9 +138,9 @@ def strides(spec: Spec, device: torch.device) -> Iterator[Case]:
 
 def huge(spec: Spec, device: torch.device) -> Iterator[Case]:
     """More than 2³¹ outputs, the last of which are compared."""
-    if spec.huge is None:
+    make = spec.extra.huge
+    if make is None:
         return
-    make = spec.huge
 
     def run():
         if device.type != "cuda":
@@ -254,7 +254,7 @@ def aliasing(spec: Spec, device: torch.device) -> Iterator[Case]:
                     assert_same(got, expected, False, "result and gradient")
 
             yield Case(spec.name, "aliasing", f"{variant}-{label}", run)
-    for label, call in spec.overlapping.items():
+    for label, call in spec.extra.overlapping.items():
 
         def run_in_place(call=call):
             for _ in range(TURNS):
