@@ -1,5 +1,6 @@
 """The ops: `from tropigrad.kernels import tropical_matmul`."""
 
+from .gather_softmax import gather_softmax
 from .largest_path import largest_path
 from .path_norm import path_norm
 from .path_norm import spec as _path_norm_spec  # noqa: F401  registers the op
@@ -21,6 +22,7 @@ from .tropical_winners_grad import tropical_winners_grad
 
 __all__ = [
     "Tournament",
+    "gather_softmax",
     "largest_path",
     "path_norm",
     "path_values",
