@@ -24,7 +24,7 @@ from ..runtime.dispatch import Gradient, operator
 from ..runtime.implementations import Implementations
 from ..runtime.tracing import traceable
 from ..runtime.vmap import join_batch, leave_batch
-from . import by_torch
+from . import by_cpp, by_torch
 from .definition import SPARSE_DTYPES, accumulator, gather_softmax_ref
 
 __all__ = ["gather_softmax", "gather_softmax_ref"]
@@ -32,8 +32,8 @@ __all__ = ["gather_softmax", "gather_softmax_ref"]
 _OP = "gather_softmax"
 _INDICES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16)
 
-_DENSE = Implementations(_OP, torch=by_torch.dense)
-_DENSE_BACKWARD = Implementations(_OP, torch=by_torch.dense_backward)
+_DENSE = Implementations(_OP, source=by_cpp.SOURCE, cpp=by_cpp.dense, torch=by_torch.dense)
+_DENSE_BACKWARD = Implementations(_OP, source=by_cpp.SOURCE, cpp=by_cpp.dense_backward, torch=by_torch.dense_backward)
 _SPARSE = Implementations(_OP, torch=by_torch.sparse)
 _SPARSE_BACKWARD = Implementations(_OP, torch=by_torch.sparse_backward)
 
@@ -226,7 +226,8 @@ def gather_softmax(
 ) -> Tensor:
     """The cross-entropy of a readout that sums K gathered rows, with no logits [B, V] in memory.
 
-        z[b, v] = bias[v] + Σ_k weights[k] · weight[contexts[b, k], v],    loss[b] = log Σ_v exp z[b, v] − z[b, targets[b]]
+        z[b, v] = bias[v] + Σ_k weights[k] · weight[contexts[b, k], v]
+        loss[b] = log Σ_v exp z[b, v] − z[b, targets[b]]
 
     Source: Williams & Zhao, "Explicit Foundation Model Optimization with Self-Attentive Feed-Forward Neural Units",
     2023 (contexts of K tokens); Milakov & Gimelshein, "Online normalizer calculation for softmax", 2018.
@@ -256,7 +257,6 @@ def gather_softmax(
     """
     is_sparse = isinstance(weight, Tensor) and weight.layout == torch.sparse_csr
     _check_weight(weight, is_sparse)
-    D, V = weight.shape
     contexts, targets = (_indices(name, x, weight) for name, x in (("contexts", contexts), ("targets", targets)))
     if contexts.dim() != 2:
         raise ValueError(f"{_OP}: contexts has shape {tuple(contexts.shape)}; expected [B, K], K rows a position")
@@ -265,9 +265,8 @@ def gather_softmax(
             f"{_OP}: targets has shape {tuple(targets.shape)}; expected {tuple(contexts.shape[:1])}, to follow the "
             f"{tuple(contexts.shape)} of contexts"
         )
-    dtype, device = accumulator(weight.dtype), weight.device
+    V, K, dtype, device = weight.shape[1], contexts.shape[1], accumulator(weight.dtype), weight.device
     bias = torch.zeros(V, dtype=dtype, device=device) if bias is None else _vector("bias", bias, V, weight)
-    K = contexts.shape[1]
     weights = torch.ones(K, dtype=dtype, device=device) if weights is None else _vector("weights", weights, K, weight)
     if not is_sparse:
         return _READOUT(weight, contexts, targets, bias, weights)[0]

@@ -67,8 +67,10 @@ def test_gradients_are_those_of_finite_differences(name, form, set_backend):
     weight, contexts, targets, bias, weights = problem(B=5, D=4, V=7, K=3, density=0.6)
     args = (bias, weights) if form == "sparse" else (bias, weights, weight)
 
-    def losses(bias, weights, table_=table(form, weight)):
-        return gather_softmax(table_, contexts, targets, bias=bias, weights=weights)
+    rows = table(form, weight)
+
+    def losses(bias, weights, rows=rows):
+        return gather_softmax(rows, contexts, targets, bias=bias, weights=weights)
 
     assert torch.autograd.gradcheck(losses, tuple(x.clone().requires_grad_() for x in args))
 
