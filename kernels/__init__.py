@@ -1,7 +1,9 @@
 """The ops: `from tropigrad.kernels import tropical_matmul`."""
 
 from .gather_softmax import gather_softmax
+from .cooccurrence import cooccurrence
 from .largest_path import largest_path
+from .log_shift import log_shift
 from .path_norm import path_norm
 from .path_norm import spec as _path_norm_spec  # noqa: F401  registers the op
 from .path_step import spec as _path_step_spec  # noqa: F401  registers the op
@@ -23,7 +25,9 @@ from .tropical_winners_grad import tropical_winners_grad
 __all__ = [
     "Tournament",
     "gather_softmax",
+    "cooccurrence",
     "largest_path",
+    "log_shift",
     "path_norm",
     "path_values",
     "scatter_step",

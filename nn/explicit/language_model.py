@@ -1,0 +1,443 @@
+"""Language models without a gradient step: counts of (feature of the context, next token), as softmax weights.
+
+With the counts F [D, V] of the K features of each context, ε added to each, and S_i = Σ_d F_di, the logits are
+
+    z_i = Σ_k w_k log F[d_k, i] − w_0 log S_i
+
+Weights of one, and w_0 = K − 1, are the explicit solution of Williams & Zhao, arXiv 2311.07498; it takes the K features
+for independent and so counts twice what they share. K + 1 weights that are fitted to held-out text mend that: the
+cross-entropy is convex in them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...kernels import gather_softmax, log_shift
+from ...kernels.pair_counts import PairCounter
+from ..arguments import check_positive, check_size, is_integer
+from .arpa import write_bigrams
+from .contexts import MODES, CatFeatures, Features, Mode, SuffixFeatures, SumFeatures
+from .tokens import CHUNK, TokensLike, open_tokens, windows
+
+NAME = "ExplicitLanguageModel"
+_TUNED_ON = 20_000  # held-out positions that weights are fitted to, evenly spaced: K + 1 numbers need no more
+_READ_AT_ONCE = 1 << 14  # positions of one readout
+
+
+class ExplicitLanguageModel:
+    """Softmax over the next token, from counts:  z_i = Σ_k w_k log F[d_k, i] − w_0 log S_i.
+
+    Args:
+        vocabulary: V; tokens are integers in [0, V).
+        radius: K, the tokens of a context. The first K tokens of a text have no whole context and are skipped.
+        mode: the features d_1 … d_K of a context: "sum": its tokens; "cat": its tokens with their distances; "suffix":
+            its last 1, 2, …, K tokens, each as one key. V^K of "suffix" must be below 2^63.
+        smoothing: ε > 0, added to every count.
+        weights: None: w_k = 1 and w_0 = K − 1, the paper's. K + 1 numbers w_1 … w_K, w_0. "search": fitted by `fit` to
+            the last `validation_fraction` of the positions, which are counted afterwards; or by `tune`.
+        smoothing_prior: "uniform": ε_i = ε. "unigram": ε_i = ε V p_i with p_i = (N_i + ½) / (N + V/2), where N_i counts
+            how often token i came next.
+        boundary: a token that ends contexts: none reaches back over it. It may itself be the oldest token of a context.
+        validation_fraction: of the positions, the last ones.
+
+    Attributes, after fit:
+        counts_: [D, V] sparse_csr of int64.  token_counts_: [V] int64, N_i.  weights_: [K + 1] float64, w_0 last.
+        positions_: how many positions were counted.
+
+    Raises:
+        TypeError, ValueError: an argument that is none of these; the message names it.
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        radius: int = 1,
+        mode: Mode = "sum",
+        smoothing: float = 0.3,
+        weights: Sequence[float] | Literal["search"] | None = None,
+        *,
+        smoothing_prior: Literal["uniform", "unigram"] = "uniform",
+        boundary: int | None = None,
+        validation_fraction: float = 0.1,
+    ) -> None:
+        check_size(NAME, "vocabulary", vocabulary)
+        check_size(NAME, "radius", radius)
+        check_positive(NAME, "smoothing", smoothing)
+        if mode not in MODES:
+            raise ValueError(f"{NAME}: mode is {mode!r}; expected one of {', '.join(MODES)}")
+        if smoothing_prior not in ("uniform", "unigram"):
+            raise ValueError(f"{NAME}: smoothing_prior is {smoothing_prior!r}; expected 'uniform' or 'unigram'")
+        if mode == "suffix" and vocabulary**radius >= 2**63:
+            largest = int(63 / math.log2(vocabulary))
+            raise ValueError(
+                f"{NAME}: radius is {radius}; keys of mode 'suffix' fit in 63 bits up to radius {largest} "
+                f"at a vocabulary of {vocabulary}"
+            )
+        if boundary is not None and not (is_integer(boundary) and 0 <= boundary < vocabulary):
+            raise ValueError(f"{NAME}: boundary is {boundary!r}; expected a token, 0 to {vocabulary - 1}, or None")
+        if not 0 < validation_fraction < 1:
+            raise ValueError(f"{NAME}: validation_fraction is {validation_fraction}; expected more than 0, less than 1")
+        self.vocabulary, self.radius, self.mode = int(vocabulary), int(radius), mode
+        self.smoothing, self.smoothing_prior = float(smoothing), smoothing_prior
+        self.weights, self.boundary = weights, boundary
+        self.validation_fraction = validation_fraction
+        self._start_weights = None if weights == "search" else _checked_weights(weights, radius)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._features: Features = self._no_features()
+        self.counts_: Tensor | None = None
+        self.token_counts_ = torch.zeros(self.vocabulary, dtype=torch.int64)
+        self.positions_ = 0
+        self.weights_ = self._start_weights
+        self._readout_cache: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def _no_features(self) -> Features:
+        if self.mode == "sum":
+            return SumFeatures(self.vocabulary)
+        if self.mode == "cat":
+            return CatFeatures(self.vocabulary, self.radius)
+        return SuffixFeatures.empty(self.vocabulary, self.radius)
+
+    def __repr__(self) -> str:
+        counted = "" if self.counts_ is None else f", {self.positions_} positions counted"
+        return (
+            f"{NAME}(vocabulary={self.vocabulary}, radius={self.radius}, mode={self.mode!r}, "
+            f"smoothing={self.smoothing}{counted})"
+        )
+
+    # ---------------------------------------------------------------------------------------------- counting
+
+    def fit(self, tokens: TokensLike, *, dtype: Any = "uint16", chunk: int = CHUNK) -> ExplicitLanguageModel:
+        """Count a text afresh; with weights="search", fit the weights on its end as well.
+
+        Args:
+            tokens: a 1-D ndarray, memory map or tensor of integers; or the path of a `.npy` file or of raw little-endian
+                integers of `dtype`, which is mapped and never read as a whole.
+            chunk: positions that are counted at a time. The counts do not depend on it.
+
+        Raises:
+            TypeError, ValueError: no integers; a token outside [0, vocabulary), with its position; a text shorter than
+                radius + 1; a file that is empty or no whole number of tokens. The model stays as it was.
+        """
+        text = open_tokens(NAME, tokens, dtype)
+        fresh = self._unfitted()
+        if self.weights == "search":
+            held = math.ceil((len(text) - self.radius) * self.validation_fraction)
+            cut = len(text) - held
+            if cut <= self.radius:
+                raise ValueError(
+                    f"{NAME}: tokens has length {len(text)}, of which weights='search' holds {held} out; expected more"
+                )
+            fresh._count(text[:cut], chunk)
+            fresh._tune(text[cut - self.radius :])
+            fresh._count(text[cut - self.radius :], chunk)
+        else:
+            fresh._count(text, chunk)
+        self.__dict__ = fresh.__dict__
+        return self
+
+    def partial_fit(self, tokens: TokensLike, *, dtype: Any = "uint16", chunk: int = CHUNK) -> ExplicitLanguageModel:
+        """Count one more text. No context reaches from one text into another. Arguments and errors are those of `fit`."""
+        text = open_tokens(NAME, tokens, dtype)
+        self._count(text, chunk)
+        return self
+
+    def merge(self, other: ExplicitLanguageModel) -> ExplicitLanguageModel:
+        """Add the counts of a model of the same vocabulary, radius, mode and boundary: as if one had counted both texts.
+
+        Raises:
+            TypeError: no ExplicitLanguageModel.  ValueError: one of another setting, or without counts.
+        """
+        if not isinstance(other, ExplicitLanguageModel):
+            raise TypeError(f"{NAME}: merge got a {type(other).__name__}; expected an {NAME}")
+        for name in ("vocabulary", "radius", "mode", "boundary"):
+            ours, theirs = getattr(self, name), getattr(other, name)
+            if ours != theirs:
+                raise ValueError(f"{NAME}: merge got a model of {name} {theirs!r}; expected {ours!r}, as here")
+        if other.counts_ is None:
+            raise ValueError(f"{NAME}: merge got a model without counts; fit it first")
+        features = self._features
+        if isinstance(features, SuffixFeatures) and isinstance(other._features, SuffixFeatures):
+            features = features.joined_with(other._features)
+        counter = self._counter(features)
+        counter.merge(other._counter(features))
+        self._take(features, counter, other.token_counts_, other.positions_)
+        return self
+
+    def _unfitted(self) -> ExplicitLanguageModel:
+        fresh = object.__new__(ExplicitLanguageModel)
+        fresh.__dict__ = dict(self.__dict__)
+        fresh._reset()
+        return fresh
+
+    def _count(self, text: np.ndarray | Tensor, chunk: int) -> None:
+        check_size(NAME, "chunk", chunk)
+
+        def pieces():
+            return windows(NAME, text, self.vocabulary, self.radius, self.boundary, chunk)
+
+        features = self._features
+        if isinstance(features, SuffixFeatures):
+            features = features.joined(contexts for contexts, _ in pieces())
+        counter = self._counter(features)
+        token_counts, positions = torch.zeros_like(self.token_counts_), 0
+        for contexts, targets in pieces():
+            counter.add(features.rows(contexts).flatten(), targets.repeat_interleave(self.radius))
+            token_counts += targets.bincount(minlength=self.vocabulary)
+            positions += len(targets)
+        self._take(features, counter, token_counts, positions)
+
+    def _counter(self, features: Features) -> PairCounter:
+        """A counter over these features that holds the counts so far."""
+        counter = PairCounter((features.size, self.vocabulary))
+        if self.counts_ is not None:
+            rows = None
+            if isinstance(features, SuffixFeatures) and isinstance(self._features, SuffixFeatures):
+                rows = self._features.places_in(features)
+            counter.add_counts(_with_rows_at(self.counts_, rows, features.size))
+        return counter
+
+    def _take(self, features: Features, counter: PairCounter, token_counts: Tensor, positions: int) -> None:
+        counts = counter.csr()
+        self._features, self.counts_ = features, counts
+        self.token_counts_ = self.token_counts_ + token_counts
+        self.positions_ += positions
+        self._readout_cache = None
+
+    # ----------------------------------------------------------------------------------------------- weights
+
+    def tune(self, tokens: TokensLike, *, dtype: Any = "uint16") -> ExplicitLanguageModel:
+        """Fit the K + 1 weights to a held-out text, which is not counted. The cross-entropy is convex in them.
+
+        At most 20,000 of its positions are used, evenly spaced.
+
+        Raises:
+            TypeError, ValueError: as `fit`; also a model without counts.
+        """
+        self._tune(open_tokens(NAME, tokens, dtype))
+        return self
+
+    def _tune(self, text: np.ndarray | Tensor) -> None:
+        weight, base, log_mass = self._log_counts()
+        pieces = windows(NAME, text, self.vocabulary, self.radius, self.boundary, CHUNK)
+        rows, targets = map(torch.cat, zip(*((self._features.rows(c), t) for c, t in pieces), strict=True))
+        if len(targets) == 0:
+            raise ValueError(f"{NAME}: the held-out text has no whole context; expected some to fit weights to")
+        if len(targets) > _TUNED_ON:
+            kept = torch.linspace(0, len(targets) - 1, _TUNED_ON, dtype=torch.float64).long()
+            rows, targets = rows[kept], targets[kept]
+        start = torch.full((self.radius + 1,), 1 / self.radius, dtype=torch.float64)
+        start[-1] = 0.0  # the mean of the K rows: a finite loss to begin with, which the paper's weights may not give
+
+        def loss(weights: Tensor) -> Tensor:
+            bias = weights[:-1].sum() * base - weights[-1] * log_mass
+            return gather_softmax(weight, rows, targets, bias=bias, weights=weights[:-1].to(weight.dtype)).double().mean()
+
+        self.weights_ = _minimised(loss, start)
+
+    def _log_counts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """log F, as what each count adds to log ε [D, V] sparse_csr; log ε [V]; log S [V]."""
+        if self.counts_ is None:
+            raise ValueError(f"{NAME}: nothing was counted yet; call fit first")
+        if self._readout_cache is None:
+            shifted = log_shift(self.counts_, smoothing=self._smoothings(), scale=1.0)
+            weight = shifted.weight
+            values = weight.values().float()
+            weight = torch.sparse_csr_tensor(weight.crow_indices(), weight.col_indices(), values, weight.shape)
+            self._readout_cache = weight, shifted.base, shifted.log_mass
+        return self._readout_cache
+
+    def _smoothings(self) -> Tensor:
+        if self.smoothing_prior == "uniform":
+            return torch.full((self.vocabulary,), self.smoothing, dtype=torch.float64)
+        return self.smoothing * self.vocabulary * self.token_probabilities_
+
+    @property
+    def token_probabilities_(self) -> Tensor:
+        """[V] float64: (N_i + ½) / (N + V/2)."""
+        smoothed = self.token_counts_.double() + 0.5
+        return smoothed / smoothed.sum()
+
+    def _readout(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What gather_softmax takes: weight [D, V] sparse_csr, bias [V], weights [K]."""
+        weight, base, log_mass = self._log_counts()
+        if self.weights_ is None:
+            raise ValueError(f"{NAME}: weights='search' has not searched yet; call tune(held-out tokens), or fit")
+        bias = self.weights_[:-1].sum() * base - self.weights_[-1] * log_mass
+        return weight, bias, self.weights_[:-1].to(weight.dtype)
+
+    # --------------------------------------------------------------------------------------------- prediction
+
+    def cross_entropy(self, tokens: TokensLike, *, dtype: Any = "uint16") -> float:
+        """The mean of −log p(token | context) in nats, over all positions with a whole context.
+
+        Raises:
+            TypeError, ValueError: as `fit`; also a model without counts or weights.
+        """
+        text = open_tokens(NAME, tokens, dtype)
+        weight, bias, weights = self._readout()
+        total, positions = 0.0, 0
+        for contexts, targets in windows(NAME, text, self.vocabulary, self.radius, self.boundary, _READ_AT_ONCE):
+            losses = gather_softmax(weight, self._features.rows(contexts), targets, bias=bias, weights=weights)
+            total += losses.sum(dtype=torch.float64).item()
+            positions += len(targets)
+        if positions == 0:
+            raise ValueError(f"{NAME}: tokens has no whole context of {self.radius} tokens without the boundary")
+        return total / positions
+
+    def perplexity(self, tokens: TokensLike, *, dtype: Any = "uint16") -> float:
+        """exp of the cross-entropy. Errors are those of `cross_entropy`."""
+        return math.exp(self.cross_entropy(tokens, dtype=dtype))
+
+    def predict_log_proba(self, contexts: np.ndarray | Tensor) -> np.ndarray | Tensor:
+        """log p of every token: contexts [B, radius] of integers, oldest token first → [B, V] float64.
+
+        Raises:
+            TypeError: no integers.  ValueError: another shape; a token outside [0, vocabulary); nothing fitted.
+        """
+        rows = torch.as_tensor(contexts)
+        if rows.is_floating_point() or rows.is_complex() or rows.dtype == torch.bool:
+            raise TypeError(f"{NAME}: contexts has dtype {rows.dtype}; expected integers")
+        if rows.dim() != 2 or rows.shape[1] != self.radius:
+            raise ValueError(f"{NAME}: contexts has shape {tuple(rows.shape)}; expected [B, {self.radius}]")
+        is_outside = (rows < 0) | (rows >= self.vocabulary)
+        if is_outside.any():
+            row, place = is_outside.nonzero()[0].tolist()
+            raise ValueError(
+                f"{NAME}: contexts has token {int(rows[row, place])} in row {row}; expected 0 to {self.vocabulary - 1}"
+            )
+        answer = self._logits(self._features.rows(rows.long())).log_softmax(1)
+        return answer.numpy() if isinstance(contexts, np.ndarray) else answer
+
+    def _logits(self, rows: Tensor) -> Tensor:
+        weight, bias, weights = self._readout()
+        logits = bias.repeat(len(rows), 1)
+        crow, columns, values = weight.crow_indices(), weight.col_indices(), weight.values().double()
+        for batch, row in enumerate(rows.tolist()):
+            for factor, key in zip(weights.tolist(), row, strict=True):
+                if key >= 0:
+                    entries = slice(int(crow[key]), int(crow[key + 1]))
+                    logits[batch].index_add_(0, columns[entries].long(), values[entries], alpha=factor)
+        return logits
+
+    def sample(
+        self,
+        n: int,
+        context: Sequence[int] | np.ndarray | Tensor = (),
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        seed: int = 0,
+    ) -> list[int]:
+        """Draw n tokens that go on from a context, each after the ones before it.
+
+        Args:
+            context: any number of tokens. Where fewer than `radius` are known, the features that are missing stand for a
+                mean row, log (S / D): with none known the paper's form then draws the first token by S.
+            temperature: divides the logits.
+            top_k: draw among so many likeliest tokens.
+
+        Raises:
+            TypeError, ValueError: an argument that is none of these; nothing fitted.
+        """
+        check_size(NAME, "n", n)
+        check_positive(NAME, "temperature", temperature)
+        if top_k is not None:
+            check_size(NAME, "top_k", top_k)
+        text = [int(token) for token in context]
+        for place, token in enumerate(text):
+            if not 0 <= token < self.vocabulary:
+                raise ValueError(f"{NAME}: context has token {token} at {place}; expected 0 to {self.vocabulary - 1}")
+        generator = torch.Generator().manual_seed(seed)
+        start = len(text)
+        for _ in range(n):
+            logits = self._logits_after(text[-self.radius :]) / temperature
+            if top_k is not None and top_k < self.vocabulary:
+                logits[logits < logits.topk(top_k).values[-1]] = -math.inf
+            text.append(int(torch.multinomial(logits.softmax(0), 1, generator=generator)))
+        return text[start:]
+
+    def _logits_after(self, context: list[int]) -> Tensor:
+        if self.boundary is not None and self.boundary in context:
+            last = len(context) - 1 - context[::-1].index(self.boundary)
+            context = context[last:]
+        missing = self.radius - len(context)
+        rows = self._features.rows(torch.tensor([[0] * missing + context]))
+        _, base, log_mass = self._log_counts()
+        logits = self._logits(torch.where(torch.arange(self.radius) < len(context), rows, -1))[0]
+        if missing:
+            weights, _ = self._readout()[2], None
+            logits += weights[len(context) :].sum() * (log_mass - math.log(self._features.size) - base)
+        return logits
+
+    def to_arpa(self, path: str, words: Sequence[str] | None = None) -> None:
+        """Write the model as an ARPA file, which kenlm and others read: for radius 1 and smoothing_prior "unigram".
+
+            p(i | h) = (F_hi + α q_i) / (N_h + α)        α = ε V,  q_i = (N_i + ½) / (N + V/2)
+
+        so that a pair that was not seen backs off to q_i, by α / (N_h + α): the model's own probabilities.
+
+        Args:
+            words: the V words, without white space (default: the tokens' numbers).
+
+        Raises:
+            ValueError: another radius, prior or weights; words that are not V, hold white space or occur twice.
+        """
+        if self.radius != 1 or self.smoothing_prior != "unigram" or self.weights is not None:
+            raise ValueError(
+                f"{NAME}: to_arpa got radius {self.radius}, smoothing_prior {self.smoothing_prior!r} and weights "
+                f"{self.weights!r}; an ARPA file says radius 1, 'unigram' and None"
+            )
+        if self.counts_ is None:
+            raise ValueError(f"{NAME}: nothing was counted yet; call fit first")
+        names = [str(token) for token in range(self.vocabulary)] if words is None else [str(word) for word in words]
+        if len(names) != self.vocabulary or len(set(names)) != len(names):
+            raise ValueError(f"{NAME}: words has {len(set(names))} distinct of {len(names)}; expected {self.vocabulary}")
+        for place, name in enumerate(names):
+            if not name or name.split() != [name]:
+                raise ValueError(f"{NAME}: words has {name!r} at {place}; expected words without white space")
+        write_bigrams(path, names, self.counts_, self.token_probabilities_, self.smoothing * self.vocabulary)
+
+
+def _checked_weights(weights: Any, radius: int) -> Tensor:
+    if weights is None:
+        return torch.tensor([1.0] * radius + [radius - 1.0], dtype=torch.float64)
+    try:
+        numbers = torch.as_tensor(weights, dtype=torch.float64).cpu()
+    except (TypeError, ValueError, RuntimeError):
+        numbers = torch.empty(0)
+    if numbers.shape != (radius + 1,) or not numbers.isfinite().all():
+        raise ValueError(f"{NAME}: weights is {weights!r}; expected None, 'search' or {radius + 1} finite numbers")
+    return numbers
+
+
+def _with_rows_at(counts: Tensor, rows: Tensor | None, size: int) -> Tensor:
+    """The same counts in a matrix of `size` rows, row d at rows[d], which ascend (by default where they are)."""
+    if rows is None:
+        return counts
+    lengths = torch.zeros(size, dtype=torch.int64)
+    lengths[rows] = counts.crow_indices().diff()
+    crow = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    return torch.sparse_csr_tensor(crow, counts.col_indices(), counts.values(), (size, counts.shape[1]))
+
+
+def _minimised(loss: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
+    """The minimiser of a convex function of a few numbers, by L-BFGS."""
+    weights = start.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([weights], max_iter=60, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = loss(weights)
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    return weights.detach()
