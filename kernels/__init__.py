@@ -1,7 +1,7 @@
 """The ops: `from tropigrad.kernels import tropical_matmul`."""
 
-from .gather_softmax import gather_softmax
 from .cooccurrence import cooccurrence
+from .gather_softmax import gather_softmax
 from .largest_path import largest_path
 from .log_shift import log_shift
 from .path_norm import path_norm
@@ -24,8 +24,8 @@ from .tropical_winners_grad import tropical_winners_grad
 
 __all__ = [
     "Tournament",
-    "gather_softmax",
     "cooccurrence",
+    "gather_softmax",
     "largest_path",
     "log_shift",
     "path_norm",
