@@ -238,8 +238,9 @@ class ExplicitLanguageModel:
         start[-1] = 0.0  # the mean of the K rows: a finite loss to begin with, which the paper's weights may not give
 
         def loss(weights: Tensor) -> Tensor:
-            bias = weights[:-1].sum() * base - weights[-1] * log_mass
-            return gather_softmax(weight, rows, targets, bias=bias, weights=weights[:-1].to(weight.dtype)).double().mean()
+            bias = (weights[:-1].sum() * base - weights[-1] * log_mass).to(weight.dtype)
+            losses = gather_softmax(weight, rows, targets, bias=bias, weights=weights[:-1].to(weight.dtype))
+            return losses.mean(dtype=torch.float64)
 
         self.weights_ = _minimised(loss, start)
 
@@ -272,7 +273,7 @@ class ExplicitLanguageModel:
         if self.weights_ is None:
             raise ValueError(f"{NAME}: weights='search' has not searched yet; call tune(held-out tokens), or fit")
         bias = self.weights_[:-1].sum() * base - self.weights_[-1] * log_mass
-        return weight, bias, self.weights_[:-1].to(weight.dtype)
+        return weight, bias.to(weight.dtype), self.weights_[:-1].to(weight.dtype)
 
     # --------------------------------------------------------------------------------------------- prediction
 
@@ -319,13 +320,13 @@ class ExplicitLanguageModel:
 
     def _logits(self, rows: Tensor) -> Tensor:
         weight, bias, weights = self._readout()
-        logits = bias.repeat(len(rows), 1)
-        crow, columns, values = weight.crow_indices(), weight.col_indices(), weight.values().double()
+        logits = bias.double().repeat(len(rows), 1)
+        crow, columns, values = weight.crow_indices(), weight.col_indices(), weight.values()
         for batch, row in enumerate(rows.tolist()):
             for factor, key in zip(weights.tolist(), row, strict=True):
                 if key >= 0:
                     entries = slice(int(crow[key]), int(crow[key + 1]))
-                    logits[batch].index_add_(0, columns[entries].long(), values[entries], alpha=factor)
+                    logits[batch].index_add_(0, columns[entries].long(), values[entries].double(), alpha=factor)
         return logits
 
     def sample(
