@@ -1,6 +1,7 @@
 """The ops: `from tropigrad.kernels import tropical_matmul`."""
 
 from .largest_path import largest_path
+from .pair_counts import spec as _pair_counts_spec  # noqa: F401  registers it
 from .path_norm import path_norm
 from .path_norm import spec as _path_norm_spec  # noqa: F401  registers the op
 from .path_step import spec as _path_step_spec  # noqa: F401  registers the op
