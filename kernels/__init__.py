@@ -4,6 +4,7 @@ from .cooccurrence import cooccurrence
 from .gather_softmax import gather_softmax
 from .largest_path import largest_path
 from .log_shift import log_shift
+from .pair_counts import spec as _pair_counts_spec  # noqa: F401  registers it
 from .path_norm import path_norm
 from .path_norm import spec as _path_norm_spec  # noqa: F401  registers the op
 from .path_step import spec as _path_step_spec  # noqa: F401  registers the op
