@@ -34,8 +34,10 @@ _INDICES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torc
 
 _DENSE = Implementations(_OP, source=by_cpp.SOURCE, cpp=by_cpp.dense, torch=by_torch.dense)
 _DENSE_BACKWARD = Implementations(_OP, source=by_cpp.SOURCE, cpp=by_cpp.dense_backward, torch=by_torch.dense_backward)
-_SPARSE = Implementations(_OP, torch=by_torch.sparse)
-_SPARSE_BACKWARD = Implementations(_OP, torch=by_torch.sparse_backward)
+_SPARSE = Implementations(_OP, source=by_cpp.SOURCE, cpp=by_cpp.sparse, torch=by_torch.sparse)
+_SPARSE_BACKWARD = Implementations(
+    _OP, source=by_cpp.SOURCE, cpp=by_cpp.sparse_backward, torch=by_torch.sparse_backward
+)
 
 # ------------------------------------------------------------------------------------------------ dense
 

@@ -4,6 +4,8 @@
 
 #include "../runtime/native/native.hpp"
 
+#include <iterator>
+
 namespace {
 
 template <class C>
@@ -12,10 +14,11 @@ struct Exponent;
 template <>
 struct Exponent<float> {
     static constexpr int MANTISSA = 23;
-    static constexpr float LEAST = -86.5f, MOST = 88;  // 2^-125 < e^LEAST, so that no step leaves the normal numbers
-    static constexpr float MAGIC = 0x1.8p23f;          // x + MAGIC is rounded to an integer, which its low bits hold
+    static constexpr float LEAST = -88.1f, MOST = 88;
+    // x + MAGIC is rounded to an integer n, and its low bits hold n + 127, the exponent of 2^n: 0 at LEAST, so that 2^n is 0
+    static constexpr float MAGIC = 0x1.8p23f + 127;
     static constexpr float HIGH = 0.693359375f, LOW = -2.12194440e-4f;  // ln 2; n · HIGH is exact
-    // Cephes' polynomial of (e^r - 1 - r) / r², |r| ≤ ln 2 / 2
+    // Cephes' polynomial of (e^r − 1 − r) / r², |r| ≤ ln 2 / 2
     static constexpr float TERMS[] = {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f,
                                       4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
 };
@@ -23,8 +26,8 @@ struct Exponent<float> {
 template <>
 struct Exponent<double> {
     static constexpr int MANTISSA = 52;
-    static constexpr double LEAST = -707, MOST = 709;
-    static constexpr double MAGIC = 0x1.8p52;
+    static constexpr double LEAST = -709.2, MOST = 709;
+    static constexpr double MAGIC = 0x1.8p52 + 1023;
     static constexpr double HIGH = 6.93145751953125e-1, LOW = 1.42860682030941723212e-6;
     // of Taylor's series, whose next term is below 2^-58
     static constexpr double TERMS[] = {1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800,
@@ -32,24 +35,19 @@ struct Exponent<double> {
                                        1.0 / 120,        1.0 / 24,        1.0 / 6,        1.0 / 2};
 };
 
-// x ≤ MOST. 0 below LEAST and of −∞, 1 of 0 exactly, NaN of NaN; else within 2 units in the last place.
+// x ≤ MOST. 0 from LEAST down, 1 of 0, NaN of NaN; else within 2 units in the last place, where that is a normal number.
 template <class C, class X>
 inline X exponential(X x) {
     using E = Exponent<C>;
     using I = std::conditional_t<std::is_same_v<X, C>, typename Simd<C>::Index, typename Simd<C>::IndexVector>;
-    const X least = X{} + E::LEAST;
-    const X kept = x < least ? least : x;  // a NaN stays
+    const X kept = larger(X{} + E::LEAST, x);
     const X shifted = kept * C(1.4426950408889634) + E::MAGIC;
     const X n = shifted - E::MAGIC;
     const X r = (kept - n * E::HIGH) - n * E::LOW;
     X y = X{} + E::TERMS[0];
     for (int i = 1; i < int(std::size(E::TERMS)); ++i) y = y * r + E::TERMS[i];
     y = (y * (r * r) + r) + C(1);
-    const X power = bit_cast<X>(bit_cast<I>(y) + (bit_cast<I>(shifted) << E::MANTISSA));
-    const X zero = X{};
-    // the sum above is of no use where y is NaN
-    const X finite = x < least ? zero : power;
-    return x == x ? finite : x;
+    return y * bit_cast<X>(bit_cast<I>(shifted) << E::MANTISSA);
 }
 
 }  // namespace
