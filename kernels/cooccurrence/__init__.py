@@ -19,6 +19,7 @@ from torch import Tensor
 from ...autotune import capturing
 from ..runtime import memory
 from ..runtime.arguments import is_integer, listed
+from ..runtime.csr import csr_tensor
 from ..runtime.dispatch import operator
 from ..runtime.implementations import Implementations
 from ..runtime.tracing import traceable
@@ -62,7 +63,7 @@ def _count_tokens(tokens: Tensor, labels: Tensor, classes: int, features: int) -
     definition.check_range("x", tokens, features, "features")
     definition.check_labels(labels, classes)
     crow, columns, counts = definition.token_counts(tokens, labels, classes, features)
-    return torch.sparse_csr_tensor(crow, columns, counts, (features, classes), check_invariants=False)
+    return csr_tensor(crow, columns, counts, (features, classes))
 
 
 # ------------------------------------------------------------------------------------------------ operators
@@ -118,7 +119,7 @@ def cooccurrence(
             tokens [N], integers in [0, features): row m is the one-hot vector of x[m].
         labels: [N] integers in [0, classes).
         classes: C, at least 1.
-        scale: None takes rows as they are; a positive number scales each to that sum: scale (x + offset) / Σ(x + offset).
+        scale: None takes rows as they are; a positive number K makes them K (x + offset) / Σ(x + offset).
         offset: at least 0, in the units of x; more than 0 with a scale and dense rows alone.
         features: D, of tokens alone.
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..runtime import memory
 from ..runtime.arguments import FLOATS, listed, looks_at_values
+from ..runtime.csr import csr_tensor
 from ..runtime.dispatch import Gradient, operator
 from ..runtime.implementations import Implementations
 from ..runtime.tracing import traceable
@@ -154,7 +155,7 @@ def _sparse(counts: Tensor, eps: Tensor | None, number: float, factor: float) ->
     log_mass = total.log()
     base = (eps.double().log() - factor * log_mass).to(dtype)
     raised = torch.log1p(values / eps[columns])
-    weight = torch.sparse_csr_tensor(crow, columns, raised, (D, C), check_invariants=False)
+    weight = csr_tensor(crow, columns, raised, (D, C))
     return SparseLogShift(weight, base, log_mass.to(dtype))
 
 

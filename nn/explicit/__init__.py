@@ -1,0 +1,5 @@
+"""Softmax networks solved in closed form, on positive features."""
+
+from .language_model import ExplicitLanguageModel
+
+__all__ = ["ExplicitLanguageModel"]

@@ -35,7 +35,9 @@ def write_bigrams(path: str | os.PathLike, words: Sequence[str], counts: Tensor,
         with fresh.open("w", encoding="utf-8") as file:
             file.write(f"\\data\\\nngram 1={len(words) + len(marks)}\nngram 2={len(values)}\n\n\\1-grams:\n")
             file.writelines(f"{_NEVER}\t{mark}\t0\n" for mark in marks)
-            file.writelines(f"{p:.9f}\t{word}\t{b:.9f}\n" for p, word, b in zip(log_unigram, words, backoff, strict=True))
+            file.writelines(
+                f"{p:.9f}\t{word}\t{b:.9f}\n" for p, word, b in zip(log_unigram, words, backoff, strict=True)
+            )
             file.write("\n\\2-grams:\n")
             bounds = crow.tolist()
             for h, word in enumerate(words):  # a history at a time: the pairs' words never stand in memory at once

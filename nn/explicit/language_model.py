@@ -20,14 +20,17 @@ import torch
 from torch import Tensor
 
 from ...kernels import gather_softmax, log_shift
-from ...kernels.pair_counts import PairCounter
+from ...kernels.log_shift import SparseLogShift
+from ...kernels.pair_counts import Counts, PairCounter, merge_counts
+from ...kernels.runtime.csr import csr_tensor
 from ..arguments import check_positive, check_size, is_integer
 from .arpa import write_bigrams
 from .contexts import MODES, CatFeatures, Features, Mode, SuffixFeatures, SumFeatures
 from .tokens import CHUNK, TokensLike, open_tokens, windows
 
 NAME = "ExplicitLanguageModel"
-_TUNED_ON = 20_000  # held-out positions that weights are fitted to, evenly spaced: K + 1 numbers need no more
+_TUNED_ON = 5_000  # held-out positions that K + 2 numbers are fitted to, evenly spaced
+_FARTHEST = 16  # ε is sought from 1e-8 to 1e8
 _READ_AT_ONCE = 1 << 14  # positions of one readout
 
 
@@ -39,9 +42,11 @@ class ExplicitLanguageModel:
         radius: K, the tokens of a context. The first K tokens of a text have no whole context and are skipped.
         mode: the features d_1 … d_K of a context: "sum": its tokens; "cat": its tokens with their distances; "suffix":
             its last 1, 2, …, K tokens, each as one key. V^K of "suffix" must be below 2^63.
-        smoothing: ε > 0, added to every count.
-        weights: None: w_k = 1 and w_0 = K − 1, the paper's. K + 1 numbers w_1 … w_K, w_0. "search": fitted by `fit` to
-            the last `validation_fraction` of the positions, which are counted afterwards; or by `tune`.
+        smoothing: ε > 0, added to every count. "search": chosen with the weights, or for them, on held-out text: the
+            best of 10^(j/2), by steps from 0.01 for as long as they pay.
+        weights: None: w_k = 1 and w_0 = K − 1, the paper's. K + 1 numbers w_1 … w_K, w_0. "search": fitted to held-out
+            text. `fit` holds the last `validation_fraction` of the positions out, and counts them afterwards; `tune`
+            takes a text of its own.
         smoothing_prior: "uniform": ε_i = ε. "unigram": ε_i = ε V p_i with p_i = (N_i + ½) / (N + V/2), where N_i counts
             how often token i came next.
         boundary: a token that ends contexts: none reaches back over it. It may itself be the oldest token of a context.
@@ -49,7 +54,7 @@ class ExplicitLanguageModel:
 
     Attributes, after fit:
         counts_: [D, V] sparse_csr of int64.  token_counts_: [V] int64, N_i.  weights_: [K + 1] float64, w_0 last.
-        positions_: how many positions were counted.
+        smoothing_: ε.  positions_: how many positions were counted.
 
     Raises:
         TypeError, ValueError: an argument that is none of these; the message names it.
@@ -60,7 +65,7 @@ class ExplicitLanguageModel:
         vocabulary: int,
         radius: int = 1,
         mode: Mode = "sum",
-        smoothing: float = 0.3,
+        smoothing: float | Literal["search"] = 0.3,
         weights: Sequence[float] | Literal["search"] | None = None,
         *,
         smoothing_prior: Literal["uniform", "unigram"] = "uniform",
@@ -69,7 +74,10 @@ class ExplicitLanguageModel:
     ) -> None:
         check_size(NAME, "vocabulary", vocabulary)
         check_size(NAME, "radius", radius)
-        check_positive(NAME, "smoothing", smoothing)
+        self._start_smoothing: float | None = None
+        if not _is_search(smoothing):
+            check_positive(NAME, "smoothing", smoothing)
+            self._start_smoothing = float(smoothing)
         if mode not in MODES:
             raise ValueError(f"{NAME}: mode is {mode!r}; expected one of {', '.join(MODES)}")
         if smoothing_prior not in ("uniform", "unigram"):
@@ -85,19 +93,24 @@ class ExplicitLanguageModel:
         if not 0 < validation_fraction < 1:
             raise ValueError(f"{NAME}: validation_fraction is {validation_fraction}; expected more than 0, less than 1")
         self.vocabulary, self.radius, self.mode = int(vocabulary), int(radius), mode
-        self.smoothing, self.smoothing_prior = float(smoothing), smoothing_prior
+        self.smoothing, self.smoothing_prior = smoothing, smoothing_prior
         self.weights, self.boundary = weights, boundary
         self.validation_fraction = validation_fraction
-        self._start_weights = None if weights == "search" else _checked_weights(weights, radius)
+        self._start_weights = None if _is_search(weights) else _checked_weights(weights, radius)
         self._reset()
 
     def _reset(self) -> None:
         self._features: Features = self._no_features()
-        self.counts_: Tensor | None = None
+        self._counts: Counts | None = None
         self.token_counts_ = torch.zeros(self.vocabulary, dtype=torch.int64)
         self.positions_ = 0
         self.weights_ = self._start_weights
+        self.smoothing_ = self._start_smoothing
         self._readout_cache: tuple[Tensor, Tensor, Tensor] | None = None
+
+    @property
+    def _searches(self) -> bool:
+        return self._start_smoothing is None or self._start_weights is None
 
     def _no_features(self) -> Features:
         if self.mode == "sum":
@@ -107,20 +120,20 @@ class ExplicitLanguageModel:
         return SuffixFeatures.empty(self.vocabulary, self.radius)
 
     def __repr__(self) -> str:
-        counted = "" if self.counts_ is None else f", {self.positions_} positions counted"
+        counted = "" if self._counts is None else f", {self.positions_} positions counted"
         return (
             f"{NAME}(vocabulary={self.vocabulary}, radius={self.radius}, mode={self.mode!r}, "
-            f"smoothing={self.smoothing}{counted})"
+            f"smoothing={self.smoothing!r}{counted})"
         )
 
     # ---------------------------------------------------------------------------------------------- counting
 
     def fit(self, tokens: TokensLike, *, dtype: Any = "uint16", chunk: int = CHUNK) -> ExplicitLanguageModel:
-        """Count a text afresh; with weights="search", fit the weights on its end as well.
+        """Count a text afresh; what is "search" is chosen by its end.
 
         Args:
-            tokens: a 1-D ndarray, memory map or tensor of integers; or the path of a `.npy` file or of raw little-endian
-                integers of `dtype`, which is mapped and never read as a whole.
+            tokens: a 1-D ndarray, memory map or tensor of integers; or the path of a `.npy` file or of raw
+                little-endian integers of `dtype`, which is mapped and never read as a whole.
             chunk: positions that are counted at a time. The counts do not depend on it.
 
         Raises:
@@ -129,12 +142,12 @@ class ExplicitLanguageModel:
         """
         text = open_tokens(NAME, tokens, dtype)
         fresh = self._unfitted()
-        if self.weights == "search":
+        if self._searches:
             held = math.ceil((len(text) - self.radius) * self.validation_fraction)
             cut = len(text) - held
             if cut <= self.radius:
                 raise ValueError(
-                    f"{NAME}: tokens has length {len(text)}, of which weights='search' holds {held} out; expected more"
+                    f"{NAME}: tokens has length {len(text)}, of which 'search' holds {held} out; expected more"
                 )
             fresh._count(text[:cut], chunk)
             fresh._tune(text[cut - self.radius :])
@@ -145,13 +158,13 @@ class ExplicitLanguageModel:
         return self
 
     def partial_fit(self, tokens: TokensLike, *, dtype: Any = "uint16", chunk: int = CHUNK) -> ExplicitLanguageModel:
-        """Count one more text. No context reaches from one text into another. Arguments and errors are those of `fit`."""
+        """Count one more text. No context reaches from one text into another. Arguments and errors are `fit`'s."""
         text = open_tokens(NAME, tokens, dtype)
         self._count(text, chunk)
         return self
 
     def merge(self, other: ExplicitLanguageModel) -> ExplicitLanguageModel:
-        """Add the counts of a model of the same vocabulary, radius, mode and boundary: as if one had counted both texts.
+        """Add the counts of a model of this vocabulary, radius, mode and boundary: as if one had counted both texts.
 
         Raises:
             TypeError: no ExplicitLanguageModel.  ValueError: one of another setting, or without counts.
@@ -162,14 +175,12 @@ class ExplicitLanguageModel:
             ours, theirs = getattr(self, name), getattr(other, name)
             if ours != theirs:
                 raise ValueError(f"{NAME}: merge got a model of {name} {theirs!r}; expected {ours!r}, as here")
-        if other.counts_ is None:
+        if other._counts is None:
             raise ValueError(f"{NAME}: merge got a model without counts; fit it first")
         features = self._features
         if isinstance(features, SuffixFeatures) and isinstance(other._features, SuffixFeatures):
             features = features.joined_with(other._features)
-        counter = self._counter(features)
-        counter.merge(other._counter(features))
-        self._take(features, counter, other.token_counts_, other.positions_)
+        self._take(features, other._counts_at(features), other.token_counts_, other.positions_)
         return self
 
     def _unfitted(self) -> ExplicitLanguageModel:
@@ -187,46 +198,60 @@ class ExplicitLanguageModel:
         features = self._features
         if isinstance(features, SuffixFeatures):
             features = features.joined(contexts for contexts, _ in pieces())
-        counter = self._counter(features)
+        counter = PairCounter((features.size, self.vocabulary))
         token_counts, positions = torch.zeros_like(self.token_counts_), 0
         for contexts, targets in pieces():
             counter.add(features.rows(contexts).flatten(), targets.repeat_interleave(self.radius))
             token_counts += targets.bincount(minlength=self.vocabulary)
             positions += len(targets)
-        self._take(features, counter, token_counts, positions)
+        self._take(features, counter.csr(), token_counts, positions)
 
-    def _counter(self, features: Features) -> PairCounter:
-        """A counter over these features that holds the counts so far."""
-        counter = PairCounter((features.size, self.vocabulary))
-        if self.counts_ is not None:
-            rows = None
-            if isinstance(features, SuffixFeatures) and isinstance(self._features, SuffixFeatures):
-                rows = self._features.places_in(features)
-            counter.add_counts(_with_rows_at(self.counts_, rows, features.size))
-        return counter
-
-    def _take(self, features: Features, counter: PairCounter, token_counts: Tensor, positions: int) -> None:
-        counts = counter.csr()
-        self._features, self.counts_ = features, counts
+    def _take(self, features: Features, counts: Counts, token_counts: Tensor, positions: int) -> None:
+        """Add counts, whose rows are these features, to those so far."""
+        if self._counts is not None:
+            counts = Counts(*merge_counts(self._counts_at(features), counts, self.vocabulary))
+        self._features, self._counts = features, counts
         self.token_counts_ = self.token_counts_ + token_counts
         self.positions_ += positions
         self._readout_cache = None
 
+    def _counts_at(self, features: Features) -> Counts:
+        """The counts so far, as rows of a larger set of features."""
+        counts = self._counts
+        assert counts is not None
+        if isinstance(features, SuffixFeatures) and isinstance(self._features, SuffixFeatures):
+            lengths = counts.crow.new_zeros(features.size)
+            lengths[self._features.places_in(features)] = counts.crow.diff()
+            crow = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+            counts = Counts(crow, counts.columns, counts.counts)
+        return counts
+
+    @property
+    def counts_(self) -> Tensor:
+        """F as a sparse_csr tensor [D, V] of int64."""
+        if self._counts is None:
+            raise ValueError(f"{NAME}: nothing was counted yet; call fit first")
+        crow, columns, counts = self._counts
+        if len(columns) < 2**31:  # a sparse_csr tensor's indices have one dtype
+            crow = crow.to(columns.dtype)
+        return csr_tensor(crow, columns.to(crow.dtype), counts, (self._features.size, self.vocabulary))
+
     # ----------------------------------------------------------------------------------------------- weights
 
     def tune(self, tokens: TokensLike, *, dtype: Any = "uint16") -> ExplicitLanguageModel:
-        """Fit the K + 1 weights to a held-out text, which is not counted. The cross-entropy is convex in them.
+        """Choose what is "search" by a held-out text, which is not counted. The cross-entropy is convex in the weights.
 
-        At most 20,000 of its positions are used, evenly spaced.
+        At most 5,000 of its positions are used, evenly spaced.
 
         Raises:
-            TypeError, ValueError: as `fit`; also a model without counts.
+            TypeError, ValueError: as `fit`; also a model without counts, or where nothing is "search".
         """
+        if not self._searches:
+            raise ValueError(f"{NAME}: tune has nothing to choose; expected weights='search' or smoothing='search'")
         self._tune(open_tokens(NAME, tokens, dtype))
         return self
 
     def _tune(self, text: np.ndarray | Tensor) -> None:
-        weight, base, log_mass = self._log_counts()
         pieces = windows(NAME, text, self.vocabulary, self.radius, self.boundary, CHUNK)
         rows, targets = map(torch.cat, zip(*((self._features.rows(c), t) for c, t in pieces), strict=True))
         if len(targets) == 0:
@@ -235,31 +260,46 @@ class ExplicitLanguageModel:
             kept = torch.linspace(0, len(targets) - 1, _TUNED_ON, dtype=torch.float64).long()
             rows, targets = rows[kept], targets[kept]
         start = torch.full((self.radius + 1,), 1 / self.radius, dtype=torch.float64)
-        start[-1] = 0.0  # the mean of the K rows: a finite loss to begin with, which the paper's weights may not give
+        start[-1] = 0.0  # a sum of a mean row: its loss is finite, which that of the paper's weights may not be
 
-        def loss(weights: Tensor) -> Tensor:
-            bias = (weights[:-1].sum() * base - weights[-1] * log_mass).to(weight.dtype)
-            losses = gather_softmax(weight, rows, targets, bias=bias, weights=weights[:-1].to(weight.dtype))
-            return losses.mean(dtype=torch.float64)
+        def fitted(smoothing: float) -> tuple[float, Tensor]:
+            weight, base, log_mass = self._shifted(smoothing)
 
-        self.weights_ = _minimised(loss, start)
+            def loss(weights: Tensor) -> Tensor:
+                bias = (weights[:-1].sum() * base - weights[-1] * log_mass).to(weight.dtype)
+                losses = gather_softmax(weight, rows, targets, bias=bias, weights=weights[:-1].to(weight.dtype))
+                return losses.mean(dtype=torch.float64)
+
+            if self._start_weights is not None:
+                return loss(self._start_weights).item(), self._start_weights
+            return _minimised(loss, start)
+
+        if self._start_smoothing is None:
+            self.smoothing_, self.weights_ = _walked(fitted)
+        else:
+            _, self.weights_ = fitted(self._start_smoothing)
+        self._readout_cache = None
 
     def _log_counts(self) -> tuple[Tensor, Tensor, Tensor]:
         """log F, as what each count adds to log ε [D, V] sparse_csr; log ε [V]; log S [V]."""
-        if self.counts_ is None:
-            raise ValueError(f"{NAME}: nothing was counted yet; call fit first")
         if self._readout_cache is None:
-            shifted = log_shift(self.counts_, smoothing=self._smoothings(), scale=1.0)
-            weight = shifted.weight
-            values = weight.values().float()
-            weight = torch.sparse_csr_tensor(weight.crow_indices(), weight.col_indices(), values, weight.shape)
-            self._readout_cache = weight, shifted.base, shifted.log_mass
+            if self.smoothing_ is None:
+                raise ValueError(f"{NAME}: smoothing='search' has not searched yet; call tune(held-out tokens), or fit")
+            self._readout_cache = self._shifted(self.smoothing_)
         return self._readout_cache
 
-    def _smoothings(self) -> Tensor:
+    def _shifted(self, smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
+        shifted = log_shift(self.counts_, smoothing=self._smoothings(smoothing), scale=1.0)
+        assert isinstance(shifted, SparseLogShift)
+        weight = shifted.weight
+        entries = weight.crow_indices(), weight.col_indices(), weight.values().float()
+        weight = csr_tensor(*entries, (self._features.size, self.vocabulary))
+        return weight, shifted.base, shifted.log_mass
+
+    def _smoothings(self, smoothing: float) -> Tensor:
         if self.smoothing_prior == "uniform":
-            return torch.full((self.vocabulary,), self.smoothing, dtype=torch.float64)
-        return self.smoothing * self.vocabulary * self.token_probabilities_
+            return torch.full((self.vocabulary,), smoothing, dtype=torch.float64)
+        return smoothing * self.vocabulary * self.token_probabilities_
 
     @property
     def token_probabilities_(self) -> Tensor:
@@ -304,7 +344,7 @@ class ExplicitLanguageModel:
         Raises:
             TypeError: no integers.  ValueError: another shape; a token outside [0, vocabulary); nothing fitted.
         """
-        rows = torch.as_tensor(contexts)
+        rows = contexts if isinstance(contexts, Tensor) else torch.from_numpy(np.array(contexts))  # may be read-only
         if rows.is_floating_point() or rows.is_complex() or rows.dtype == torch.bool:
             raise TypeError(f"{NAME}: contexts has dtype {rows.dtype}; expected integers")
         if rows.dim() != 2 or rows.shape[1] != self.radius:
@@ -340,8 +380,8 @@ class ExplicitLanguageModel:
         """Draw n tokens that go on from a context, each after the ones before it.
 
         Args:
-            context: any number of tokens. Where fewer than `radius` are known, the features that are missing stand for a
-                mean row, log (S / D): with none known the paper's form then draws the first token by S.
+            context: any number of tokens. Where fewer than `radius` are known, the features that are missing are a mean
+                row, log (S / D): with none known the paper's form then draws the first token by S.
             temperature: divides the logits.
             top_k: draw among so many likeliest tokens.
 
@@ -374,7 +414,7 @@ class ExplicitLanguageModel:
         _, base, log_mass = self._log_counts()
         logits = self._logits(torch.where(torch.arange(self.radius) < len(context), rows, -1))[0]
         if missing:
-            weights, _ = self._readout()[2], None
+            _, _, weights = self._readout()
             logits += weights[len(context) :].sum() * (log_mass - math.log(self._features.size) - base)
         return logits
 
@@ -396,15 +436,22 @@ class ExplicitLanguageModel:
                 f"{NAME}: to_arpa got radius {self.radius}, smoothing_prior {self.smoothing_prior!r} and weights "
                 f"{self.weights!r}; an ARPA file says radius 1, 'unigram' and None"
             )
-        if self.counts_ is None:
-            raise ValueError(f"{NAME}: nothing was counted yet; call fit first")
+        counts = self.counts_
         names = [str(token) for token in range(self.vocabulary)] if words is None else [str(word) for word in words]
         if len(names) != self.vocabulary or len(set(names)) != len(names):
-            raise ValueError(f"{NAME}: words has {len(set(names))} distinct of {len(names)}; expected {self.vocabulary}")
+            raise ValueError(
+                f"{NAME}: words has {len(set(names))} distinct of {len(names)}; expected {self.vocabulary}"
+            )
         for place, name in enumerate(names):
             if not name or name.split() != [name]:
                 raise ValueError(f"{NAME}: words has {name!r} at {place}; expected words without white space")
-        write_bigrams(path, names, self.counts_, self.token_probabilities_, self.smoothing * self.vocabulary)
+        if self.smoothing_ is None:
+            raise ValueError(f"{NAME}: smoothing='search' has not searched yet; call tune(held-out tokens), or fit")
+        write_bigrams(path, names, counts, self.token_probabilities_, self.smoothing_ * self.vocabulary)
+
+
+def _is_search(value: Any) -> bool:
+    return isinstance(value, str) and value == "search"
 
 
 def _checked_weights(weights: Any, radius: int) -> Tensor:
@@ -419,20 +466,25 @@ def _checked_weights(weights: Any, radius: int) -> Tensor:
     return numbers
 
 
-def _with_rows_at(counts: Tensor, rows: Tensor | None, size: int) -> Tensor:
-    """The same counts in a matrix of `size` rows, row d at rows[d], which ascend (by default where they are)."""
-    if rows is None:
-        return counts
-    lengths = torch.zeros(size, dtype=torch.int64)
-    lengths[rows] = counts.crow_indices().diff()
-    crow = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-    return torch.sparse_csr_tensor(crow, counts.col_indices(), counts.values(), (size, counts.shape[1]))
+def _walked(fitted: Callable[[float], tuple[float, Tensor]]) -> tuple[float, Tensor]:
+    """The best ε of 10^(j/2), and its weights: from 10⁻² downhill, as the loss has one valley in log ε."""
+    tried = {step: fitted(10 ** (step / 2)) for step in (-4, -5)}
+    direction = -1 if tried[-5][0] < tried[-4][0] else 1
+    best = min(tried, key=lambda step: tried[step][0])
+    while abs(best) < _FARTHEST:
+        tried[best + direction] = fitted(10 ** ((best + direction) / 2))
+        if tried[best + direction][0] >= tried[best][0]:
+            break
+        best += direction
+    return 10 ** (best / 2), tried[best][1]
 
 
-def _minimised(loss: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
-    """The minimiser of a convex function of a few numbers, by L-BFGS."""
+def _minimised(loss: Callable[[Tensor], Tensor], start: Tensor) -> tuple[float, Tensor]:
+    """The least value of a convex function of a few numbers, and where, by L-BFGS."""
     weights = start.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS([weights], max_iter=60, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(
+        [weights], max_iter=60, tolerance_grad=1e-4, tolerance_change=1e-5, line_search_fn="strong_wolfe"
+    )
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -441,4 +493,4 @@ def _minimised(loss: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
         return value
 
     optimizer.step(closure)
-    return weights.detach()
+    return loss(weights.detach()).item(), weights.detach()

@@ -29,8 +29,8 @@ def open_tokens(owner: str, tokens: Any, dtype: Any = "uint16") -> np.ndarray | 
         dtype: of the raw file's integers; nanoGPT's .bin files hold uint16.
 
     Raises:
-        TypeError: neither an array of integers nor a path.  ValueError: a file that is missing, empty or no whole number
-            of tokens; more or fewer dimensions than one.
+        TypeError: neither an array of integers nor a path.
+        ValueError: a file that is missing, empty or no whole number of tokens; more or fewer dimensions than one.
     """
     if isinstance(tokens, str | os.PathLike):
         tokens = _map_file(owner, Path(tokens), dtype)
