@@ -1,6 +1,6 @@
 """Torch modules and losses over the kernels."""
 
-from .explicit import ExplicitSoftmax
+from .explicit import ExplicitMLP, ExplicitSoftmax
 from .kmedoids import KMedoids, chebyshev_distances, kmedoids
 from .linear_min_max import KMedoidsInit, LinearMinMax
 from .losses import WorstSampleLoss
@@ -8,6 +8,7 @@ from .maxplus import MaxPlusLinear, MinPlusLinear
 from .tropical_conv import MaxPlusConv2d, MinPlusConv2d
 
 __all__ = [
+    "ExplicitMLP",
     "ExplicitSoftmax",
     "KMedoids",
     "KMedoidsInit",

@@ -57,9 +57,9 @@ class Rows:
         """The dtype that answers are computed in."""
         return torch.promote_types(self.dtype, torch.float32)
 
-    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """The rows in their order, as many at a time as fit a block."""
-        size = max(1, _BLOCK // max(1, self.features))
+    def blocks(self, width: int = 1) -> Iterator[tuple[slice, Tensor]]:
+        """The rows in their order, as many at a time as fit a block, with `width` numbers made of each."""
+        size = max(1, _BLOCK // max(1, self.features, width))
         for first in range(0, len(self), size):
             part = slice(first, min(first + size, len(self)))
             yield part, sparse_part(self.values, part) if self.is_sparse else self.values[part]
@@ -247,15 +247,17 @@ class Scaling:
                 "offset=0, or dense rows"
             )
 
-    def of(self, where: str, rows: Rows, dtype: torch.dtype | None = None) -> Iterator[tuple[slice, Tensor]]:
-        """Blocks of rows as the model sees them, in `dtype`, else the rows' working dtype.
+    def of(
+        self, where: str, rows: Rows, *, width: int = 1, dtype: torch.dtype | None = None
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Blocks of rows as the model sees them, in `dtype`, else the rows' working dtype; `width` is that of `blocks`.
 
         Raises:
             ValueError: an entry is negative or not finite, or a row to be scaled sums to 0; the message names the row.
         """
         self.check(where, rows)
         dtype = dtype or rows.working_dtype
-        for part, block in rows.blocks():
+        for part, block in rows.blocks(width):
             seen = block.to(dtype)
             entries, sums = values_of(seen), row_sums(seen) + self.offset * rows.features
             low = entries.amin() if entries.numel() else 0

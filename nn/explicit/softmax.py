@@ -373,13 +373,7 @@ class ExplicitSoftmax(Classifier):
         Args:
             dtype: of its parameters.  device: None is where the counts are.
         """
-        solution = self._learned().solution
-        out, features = solution.weight.t().shape
-        layer = nn.utils.skip_init(nn.Linear, features, out, device=device or solution.weight.device, dtype=dtype)
-        with torch.no_grad():
-            layer.weight.copy_(solution.weight.t())
-            layer.bias.copy_(solution.bias)
-        return layer
+        return self._learned().solution.to_linear(dtype, device)
 
     def normalized(self, x: Any) -> Any:
         """Rows as the layer sees them: K (x + o) / Σ (x + o), or x as it is; in x's kind and floating dtype.
@@ -395,7 +389,7 @@ class ExplicitSoftmax(Classifier):
     def _logits(self, rows: Rows) -> Iterator[tuple[slice, Tensor]]:
         fitted = self._learned()
         solution = fitted.solution
-        for part, seen in fitted.settings.scaling.of(self._name, rows):
+        for part, seen in fitted.settings.scaling.of(self._name, rows, width=len(fitted.classes)):
             yield part, solution.logits(seen)
 
     def _search(self, fitted: _Fitted, rows: Rows, targets: Tensor, group: Any) -> Tuned:
@@ -410,7 +404,8 @@ class ExplicitSoftmax(Classifier):
 
         def logits_at(smoothing: float) -> Tensor:
             solution = settings.solve(self._name, counts, fitted.classes, smoothing)
-            blocks = [solution.logits(seen) for _, seen in settings.scaling.of(self._name, rows)]
+            seen = settings.scaling.of(self._name, rows, width=len(fitted.classes))
+            blocks = [solution.logits(block) for _, block in seen]
             logits = torch.cat(blocks) if blocks else counts.features.new_zeros(0, len(fitted.classes))
             return logits.clamp(min=-1e30)  # in place of −∞, of a class without rows: 0 · ∞ is NaN
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...kernels import cooccurrence, log_shift
 from .ranks import added
@@ -111,6 +111,15 @@ class Solution:
             self._casts[key] = centred.to(x.device, x.dtype).contiguous(), self.bias.to(x.device, x.dtype)
         weight, bias = self._casts[key]
         return x @ weight + bias
+
+    def to_linear(self, dtype: torch.dtype, device: Any) -> nn.Linear:
+        """The layer as a module with these weights."""
+        features, out = self.weight.shape
+        layer = nn.utils.skip_init(nn.Linear, features, out, device=device or self.weight.device, dtype=dtype)
+        with torch.no_grad():
+            layer.weight.copy_(self.weight.t())
+            layer.bias.copy_(self.bias)
+        return layer
 
 
 def smoothing_of_classes(smoothing: float, prior: str, rows: Tensor) -> float | Tensor:
