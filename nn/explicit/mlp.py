@@ -6,10 +6,10 @@ overlap: F = Xᵀ T, and h = softmax(x U₁ / T₁). As ‖h‖₁ = 1, the next
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from .subclasses import subclasses
 
 _HIDDEN_SMOOTHINGS = (1e-2, 1e-1, 1.0, 10.0)  # what is tried for a hidden layer
 _HIDDEN_TEMPERATURES = tuple(2.0**k for k in range(-9, 2))  # the same, in units of K
+_FIRST_TEMPERATURE = 2.0**-4  # where their search begins
 _OUTPUT_SMOOTHINGS = (1e-2, 1e-1, 1.0)  # of the output that a hidden layer is judged by
 _ENOUGH = 20_000  # rows that a hidden layer is judged by: more say the same
 _SPREAD = 0.1  # of a code of the label, what goes to all units alike
@@ -327,31 +328,45 @@ class _Solver:
         return self._judged(below, layer, kept), kept
 
     def _judged(self, below: tuple[Solution, ...], layer: _Hidden, kept: Counts) -> _Hidden:
-        """The layer with the smoothing and temperature of the least cross-entropy of an output on top of it."""
+        """The layer with the smoothing and temperature of the least cross-entropy of an output on top of it.
+
+        Temperatures are tried from the best so far, upward and downward for as long as one is better than the last.
+        """
         judges = self._judges()
+        index = self.index[judges]
         smoothings = _HIDDEN_SMOOTHINGS if self.settings.smoothing is None else (self.settings.smoothing,)
         outputs = _OUTPUT_SMOOTHINGS if self.settings.smoothing is None else (self.settings.smoothing,)
-        temperatures = [layer.scale * t for t in _HIDDEN_TEMPERATURES]
-        best: tuple[float, float, float] | None = None
+        best, at = layer, _HIDDEN_TEMPERATURES.index(_FIRST_TEMPERATURE)
+        least = math.inf
         for smoothing in smoothings:
             solution = replace(layer, smoothing=smoothing).solution(kept)
-            D, C = solution.weight.shape[1], len(self.classes)
-            counts = [torch.zeros(C, D, dtype=torch.float64, device=self.rows.device) for _ in temperatures]
-            watched = []
-            for part, seen in self._blocks(below, width=D):
+            judging, watched = [], []
+            for part, seen in self._blocks(below, width=solution.weight.shape[1]):
                 z = solution.logits(seen)
+                judging.append(z[judges[part]])
                 watched.append(z[self.held[part]])
-                mine = judges[part]
-                z, index = z[mine], self.index[part][mine]
-                for total, t in zip(counts, temperatures, strict=True):
-                    total += cooccurrence((z / t).softmax(1), index, C).t()
-            z = torch.cat(watched)
-            for total, t in zip(counts, temperatures, strict=True):
-                found = self._found(Counts(total.t(), torch.bincount(self.index)), (z / t).softmax(1), outputs)
-                if best is None or found.loss < best[0]:
-                    best = found.loss, smoothing, t
-        assert best is not None
-        return replace(layer, smoothing=best[1], temperature=best[2])
+            each = torch.cat(judging), torch.cat(watched)
+            losses: dict[int, float] = {}
+
+            def loss(t: int, z: tuple[Tensor, Tensor] = each, losses: dict[int, float] = losses) -> float:
+                if not 0 <= t < len(_HIDDEN_TEMPERATURES):
+                    return math.inf
+                if t not in losses:
+                    h, seen = ((part / (layer.scale * _HIDDEN_TEMPERATURES[t])).softmax(1) for part in z)
+                    losses[t] = self._found(self._sums(h, index), seen, outputs, tolerance=1e-3).loss
+                return losses[t]
+
+            for step in (1, -1):
+                while loss(at + step) < loss(at):
+                    at += step
+            if loss(at) < least:
+                least = loss(at)
+                best = replace(layer, smoothing=smoothing, temperature=layer.scale * _HIDDEN_TEMPERATURES[at])
+        return best
+
+    def _sums(self, h: Tensor, index: Tensor) -> Counts:
+        C = len(self.classes)
+        return Counts(cooccurrence(h, index, C), torch.bincount(index, minlength=C))
 
     def _judges(self) -> Tensor:
         """[N] bool: the kept rows that a hidden layer is judged by, at most _ENOUGH."""
@@ -367,13 +382,15 @@ class _Solver:
         smoothing = self.settings.smoothing
         return self._found(kept, watched, SMOOTHINGS if smoothing is None else (smoothing,))
 
-    def _found(self, counts: Counts, watched: Tensor, smoothings: tuple[float, ...]) -> Tuned:
+    def _found(
+        self, counts: Counts, watched: Tensor, smoothings: tuple[float, ...], tolerance: float = 1e-12
+    ) -> Tuned:
         """Smoothing and temperature of an output layer, by the hidden answers of the rows held out."""
 
         def logits_at(smoothing: float) -> Tensor:
             return self._solved(counts, smoothing).logits(watched)
 
-        return search(smoothings, logits_at, self.index[self.held], None)
+        return search(smoothings, logits_at, self.index[self.held], None, tolerance=tolerance)
 
     def _solved(self, counts: Counts, smoothing: float) -> Solution:
         return solve(self.where, counts, self.classes, smoothing, "uniform", 1.0, "mass")

@@ -20,6 +20,8 @@ _TORCH_DTYPES = (
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
 )
+_UNSIGNED = (torch.uint8, torch.bool)
+_LEAST, _MOST = 1e-30, 1e30  # sums that float32 holds, with room for what they are divided by
 # what torch has, but computes little with, and the dtype that holds it; uint64 is looked at first
 _WIDER = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
 
@@ -219,11 +221,11 @@ def sparse_rows(x: Tensor, index: Tensor) -> Tensor:
 
 
 def row_sums(x: Tensor) -> Tensor:
-    """Σ_d x in float64."""
+    """Σ_d x, of floats."""
     if x.layout != torch.sparse_csr:
-        return x.sum(1, dtype=torch.float64)
-    sums = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
-    return sums.index_add_(0, torch.repeat_interleave(x.crow_indices().diff()), x.values().double())
+        return x.sum(1)
+    sums = torch.zeros(x.shape[0], dtype=x.dtype, device=x.device)
+    return sums.index_add_(0, torch.repeat_interleave(x.crow_indices().diff()), x.values())
 
 
 # ------------------------------------------------------------------------------------------------ what a model sees
@@ -258,23 +260,28 @@ class Scaling:
         self.check(where, rows)
         dtype = dtype or rows.working_dtype
         for part, block in rows.blocks(width):
-            seen = block.to(dtype)
-            entries, sums = values_of(seen), row_sums(seen) + self.offset * rows.features
-            low = entries.amin() if entries.numel() else 0
-            fits = sums.isfinite().all() & (low >= 0)  # NaN and infinities are in the sums
-            if self.scale is not None:
-                fits = fits & (sums > 0).all()
-            if not fits:
-                self.refuse(where, rows)
-            if self.scale is not None:
-                factors = self.scale / sums
-                if rows.is_sparse:
-                    crow = seen.crow_indices()
-                    factors = factors[torch.repeat_interleave(crow.diff())].to(dtype)
-                    seen = sparse(crow, seen.col_indices(), entries * factors, (seen.shape[0], seen.shape[1]))
-                else:
-                    seen = (seen + self.offset if self.offset else seen) * factors.to(dtype)[:, None]
-            yield part, seen
+            yield part, self._seen(where, rows, block, dtype)
+
+    def _seen(self, where: str, rows: Rows, block: Tensor, dtype: torch.dtype) -> Tensor:
+        seen = block.to(dtype)
+        entries, shift = values_of(seen), self.offset * rows.features
+        sums = row_sums(seen) + shift
+        if dtype != torch.float64 and len(sums) and not (_LEAST <= sums.amin()) & (sums.amax() <= _MOST):
+            seen = block.double()  # of a zero row, of NaN, and of numbers whose sum or quotient float32 does not hold
+            entries = values_of(seen)
+            sums = row_sums(seen) + shift
+        low = entries.amin() if entries.numel() and block.dtype not in _UNSIGNED else 0
+        fits = sums.isfinite().all() & (low >= 0)  # NaN and infinities are in the sums
+        if self.scale is None:
+            return seen.to(dtype) if fits else self.refuse(where, rows)
+        if not fits & (sums > 0).all():
+            self.refuse(where, rows)
+        factors = (self.scale / sums).to(seen.dtype)
+        if rows.is_sparse:
+            crow = seen.crow_indices()
+            scaled = (entries * factors[torch.repeat_interleave(crow.diff())]).to(dtype)
+            return sparse(crow, seen.col_indices(), scaled, (seen.shape[0], seen.shape[1]))
+        return ((seen + self.offset if self.offset else seen) * factors[:, None]).to(dtype)
 
     def refuse(self, where: str, rows: Rows) -> NoReturn:
         """The error of the first row that does not fit."""

@@ -176,6 +176,7 @@ def search(
     targets: Tensor,
     temperature: float | None,
     group: Any = None,
+    tolerance: float = 1e-12,
 ) -> Tuned:
     """The smoothing, and where temperature is None the temperature, of the least cross-entropy; of equals the first.
 
@@ -183,12 +184,13 @@ def search(
         logits_at: smoothing -> logits [M, C] of rows that were not counted, at temperature 1.
         targets: [M] int64, their classes.
         group: the ranks whose rows count together.
+        tolerance: of temperatures, relative.
     """
     best: Tuned | None = None
     for smoothing in candidates:
         z = logits_at(smoothing).double()
         if temperature is None:
-            tried = Tuned(smoothing, *best_temperature(z, targets, group))
+            tried = Tuned(smoothing, *best_temperature(z, targets, group, tolerance))
         else:
             tried = Tuned(smoothing, temperature, moments(z, targets, 1 / temperature, group)[0])
         if best is None or tried.loss < best.loss:
@@ -211,7 +213,7 @@ def moments(z: Tensor, targets: Tensor, beta: float, group: Any = None) -> tuple
     return loss / rows, slope / rows, curvature / rows
 
 
-def best_temperature(z: Tensor, targets: Tensor, group: Any = None) -> tuple[float, float]:
+def best_temperature(z: Tensor, targets: Tensor, group: Any = None, tolerance: float = 1e-12) -> tuple[float, float]:
     """The T in [1e-4, 1e4] of the least mean cross-entropy of z / T, and that. Newton in 1/T, kept within a bracket.
 
     Where all rows are right T falls until nothing is gained.
@@ -221,11 +223,11 @@ def best_temperature(z: Tensor, targets: Tensor, group: Any = None) -> tuple[flo
     for _ in range(100):
         loss, slope, curvature = moments(z, targets, beta, group)
         if abs(slope) * beta <= 1e-12 * max(loss, 1e-3):
-            break
+            return 1 / beta, loss
         low, high = (low, beta) if slope > 0 else (beta, high)
         step = beta - slope / curvature if curvature > 0 else math.inf
         step = step if low < step < high else math.sqrt(low * high)
-        if abs(step - beta) <= 1e-12 * beta:
-            break
+        if abs(step - beta) <= tolerance * beta:
+            return 1 / beta, loss
         beta = step
     return 1 / beta, moments(z, targets, beta, group)[0]
