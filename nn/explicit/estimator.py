@@ -19,7 +19,7 @@ from .rows import Rows, read_rows
 
 
 class NotFittedError(ValueError, AttributeError):
-    """Raised by an estimator that has learned nothing yet, where scikit-learn, whose error this is, is not installed."""
+    """Raised by an estimator that has learned nothing, where scikit-learn, whose error this is, is not installed."""
 
 
 def not_fitted_error() -> type[Exception]:

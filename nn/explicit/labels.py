@@ -132,12 +132,12 @@ def named(classes: np.ndarray, index: Tensor, as_torch: bool) -> Any:
 def held_out(index: np.ndarray, fraction: float, seed: int) -> Tensor:
     """[N] bool: which rows are held out: `fraction` of each class, rounded, drawn by seed, but never all of a class."""
     places = torch.from_numpy(index)
-    order = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed), device="cpu")
     by_class = order[places[order].sort(stable=True).indices]
     counts = torch.bincount(places)
-    rank = torch.arange(len(places)) - (counts.cumsum(0) - counts)[places[by_class]]
+    rank = torch.arange(len(places), device="cpu") - (counts.cumsum(0) - counts)[places[by_class]]
     quota = torch.minimum((counts * fraction + 0.5).floor().long(), (counts - 1).clamp(min=0))
-    held = torch.zeros(len(places), dtype=torch.bool)
+    held = torch.zeros(len(places), dtype=torch.bool, device="cpu")
     held[by_class] = rank < quota[places[by_class]]
     return held
 

@@ -80,13 +80,14 @@ class _Hidden:
 class ExplicitMLP(Classifier):
     """A softmax network with hidden layers, on non-negative features, solved layer by layer: no gradient step.
 
-        h = softmax(x U₁ / T₁),   logits = h U₂ / T₂,   U₁ = log F − (1 − 1/K) log S with F = Xᵀ T + ε,   U₂ = log(hᵀ Y + ε)
+        h = softmax(x U₁ / T₁)    U₁ = log F − (1 − 1/K) log S,   F = Xᵀ T + ε,   S_h = Σ_d F_dh
+        logits = h U₂ / T₂        U₂ = log(hᵀ Y + ε)
 
     T are codes, what the hidden layer is to answer for a row: its subclass, or a code of its label. Further hidden
     layers are solved as the first, on h, whose rows sum to 1.
 
-    Source: Williams & Zhao, arXiv 2311.07510, 2023, which solves networks layer by layer. The codes, subclasses foremost,
-    and the choice of temperatures are ours.
+    Source: Williams & Zhao, arXiv 2311.07510, 2023, which solves networks layer by layer. The codes, subclasses
+    foremost, and the choice of temperatures are ours.
 
     Args:
         hidden: H, the number of hidden units, or a tuple of those of each layer; at least one a class.
@@ -148,9 +149,10 @@ class ExplicitMLP(Classifier):
             x: [N, D].  y: [N].
 
         Raises:
-            ValueError: an argument of the constructor, or a row or label, does not fit: fewer hidden units than classes,
-                a row that is negative, not finite or all zero, labels that are fractions, an offset with sparse rows,
-                nothing held out. The message names argument, row and value. TypeError: one of them is no number.
+            ValueError: an argument of the constructor, or a row or label, does not fit: fewer hidden units than
+                classes, a row that is negative, not finite or all zero, labels that are fractions, an offset with
+                sparse rows, nothing held out. The message names argument, row and value.
+            TypeError: one of them is no number.
         """
         name, settings = self._name, self._checked()
         rows = read_rows(name, x)
@@ -158,7 +160,7 @@ class ExplicitMLP(Classifier):
         for size in settings.hidden:
             if size < len(classes):
                 raise ValueError(
-                    f"{name}: hidden is {self.hidden} and y has {len(classes)} classes; expected a unit a class at least"
+                    f"{name}: hidden is {self.hidden} and y has {len(classes)} classes; expected no fewer units"
                 )
         held = held_out(places, settings.validation_fraction, settings.seed).to(rows.device)
         if not held.any():
@@ -371,7 +373,7 @@ class _Solver:
     def _judges(self) -> Tensor:
         """[N] bool: the kept rows that a hidden layer is judged by, at most _ENOUGH."""
         kept = (~self.held).nonzero()[:, 0]
-        order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(self.settings.seed))
+        order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(self.settings.seed), device="cpu")
         judges = torch.zeros_like(self.held)
         judges[kept[order[:_ENOUGH].to(kept.device)]] = True
         return judges
@@ -382,9 +384,7 @@ class _Solver:
         smoothing = self.settings.smoothing
         return self._found(kept, watched, SMOOTHINGS if smoothing is None else (smoothing,))
 
-    def _found(
-        self, counts: Counts, watched: Tensor, smoothings: tuple[float, ...], tolerance: float = 1e-12
-    ) -> Tuned:
+    def _found(self, counts: Counts, watched: Tensor, smoothings: tuple[float, ...], tolerance: float = 1e-12) -> Tuned:
         """Smoothing and temperature of an output layer, by the hidden answers of the rows held out."""
 
         def logits_at(smoothing: float) -> Tensor:
@@ -411,10 +411,10 @@ def _of_codes(codes: Tensor, counts: Counts) -> Tensor:
 def _codes_of_labels(units: list[int], seed: int) -> Tensor:
     """[C, H]: a block of units for each class, with random weights so that units of a block differ."""
     generator = torch.Generator().manual_seed(seed)
-    codes = torch.full((len(units), sum(units)), _SPREAD / sum(units), dtype=torch.float64)
+    codes = torch.full((len(units), sum(units)), _SPREAD / sum(units), dtype=torch.float64, device="cpu")
     first = 0
     for c, size in enumerate(units):
-        weights = -torch.rand(size, generator=generator, dtype=torch.float64).clamp(min=1e-12).log()
+        weights = -torch.rand(size, generator=generator, dtype=torch.float64, device="cpu").clamp(min=1e-12).log()
         codes[c, first : first + size] += (1 - _SPREAD) * weights / weights.sum()
         first += size
     return codes

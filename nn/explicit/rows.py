@@ -1,13 +1,13 @@
-"""Reading of rows: NumPy arrays, lists, torch tensors, and sparse matrices of SciPy or torch, in blocks of bounded memory.
+"""Reading of rows: NumPy arrays, lists, tensors, sparse matrices of SciPy or torch, in blocks of bounded memory.
 
-Rows are numbers ≥ 0. A model sees them as they are, or normalised: scale (x + offset) / Σ (x + offset). Answers go back in
-the kind and the floating dtype that rows came in; those of integers are float32.
+Rows are numbers ≥ 0. A model sees them as they are, or normalised: scale (x + offset) / Σ (x + offset). Answers go back
+in the kind and the floating dtype that rows came in; those of integers are float32.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -21,7 +21,8 @@ _TORCH_DTYPES = (
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
 )
 _UNSIGNED = (torch.uint8, torch.bool)
-_LEAST, _MOST = 1e-30, 1e30  # sums that float32 holds, with room for what they are divided by
+# sums whose quotients a dtype holds
+_USUAL = {torch.float32: (1e-30, 1e30), torch.float64: (1e-290, 1e290)}
 # what torch has, but computes little with, and the dtype that holds it; uint64 is looked at first
 _WIDER = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
 
@@ -106,8 +107,8 @@ def read_rows(where: str, x: Any, *, least: int = 1) -> Rows:
         values, source = _from_numpy(where, x), None
     if values.dim() != 2:
         raise ValueError(
-            f"{where}: Expected 2D array, got {values.dim()}D array instead: x has shape {tuple(values.shape)}; expected "
-            "[N, D]. Reshape your data: x.reshape(-1, 1) if it is one feature, x.reshape(1, -1) if it is one row"
+            f"{where}: Expected 2D array, got {values.dim()}D array instead: x has shape {tuple(values.shape)}; "
+            "expected [N, D]. Reshape your data: x.reshape(-1, 1) of one feature, x.reshape(1, -1) of one row"
         )
     shape = tuple(values.shape)
     if shape[1] == 0:
@@ -143,9 +144,9 @@ def _from_scipy(where: str, x: Any) -> Tensor:
     x = x.tocsr()
     if x.ndim != 2:
         raise ValueError(f"{where}: x has shape {x.shape}; expected 2D, [N, D]")
-    indices = [torch.as_tensor(_plain(where, part)) for part in (x.indptr, x.indices)]
-    wider = torch.promote_types(indices[0].dtype, indices[1].dtype)
-    return sparse(*(part.to(wider) for part in indices), _tensor_of(where, x.data), tuple(x.shape))
+    crow, columns = (torch.from_numpy(_plain(part)) for part in (x.indptr, x.indices))
+    wider = torch.promote_types(crow.dtype, columns.dtype)
+    return sparse(crow.to(wider), columns.to(wider), _tensor_of(where, x.data), (x.shape[0], x.shape[1]))
 
 
 def _from_numpy(where: str, x: Any) -> Tensor:
@@ -160,11 +161,11 @@ def _tensor_of(where: str, array: np.ndarray) -> Tensor:
         raise ValueError(f"{where}: Complex data not supported: x is {array.dtype}; expected real numbers")
     if array.dtype.kind not in "fiub":
         raise ValueError(f"{where}: x holds {array.dtype}; expected numbers")
-    tensor = torch.as_tensor(_plain(where, array))
+    tensor = torch.from_numpy(_plain(array))
     return _widened(where, tensor) if tensor.dtype in _WIDER else tensor
 
 
-def _plain(where: str, array: np.ndarray) -> np.ndarray:
+def _plain(array: np.ndarray) -> np.ndarray:
     """The array in the machine's byte order, with strides and a dtype that torch takes; a view where it can be one."""
     if array.dtype.kind == "f" and array.dtype.itemsize > 8:
         array = array.astype(np.float64)
@@ -220,12 +221,21 @@ def sparse_rows(x: Tensor, index: Tensor) -> Tensor:
     return sparse(new, x.col_indices()[entries], x.values()[entries], (len(index), x.shape[1]))
 
 
-def row_sums(x: Tensor) -> Tensor:
-    """Σ_d x, of floats."""
+def per_row(reduce: Callable[..., Tensor], x: Tensor) -> Tensor:
+    """torch.sum or torch.amax of each row of floats ≥ 0."""
     if x.layout != torch.sparse_csr:
-        return x.sum(1)
-    sums = torch.zeros(x.shape[0], dtype=x.dtype, device=x.device)
-    return sums.index_add_(0, torch.repeat_interleave(x.crow_indices().diff()), x.values())
+        return reduce(x, 1)
+    out = torch.zeros(x.shape[0], dtype=x.dtype, device=x.device)
+    how = "sum" if reduce is torch.sum else "amax"
+    return out.scatter_reduce_(0, torch.repeat_interleave(x.crow_indices().diff()), x.values(), how)
+
+
+def times(x: Tensor, factors: Tensor) -> Tensor:
+    """Each row times its factor."""
+    if x.layout != torch.sparse_csr:
+        return x * factors[:, None]
+    of_entries = factors[torch.repeat_interleave(x.crow_indices().diff())]
+    return sparse(x.crow_indices(), x.col_indices(), x.values() * of_entries, (x.shape[0], x.shape[1]))
 
 
 # ------------------------------------------------------------------------------------------------ what a model sees
@@ -237,6 +247,9 @@ class Scaling:
 
     scale: float | None
     offset: float
+
+    def __str__(self) -> str:
+        return "rows as they are" if self.scale is None else f"scale {self.scale:g} and offset {self.offset:g}"
 
     def check(self, where: str, rows: Rows) -> None:
         """
@@ -259,50 +272,60 @@ class Scaling:
         """
         self.check(where, rows)
         dtype = dtype or rows.working_dtype
+        least, most = _USUAL[dtype]
         for part, block in rows.blocks(width):
-            yield part, self._seen(where, rows, block, dtype)
-
-    def _seen(self, where: str, rows: Rows, block: Tensor, dtype: torch.dtype) -> Tensor:
-        seen = block.to(dtype)
-        entries, shift = values_of(seen), self.offset * rows.features
-        sums = row_sums(seen) + shift
-        if dtype != torch.float64 and len(sums) and not (_LEAST <= sums.amin()) & (sums.amax() <= _MOST):
-            seen = block.double()  # of a zero row, of NaN, and of numbers whose sum or quotient float32 does not hold
+            seen = block.to(dtype)
             entries = values_of(seen)
-            sums = row_sums(seen) + shift
-        low = entries.amin() if entries.numel() and block.dtype not in _UNSIGNED else 0
-        fits = sums.isfinite().all() & (low >= 0)  # NaN and infinities are in the sums
-        if self.scale is None:
-            return seen.to(dtype) if fits else self.refuse(where, rows)
-        if not fits & (sums > 0).all():
-            self.refuse(where, rows)
-        factors = (self.scale / sums).to(seen.dtype)
-        if rows.is_sparse:
-            crow = seen.crow_indices()
-            scaled = (entries * factors[torch.repeat_interleave(crow.diff())]).to(dtype)
-            return sparse(crow, seen.col_indices(), scaled, (seen.shape[0], seen.shape[1]))
-        return ((seen + self.offset if self.offset else seen) * factors[:, None]).to(dtype)
+            low = entries.amin() if entries.numel() and block.dtype not in _UNSIGNED else 0
+            sums = per_row(torch.sum, seen) + self.offset * rows.features
+            usual = (sums <= most).all() & (low >= 0)  # NaN and infinities are in the sums
+            if self.scale is None:
+                if not usual:
+                    self.examine(where, block, part.start)
+                yield part, seen
+            elif usual & (sums >= least).all():
+                shifted = seen + self.offset if self.offset else seen
+                yield part, times(shifted, (self.scale / sums).to(dtype))
+            else:
+                self.examine(where, block, part.start)
+                yield part, self._unusual(block).to(dtype)
+
+    def _unusual(self, block: Tensor) -> Tensor:
+        """The same of rows whose sums or quotients the dtype may not hold: a power of two brings them near 1 first."""
+        wide = block.double()
+        peaks = per_row(torch.amax, wide).clamp(min=self.offset)
+        powers = torch.exp2(-peaks.log2().floor().clamp(-1000, 1000))
+        wide = times(wide, powers)
+        if self.offset:
+            wide = wide + (self.offset * powers)[:, None]
+        return times(wide, self.scale / per_row(torch.sum, wide))  # pyright: ignore[reportOptionalOperand]
 
     def refuse(self, where: str, rows: Rows) -> NoReturn:
-        """The error of the first row that does not fit."""
+        """The error of the first row that does not fit, of rows that were refused."""
         for part, block in rows.blocks():
-            entries = values_of(block)
-            bad = (entries < 0) | ~entries.isfinite() if entries.dtype != torch.bool else torch.zeros_like(entries)
-            if bad.any():
-                _refuse_entry(where, block, bad, part.start)
-            sums = row_sums(block.double()) + self.offset * rows.features
-            if not sums.isfinite().all():
-                row = part.start + int((~sums.isfinite()).nonzero()[0])
-                raise ValueError(f"{where}: row {row} of x sums to infinity; expected smaller numbers")
-            if self.scale is not None and not (sums > 0).all():
-                row = part.start + int((sums == 0).nonzero()[0])
-                what = f"{'sparse ' if rows.is_sparse else ''}x, of {rows.features} feature(s),"
-                instead = "rows taken as they are" if rows.is_sparse else "offset > 0, or rows taken as they are"
-                raise ValueError(
-                    f"{where}: row {row} of {what} sums to 0, and cannot be scaled to the sum {self.scale:g}; expected "
-                    f"rows with a positive entry, {instead}"
-                )
-        raise ValueError(f"{where}: x changed while it was read; expected rows that stay as they are")
+            self.examine(where, block, part.start)
+        raise AssertionError("rows that were refused fit")
+
+    def examine(self, where: str, block: Tensor, first: int) -> None:
+        """
+        Raises:
+            ValueError: as in `of`, of a block whose first row is number `first`.
+        """
+        entries = values_of(block)
+        bad = (entries < 0) | ~entries.isfinite() if entries.dtype != torch.bool else torch.zeros_like(entries)
+        if bad.any():
+            _refuse_entry(where, block, bad, first)
+        if self.scale is None or self.offset > 0:
+            return
+        empty = per_row(torch.amax, block.double()) <= 0
+        if empty.any():
+            is_sparse = block.layout == torch.sparse_csr
+            what = f"{'sparse ' if is_sparse else ''}x, of {block.shape[1]} feature(s),"
+            instead = "rows taken as they are" if is_sparse else "offset > 0, or rows taken as they are"
+            raise ValueError(
+                f"{where}: row {first + int(empty.nonzero()[0])} of {what} sums to 0, and cannot be scaled to the sum "
+                f"{self.scale:g}; expected rows with a positive entry, {instead}"
+            )
 
 
 def _refuse_entry(where: str, block: Tensor, bad: Tensor, first: int) -> NoReturn:

@@ -99,13 +99,13 @@ class ExplicitSoftmax(Classifier):
 
     Args:
         scale: K > 0, the sum that rows are scaled to, where normalize is True.
-        smoothing: ε ≥ 0, added to each count; or "search": of `SMOOTHINGS`, half decades from 1e-4 to 1e4, that with the
-            least cross-entropy on rows held out. 0 is allowed where no count is 0.
+        smoothing: ε ≥ 0, added to each count; or "search": that of 1e-4, 10^-3.5, …, 1e4 with the least cross-entropy
+            on rows held out. 0 is allowed where no count is 0.
         temperature: T > 0, which divides logits; or "search": that with the least cross-entropy on rows held out, each
             ε having its own. Neither takes a second pass over the rows that were counted.
         offset: o ≥ 0, added to each entry before rows are scaled, in the units of x.
-        normalize: rows become K (x + o) / Σ (x + o), in learning and in predicting. False takes them as they are, of any
-            sums, the empty row too; then K says nothing, and o must be 0.
+        normalize: rows become K (x + o) / Σ (x + o), in learning and in predicting. False takes them as they are, of
+            any sums, the empty row too; then K says nothing, and o must be 0.
         prior: the probability of a class before its features: "mass" is ∝ S, "count" ∝ N, its number of rows.
         smoothing_prior: "uniform": ε in each class; "unigram": ε C p_c in class c, p_c = (N_c + ½) / (N + C/2).
         validation_fraction: what `fit` holds out for a search, of each class, rounded. Once found, those rows are
@@ -124,8 +124,8 @@ class ExplicitSoftmax(Classifier):
             With rows scaled and the prior "mass": Uᵀ / T and 0; else log(F / S)ᵀ / T, and log S / T or log N / T.
         The arrays are NumPy's, or tensors where the rows that were learned first were.
 
-    scikit-learn's conventions hold where that is installed: clone, pipelines, grid searches, tags. The constructor takes
-    its arguments as they are; what learns checks them. A call that is refused changes nothing.
+    scikit-learn's conventions hold where that is installed: clone, pipelines, grid searches, tags. The constructor
+    takes its arguments as they are; what learns checks them. A call that is refused changes nothing.
     """
 
     _fitted: _Fitted | None
@@ -166,8 +166,9 @@ class ExplicitSoftmax(Classifier):
         Raises:
             ValueError: an argument of the constructor, or a row or label, does not fit: a row that is negative, not
                 finite or, to be scaled, all zero; labels that are fractions; an offset with sparse rows or without
-                normalize; a search with nothing held out; smoothing 0 with a count of 0. The message names argument, row
-                and value. TypeError: one of them is no number.
+                normalize; a search with nothing held out; smoothing 0 with a count of 0. The message names argument,
+                row and value.
+            TypeError: one of them is no number.
         """
         name = self._name
 
@@ -190,14 +191,12 @@ class ExplicitSoftmax(Classifier):
             if total == 0:
                 raise ValueError(
                     f"{name}: validation_fraction is {settings.validation_fraction:g}, which holds nothing out of "
-                    f"{int(kept.rows.sum())} sample(s) to search with; expected a larger fraction, more rows, or numbers "
-                    "for smoothing and temperature"
+                    f"{int(kept.rows.sum())} sample(s) to search with; expected a larger fraction, more rows, or "
+                    "numbers for smoothing and temperature"
                 )
             targets = torch.from_numpy(places)[index[held]].to(rows.device)
             tuned = self._search(fitted, rows.take(held.nonzero()[:, 0]), targets, group)
-            fitted = replace(
-                fitted, counts=kept.plus(out), smoothing=tuned.smoothing, temperature=tuned.temperature
-            )
+            fitted = replace(fitted, counts=kept.plus(out), smoothing=tuned.smoothing, temperature=tuned.temperature)
         fitted.solution  # noqa: B018  where a count and smoothing are 0 this raises
         self._fitted = fitted
         return self
@@ -284,8 +283,8 @@ class ExplicitSoftmax(Classifier):
     def tune(self, x: Any, y: Any, *, group: Any = None) -> ExplicitSoftmax:
         """Finds what is "search", smoothing or temperature or both, by the least cross-entropy on rows not counted.
 
-        Sets smoothing_ and temperature_: each candidate is a logarithm of the counts, so that the rows that were counted
-        are not needed again.
+        Sets smoothing_ and temperature_: each candidate is a logarithm of the counts, so that the rows that were
+        counted are not needed again.
 
         Args:
             x: [M, D], M ≥ 1.  y: [M], of classes_.
@@ -303,12 +302,14 @@ class ExplicitSoftmax(Classifier):
             self._check_scaling(before.settings, settings)
             if not settings.searches:
                 raise ValueError(
-                    f"{name}: smoothing is {settings.smoothing:g} and temperature {settings.temperature:g}, which leaves "
-                    f"nothing to tune; expected smoothing={SEARCH!r} or temperature={SEARCH!r}"
+                    f"{name}: smoothing is {settings.smoothing:g} and temperature {settings.temperature:g}, which "
+                    f"leaves nothing to tune; expected smoothing={SEARCH!r} or temperature={SEARCH!r}"
                 )
             rows = read_rows(name, x)
             self._check_features(rows, before.n_features)
             places = index_among(name, read_labels(name, y, len(rows)), before.classes)
+            if settings.prior == "count":
+                self._check_possible(before, places)
             for _ in settings.scaling.of(name, rows):  # which raises where a row does not fit
                 pass
             return settings, rows, torch.from_numpy(places).to(rows.device)
@@ -395,12 +396,6 @@ class ExplicitSoftmax(Classifier):
     def _search(self, fitted: _Fitted, rows: Rows, targets: Tensor, group: Any) -> Tuned:
         """Smoothing and temperature of the least cross-entropy on rows that `fitted` has not counted."""
         settings, counts = fitted.settings, fitted.counts
-        if settings.prior == "count" and (counts.rows.to(targets.device)[targets] == 0).any():
-            place = int(targets[counts.rows.to(targets.device)[targets] == 0][0])
-            raise ValueError(
-                f"{self._name}: class {fitted.classes.tolist()[place]!r} was held out but had no rows, and the prior "
-                "'count' gives it probability 0; expected rows of it, or prior='mass'"
-            )
 
         def logits_at(smoothing: float) -> Tensor:
             solution = settings.solve(self._name, counts, fitted.classes, smoothing)
@@ -411,6 +406,16 @@ class ExplicitSoftmax(Classifier):
 
         candidates = SMOOTHINGS if settings.smoothing is None else (settings.smoothing,)
         return search(candidates, logits_at, targets, settings.temperature, group)
+
+    def _check_possible(self, fitted: _Fitted, places: np.ndarray) -> None:
+        impossible = np.flatnonzero((fitted.counts.rows == 0).cpu().numpy()[places])
+        if len(impossible):
+            row = int(impossible[0])
+            label = fitted.classes.tolist()[places[row]]
+            raise ValueError(
+                f"{self._name}: row {row} of y is {label!r}, of which no row was counted, and the prior 'count' gives "
+                "it probability 0; expected other rows, or prior='mass'"
+            )
 
     def _shared(self, ours: np.ndarray, counts: Counts, group: Any) -> tuple[np.ndarray, Counts, np.ndarray]:
         """All ranks' classes, their counts, and the places of our classes among them."""
@@ -448,8 +453,8 @@ class ExplicitSoftmax(Classifier):
     def _check_scaling(self, before: _Settings, now: _Settings) -> None:
         if before.scaling != now.scaling:
             raise ValueError(
-                f"{self._name}: rows were counted with scale and offset {before.scaling} and are now to be taken with "
-                f"{now.scaling}; expected the same, or a new fit"
+                f"{self._name}: counted so far: {before.scaling}; now: {now.scaling}; expected the same scale, offset "
+                "and normalize, or a new fit"
             )
 
     @staticmethod

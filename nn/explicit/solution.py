@@ -6,8 +6,8 @@
     any rows, and K = ∞:  W = log (F / S),               b = log S ("mass") or log N ("count")
 
 Both come from F alone. So a search of ε needs no second pass over the rows that were counted: each candidate is a
-logarithm of F, and is measured on rows that F does not hold. With logits z, the cross-entropy of z β, β = 1/T, is convex
-in β: its minimum is found by Newton's method.
+logarithm of F, and is measured on rows that F does not hold. With logits z, the cross-entropy of z β, β = 1/T, is
+convex in β: its minimum is found by Newton's method.
 """
 
 from __future__ import annotations
@@ -115,7 +115,8 @@ class Solution:
     def to_linear(self, dtype: torch.dtype, device: Any) -> nn.Linear:
         """The layer as a module with these weights."""
         features, out = self.weight.shape
-        layer = nn.utils.skip_init(nn.Linear, features, out, device=device or self.weight.device, dtype=dtype)
+        layer = nn.Linear(features, out, device="meta", dtype=dtype)  # where no random numbers are drawn
+        layer = layer.to_empty(device=device or self.weight.device)
         with torch.no_grad():
             layer.weight.copy_(self.weight.t())
             layer.bias.copy_(self.bias)
@@ -156,8 +157,8 @@ def _check_positive(where: str, counts: Counts, classes: np.ndarray) -> None:
     if empty.any():
         feature, place = (int(i) for i in empty.nonzero()[0])
         raise ValueError(
-            f"{where}: smoothing is 0 and feature {feature} never occurs in class {classes.tolist()[place]!r}; expected "
-            "smoothing > 0, as 0 · log 0 is NaN"
+            f"{where}: smoothing is 0 and feature {feature} never occurs in class {classes.tolist()[place]!r}; "
+            "expected smoothing > 0, as 0 · log 0 is NaN"
         )
 
 

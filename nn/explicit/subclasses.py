@@ -10,6 +10,7 @@ seeding", 2007.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -51,7 +52,7 @@ def _assigned(blocks: Blocks, index: Tensor, centres: Tensor, units: list[int]) 
     """The nearest centre of the row's own class, by ½ ‖m‖² − x · m."""
     code = torch.empty_like(index)
     halves = centres.square().sum(1) / 2
-    ends = torch.tensor(units).cumsum(0).tolist()
+    ends = list(accumulate(units))
     for part, rows in blocks():
         order = index[part].argsort(stable=True)
         ordered, nearest = rows[order], torch.empty_like(order)
@@ -72,7 +73,7 @@ def _seeded(blocks: Blocks, index: Tensor, kept: Tensor, units: list[int], gener
     drawn = []
     for c, k in enumerate(units):
         own = places[kept & (index == c)]
-        order = torch.randperm(len(own), generator=generator)[: _SAMPLE * k]
+        order = torch.randperm(len(own), generator=generator, device="cpu")[: _SAMPLE * k]
         drawn.append(own[order.to(own.device)])
     rows = _rows_at(blocks, torch.cat(drawn))
     centres = []
@@ -88,7 +89,7 @@ def _seeded(blocks: Blocks, index: Tensor, kept: Tensor, units: list[int], gener
             nearest = torch.minimum(nearest, distance.clamp(min=0))
             nearest[chosen] = 0
             chances = nearest.double().cumsum(0)
-            at = torch.rand((), generator=generator, dtype=torch.float64).item() * float(chances[-1])
+            at = torch.rand((), generator=generator, dtype=torch.float64, device="cpu").item() * float(chances[-1])
             chosen = min(int(torch.searchsorted(chances, at, right=True)), len(sample) - 1)
     return torch.stack(centres)
 
