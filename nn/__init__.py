@@ -1,6 +1,6 @@
 """Torch modules and losses over the kernels."""
 
-from .explicit import ExplicitLanguageModel
+from .explicit import ExplicitLanguageModel, ExplicitMLP, ExplicitSoftmax
 from .kmedoids import KMedoids, chebyshev_distances, kmedoids
 from .linear_min_max import KMedoidsInit, LinearMinMax
 from .losses import WorstSampleLoss
@@ -9,6 +9,8 @@ from .tropical_conv import MaxPlusConv2d, MinPlusConv2d
 
 __all__ = [
     "ExplicitLanguageModel",
+    "ExplicitMLP",
+    "ExplicitSoftmax",
     "KMedoids",
     "KMedoidsInit",
     "LinearMinMax",

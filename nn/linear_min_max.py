@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from ..kernels import tropical_matmul
 from .arguments import check_positive, check_size
 from .kmedoids import KMedoids, kmedoids
+from .units import units_by_class
 
 
 @dataclass(frozen=True)
@@ -38,16 +39,6 @@ class KMedoidsInit:
     @property
     def seconds(self) -> float:
         return sum(result.seconds for result in self.by_class)
-
-
-def _units_by_class(counts: Tensor, hidden: int) -> list[int]:
-    """Hidden units in proportion to the class sizes (Sainte-Laguë), at least one, at most one for each sample."""
-    units = torch.ones_like(counts)
-    for _ in range(hidden - len(counts)):
-        claims = counts.double() / (2 * units + 1)
-        claims[units == counts] = -1.0
-        units[claims.argmax()] += 1
-    return units.tolist()
 
 
 @fx.wrap  # becomes one node of a traced graph: shapes are known only when the graph runs
@@ -167,7 +158,7 @@ class LinearMinMax(nn.Module):
         classes = self._check_samples(x, y, scale, margin)
         counts = torch.bincount(classes, minlength=self.classes)
         results, medoids = [], []
-        for label, units in enumerate(_units_by_class(counts.cpu(), self.hidden)):
+        for label, units in enumerate(units_by_class(counts.cpu(), self.hidden)):
             rows = (classes == label).nonzero().squeeze(1)
             result = kmedoids(x[rows], units, max_samples=max_samples, generator=generator)
             results.append(result)

@@ -31,6 +31,7 @@ TYPES = {
     torch.int32: "i32",
     torch.int16: "i16",
     torch.int8: "i8",
+    torch.uint8: "u8",
     torch.bool: "i1",
 }
 

@@ -23,7 +23,7 @@ from ..runtime.csr import csr_tensor
 from ..runtime.dispatch import operator
 from ..runtime.implementations import Implementations
 from ..runtime.tracing import traceable
-from . import definition
+from . import by_cpp, definition
 from .definition import DTYPES, LABELS, cooccurrence_ref, dtype_of
 
 __all__ = ["cooccurrence", "cooccurrence_ref"]
@@ -36,6 +36,7 @@ def _sums(x: Tensor, labels: Tensor, classes: int, scale: float | None, offset: 
 
     Values are looked at but while a CUDA graph is captured, which cannot wait for them.
     """
+    x = x.view(torch.uint8) if x.dtype == torch.bool else x
     return _SUMS.of(x)(x, labels, classes, scale, offset)
 
 
@@ -45,7 +46,7 @@ def _sums_by_torch(x: Tensor, labels: Tensor, classes: int, scale: float | None,
     return definition.sums(x, labels, classes, scale, offset)
 
 
-_SUMS = Implementations("cooccurrence", torch=_sums_by_torch)
+_SUMS = Implementations("cooccurrence", source=by_cpp.SOURCE, cpp=by_cpp.sums, torch=_sums_by_torch)
 
 # ------------------------------------------------------------------------------------------------ sparse rows, tokens
 
@@ -119,7 +120,7 @@ def cooccurrence(
             tokens [N], integers in [0, features): row m is the one-hot vector of x[m].
         labels: [N] integers in [0, classes).
         classes: C, at least 1.
-        scale: None takes rows as they are; a positive number K makes them K (x + offset) / Σ(x + offset).
+        scale: None takes rows as they are; a positive number makes each sum to it, scale (x + offset) / Σ (x + offset).
         offset: at least 0, in the units of x; more than 0 with a scale and dense rows alone.
         features: D, of tokens alone.
 

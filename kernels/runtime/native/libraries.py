@@ -28,9 +28,11 @@ ELEMENTS = {  # the C++ names; each dtype is a library of its own, compiled when
     torch.float32: "float",
     torch.float16: "Half",
     torch.bfloat16: "Brain",
+    torch.int64: "int64_t",
     torch.int32: "int32_t",
     torch.int16: "int16_t",
     torch.int8: "int8_t",
+    torch.uint8: "uint8_t",
 }
 
 

@@ -196,7 +196,7 @@ struct Saturated {
 
 // One library serves one element type, so that nobody waits for the compilation of the others.
 #ifndef ELEMENT
-#define ELEMENT float  // or double, Half, Brain, int32_t, int16_t, int8_t
+#define ELEMENT float  // or double, Half, Brain, int64_t, int32_t, int16_t, int8_t, uint8_t
 #endif
 using Element = ELEMENT;
 constexpr bool IS_HALF = std::is_same_v<Element, Half>, IS_BRAIN = std::is_same_v<Element, Brain>;

@@ -1,0 +1,66 @@
+"""What the ranks of a process group agree on: all of them learn the same, and all refuse where one does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def of_ranks(value: T, group: dist.ProcessGroup | None) -> list[T]:
+    """The values of all ranks, in their order. A collective call: every rank makes it."""
+    if group is None:
+        return [value]
+    values = [value] * group.size()
+    dist.all_gather_object(values, value, group=group)
+    return values
+
+
+def added(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """The sum of all ranks' x, of one shape and dtype."""
+    if group is not None:
+        dist.all_reduce(x, group=group)
+    return x
+
+
+def together(where: str, group: Any, work: Callable[[], T]) -> T:
+    """The result of work, which every rank does for itself.
+
+    Raises:
+        TypeError: group is neither a process group nor None.
+        What work raises; and on the other ranks ValueError, which names the rank that refused.
+    """
+    if group is not None and not isinstance(group, dist.ProcessGroup):
+        raise TypeError(
+            f"{where}: group is a {type(group).__name__}; expected a torch.distributed.ProcessGroup, or None"
+        )
+    result, error = None, None
+    try:
+        result = work()
+    except Exception as refusal:  # of any kind: the others wait
+        error = refusal
+    messages = of_ranks(str(error) if error else None, group)
+    if error:
+        raise error
+    for rank, message in enumerate(messages):
+        if message is not None:
+            raise ValueError(f"{where}: rank {rank} refused its rows: {message}")
+    return result  # type: ignore[return-value]
+
+
+def check_equal(where: str, facts: Mapping[str, Any], group: dist.ProcessGroup | None) -> None:
+    """
+    Raises:
+        ValueError: a rank's facts differ from those of rank 0; the message names the fact.
+    """
+    first, *others = of_ranks(dict(facts), group)
+    for rank, theirs in enumerate(others, 1):
+        for name, fact in theirs.items():
+            if fact != first[name]:
+                raise ValueError(
+                    f"{where}: {name}: {first[name]} on rank 0 and {fact} on rank {rank}; expected the same on all"
+                )
