@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -93,7 +94,7 @@ def _read(path: Path) -> str:
 
 def _tenths(text: str) -> list[str]:
     ends = [0, len(text) * 8 // 10, len(text) * 9 // 10, len(text)]
-    return [text[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+    return [text[a:b] for a, b in pairwise(ends)]
 
 
 def _units(text: str, unit: Unit) -> list[str]:
