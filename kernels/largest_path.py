@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .contract.misuses import misuse_of
+from .contract.networks import ALIASED, network_misuses
 from .contract.registry import register
 from .contract.samples import NAN, normal_inputs, sampled
 from .contract.spec import Contender, Misuse, Scaling, Sizes, Spec, Workload
@@ -193,12 +194,8 @@ def samples(add, numbers) -> None:
 
 def misuses(device: torch.device) -> list[Misuse]:
     w, none, bad = torch.zeros(3, 2, device=device), torch.zeros(0, 3, device=device), misuse_of(largest_path)
-    chain = r"weights\[1\] has shape \(3, 2\); expected \(out, 3\), to follow weights\[0\]'s \(3, 2\)"
-    return [
-        bad("one-tensor", TypeError, "weights is a Tensor; expected a list of weights", w),
-        bad("chain", ValueError, chain, [w, w]),
-        bad("no-path", ValueError, r"weights\[1\] has shape \(0, 3\); expected a path", [w, none]),
-    ]
+    no_path = r"weights\[1\] has shape \(0, 3\); expected a path"
+    return [*network_misuses(largest_path, device), bad("no-path", ValueError, no_path, [w, none])]
 
 
 SPEC = register(
@@ -218,10 +215,6 @@ SPEC = register(
         fewer_backends=lambda kwargs: ("torch", "cpp", "triton"),
         middle={"M": 70, "N": 90},
         scalings=lambda kwargs: (Scaling((1, 0, 0), 1), Scaling((1, -1, 0), 0), Scaling((-1, 0, 1), 0)),
-        aliased={
-            "one-weight": lambda w: (w, w, w),
-            "transposed": lambda w: (w, w.mT, w),
-            "rows": lambda w: (w, w[1:4]),
-        },
+        aliased=ALIASED,
     )
 )

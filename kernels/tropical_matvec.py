@@ -31,7 +31,7 @@ from .runtime.arguments import FLOATS, INTEGERS
 from .runtime.tracing import stand_ins
 from .tropical_matmul import _FORWARDS, SEMIRINGS, by_cpp, tropical_matmul, tropical_matmul_ref
 from .tropical_matmul.spec import inputs as matmul_inputs
-from .tropical_matmul.spec import scalings, supports
+from .tropical_matmul.spec import option_misuses, scalings, supports
 
 # ------------------------------------------------------------------------------------------------ public
 
@@ -200,20 +200,14 @@ def samples(add, numbers) -> None:
 
 def misuses(device: torch.device) -> list[Misuse]:
     a, x = torch.zeros(2, 3, device=device), torch.zeros(3, device=device)
-    bad, log = misuse_of(tropical_matvec), misuse_of(tropical_matvec, semiring="log")
+    bad = misuse_of(tropical_matvec)
     batches = a.expand(2, 2, 3), x.expand(3, 3)
-    narrower = {"out_dtype": torch.float16}
     return [
         bad("no-matrix", ValueError, r"a has shape \(3,\); expected \[\.\.\., M, K\]", x, x),
         bad("scalar", ValueError, r"x has shape \(\); expected \[\.\.\., K\]", a, x[0]),
         bad("size", ValueError, r"x has shape \(2,\); expected \[\.\.\., 3\], to follow a's \(2, 3\)", a, x[:2]),
         bad("batch", ValueError, r"x's batch \(3,\) does not broadcast with a's \(2,\)", *batches),
-        bad("semiring", ValueError, "semiring is 'plus_times'; expected one of", a, x, semiring="plus_times"),
-        bad("nan", ValueError, "nan is 'skip'; expected 'propagate' or 'ignore'", a, x, nan="skip"),
-        log("cold", ValueError, "temperature is 0; expected a positive", a, x, temperature=0),
-        log("log-winners", ValueError, "the log semiring has no winners", a, x, return_indices=True),
-        log("log-integers", TypeError, "a is torch.int32; the log semiring takes", a.int(), x.int()),
-        bad("narrower", TypeError, "out_dtype is torch.float16; expected a dtype of a's kind", a, x, **narrower),
+        *option_misuses(tropical_matvec, a, x),
     ]
 
 

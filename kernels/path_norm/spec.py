@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...autotune import Problem
 from ..contract.misuses import misuse_of
+from ..contract.networks import ALIASED, network_misuses
 from ..contract.registry import register
 from ..contract.samples import INF, NAN, normal_inputs, sampled
 from ..contract.spec import Extra, Misuse, Scaling, Sizes, Spec
@@ -95,12 +96,9 @@ def samples(add, numbers) -> None:
 
 
 def misuses(device: torch.device) -> list[Misuse]:
-    w, bad = torch.zeros(3, 2, device=device), misuse_of(path_norm)
-    return [
-        bad("p", ValueError, "p is 3; expected 1 or 2", [w], 3),
-        bad("one-tensor", TypeError, "weights is a Tensor; expected a list of weights", w),
-        bad("chain", ValueError, r"weights\[1\] has shape \(3, 2\); expected \(out, 3\)", [w, w]),
-    ]
+    w = torch.zeros(3, 2, device=device)
+    power = misuse_of(path_norm)("p", ValueError, "p is 3; expected 1 or 2", [w], 3)
+    return [power, *network_misuses(path_norm, device)]
 
 
 SPEC = register(
@@ -126,11 +124,7 @@ SPEC = register(
             Scaling((-1, 1, 1, -1), 0),
             Scaling((2, -2, 2, -2), 0),  # squares beyond the range of the sum
         ),
-        aliased={
-            "one-weight": lambda w: (w, w, w),
-            "transposed": lambda w: (w, w.mT, w),
-            "rows": lambda w: (w, w[1:4]),
-        },
+        aliased=ALIASED,
         tuned={"cpp": (by_cpp.FORWARD, by_cpp.BACKWARD)},
         extra=Extra(inputs_at=inputs_at),
     )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ...autotune import Problem
 from ..contract.misuses import misuse_of
+from ..contract.networks import network_misuses
 from ..contract.registry import register
 from ..contract.samples import SPECIAL, Numbers, sampled
 from ..contract.spec import Extra, Misuse, Scaling, Sizes, Spec
@@ -134,42 +136,23 @@ def samples(add, numbers) -> None:
 def misuses(device: torch.device) -> list[Misuse]:
     w = torch.zeros(3, 2, device=device), torch.zeros(4, 3, device=device)
     paths = torch.zeros(5, 3, dtype=torch.int64, device=device)
-    image, flat = torch.zeros(4, 2, 3, 3, device=device), torch.zeros(5, 4, device=device)
-    bad = misuse_of(path_values)
+    bad = misuse_of(partial(path_values, w))
     misuses = [
-        bad("one-tensor", TypeError, "weights is a Tensor; expected a list of weights", w[0], paths),
-        bad("no-weights", ValueError, "weights is empty; expected one weight or more", [], paths),
-        bad("integers", TypeError, r"weights\[0\] is torch.int32; expected float64", [w[0].int()], paths[:, :2]),
-        bad("mixed", TypeError, r"weights\[1\] is torch.float64 and weights\[0\] is torch.float32; expected one dtype",
-            [w[0], w[1].double()], paths),
-        bad("rank", ValueError, r"weights\[0\] has shape \(2,\); expected \(out, in\)", [w[0][0], w[1]], paths),
-        bad("chain", ValueError, r"weights\[1\] has shape \(3, 2\); expected \(out, 3\), to follow weights\[0\]'s",
-            [w[0], w[0]], paths),
-        bad("paths", TypeError, "paths is a list; expected a torch.Tensor", w, [[0, 0, 0]]),
-        bad("float-paths", TypeError, "paths is torch.float32; expected int64, int32 or int16", w, paths.float()),
-        bad("columns", ValueError, r"paths has shape \(5, 2\); expected \[P, 3\]", w, paths[:, :2]),
-        bad("paths-device", ValueError, "paths is on meta and weights on", w, paths.to("meta")),
-        bad("no-size", ValueError, "input_size is None; expected the", [image], paths[:, :2]),
-        bad("size-of-linear", ValueError, "input_size is 3; expected None", w, paths, input_size=3),
-        bad("window", ValueError, "a window of 3 × 3 over 2 × 2 nodes", [image], paths[:, :2], input_size=2),
-        bad("stride", ValueError, "stride is 0; expected integers, at least 1", [image], paths[:, :2], input_size=3,
-            stride=0),
-        bad("strides", ValueError, "stride has 2 entries; expected an integer, or one entry for each of the 1",
-            [image], paths[:, :2], input_size=3, stride=(1, 1)),
-        bad("channels", ValueError, r"weights\[1\] has shape \(4, 2, 3, 3\); expected \(out, 4, kh, kw\)",
-            [image, image], paths, input_size=9),
-        bad("flattened", ValueError, r"weights\[1\] has shape \(5, 4\); expected \(out, 36\)", [image, flat], paths,
-            input_size=5),
-        bad("convolution-after-linear", ValueError, r"weights\[1\] .* of a convolution follows a Linear layer",
-            [w[0], image], paths),
-    ]  # fmt: skip
+        *network_misuses(
+            lambda weights, **kwargs: path_values(weights, paths[:, : len(weights) + 1], **kwargs), device
+        ),
+        bad("paths", TypeError, "paths is a list; expected a torch.Tensor", [[0, 0, 0]]),
+        bad("float-paths", TypeError, "paths is torch.float32; expected int64, int32 or int16", paths.float()),
+        bad("columns", ValueError, r"paths has shape \(5, 2\); expected \[P, 3\]", paths[:, :2]),
+        bad("paths-device", ValueError, "paths is on meta and weights on", paths.to("meta")),
+    ]
     if device.type == "cpu":
+        large, negative = paths.clone(), paths.clone()
+        large[2, 1], negative[4, 0] = 3, -1
         misuses += [
-            bad("too-large", IndexError, r"paths\[2, 1\] is 3; expected a node of layer 1, in \[0, 3\)", w,
-                paths.index_put((torch.tensor(2), torch.tensor(1)), torch.tensor(3))),
-            bad("negative", IndexError, r"paths\[4, 0\] is -1; expected a node of layer 0, in \[0, 2\)", w,
-                paths.index_put((torch.tensor(4), torch.tensor(0)), torch.tensor(-1))),
-        ]  # fmt: skip
+            bad("too-large", IndexError, r"paths\[2, 1\] is 3; expected a node of layer 1, in \[0, 3\)", large),
+            bad("negative", IndexError, r"paths\[4, 0\] is -1; expected a node of layer 0, in \[0, 2\)", negative),
+        ]
     return misuses
 
 

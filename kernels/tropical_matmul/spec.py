@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -199,10 +201,25 @@ def samples(add, numbers) -> None:
     add("log-K=0", torch.randn(2, 0), torch.randn(0, 3), semiring="log")
 
 
+def option_misuses(op: Function, *factors: Tensor) -> list[Misuse]:
+    """The options that no product of these factors takes."""
+    bad, log = misuse_of(partial(op, *factors)), misuse_of(partial(op, *factors), semiring="log")
+    integers = misuse_of(op, semiring="log")
+    return [
+        bad("semiring", ValueError, "semiring is 'plus_times'; expected one of 'max_plus'", semiring="plus_times"),
+        bad("nan", ValueError, "nan is 'skip'; expected 'propagate' or 'ignore'", nan="skip"),
+        bad("narrower", TypeError, "out_dtype is torch.float16; expected a dtype of a's kind", out_dtype=torch.float16),
+        log("cold", ValueError, "temperature is 0; expected a positive", temperature=0),
+        log("temperature-nan", ValueError, "temperature is nan", temperature=NAN),
+        log("log-winners", ValueError, "the log semiring has no winners", return_indices=True),
+        integers("log-integers", TypeError, "a is torch.int32; the log semiring takes", *(x.int() for x in factors)),
+    ]
+
+
 def misuses(device: torch.device) -> list[Misuse]:
     a, b = torch.zeros(2, 3, device=device), torch.zeros(3, 4, device=device)
 
-    bad, log = misuse_of(tropical_matmul), misuse_of(tropical_matmul, semiring="log")
+    bad = misuse_of(tropical_matmul)
     batches = a.expand(2, 2, 3), b.expand(3, 3, 4)
     return [
         bad("complex", TypeError, "b is torch.complex64; expected one of", a, b.to(torch.complex64)),
@@ -210,22 +227,7 @@ def misuses(device: torch.device) -> list[Misuse]:
         bad("vector", ValueError, r"a has shape \(3,\); expected \[\.\.\., M, K\]", a[0], b),
         bad("inner-size", ValueError, r"b has shape \(4, 3\); expected \[\.\.\., 3, N\]", a, b.mT),
         bad("batch", ValueError, r"b's batch \(3,\) does not broadcast with a's \(2,\)", *batches),
-        bad(
-            "semiring", ValueError, "semiring is 'plus_times'; expected one of 'max_plus'", a, b, semiring="plus_times"
-        ),
-        bad("nan", ValueError, "nan is 'skip'; expected 'propagate' or 'ignore'", a, b, nan="skip"),
-        bad(
-            "narrower",
-            TypeError,
-            "out_dtype is torch.float16; expected a dtype of a's kind",
-            a,
-            b,
-            out_dtype=torch.float16,
-        ),
-        log("cold", ValueError, "temperature is 0; expected a positive", a, b, temperature=0),
-        log("temperature-nan", ValueError, "temperature is nan", a, b, temperature=NAN),
-        log("log-winners", ValueError, "the log semiring has no winners", a, b, return_indices=True),
-        log("log-integers", TypeError, "a is torch.int32; the log semiring takes", a.int(), b.int()),
+        *option_misuses(tropical_matmul, a, b),
     ]
 
 
