@@ -126,6 +126,39 @@ class ExplicitLanguageModel:
             f"smoothing={self.smoothing!r}{counted})"
         )
 
+    def state_dict(self) -> dict[str, Any]:
+        """Settings, counts and what was searched, as numbers, strings and tensors: torch.load(weights_only=True) reads it."""
+        features = self._features
+        return {
+            "settings": {
+                "vocabulary": self.vocabulary,
+                "radius": self.radius,
+                "mode": self.mode,
+                "smoothing": self.smoothing,
+                "weights": self.weights if _is_search(self.weights) else self._start_weights.tolist(),
+                "smoothing_prior": self.smoothing_prior,
+                "boundary": self.boundary,
+                "validation_fraction": self.validation_fraction,
+            },
+            "keys": features.keys if isinstance(features, SuffixFeatures) else None,
+            "counts": None if self._counts is None else tuple(self._counts),
+            "token_counts": self.token_counts_,
+            "positions": self.positions_,
+            "smoothing": self.smoothing_,
+            "weights": self.weights_,
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> ExplicitLanguageModel:
+        """The model that a `state_dict` describes."""
+        model = cls(**state["settings"])
+        if state["keys"] is not None:
+            model._features = SuffixFeatures(model.vocabulary, state["keys"])
+        model._counts = None if state["counts"] is None else Counts(*state["counts"])
+        model.token_counts_, model.positions_ = state["token_counts"], state["positions"]
+        model.smoothing_, model.weights_ = state["smoothing"], state["weights"]
+        return model
+
     # ---------------------------------------------------------------------------------------------- counting
 
     def fit(self, tokens: TokensLike, *, dtype: Any = "uint16", chunk: int = CHUNK) -> ExplicitLanguageModel:
