@@ -127,7 +127,7 @@ class ExplicitLanguageModel:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Settings, counts and what was searched, as numbers, strings and tensors: torch.load(weights_only=True) reads it."""
+        """Settings, counts and what was searched: numbers, strings and tensors, for torch.load(weights_only=True)."""
         features = self._features
         return {
             "settings": {
@@ -135,7 +135,7 @@ class ExplicitLanguageModel:
                 "radius": self.radius,
                 "mode": self.mode,
                 "smoothing": self.smoothing,
-                "weights": self.weights if _is_search(self.weights) else self._start_weights.tolist(),
+                "weights": None if self.weights is None else self._plain_weights(),
                 "smoothing_prior": self.smoothing_prior,
                 "boundary": self.boundary,
                 "validation_fraction": self.validation_fraction,
@@ -147,6 +147,9 @@ class ExplicitLanguageModel:
             "smoothing": self.smoothing_,
             "weights": self.weights_,
         }
+
+    def _plain_weights(self) -> list[float] | str:
+        return "search" if self._start_weights is None else self._start_weights.tolist()
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> ExplicitLanguageModel:

@@ -22,7 +22,10 @@ def plot_starts(rows: Sequence[dict[str, Any]], path: Path) -> bool:
             raise
         return False
     networks = list(dict.fromkeys(row["network"] for row in rows))
-    with drawing(5 * max(1, len(networks)), 4.3, ncols=max(1, len(networks)), squeeze=False, sharey=True) as (figure, axes):
+    with drawing(5 * max(1, len(networks)), 4.3, ncols=max(1, len(networks)), squeeze=False, sharey=True) as (
+        figure,
+        axes,
+    ):
         for panel, network in zip(axes[0], networks, strict=False):
             for start, color in _COLORS.items():
                 curve = [r for r in rows if r["network"] == network and r["start"] == start and r["rate"] is not None]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -71,7 +71,7 @@ def _rows(x: Any, index: Tensor, scale: float, offset: float) -> Tensor:
 def _network(sizes: Sequence[int]) -> nn.Sequential:
     """Linear, Softmax, …, Linear, with torch's Xavier start and biases of 0: what `to_sequential` gives, unsolved."""
     modules: list[nn.Module] = []
-    for d, c in zip(sizes, sizes[1:], strict=False):
+    for d, c in pairwise(sizes):
         layer = nn.Linear(d, c)
         nn.init.xavier_uniform_(layer.weight)
         nn.init.zeros_(layer.bias)
@@ -104,7 +104,12 @@ class _Stages:
 
     def _solve(self, network: str) -> list[dict[str, Any]]:
         samples = self.samples
-        settings: dict[str, Any] = {"scale": self.scale, "offset": self.offset, "smoothing": "search", "seed": self.seed}
+        settings: dict[str, Any] = {
+            "scale": self.scale,
+            "offset": self.offset,
+            "smoothing": "search",
+            "seed": self.seed,
+        }
         began = time.perf_counter()
         if network == "one layer":
             model = ExplicitSoftmax(temperature="search", **settings).fit(samples.x_train, samples.y_train)
@@ -222,7 +227,9 @@ def train(
     if steps < 0:
         raise ValueError(f"train: steps is {steps}; expected at least 0")
     if len(samples.y_train.unique()) != samples.classes:
-        raise DataError(f"{samples.name}: a label below {samples.classes} has no training sample; expected some of each")
+        raise DataError(
+            f"{samples.name}: a label below {samples.classes} has no training sample; expected some of each"
+        )
     if hidden is None:
         hidden = 1000 if len(samples.y_train) >= 10_000 else 4 * samples.classes
     if offset is None:
@@ -258,9 +265,7 @@ def train(
         networks = {"solved": stages.solved, "trained": stages.trained}
         return {"done": done, **networks}, networks
 
-    run.go(
-        is_done=lambda: done == len(stages.stages), advance=advance, snapshot=snapshot, plot=plot_starts, tell=tell
-    )
+    run.go(is_done=lambda: done == len(stages.stages), advance=advance, snapshot=snapshot, plot=plot_starts, tell=tell)
     return {**config, "rows": run.rows, "interrupted": done < len(stages.stages), "files": run.files}
 
 
