@@ -242,8 +242,10 @@ OUT_OF_CORE = """
 import resource, sys
 import numpy as np
 import torch
+from tropigrad.kernels import pair_counts as package
 from tropigrad.kernels.pair_counts import PairCounter, pair_counts
 
+package._LEAST = 1 << 20
 path, result, V, limit = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 torch.set_num_threads(1)
 PairCounter((V, V)).csr()
@@ -257,7 +259,7 @@ try:
     np.array(tokens)
 except MemoryError:
     print("the file does not fit")
-counter, chunk = PairCounter((V, V)), 1 << 20
+counter, chunk = PairCounter((V, V)), 300_000
 for begin in range(0, len(tokens) - 1, chunk):
     piece = torch.from_numpy(np.array(tokens[begin : begin + chunk + 1]))  # a token more: the last pair's column
     counter.add(piece[:-1], piece[1:])
@@ -268,7 +270,7 @@ np.savez(result, *(x.numpy() for x in counter.csr()))
 @needs_cpp
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA bounds anonymous memory on Linux alone")
 def test_a_file_of_twice_the_memory_limit_is_counted_to_the_same_bits(tmp_path):
-    V, limit = 600, 48 << 20
+    V, limit = 600, 24 << 20
     tokens = np.random.default_rng(0).integers(0, 1 << 16, limit, dtype=np.uint16)
     tokens //= 1 + (1 << 16) // V
     tokens.tofile(tmp_path / "tokens.bin")
