@@ -270,7 +270,7 @@ np.savez(result, *(x.numpy() for x in counter.csr()))
 @needs_cpp
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA bounds anonymous memory on Linux alone")
 def test_a_file_of_twice_the_memory_limit_is_counted_to_the_same_bits(tmp_path):
-    V, limit = 600, 24 << 20
+    V, limit = 250, 40 << 20
     tokens = np.random.default_rng(0).integers(0, 1 << 16, limit, dtype=np.uint16)
     tokens //= 1 + (1 << 16) // V
     tokens.tofile(tmp_path / "tokens.bin")
