@@ -1,6 +1,7 @@
 """The ops: `from tropigrad.kernels import tropical_matmul`."""
 
 from .gather_softmax import gather_softmax
+from .gather_softmax import spec as _gather_softmax_spec  # noqa: F401  registers the op
 from .largest_path import largest_path
 from .path_norm import path_norm
 from .path_norm import spec as _path_norm_spec  # noqa: F401  registers the op
