@@ -2,6 +2,7 @@
 
 from .cooccurrence import cooccurrence
 from .gather_softmax import gather_softmax
+from .gather_softmax import spec as _gather_softmax_spec  # noqa: F401  registers the op
 from .largest_path import largest_path
 from .log_shift import log_shift
 from .pair_counts import spec as _pair_counts_spec  # noqa: F401  registers it
