@@ -1,6 +1,7 @@
 """The ops: `from tropigrad.kernels import tropical_matmul`."""
 
 from .cooccurrence import cooccurrence
+from .cooccurrence import spec as _cooccurrence_spec  # noqa: F401  registers the op
 from .largest_path import largest_path
 from .log_shift import log_shift
 from .path_norm import path_norm

@@ -22,8 +22,8 @@ from ..runtime.arguments import FLOATS, listed, looks_at_values
 from ..runtime.dispatch import Gradient, operator
 from ..runtime.implementations import Implementations
 from ..runtime.tracing import traceable
-from . import definition
-from .definition import dtype_of, factor_of, log_shift_ref
+from . import by_cpp, definition
+from .definition import dtype_of, factor_of, is_transposed, log_shift_ref
 
 __all__ = ["LogShift", "SparseLogShift", "log_shift", "log_shift_ref"]
 
@@ -41,23 +41,19 @@ def _forward(counts: Tensor, eps: Tensor | None, number: float, factor: float) -
 
 def _by_torch(counts: Tensor, eps: Tensor | None, number: float, factor: float) -> tuple[Tensor, Tensor]:
     weight, log_mass = definition.log_and_mass(counts, eps, number, factor)
-    if _is_transposed(counts):
+    if is_transposed(counts):
         return weight.t().contiguous().t(), log_mass
     return weight.contiguous(), log_mass
 
 
-_FORWARDS = Implementations("log_shift", torch=_by_torch)
-
-
-def _is_transposed(counts: Tensor) -> bool:
-    return not counts.is_contiguous() and counts.t().is_contiguous()
+_FORWARDS = Implementations("log_shift", source=by_cpp.SOURCE, cpp=by_cpp.forward, torch=_by_torch)
 
 
 def _fake(counts, eps, number, factor) -> tuple[Tensor, Tensor]:
     D, C = counts.shape
     dtype = dtype_of(counts.dtype)
     weight = (
-        counts.new_empty((C, D), dtype=dtype).t() if _is_transposed(counts) else counts.new_empty((D, C), dtype=dtype)
+        counts.new_empty((C, D), dtype=dtype).t() if is_transposed(counts) else counts.new_empty((D, C), dtype=dtype)
     )
     return weight, counts.new_empty((C,), dtype=dtype)
 
