@@ -19,52 +19,73 @@ using Vector = Simd<Out>::Vector;
 constexpr int64_t WIDTH = Simd<Out>::WIDTH;
 using Bits = std::conditional_t<sizeof(Out) == 8, uint64_t, uint32_t>;
 using BitVector = Bits __attribute__((vector_size(VECTOR_BYTES)));
+using Int = std::make_signed_t<Bits>;
+using IntVector = Int __attribute__((vector_size(VECTOR_BYTES)));
 constexpr int64_t PIECE = 256;  // elements that are widened at a time
 constexpr int64_t BLOCK = 1 << 14;  // elements of a task
 
 // ------------------------------------------------------------------------------------------------ logarithm
 
-#define ALL(x) (Vector{} + Out(x))
+// Names of its constants are those of the source; for float64 and float32.
+template <class O>
+struct Constants;
 
-inline Vector log_of(Vector x) {
-    if constexpr (sizeof(Out) == 8) {
-        constexpr uint64_t HALF_ROOT = uint64_t(0x3fe6a09e) << 32, ONE = uint64_t(0x3ff00000) << 32;
-        const BitVector from_root = bit_cast<BitVector>(x) + (ONE - HALF_ROOT);
-        // 1.5 · 2^52 + k, of which adding k to the last bits makes a float64
-        const Vector k = bit_cast<Vector>((from_root >> 52) + (0x4338000000000000 - 1023)) - 0x1.8p52;
-        const Vector f = bit_cast<Vector>((from_root & 0x000fffffffffffff) + HALF_ROOT) - 1;
-        const Vector s = f / (2 + f), z = s * s, w = z * z;
-        const Vector odd = w * (3.999999999940941908e-01 + w * (2.222219843214978396e-01 + w * 1.531383769920937332e-01));
-        const Vector even = z * (6.666666666666735130e-01 + w * (2.857142874366239149e-01 +
-                                 w * (1.818357216161805012e-01 + w * 1.479819860511658591e-01)));
-        const Vector half = 0.5 * f * f;
-        return k * 6.93147180369123816490e-01 -
-               ((half - (s * (half + (odd + even)) + k * 1.90821492927058770002e-10)) - f);
-    } else {
-        constexpr uint32_t HALF_ROOT = 0x3f3504f3, ONE = 0x3f800000;
-        const BitVector from_root = bit_cast<BitVector>(x) + (ONE - HALF_ROOT);
-        // 1.5 · 2^23 + k
-        const Vector k = bit_cast<Vector>((from_root >> 23) + (0x4b400000 - 127)) - 0x1.8p23f;
-        const Vector f = bit_cast<Vector>((from_root & 0x007fffff) + HALF_ROOT) - 1;
-        const Vector s = f / (2 + f), z = s * s, w = z * z;
-        const Vector odd = w * (0.40000972152f + w * 0.24279078841f), even = z * (0.66666662693f + w * 0.28498786688f);
-        const Vector half = 0.5f * f * f;
-        return k * 6.9313812256e-01f - ((half - (s * (half + (odd + even)) + k * 9.0580006145e-06f)) - f);
-    }
+template <>
+struct Constants<double> {
+    using Word = uint64_t;
+    static constexpr Word HALF_ROOT = Word(0x3fe6a09e) << 32, ONE = Word(0x3ff00000) << 32;
+    static constexpr int FRACTION = 52, BIAS = 1023;
+    static constexpr Word MAGIC_BITS = 0x4338000000000000;
+    static constexpr double MAGIC = 0x1.8p52;  // adding k to its last bits adds k
+    static constexpr double LN2_HI = 6.93147180369123816490e-01, LN2_LO = 1.90821492927058770002e-10;
+};
+
+template <>
+struct Constants<float> {
+    using Word = uint32_t;
+    static constexpr Word HALF_ROOT = 0x3f3504f3, ONE = 0x3f800000;
+    static constexpr int FRACTION = 23, BIAS = 127;
+    static constexpr Word MAGIC_BITS = 0x4b400000;
+    static constexpr float MAGIC = 0x1.8p23f;
+    static constexpr float LN2_HI = 6.9313812256e-01f, LN2_LO = 9.0580006145e-06f;
+};
+
+using Of = Constants<Out>;
+
+template <class V>
+inline V tail_of(V z, V w) {
+    if constexpr (sizeof(Out) == 8)
+        return w * (3.999999999940941908e-01 + w * (2.222219843214978396e-01 + w * 1.531383769920937332e-01)) +
+               z * (6.666666666666735130e-01 + w * (2.857142874366239149e-01 +
+                    w * (1.818357216161805012e-01 + w * 1.479819860511658591e-01)));
+    else
+        return w * (Out(0.40000972152) + w * Out(0.24279078841)) + z * (Out(0.66666662693) + w * Out(0.28498786688));
 }
 
-// y = log x of `count` elements, a multiple of WIDTH; y may be x.
+inline Vector log_of(Vector x) {
+    const BitVector from_root = bit_cast<BitVector>(x) + (Of::ONE - Of::HALF_ROOT);
+    const Vector k = bit_cast<Vector>((from_root >> Of::FRACTION) + (Of::MAGIC_BITS - Of::BIAS)) - Of::MAGIC;
+    const BitVector fraction = from_root & ((Of::Word(1) << Of::FRACTION) - 1);
+    const Vector f = bit_cast<Vector>(fraction + Of::HALF_ROOT) - Out(1);
+    const Vector s = f / (Out(2) + f), z = s * s, half = Out(0.5) * f * f;
+    return k * Of::LN2_HI - ((half - (s * (half + tail_of(z, z * z)) + k * Of::LN2_LO)) - f);
+}
+
+// y = log x of `count` elements, a multiple of WIDTH.
 void log_all(const Out* x, int64_t count, Out* y) {
-    constexpr Bits LEAST = sizeof(Out) == 8 ? uint64_t(1) << 52 : 1 << 23;
-    constexpr Bits BEYOND = sizeof(Out) == 8 ? uint64_t(0x7ff) << 52 : uint64_t(0xff) << 23;
-    const auto is_special = [](Out each) { return bit_cast<Bits>(each) - LEAST >= BEYOND - LEAST; };
-    Out kept[PIECE];
-    bool special = false;
-    for (int64_t i = 0; i < count; ++i) special |= is_special(x[i]);
-    if (special) std::copy(x, x + count, kept);
-    for (int64_t i = 0; i < count; i += WIDTH) store(y + i, log_of(load<Vector>(x + i)));
-    for (int64_t i = 0; special && i < count; ++i)
-        if (is_special(kept[i])) y[i] = std::log(kept[i]);
+    constexpr Bits LEAST = Bits(1) << Of::FRACTION, COUNT = Bits(2 * Of::BIAS) << Of::FRACTION;  // of normal numbers
+    BitVector special{};
+    for (int64_t i = 0; i < count; i += WIDTH) {
+        const Vector each = load<Vector>(x + i);
+        // signed, as few processors compare unsigned numbers: what wraps is far from both ends
+        special |= bit_cast<BitVector>(bit_cast<IntVector>(bit_cast<BitVector>(each) - LEAST) >= IntVector{} + Int(COUNT));
+        special |= bit_cast<BitVector>(bit_cast<IntVector>(bit_cast<BitVector>(each) - LEAST) < IntVector{});
+        store(y + i, log_of(each));
+    }
+    Bits any = 0;
+    for (int64_t l = 0; l < WIDTH; ++l) any |= special[l];
+    for (int64_t i = 0; any && i < count; ++i)
+        if (bit_cast<Bits>(x[i]) - LEAST >= COUNT) y[i] = std::log(x[i]);
 }
 
 // ------------------------------------------------------------------------------------------------ passes
@@ -73,6 +94,38 @@ struct Problem {
     int64_t lines, length;  // of counts
     int64_t by_class;       // whether a line is a class
     int64_t threads;
+};
+
+// Counts as tasks take them: several rows as one where they are short.
+struct Lines {
+    const Element* counts;
+    int64_t total;         // of counts
+    int64_t count, length;  // of lines; the last may be shorter
+    int64_t classes;
+    bool by_class;
+    int64_t threads;
+    int64_t block, width;  // lines and columns of a task
+    int64_t down, across;  // tasks
+    std::vector<Out> eps;  // of each class, or of each column of a line
+
+    Lines(const Problem& p, const Element* counts, const Out* smoothing)
+        : counts(counts), total(p.lines * p.length), classes(p.by_class ? p.lines : p.length), by_class(p.by_class),
+          threads(p.threads) {
+        length = by_class ? p.length : p.length * std::max<int64_t>(1, PIECE / p.length);
+        count = ceil_div(total, length);
+        block = by_class ? 1 : std::max<int64_t>(1, BLOCK / length);
+        width = by_class ? BLOCK : length;
+        down = ceil_div(count, block);
+        across = ceil_div(length, width);
+        eps = spread(smoothing);
+    }
+
+    std::vector<Out> spread(const Out* of_class) const {
+        std::vector<Out> all(by_class ? classes : length);
+        for (size_t i = 0; i < all.size(); ++i) all[i] = of_class[i % classes];
+        return all;
+    }
+    int64_t end_of(int64_t line) const { return std::min(length, total - line * length); }
 };
 
 template <class Task>
@@ -84,9 +137,9 @@ void for_each_task(int64_t threads, int64_t tasks, const Task& task) {
 }
 
 // F of up to PIECE counts; eps of each, or of all.
-template <bool EACH>
-void add_smoothing(const Element* counts, int64_t count, const Out* eps, Out* mass) {
-    if constexpr (std::is_same_v<Element, int64_t>) {
+template <bool EACH, class T>
+void add_smoothing(const T* counts, int64_t count, const Out* eps, Out* mass) {
+    if constexpr (std::is_same_v<T, int64_t>) {
         // 1.5 · 2^52 + n, as above: few processors convert a vector of int64
         uint64_t beyond = 0;
         for (int64_t i = 0; i < count; ++i) {
@@ -101,14 +154,15 @@ void add_smoothing(const Element* counts, int64_t count, const Out* eps, Out* ma
 
 // work(first, count, mass) of the pieces of a line from `begin` to `end`.
 template <class Work>
-void each_piece(const Problem& p, const Element* line, const Out* eps, int64_t begin, int64_t end, const Work& work) {
+void each_piece(const Lines& x, int64_t line, int64_t begin, int64_t end, const Work& work) {
     Out mass[PIECE];
+    const Element* const counts = x.counts + line * x.length;
     for (int64_t first = begin; first < end; first += PIECE) {
         const int64_t count = std::min(PIECE, end - first);
-        if (p.by_class)
-            add_smoothing<false>(line + first, count, eps, mass);
+        if (x.by_class)
+            add_smoothing<false>(counts + first, count, x.eps.data() + line, mass);
         else
-            add_smoothing<true>(line + first, count, eps + first, mass);
+            add_smoothing<true>(counts + first, count, x.eps.data() + first, mass);
         work(first, count, mass);
     }
 }
@@ -122,62 +176,49 @@ double sum_of(const Out* x, int64_t count) {
     return ((parts[0] + parts[4]) + (parts[2] + parts[6])) + ((parts[1] + parts[5]) + (parts[3] + parts[7]));
 }
 
-// A task's lines and columns.
-struct Grid {
-    int64_t lines, columns;        // of a task
-    int64_t down, across;          // tasks
-
-    explicit Grid(const Problem& p)
-        : lines(p.by_class ? 1 : std::max<int64_t>(1, BLOCK / p.length)), columns(p.by_class ? BLOCK : p.length),
-          down(ceil_div(p.lines, lines)), across(ceil_div(p.length, columns)) {}
-};
-
-void mass_of(const Problem& p, const Element* counts, const Out* eps, double* total) {
-    const Grid grid(p);
-    if (p.by_class) {
-        std::vector<double> parts(grid.down * grid.across);
-        for_each_task(p.threads, grid.down * grid.across, [&](int64_t t) {
-            const int64_t c = t / grid.across, first = t % grid.across * BLOCK;
+// total [classes], zero: += their sums.
+void mass_of(const Lines& x, double* total) {
+    if (x.by_class) {
+        std::vector<double> parts(x.down * x.across);
+        for_each_task(x.threads, x.down * x.across, [&](int64_t t) {
+            const int64_t c = t / x.across, first = t % x.across * x.width;
             double sum = 0;
-            each_piece(p, counts + c * p.length, eps + c, first, std::min(first + BLOCK, p.length),
+            each_piece(x, c, first, std::min(first + x.width, x.length),
                        [&](int64_t, int64_t count, const Out* mass) { sum += sum_of(mass, count); });
             parts[t] = sum;
         });
-        for (int64_t t = 0; t < grid.down * grid.across; ++t) total[t / grid.across] += parts[t];
+        for (int64_t t = 0; t < x.down * x.across; ++t) total[t / x.across] += parts[t];
         return;
     }
-    const std::unique_ptr<double[]> parts(new double[grid.down * p.length]);
-    for_each_task(p.threads, grid.down, [&](int64_t t) {
-        double* const part = parts.get() + t * p.length;
-        std::fill_n(part, p.length, 0.0);
-        for (int64_t d = t * grid.lines; d < std::min(p.lines, (t + 1) * grid.lines); ++d)
-            each_piece(p, counts + d * p.length, eps, 0, p.length, [&](int64_t first, int64_t count, const Out* mass) {
+    const std::unique_ptr<double[]> parts(new double[x.down * x.length]);
+    for_each_task(x.threads, x.down, [&](int64_t t) {
+        double* const part = parts.get() + t * x.length;
+        std::fill_n(part, x.length, 0.0);
+        for (int64_t l = t * x.block; l < std::min(x.count, (t + 1) * x.block); ++l)
+            each_piece(x, l, 0, x.end_of(l), [&](int64_t first, int64_t count, const Out* mass) {
                 double* __restrict__ const sums = part + first;
                 for (int64_t i = 0; i < count; ++i) sums[i] += mass[i];
             });
     });
-    for (int64_t t = 0; t < grid.down; ++t)
-        for (int64_t c = 0; c < p.length; ++c) total[c] += parts[t * p.length + c];
+    for (int64_t t = 0; t < x.down; ++t)
+        for (int64_t i = 0; i < x.length; ++i) total[i % x.classes] += parts[t * x.length + i];
 }
 
-void weights_of(const Problem& p, const Element* counts, const Out* eps, const Out* shift, Out* weights) {
-    const Grid grid(p);
-    for_each_task(p.threads, grid.down * grid.across, [&](int64_t t) {
-        const int64_t begin = t % grid.across * grid.columns, end = std::min(begin + grid.columns, p.length);
-        for (int64_t l = t / grid.across * grid.lines; l < std::min(p.lines, (t / grid.across + 1) * grid.lines); ++l) {
-            const int64_t c = p.by_class ? l : 0;
-            each_piece(p, counts + l * p.length, eps + c, begin, end, [&](int64_t first, int64_t count, Out* mass) {
+void weights_of(const Lines& x, const std::vector<Out>& shift, Out* weights) {
+    for_each_task(x.threads, x.down * x.across, [&](int64_t t) {
+        const int64_t begin = t % x.across * x.width, row = t / x.across * x.block;
+        for (int64_t l = row; l < std::min(x.count, row + x.block); ++l)
+            each_piece(x, l, begin, std::min(begin + x.width, x.end_of(l)), [&](int64_t first, int64_t count, Out* mass) {
                 const int64_t padded = ceil_div(count, WIDTH) * WIDTH;
                 std::fill(mass + count, mass + padded, Out(1));
-                log_all(mass, padded, mass);
-                Out* __restrict__ const y = weights + l * p.length + first;
-                const Out* const of = p.by_class ? shift + c : shift + first;
-                if (p.by_class)
-                    for (int64_t i = 0; i < count; ++i) y[i] = mass[i] - of[0];
+                Out logs[PIECE];
+                log_all(mass, padded, logs);
+                Out* __restrict__ const y = weights + l * x.length + first;
+                if (x.by_class)
+                    for (int64_t i = 0; i < count; ++i) y[i] = logs[i] - shift[l];
                 else
-                    for (int64_t i = 0; i < count; ++i) y[i] = mass[i] - of[i];
+                    for (int64_t i = 0; i < count; ++i) y[i] = logs[i] - shift[first + i];
             });
-        }
     });
 }
 
@@ -189,17 +230,16 @@ void weights_of(const Problem& p, const Element* counts, const Out* eps, const O
 extern "C" int log_shift_forward(const Problem* problem, const Element* counts, const Out* eps, double factor,
                                  Out* weights, Out* log_mass) noexcept {
     return guarded([&] {
-        const Problem& p = *problem;
-        const int64_t classes = p.by_class ? p.lines : p.length;
-        std::vector<double> total(classes);
-        std::vector<Out> shift(classes);
-        mass_of(p, counts, eps, total.data());
-        for (int64_t c = 0; c < classes; ++c) {
+        const Lines lines(*problem, counts, eps);
+        std::vector<double> total(lines.classes);
+        std::vector<Out> shift(lines.classes);
+        mass_of(lines, total.data());
+        for (int64_t c = 0; c < lines.classes; ++c) {
             const double logarithm = std::log(total[c]);
             log_mass[c] = Out(logarithm);
             shift[c] = factor == 0 ? Out(0) : Out(factor * logarithm);  // of a class without mass too
         }
-        weights_of(p, counts, eps, shift.data(), weights);
+        weights_of(lines, lines.spread(shift.data()), weights);
         return true;
     });
 }
