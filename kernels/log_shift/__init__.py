@@ -22,7 +22,7 @@ from ..runtime.arguments import FLOATS, listed, looks_at_values
 from ..runtime.dispatch import Gradient, operator
 from ..runtime.implementations import Implementations
 from ..runtime.tracing import traceable
-from . import by_cpp, definition
+from . import by_cpp, by_triton, definition
 from .definition import dtype_of, factor_of, is_transposed, log_shift_ref
 
 __all__ = ["LogShift", "SparseLogShift", "log_shift", "log_shift_ref"]
@@ -36,7 +36,7 @@ def _forward(counts: Tensor, eps: Tensor | None, number: float, factor: float) -
     """counts [D, C], eps [C], in place of number -> (weight [D, C] in the memory order of counts, log S [C])."""
     if eps is not None and looks_at_values(eps.device):
         _check_smoothing(eps, _NOT_NEGATIVE)
-    return _FORWARDS.of(counts)(counts, eps, number, factor)
+    return FORWARDS.of(counts)(counts, eps, number, factor)
 
 
 def _by_torch(counts: Tensor, eps: Tensor | None, number: float, factor: float) -> tuple[Tensor, Tensor]:
@@ -46,7 +46,9 @@ def _by_torch(counts: Tensor, eps: Tensor | None, number: float, factor: float) 
     return weight.contiguous(), log_mass
 
 
-_FORWARDS = Implementations("log_shift", source=by_cpp.SOURCE, cpp=by_cpp.forward, torch=_by_torch)
+FORWARDS = Implementations(
+    "log_shift", source=by_cpp.SOURCE, cpp=by_cpp.forward, triton=by_triton.forward, torch=_by_torch
+)
 
 
 def _fake(counts, eps, number, factor) -> tuple[Tensor, Tensor]:
