@@ -55,9 +55,9 @@ def _log_shift_mass_kernel(
     eps = tl.load(eps_ptr + columns, mask=inside, other=0)
     total = tl.zeros([BLOCK_C], tl.float64)
     first = chunk * CHUNK
-    for start in range(first, tl.minimum(first + CHUNK, D), ROWS):
+    for start in range(0, tl.minimum(CHUNK, D - first), ROWS):
         for r in tl.static_range(ROWS):  # pyright: ignore[reportGeneralTypeIssues]
-            row = start + r
+            row = first + start + r
             mask = inside & (row < D)
             mass = _mass(count_ptr + row * stride_d + columns * stride_c, eps, mask, eps_ptr.dtype.element_ty)
             total += tl.where(mask, mass.to(tl.float64), 0.0)
