@@ -102,7 +102,8 @@ class ExplicitSoftmax(Classifier):
         smoothing: ε ≥ 0, added to each count; or "search": that of 1e-4, 10^-3.5, …, 1e4 with the least cross-entropy
             on rows held out. 0 is allowed where no count is 0.
         temperature: T > 0, which divides logits; or "search": that with the least cross-entropy on rows held out, each
-            ε having its own. Neither takes a second pass over the rows that were counted.
+            ε having its own; where all M of those are right, it is as sure as M rows allow. Neither search takes a
+            second pass over the rows that were counted.
         offset: o ≥ 0, added to each entry before rows are scaled, in the units of x.
         normalize: rows become K (x + o) / Σ (x + o), in learning and in predicting. False takes them as they are, of
             any sums, the empty row too; then K says nothing, and o must be 0.
@@ -401,8 +402,7 @@ class ExplicitSoftmax(Classifier):
             solution = settings.solve(self._name, counts, fitted.classes, smoothing)
             seen = settings.scaling.of(self._name, rows, width=len(fitted.classes))
             blocks = [solution.logits(block) for _, block in seen]
-            logits = torch.cat(blocks) if blocks else counts.features.new_zeros(0, len(fitted.classes))
-            return logits.clamp(min=-1e30)  # in place of −∞, of a class without rows: 0 · ∞ is NaN
+            return torch.cat(blocks) if blocks else counts.features.new_zeros(0, len(fitted.classes))
 
         candidates = SMOOTHINGS if settings.smoothing is None else (settings.smoothing,)
         return search(candidates, logits_at, targets, settings.temperature, group)
