@@ -1,8 +1,10 @@
 """The ops: `from tropigrad.kernels import tropical_matmul`."""
 
 from .cooccurrence import cooccurrence
+from .cooccurrence import spec as _cooccurrence_spec  # noqa: F401  registers the op
 from .largest_path import largest_path
 from .log_shift import log_shift
+from .log_shift import spec as _log_shift_spec  # noqa: F401  registers the op
 from .path_norm import path_norm
 from .path_norm import spec as _path_norm_spec  # noqa: F401  registers the op
 from .path_step import spec as _path_step_spec  # noqa: F401  registers the op

@@ -25,6 +25,11 @@ def dtype_of(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype in (torch.int64, torch.float64) else torch.float32
 
 
+def is_transposed(counts: Tensor) -> bool:
+    """Whether counts [D, C] lie in memory class after class."""
+    return not counts.is_contiguous() and counts.t().is_contiguous()
+
+
 def log_and_mass(counts: Tensor, eps: Tensor | None, number: float, factor: float) -> tuple[Tensor, Tensor]:
     """counts [D, C], eps [C] or a number -> (weight [D, C], log S [C]); S is added up in float64."""
     mass = counts.to(dtype_of(counts.dtype)) + (number if eps is None else eps.to(dtype_of(counts.dtype)))
