@@ -94,8 +94,7 @@ class ExplicitSoftmax(Classifier):
     One-hot rows (K = 1) make it the exact optimum of the cross-entropy; other rows do where features are independent
     given the class. Where MultinomialNB stood, `ExplicitSoftmax(normalize=False, prior="count")` is the same model.
 
-    Source: Williams & Zhao, "Explicit solutions of single-layer softmax networks", arXiv 2311.07498, 2023. Unigram
-    smoothing, searches and temperature are ours.
+    Source: Williams & Zhao, arXiv 2311.07498, 2023. Unigram smoothing, searches and temperature are ours.
 
     Args:
         scale: K > 0, the sum that rows are scaled to, where normalize is True.
@@ -231,14 +230,14 @@ class ExplicitSoftmax(Classifier):
         facts = {"the features": rows.features, "the arguments": settings, "the classes": names.tolist()}
         check_equal(name, facts, group)
         _, counts, _ = self._shared(names, counts, group)
-        found = (None, None) if before is None else (before.smoothing, before.temperature)
+        tuned = (None, None) if before is None else (before.smoothing, before.temperature)
         self._fitted = _Fitted(
             name,
             settings,
             names,
             counts if before is None else self._on_device(before.counts, counts).plus(counts),
-            settings.smoothing if settings.smoothing is not None else found[0],
-            settings.temperature if settings.temperature is not None else found[1],
+            settings.smoothing if settings.smoothing is not None else tuned[0],
+            settings.temperature if settings.temperature is not None else tuned[1],
             rows.is_torch if before is None else before.is_torch,
         )
         return self

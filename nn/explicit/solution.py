@@ -104,7 +104,7 @@ class Solution:
         return {"weight": self.weight, "bias": self.bias}
 
     def logits(self, x: Tensor) -> Tensor:
-        """Of rows as the model sees them: in x's dtype, and up to a number that all classes share."""
+        """Computes logits of rows as the model sees them: in x's dtype, and up to a number that all classes share."""
         key = x.device, x.dtype
         if key not in self._casts:
             # a feature's mean over the classes shifts all logits alike; without it less is lost to rounding
