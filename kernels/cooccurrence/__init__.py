@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from ...autotune import capturing
+from ..pair_counts import as_csr, pair_counts
 from ..runtime import memory
 from ..runtime.arguments import is_integer, listed
-from ..runtime.csr import csr_tensor
 from ..runtime.dispatch import operator
 from ..runtime.implementations import Implementations
 from ..runtime.tracing import traceable
@@ -63,10 +63,8 @@ def _csr_sums(
 
 
 def _count_tokens(tokens: Tensor, labels: Tensor, classes: int, features: int) -> Tensor:
-    definition.check_range("x", tokens, features, "features")
-    definition.check_labels(labels, classes)
-    crow, columns, counts = definition.token_counts(tokens, labels, classes, features)
-    return csr_tensor(crow, columns, counts, (features, classes))
+    shape = features, classes
+    return as_csr(pair_counts(tokens, labels, shape, names=("cooccurrence", "x", "labels")), shape)
 
 
 # ------------------------------------------------------------------------------------------------ operators

@@ -71,13 +71,6 @@ def csr_sums(
     return total.view(classes, features)
 
 
-def token_counts(tokens: Tensor, labels: Tensor, classes: int, features: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(crow, columns, counts) of the [features, classes] matrix of how often a token meets a label."""
-    pairs, counts = torch.unique(tokens.long() * classes + labels.long(), return_counts=True)
-    rows = torch.arange(features + 1, device=pairs.device) * classes
-    return torch.searchsorted(pairs, rows), pairs % classes, counts
-
-
 def _chunks(x: Tensor) -> Iterator[slice]:
     rows = max(1, _CHUNK // max(1, x.shape[1]))
     for first in range(0, x.shape[0], rows):
@@ -130,22 +123,19 @@ def check_csr(crow: Tensor, values: Tensor, columns: Tensor, labels: Tensor, cla
 
 
 def check_labels(labels: Tensor, classes: int) -> None:
-    check_range("labels", labels, classes, "classes")
-
-
-def check_range(name: str, index: Tensor, size: int, bound: str) -> None:
     """
     Raises:
-        ValueError: an index outside [0, size), which the argument `bound` says.
+        ValueError: a label outside [0, classes).
     """
-    if index.numel() == 0:
+    if labels.numel() == 0:
         return
-    lowest, highest = (int(end) for end in index.aminmax())
-    if lowest < 0 or highest >= size:
-        bad = (index < 0) | (index.long() >= size)
+    lowest, highest = (int(end) for end in labels.aminmax())
+    if lowest < 0 or highest >= classes:
+        bad = (labels < 0) | (labels.long() >= classes)
         at = int(bad.nonzero()[0])
         raise ValueError(
-            f"cooccurrence: {name}[{at}] is {int(index[at])}; expected an integer in [0, {size}), as {bound} is {size}"
+            f"cooccurrence: labels[{at}] is {int(labels[at])}; expected an integer in [0, {classes}), as classes is "
+            f"{classes}"
         )
 
 

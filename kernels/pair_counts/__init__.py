@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..runtime import backend, memory
 from ..runtime.arguments import is_integer, listed
+from ..runtime.csr import csr_tensor
 from ..runtime.dispatch import operator
 from ..runtime.implementations import Implementations
 from . import by_cpp
@@ -30,7 +31,7 @@ from .definition import (
     pair_counts_ref,
 )
 
-__all__ = ["Counts", "PairCounter", "merge_counts", "pair_counts"]
+__all__ = ["Counts", "PairCounter", "as_csr", "merge_counts", "pair_counts"]
 
 # ------------------------------------------------------------------------------------------------ the operators
 
@@ -157,6 +158,14 @@ def merge_counts(a: Counts, b: Counts, classes: int) -> Counts:
             f"merge_counts: the matrices have {len(a.crow) - 1} and {len(b.crow) - 1} rows; expected one shape"
         )
     return Counts(*_MERGE_COUNTS(*a, *b, classes))
+
+
+def as_csr(counts: Counts, shape: tuple[int, int]) -> Tensor:
+    """The counts as a torch sparse_csr tensor, whose indices have one dtype: int32 where they fit."""
+    crow, columns, numbers = counts
+    if len(columns) < 2**31:
+        crow = crow.to(columns.dtype)
+    return csr_tensor(crow, columns.to(crow.dtype), numbers, shape)
 
 
 def _checked_shape(op: str, shape: Any) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...kernels import gather_softmax, log_shift
 from ...kernels.log_shift import SparseLogShift
-from ...kernels.pair_counts import Counts, PairCounter, merge_counts
+from ...kernels.pair_counts import Counts, PairCounter, as_csr, merge_counts
 from ...kernels.runtime.csr import csr_tensor
 from ..arguments import check_positive, check_size, is_integer
 from .arpa import write_bigrams
@@ -267,10 +267,7 @@ class ExplicitLanguageModel:
         """F as a sparse_csr tensor [D, V] of int64."""
         if self._counts is None:
             raise ValueError(f"{NAME}: nothing was counted yet; call fit first")
-        crow, columns, counts = self._counts
-        if len(columns) < 2**31:  # a sparse_csr tensor's indices have one dtype
-            crow = crow.to(columns.dtype)
-        return csr_tensor(crow, columns.to(crow.dtype), counts, (self._features.size, self.vocabulary))
+        return as_csr(self._counts, (self._features.size, self.vocabulary))
 
     # ----------------------------------------------------------------------------------------------- weights
 
