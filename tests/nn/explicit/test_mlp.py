@@ -4,6 +4,7 @@ import copy
 import gzip
 import os
 import pickle
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +85,7 @@ def test_answers_are_softmax_layers_of_what_was_learned(codes, hidden):
     x, y = groups()
     model = ExplicitMLP(hidden, codes=codes, scale=16.0, offset=0.5).fit(x, y)
     sizes = [10, *np.atleast_1d(hidden), 2]
-    assert [w.shape for w in model.coefs_] == [(b, a) for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
+    assert [w.shape for w in model.coefs_] == [(b, a) for a, b in pairwise(sizes)]
     h = 16 * (x + 0.5) / (x + 0.5).sum(1, keepdims=True)
     np.testing.assert_allclose(model.normalized(x.astype(float)), h)
     for weight, bias in zip(model.coefs_, model.intercepts_, strict=True):
@@ -194,7 +195,7 @@ def test_an_iteration_never_loses():
         return sum(((x[code == k] - x[code == k].mean(0)) ** 2).sum() for k in set(code.tolist()))
 
     losses = [inertia(i) for i in range(6)]
-    assert all(after <= before * (1 + 1e-6) for before, after in zip(losses[:-1], losses[1:], strict=True))
+    assert all(after <= before * (1 + 1e-6) for before, after in pairwise(losses))
     assert losses[-1] < losses[0]
 
 
