@@ -104,8 +104,8 @@ class ExplicitLanguageModel:
         self._counts: Counts | None = None
         self.token_counts_ = torch.zeros(self.vocabulary, dtype=torch.int64)
         self.positions_ = 0
-        self.weights_ = self._start_weights
-        self.smoothing_ = self._start_smoothing
+        self._weights = self._start_weights
+        self._smoothing = self._start_smoothing
         self._readout_cache: tuple[Tensor, Tensor, Tensor] | None = None
 
     @property
@@ -144,8 +144,8 @@ class ExplicitLanguageModel:
             "counts": None if self._counts is None else tuple(self._counts),
             "token_counts": self.token_counts_,
             "positions": self.positions_,
-            "smoothing": self.smoothing_,
-            "weights": self.weights_,
+            "smoothing": self._smoothing,
+            "weights": self._weights,
         }
 
     def _plain_weights(self) -> list[float] | str:
@@ -159,7 +159,7 @@ class ExplicitLanguageModel:
             model._features = SuffixFeatures(model.vocabulary, state["keys"])
         model._counts = None if state["counts"] is None else Counts(*state["counts"])
         model.token_counts_, model.positions_ = state["token_counts"], state["positions"]
-        model.smoothing_, model.weights_ = state["smoothing"], state["weights"]
+        model._smoothing, model._weights = state["smoothing"], state["weights"]
         return model
 
     # ---------------------------------------------------------------------------------------------- counting
@@ -271,6 +271,20 @@ class ExplicitLanguageModel:
 
     # ----------------------------------------------------------------------------------------------- weights
 
+    @property
+    def smoothing_(self) -> float:
+        """ε, as given or as found."""
+        if self._smoothing is None:
+            raise ValueError(f"{NAME}: smoothing='search' has not searched yet; call tune(held-out tokens), or fit")
+        return self._smoothing
+
+    @property
+    def weights_(self) -> Tensor:
+        """[K + 1] float64: w_1 … w_K, w_0, as given or as found."""
+        if self._weights is None:
+            raise ValueError(f"{NAME}: weights='search' has not searched yet; call tune(held-out tokens), or fit")
+        return self._weights
+
     def tune(self, tokens: TokensLike, *, dtype: Any = "uint16") -> ExplicitLanguageModel:
         """Choose what is "search" by a held-out text, which is not counted. The cross-entropy is convex in the weights.
 
@@ -308,16 +322,14 @@ class ExplicitLanguageModel:
             return _minimised(loss, start)
 
         if self._start_smoothing is None:
-            self.smoothing_, self.weights_ = _walked(fitted)
+            self._smoothing, self._weights = _walked(fitted)
         else:
-            _, self.weights_ = fitted(self._start_smoothing)
+            _, self._weights = fitted(self._start_smoothing)
         self._readout_cache = None
 
     def _log_counts(self) -> tuple[Tensor, Tensor, Tensor]:
         """log F, as what each count adds to log ε [D, V] sparse_csr; log ε [V]; log S [V]."""
         if self._readout_cache is None:
-            if self.smoothing_ is None:
-                raise ValueError(f"{NAME}: smoothing='search' has not searched yet; call tune(held-out tokens), or fit")
             self._readout_cache = self._shifted(self.smoothing_)
         return self._readout_cache
 
@@ -343,8 +355,6 @@ class ExplicitLanguageModel:
     def _readout(self) -> tuple[Tensor, Tensor, Tensor]:
         """What gather_softmax takes: weight [D, V] sparse_csr, bias [V], weights [K]."""
         weight, base, log_mass = self._log_counts()
-        if self.weights_ is None:
-            raise ValueError(f"{NAME}: weights='search' has not searched yet; call tune(held-out tokens), or fit")
         bias = self.weights_[:-1].sum() * base - self.weights_[-1] * log_mass
         return weight, bias.to(weight.dtype), self.weights_[:-1].to(weight.dtype)
 
@@ -478,8 +488,6 @@ class ExplicitLanguageModel:
         for place, name in enumerate(names):
             if not name or name.split() != [name]:
                 raise ValueError(f"{NAME}: words has {name!r} at {place}; expected words without white space")
-        if self.smoothing_ is None:
-            raise ValueError(f"{NAME}: smoothing='search' has not searched yet; call tune(held-out tokens), or fit")
         write_bigrams(path, names, counts, self.token_probabilities_, self.smoothing_ * self.vocabulary)
 
 

@@ -37,7 +37,7 @@ def test_hand_values(name, set_backend):
     assert shifted.flatten().tolist() == [1.0, 2.0]
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", ["cpp", "torch"])
 def test_tokens_count_pairs(name, set_backend):
     set_backend(name)
     counts = cooccurrence(torch.tensor([2, 0, 2, 2]), torch.tensor([1, 0, 1, 0]), 2, features=4)

@@ -126,7 +126,7 @@ def train(
     drawn = text.spelled(ours.sample(length, temperature=temperature, seed=seed)) if run.rows else ""
     summary = {**config, "rows": run.rows, "sample": drawn, "interrupted": not is_done(), "files": run.files}
     if run.rows:
-        summary |= {"smoothing": ours.smoothing_, "weights": ours.weights_.tolist()}  # pyright: ignore[reportOptionalMemberAccess]
+        summary |= {"smoothing": ours.smoothing_, "weights": ours.weights_.tolist()}
     return summary
 
 
