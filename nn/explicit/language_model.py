@@ -29,7 +29,7 @@ from .contexts import MODES, CatFeatures, Features, Mode, SuffixFeatures, SumFea
 from .tokens import CHUNK, TokensLike, open_tokens, windows
 
 NAME = "ExplicitLanguageModel"
-_TUNED_ON = 5_000  # held-out positions that K + 2 numbers are fitted to, evenly spaced
+_TUNED_ON = 2_000  # held-out positions that K + 2 numbers are fitted to, evenly spaced
 _FARTHEST = 16  # ε is sought from 1e-8 to 1e8
 _READ_AT_ONCE = 1 << 14  # positions of one readout
 
@@ -288,7 +288,7 @@ class ExplicitLanguageModel:
     def tune(self, tokens: TokensLike, *, dtype: Any = "uint16") -> ExplicitLanguageModel:
         """Choose what is "search" by a held-out text, which is not counted. The cross-entropy is convex in the weights.
 
-        At most 5,000 of its positions are used, evenly spaced.
+        At most 2,000 of its positions are used, evenly spaced.
 
         Raises:
             TypeError, ValueError: as `fit`; also a model without counts, or where nothing is "search".
