@@ -29,6 +29,11 @@ def table(form, values):
     return values if form == "dense" else values.to_sparse_csr()
 
 
+def size_for(name):
+    """Several blocks of columns; fewer for the interpreter."""
+    return {"B": 5, "V": 530} if name == "triton" else {}
+
+
 def problem(B=37, D=11, V=1300, K=3, dtype=torch.float64, seed=0, density=0.2):
     """weight [D, V] with zeros, contexts with −1, targets, bias and weights, these two and weight standard normal."""
     generator = torch.Generator().manual_seed(seed)
@@ -53,7 +58,7 @@ def test_by_hand(name, form, set_backend):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_equals_the_cross_entropy_of_all_logits_and_its_gradients(dtype, name, form, set_backend):
     set_backend(name)
-    weight, contexts, targets, bias, weights = problem(dtype=dtype)
+    weight, contexts, targets, bias, weights = problem(dtype=dtype, **size_for(name))
     leaves = [x.requires_grad_() for x in (bias, weights, weight)[: 3 if form == "dense" else 2]]
     rows = torch.cat([weight, weight.new_zeros(1, weight.shape[1])])
     expected = cross_entropy((rows[contexts] * weights[:, None]).sum(1) + bias, targets, reduction="none")
@@ -64,10 +69,10 @@ def test_equals_the_cross_entropy_of_all_logits_and_its_gradients(dtype, name, f
     torch.testing.assert_close(torch.autograd.grad(got, leaves, g), torch.autograd.grad(expected, leaves, g), **slack)
 
 
-@pytest.mark.parametrize(("name", "form"), CASES)
+@pytest.mark.parametrize(("name", "form"), CASES[:-1])  # the interpreter would take half a minute
 def test_gradients_are_those_of_finite_differences(name, form, set_backend):
     set_backend(name)
-    weight, contexts, targets, bias, weights = problem(B=5, D=4, V=7, K=3, density=0.6)
+    weight, contexts, targets, bias, weights = problem(B=3, D=3, V=4, K=2, density=0.6)
     args = (bias, weights) if form == "sparse" else (bias, weights, weight)
 
     rows = table(form, weight)
@@ -82,7 +87,7 @@ def test_gradients_are_those_of_finite_differences(name, form, set_backend):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_gradients_of_bias_sum_to_zero_and_none_flows_to_a_table_that_nobody_reads(dtype, name, form, set_backend):
     set_backend(name)
-    weight, contexts, targets, bias, weights = problem(dtype=dtype)
+    weight, contexts, targets, bias, weights = problem(dtype=dtype, **size_for(name))
     bias.requires_grad_()
     contexts.fill_(-1)
     losses = gather_softmax(table(form, weight), contexts, targets, bias=bias, weights=weights)
@@ -94,7 +99,7 @@ def test_gradients_of_bias_sum_to_zero_and_none_flows_to_a_table_that_nobody_rea
 @pytest.mark.parametrize(("name", "form"), CASES)
 def test_no_contexts_at_all(name, form, set_backend):
     set_backend(name)
-    weight, _, targets, bias, _ = problem()
+    weight, _, targets, bias, _ = problem(**size_for(name))
     losses = gather_softmax(
         table(form, weight), torch.zeros(len(targets), 0, dtype=torch.int64), targets, bias=bias.requires_grad_()
     )
@@ -111,7 +116,7 @@ def test_no_contexts_at_all(name, form, set_backend):
 def test_an_offset_to_all_logits_changes_nothing(offset, dtype, name, form, set_backend):
     """Beyond what exp holds; 10³⁰ swallows all else."""
     set_backend(name)
-    weight, contexts, targets, bias, weights = problem(dtype=dtype)
+    weight, contexts, targets, bias, weights = problem(dtype=dtype, **size_for(name))
     bias = (bias + offset).requires_grad_()
     losses = gather_softmax(table(form, weight), contexts, targets, bias=bias, weights=weights)
     expected = gather_softmax_ref(weight, contexts, targets, bias=bias.detach(), weights=weights)
