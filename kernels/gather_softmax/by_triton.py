@@ -98,11 +98,12 @@ def _gather_softmax_bwd_kernel(
     mask = v < V
     accumulator: tl.constexpr = bias_ptr.dtype.element_ty
     into_bias = tl.zeros([BLOCK_V], accumulator)
-    for b in range(first, min(first + ROWS, B)):
+    for i in range(ROWS):
+        b = tl.minimum(first + i, B - 1)
         z = _logits(weight_ptr, context_ptr, bias_ptr, weights_ptr, b, v, mask, D, K, stride_d, stride_v)
         p = tl.exp(z - tl.load(top_ptr + b)) * tl.load(share_ptr + b)
         dz = (p - tl.where(v == tl.load(target_ptr + b), 1.0, 0.0)) * tl.load(g_ptr + b)
-        dz = tl.where(mask, dz, 0.0)
+        dz = tl.where(mask & (first + i < B), dz, 0.0)
         into_bias += dz
         if WEIGHT or WEIGHTS:
             for k in range(K):

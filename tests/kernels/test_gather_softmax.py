@@ -29,9 +29,10 @@ def table(form, values):
     return values if form == "dense" else values.to_sparse_csr()
 
 
-def problem(B=37, D=11, V=1300, K=3, dtype=torch.float64, seed=0, density=0.2):
+def problem(B=37, D=11, V=1300, K=3, dtype=torch.float64, density=0.2, name="cpp"):
     """weight [D, V] with zeros, contexts with −1, targets, bias and weights, these two and weight standard normal."""
-    generator = torch.Generator().manual_seed(seed)
+    B, V = (5, 530) if name == "triton" else (B, V)  # two blocks of columns are enough for the interpreter
+    generator = torch.Generator().manual_seed(0)
     weight = torch.randn(D, V, generator=generator, dtype=torch.float64)
     weight *= torch.rand(D, V, generator=generator) < density
     contexts = torch.randint(-1, D, (B, K), generator=generator)
@@ -53,21 +54,22 @@ def test_by_hand(name, form, set_backend):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_equals_the_cross_entropy_of_all_logits_and_its_gradients(dtype, name, form, set_backend):
     set_backend(name)
-    weight, contexts, targets, bias, weights = problem(dtype=dtype)
+    weight, contexts, targets, bias, weights = problem(dtype=dtype, name=name)
     leaves = [x.requires_grad_() for x in (bias, weights, weight)[: 3 if form == "dense" else 2]]
     rows = torch.cat([weight, weight.new_zeros(1, weight.shape[1])])
     expected = cross_entropy((rows[contexts] * weights[:, None]).sum(1) + bias, targets, reduction="none")
     got = gather_softmax(table(form, weight), contexts, targets, bias=bias, weights=weights)
-    slack = {"rtol": 1e-11, "atol": 1e-11} if dtype == torch.float64 else {"rtol": 2e-5, "atol": 2e-5}
-    torch.testing.assert_close(got, expected, **slack)
+    slack = 1e-11 if dtype == torch.float64 else 2e-5
+    torch.testing.assert_close(got, expected, rtol=slack, atol=slack)
     g = torch.linspace(-1, 2, len(got), dtype=dtype)
-    torch.testing.assert_close(torch.autograd.grad(got, leaves, g), torch.autograd.grad(expected, leaves, g), **slack)
+    gradients = torch.autograd.grad(got, leaves, g)
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected, leaves, g), rtol=slack, atol=slack)
 
 
-@pytest.mark.parametrize(("name", "form"), CASES)
+@pytest.mark.parametrize(("name", "form"), CASES[:-1])  # the interpreter would take half a minute
 def test_gradients_are_those_of_finite_differences(name, form, set_backend):
     set_backend(name)
-    weight, contexts, targets, bias, weights = problem(B=5, D=4, V=7, K=3, density=0.6)
+    weight, contexts, targets, bias, weights = problem(B=3, D=3, V=4, K=2, density=0.6)
     args = (bias, weights) if form == "sparse" else (bias, weights, weight)
 
     rows = table(form, weight)
@@ -82,7 +84,7 @@ def test_gradients_are_those_of_finite_differences(name, form, set_backend):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_gradients_of_bias_sum_to_zero_and_none_flows_to_a_table_that_nobody_reads(dtype, name, form, set_backend):
     set_backend(name)
-    weight, contexts, targets, bias, weights = problem(dtype=dtype)
+    weight, contexts, targets, bias, weights = problem(dtype=dtype, name=name)
     bias.requires_grad_()
     contexts.fill_(-1)
     losses = gather_softmax(table(form, weight), contexts, targets, bias=bias, weights=weights)
@@ -94,7 +96,7 @@ def test_gradients_of_bias_sum_to_zero_and_none_flows_to_a_table_that_nobody_rea
 @pytest.mark.parametrize(("name", "form"), CASES)
 def test_no_contexts_at_all(name, form, set_backend):
     set_backend(name)
-    weight, _, targets, bias, _ = problem()
+    weight, _, targets, bias, _ = problem(name=name)
     losses = gather_softmax(
         table(form, weight), torch.zeros(len(targets), 0, dtype=torch.int64), targets, bias=bias.requires_grad_()
     )
@@ -111,7 +113,7 @@ def test_no_contexts_at_all(name, form, set_backend):
 def test_an_offset_to_all_logits_changes_nothing(offset, dtype, name, form, set_backend):
     """Beyond what exp holds; 10³⁰ swallows all else."""
     set_backend(name)
-    weight, contexts, targets, bias, weights = problem(dtype=dtype)
+    weight, contexts, targets, bias, weights = problem(dtype=dtype, name=name)
     bias = (bias + offset).requires_grad_()
     losses = gather_softmax(table(form, weight), contexts, targets, bias=bias, weights=weights)
     expected = gather_softmax_ref(weight, contexts, targets, bias=bias.detach(), weights=weights)
