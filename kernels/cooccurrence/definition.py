@@ -20,7 +20,9 @@ LABELS = INTEGERS
 _CHUNK = 1 << 22  # elements that are widened at a time
 
 
-def cooccurrence_ref(x, labels, classes, *, scale=None, offset=0.0, features=None):
+def cooccurrence_ref(
+    x: Tensor, labels: Tensor, classes: int, *, scale: float | None = None, offset: float = 0.0, features: int = -1
+) -> Tensor:
     """The oracle: the formula, of dense x; of tokens, and of sparse_csr x, that of the rows they stand for."""
     if x.layout == torch.sparse_csr:
         return cooccurrence_ref(x.to_dense(), labels, classes, scale=scale)

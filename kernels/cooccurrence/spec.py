@@ -159,7 +159,7 @@ def misuses(device: torch.device) -> list[Misuse]:
     return [
         bad("not-a-tensor", TypeError, "x is a list; expected a torch.Tensor", [[1]], labels, 2),
         bad("labels-list", TypeError, "labels is a list; expected a torch.Tensor", x, [0, 1, 0, 1], 2),
-        bad("complex", TypeError, "x is torch.complex64; expected one of float64", x.cfloat(), labels, 2),
+        bad("complex", TypeError, "x is torch.complex64; expected one of float64", x.to(torch.complex64), labels, 2),
         bad("coo", TypeError, r"x has layout torch.sparse_coo; .*to_sparse_csr\(\)", x.to_sparse(), labels, 2),
         bad("float-labels", TypeError, "labels is torch.float32; expected integers", x, labels.float(), 2),
         bad("rank", ValueError, r"x has shape \(1, 4, 3\); expected rows \[N, D\], or tokens", x[None], labels, 2),

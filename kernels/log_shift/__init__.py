@@ -166,13 +166,13 @@ def _check_arguments(counts: Any, smoothing: Any, scale: Any) -> None:
         raise TypeError(f"log_shift: counts is {counts.dtype}; expected one of {listed(dtypes)}")
     if counts.dim() != 2:
         raise ValueError(f"log_shift: counts has shape {tuple(counts.shape)}; expected [D, C]")
-    if isinstance(scale, bool) or not isinstance(scale, numbers.Real):
+    if not _is_number(scale):
         raise TypeError(f"log_shift: scale is a {type(scale).__name__}; expected a number")
     if not scale > 0:
         raise ValueError(f"log_shift: scale is {scale}; expected a positive number; math.inf gives log(F / S)")
     least = _POSITIVE if is_csr else _NOT_NEGATIVE
     if not isinstance(smoothing, Tensor):
-        if isinstance(smoothing, bool) or not isinstance(smoothing, numbers.Real):
+        if not _is_number(smoothing):
             raise TypeError(
                 f"log_shift: smoothing is a {type(smoothing).__name__}; expected a number or a torch.Tensor"
             )
@@ -192,6 +192,10 @@ def _check_arguments(counts: Any, smoothing: Any, scale: Any) -> None:
         )
     if is_csr and looks_at_values(smoothing.device):
         _check_smoothing(smoothing.detach(), least)
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, numbers.Real) and not isinstance(x, bool)
 
 
 _NOT_NEGATIVE, _POSITIVE = "a number of at least 0", "a number above 0, as counts is sparse"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def log_shift_ref(counts, *, smoothing=1.0, scale=1.0):
+def log_shift_ref(counts: Tensor, *, smoothing: float | Tensor = 1.0, scale: float = 1.0) -> tuple[Tensor, Tensor]:
     """The oracle: the formula in float64, rounded once."""
     mass = counts.double() + smoothing
     log_mass = mass.sum(0).log()

@@ -1,5 +1,7 @@
 """What class-wise sums demand beyond the conformance suite: exactness, naive Bayes, shards, threads, values by hand."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -111,7 +113,8 @@ def test_csr_and_dense_rows_agree():
     x, labels = data(200, 30, 4)
     x = x.float() * (x > 200)
     x[:, 3] = 1
-    for options in ({}, {"scale": 5.0}):
+    each: list[dict[str, Any]] = [{}, {"scale": 5.0}]
+    for options in each:
         dense = cooccurrence(x, labels, 4, **options)
         torch.testing.assert_close(cooccurrence(x.to_sparse_csr(), labels, 4, **options), dense, rtol=1e-13, atol=0)
     assert torch.equal(cooccurrence(x.long().to_sparse_csr(), labels, 4), cooccurrence(x.long(), labels, 4))

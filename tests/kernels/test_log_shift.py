@@ -7,7 +7,7 @@ import torch
 
 from tropigrad import autotune
 from tropigrad.kernels import cooccurrence, log_shift
-from tropigrad.kernels.log_shift import by_triton, definition, log_shift_ref
+from tropigrad.kernels.log_shift import SparseLogShift, by_triton, definition, log_shift_ref
 from tropigrad.kernels.runtime import backend, native
 
 NO_COMPILER = native.why_no_compiler()
@@ -73,7 +73,9 @@ def test_sparse_counts_are_the_dense_ones(dtype, smoothing):
     counts = counts_of(30, 4) * (counts_of(30, 4, 1) > 150)
     for scale in (1.0, 8.0, math.inf):
         dense = log_shift(counts.to(dtype), smoothing=smoothing, scale=scale)
-        weight, base, log_mass = log_shift(counts.to(dtype).to_sparse_csr(), smoothing=smoothing, scale=scale)
+        sparse = log_shift(counts.to(dtype).to_sparse_csr(), smoothing=smoothing, scale=scale)
+        assert isinstance(sparse, SparseLogShift)
+        weight, base, log_mass = sparse
         assert weight.layout == torch.sparse_csr
         assert weight.dtype == base.dtype == log_mass.dtype == dense.weight.dtype
         torch.testing.assert_close(base + weight.to_dense(), dense.weight)
