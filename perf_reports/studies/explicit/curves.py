@@ -64,5 +64,6 @@ def plot_models(rows: Sequence[dict[str, Any]], path: Path) -> bool:
         panel.spines["left"].set_visible(False)
         panel.tick_params(axis="y", length=0)
         panel.grid(axis="x")
+        panel.set_axisbelow(True)
         replace(path, lambda fresh: figure.savefig(fresh, format="png", dpi=160))
     return True

@@ -173,7 +173,7 @@ def train_explicit(
     as_json: Json = False,
 ) -> None:
     """Softmax networks solved from counts, with no gradient step. Ctrl-C ends after the part under way."""
-    from ..perf_reports.studies.explicit import language, training
+    from ..perf_reports.studies.explicit import text_training, training
     from ..perf_reports.texts import read_speeches, read_text
 
     is_text = data is not None and data.startswith("text:")
@@ -192,9 +192,9 @@ def train_explicit(
     def modelled(progress: Callable[[int, int, str], None]) -> dict[str, Any]:
         settings: dict[str, Any] = {"radius": radius, "mode": mode, "positions": positions, "sample": sample}
         settings |= {"temperature": temperature, "seed": seed}
-        return language.train(read_text(path, tokens), out, **settings, resume=resume, progress=progress)
+        return text_training.train(read_text(path, tokens), out, **settings, resume=resume, progress=progress)
 
     if is_text and task != "classify":
-        finish(modelled, language.summary_lines, out, as_json)
+        finish(modelled, text_training.summary_lines, out, as_json)
     else:
         finish(classified, training.summary_lines, out, as_json)
