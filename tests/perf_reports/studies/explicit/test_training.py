@@ -55,14 +55,8 @@ def test_the_explicit_start_is_the_solution(tmp_path):
     training.train(blobs(), tmp_path, hidden=6, steps=1)
     logged = rows(tmp_path)
     for network in ("one layer", "two layers"):
-        solved, begun = (
-            next(
-                r
-                for r in logged
-                if r["network"] == network and r["start"] == "explicit" and (r["rate"] is None) == is_solved
-            )
-            for is_solved in (True, False)
-        )
+        ours = [row for row in logged if row["network"] == network and row["start"] == "explicit"]
+        solved, begun = (next(row for row in ours if (row["rate"] is None) == is_solved) for is_solved in (True, False))
         assert begun["step"] == 0
         assert (begun["test_loss"], begun["test_accuracy"]) == (solved["test_loss"], solved["test_accuracy"])
 
