@@ -105,17 +105,18 @@ def _gather_softmax_bwd_kernel(
         dz = (p - tl.where(v == tl.load(target_ptr + b), 1.0, 0.0)) * tl.load(g_ptr + b)
         dz = tl.where(mask & (first + i < B), dz, 0.0)
         into_bias += dz
-        if WEIGHT or WEIGHTS:
+        if WEIGHT:
             for k in range(K):
                 c = tl.load(context_ptr + b * K + k)
                 named = mask & (c >= 0) & (c < D)
-                if WEIGHT:
-                    w = tl.load(weights_ptr + k)
-                    tl.atomic_add(dweight_ptr + c * V + v, dz * w, mask=named, sem="relaxed")
-                if WEIGHTS:
-                    x = tl.load(weight_ptr + c * stride_d + v * stride_v, mask=named, other=0).to(accumulator)
-                    # of −∞ too: as its probability falls, a logit's part p z falls to 0
-                    tl.atomic_add(dweights_ptr + k, tl.sum(tl.where(dz == 0, 0.0, dz * x), 0), sem="relaxed")
+                tl.atomic_add(dweight_ptr + c * V + v, dz * tl.load(weights_ptr + k), mask=named, sem="relaxed")
+        if WEIGHTS:  # a loop of its own: both in one keep more than sm_90's registers hold without a stack
+            for k in range(K):
+                c = tl.load(context_ptr + b * K + k)
+                named = mask & (c >= 0) & (c < D)
+                x = tl.load(weight_ptr + c * stride_d + v * stride_v, mask=named, other=0).to(accumulator)
+                # of −∞ too: as its probability falls, a logit's part p z falls to 0
+                tl.atomic_add(dweights_ptr + k, tl.sum(tl.where(dz == 0, 0.0, dz * x), 0), sem="relaxed")
     if BIAS:
         tl.atomic_add(dbias_ptr + v, into_bias, mask=mask, sem="relaxed")
 
