@@ -2,7 +2,7 @@
 
     prune          what the device's limits forbid
     compile        ahead of time, in parallel (kernels that have machine code to inspect): no spills; ranked by
-                   machine/cost.py
+                   machine/cost.py; what half of the time is not enough for takes no part
     halve          all that is left, timed briefly; the best third, longer; and so on
     descend        from the best, one coordinate at a time, to configs not yet seen
     duel           the best against the default, and the default against itself: what noise looks like
@@ -40,6 +40,7 @@ SURVIVORS = 3  # of every so many a rung keeps one
 MUCH_SLOWER = 3.0  # than the default in its first call: not timed
 DUEL_SHARE = 0.2  # of the budget
 DUEL_S = 2.0
+FORECAST_SHARE = 0.5  # of the time before the duel: the rest is for what was foreseen
 
 Progress = Callable[[int, int, str], None]  # (done, total, what is being done)
 
@@ -59,7 +60,8 @@ class Task:
     check: Callable[[Any], None]  # raises AssertionError where the result is not the oracle's
     # for an op that works in place: builds `run` on fresh inputs; `check` is given that call's result
     fresh: Callable[[], Callable[[], Any]] | None = None
-    inspect: Callable[[Sequence[Config]], Sequence[Prediction | str]] | None = None  # a forecast, or why not
+    # inspect(configs, deadline=): of each its forecast, why it is out, or None where the deadline came first
+    inspect: Callable[..., Sequence[Prediction | str | None]] | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ class _Search:
     progress: Progress | None
     rivals: dict[str, _Rival] = field(default_factory=dict)
     default_s: float = 0.0
+    unforeseen: set[str] = field(default_factory=set)  # configs that no time was left to compile ahead: no candidates
 
     def rival(self, config: Config) -> _Rival:
         return self.rivals.setdefault(canonical(config), _Rival(dict(config)))
@@ -222,7 +225,7 @@ def search(
         state.time(standing, rung, f"the best {len(standing)}")
         standing.sort(key=lambda rival: (-rival.rung, rival.ratio))
     champion = _descend(state, standing[0]) if standing else None
-    complete = not state.is_late
+    complete = not state.is_late and not state.unforeseen
     config, evidence = _duel(state, champion, start + budget_s - perf_counter())
     evidence |= {
         "complete": complete,
@@ -232,6 +235,8 @@ def search(
         "rivals": [rival.record() for rival in state.rivals.values()],
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    if state.unforeseen:
+        evidence["unforeseen"] = len(state.unforeseen)
     # what had no time to be beaten is not published: it would hide a shipped config
     stored = (complete or config != default) and store.put(environment, key, config, evidence)
     if stored:
@@ -283,11 +288,18 @@ def _candidates(state: _Search) -> Iterator[_Rival]:
         if state.progress:
             state.progress(0, len(fresh), f"{kernel.name}: compiling")
         forecast: list[tuple[float, _Rival]] = []
-        for rival, outlook in zip(fresh, task.inspect([rival.config for rival in fresh]), strict=True):
+        now = perf_counter()
+        deadline = now + FORECAST_SHARE * (state.deadline - now)
+        outlooks = task.inspect([rival.config for rival in fresh], deadline=deadline)
+        for rival, outlook in zip(fresh, outlooks, strict=True):
             if isinstance(outlook, str):
                 state.reject(rival, outlook)
-            else:
+            elif outlook is not None:
                 forecast.append((outlook.seconds, rival))
+            elif rival.rung >= 0:  # an earlier search measured it, which is worth more
+                forecast.append((0.0, rival))
+            else:
+                state.unforeseen.add(canonical(rival.config))
         fresh = [rival for _, rival in sorted(forecast, key=lambda pair: pair[0])]
     elif len(fresh) > CANDIDATES:  # a spread over the space, the same each time
         fresh = random.Random(0).sample(fresh, len(fresh))
@@ -306,6 +318,7 @@ def _descend(state: _Search, champion: _Rival) -> _Rival:
             if rival.rung < 0
             and not rival.rejected
             and rival.config != state.default
+            and canonical(rival.config) not in state.unforeseen
             and not kernel.why_not(rival.config, state.task.problem, bounds)
         ]
         if not unseen:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+import os
+import random
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from time import perf_counter
 
 import torch
 
 from ..triton_or_stub import HAS_TRITON
-from .device import fingerprint
+from .device import Fingerprint, fingerprint
 from .machine import ahead_of_time
 from .machine.cost import NOMINAL, Ceilings, Launch, MachineCode, Prediction, Work, predict
 from .scope import override
@@ -16,7 +20,10 @@ from .space import Config
 from .tunable import Call
 from .tuned import Tuned
 
-Inspect = Callable[..., Sequence[Prediction | str]]  # (configs, ceilings=NOMINAL)
+BATCH = 4  # configs a core that are planned and then compiled together
+
+# (configs, ceilings=NOMINAL, deadline=math.inf) -> of each its predicted cost, why it is out, or None: no time was left
+Inspect = Callable[..., Sequence[Prediction | str | None]]
 
 
 def inspector(call: Call, kernel: Tuned, device: torch.device) -> Inspect | None:
@@ -26,29 +33,55 @@ def inspector(call: Call, kernel: Tuned, device: torch.device) -> Inspect | None
 
 
 def forecast(
-    device: torch.device, call: Call, kernel: Tuned, configs: Sequence[Config], ceilings: Ceilings = NOMINAL
-) -> list[Prediction | str]:
-    """Each config's predicted cost, from machine code compiled ahead of time in parallel; or why it is out."""
-    plans: list[list[ahead_of_time.Plan] | str] = []
-    for config in configs:
-        try:
-            with override(kernel.name, config):
-                plans.append(ahead_of_time.plan(call.run))
-        except Exception as error:  # what cannot even be planned is no rival
-            plans.append(f"{type(error).__name__}: {error}")
-    codes = ahead_of_time.compile_all(
-        [plan for launches in plans if not isinstance(launches, str) for plan in launches]
-    )
+    device: torch.device,
+    call: Call,
+    kernel: Tuned,
+    configs: Sequence[Config],
+    ceilings: Ceilings = NOMINAL,
+    deadline: float = math.inf,
+) -> list[Prediction | str | None]:
+    """Each config's predicted cost, from machine code compiled ahead of time in parallel; or why it is out.
+
+    deadline: the time of perf_counter() from which on nothing more is planned or compiled. None stands for the configs
+    that are left. They are a spread over those that came, the same each time.
+    """
     environment = fingerprint(device)
-    return [_forecast(launches, codes, call.work, environment, ceilings) for launches in plans]
+    outlooks: list[Prediction | str | None] = [None] * len(configs)
+    codes: dict[str, MachineCode | str] = {}
+    spread = random.Random(0).sample(range(len(configs)), len(configs))
+    size = BATCH * (os.cpu_count() or 1)
+    for first in range(0, len(spread), size):
+        batch = spread[first : first + size]
+        plans = {number: _plan(call, kernel, configs[number]) for number in batch if perf_counter() < deadline}
+        launches = [plan for of in plans.values() if not isinstance(of, str) for plan in of if plan.name not in codes]
+        codes |= ahead_of_time.compile_all(launches, deadline)
+        for number, of in plans.items():
+            outlooks[number] = _forecast(of, codes, call.work, environment, ceilings)
+    return outlooks
 
 
-def _forecast(plans: list[ahead_of_time.Plan] | str, codes, work: Work, environment, ceilings) -> Prediction | str:
+def _plan(call: Call, kernel: Tuned, config: Config) -> list[ahead_of_time.Plan] | str:
+    try:
+        with override(kernel.name, config):
+            return ahead_of_time.plan(call.run)
+    except Exception as error:  # what cannot even be planned is no rival
+        return f"{type(error).__name__}: {error}"
+
+
+def _forecast(
+    plans: list[ahead_of_time.Plan] | str,
+    codes: Mapping[str, MachineCode | str],
+    work: Work,
+    environment: Fingerprint,
+    ceilings: Ceilings,
+) -> Prediction | str | None:
     if isinstance(plans, str):
         return plans
     launches = []
     for plan in plans:
-        code: MachineCode | str = codes[plan.name]
+        code = codes.get(plan.name)
+        if code is None:  # the deadline came first
+            return None
         if isinstance(code, str):
             return code
         if code.stack:

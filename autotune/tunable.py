@@ -31,7 +31,8 @@ class Call:
     work: Work
     # for an op that works in place: builds the same call on fresh inputs; `check` is given that call's result
     fresh: Callable[[], Callable[[], Any]] | None = None
-    is_foreseeable: bool = True  # False where a launch depends on what an earlier one computed: no forecast is made
+    # False where no forecast is made, for it would mislead: what a launch does depends on what an earlier one computed
+    is_foreseeable: bool = True
 
 
 @dataclass(frozen=True)

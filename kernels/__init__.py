@@ -1,9 +1,12 @@
 """The ops: `from tropigrad.kernels import tropical_matmul`."""
 
 from .cooccurrence import cooccurrence
+from .cooccurrence import spec as _cooccurrence_spec  # noqa: F401  registers the op
 from .gather_softmax import gather_softmax
+from .gather_softmax import spec as _gather_softmax_spec  # noqa: F401  registers the op
 from .largest_path import largest_path
 from .log_shift import log_shift
+from .log_shift import spec as _log_shift_spec  # noqa: F401  registers the op
 from .pair_counts import spec as _pair_counts_spec  # noqa: F401  registers it
 from .path_norm import path_norm
 from .path_norm import spec as _path_norm_spec  # noqa: F401  registers the op

@@ -9,13 +9,16 @@ from the largest s_L[j], are its route.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .contract.misuses import misuse_of
+from .contract.networks import ALIASED, network_misuses
 from .contract.registry import register
-from .contract.spec import Contender, Misuse, Sample, Scaling, Sizes, Spec, Workload
+from .contract.samples import NAN, normal_inputs, sampled
+from .contract.spec import Contender, Misuse, Scaling, Sizes, Spec, Workload
 from .contract.workloads import called, forward_bytes, rivals
 from .mathematics.network import Layer, Size, as_list, network, nodes_into
 from .path_values import path_values_ref
@@ -136,11 +139,8 @@ def oracle(*weights: Tensor, return_indices: bool = False, **kwargs):
 
 def inputs(shape: Sizes, dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Tensor, ...]:
     """Three layers N → M → N → M of standard normal weights."""
-    generator = torch.Generator().manual_seed(seed)
     sizes = (shape["M"], shape["N"]), (shape["N"], shape["M"]), (shape["M"], shape["N"])
-    return tuple(
-        torch.randn(size, generator=generator, dtype=torch.float64, device="cpu").to(device, dtype) for size in sizes
-    )
+    return normal_inputs(seed, dtype, device, *sizes)
 
 
 def _plain(*weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,45 +169,33 @@ FORWARD = Workload(
 )
 
 
-def samples(device: torch.device) -> list[Sample]:
+@sampled
+def samples(add, numbers) -> None:
     """Ties, zeros, signs, overflow, NaN and convolutions."""
-    generator = torch.Generator().manual_seed(0)
-    samples: list[Sample] = []
-
-    def add(id: str, *weights: Tensor, **kwargs) -> None:
-        samples.append(Sample(id, tuple(w.to(device) for w in weights), kwargs))
 
     def normal(*shapes: tuple[int, ...]) -> list[Tensor]:
-        return [torch.randn(shape, generator=generator) for shape in shapes]
+        return [numbers.normal(*shape) for shape in shapes]
 
-    with torch.device("cpu"):
-        shapes = (7, 5), (9, 7), (4, 9)
-        add("one-layer", *normal((3, 5)))
-        add("ties", *(torch.randint(-2, 3, shape, generator=generator).float() for shape in shapes))
-        add("all-tied", *(torch.ones(shape) for shape in shapes))
-        add("zero", *(torch.zeros(shape) for shape in shapes))
-        add("one-path", torch.eye(4)[:, 2:3], torch.eye(4), torch.eye(4)[2:3])
-        add("overflow", *(1e30 * w for w in normal(*shapes)))
-        add("underflow", *(1e-30 * w for w in normal(*shapes)))
-        first, *rest = normal(*shapes)
-        first[3, 2] = float("nan")
-        add("nan", first, *rest)
-        add("pointwise", *normal((4, 3, 1, 1), (2, 4, 1, 1)), input_size=(2, 3))
-        add("flattened", *normal((4, 2, 3, 2), (5, 4, 2, 2), (6, 100)), input_size=5, padding=[1, 0])
-        add("strided", *normal((4, 2, 3, 3), (3, 4, 2, 2)), input_size=(9, 8), stride=[(2, 1), 2], padding=[(1, 2), 0])
-    return samples
+    shapes = (7, 5), (9, 7), (4, 9)
+    add("one-layer", *normal((3, 5)))
+    add("ties", *(numbers.small(*shape) for shape in shapes))
+    add("all-tied", *(torch.ones(shape) for shape in shapes))
+    add("zero", *(torch.zeros(shape) for shape in shapes))
+    add("one-path", torch.eye(4)[:, 2:3], torch.eye(4), torch.eye(4)[2:3])
+    add("overflow", *(1e30 * w for w in normal(*shapes)))
+    add("underflow", *(1e-30 * w for w in normal(*shapes)))
+    first, *rest = normal(*shapes)
+    first[3, 2] = NAN
+    add("nan", first, *rest)
+    add("pointwise", *normal((4, 3, 1, 1), (2, 4, 1, 1)), input_size=(2, 3))
+    add("flattened", *normal((4, 2, 3, 2), (5, 4, 2, 2), (6, 100)), input_size=5, padding=[1, 0])
+    add("strided", *normal((4, 2, 3, 3), (3, 4, 2, 2)), input_size=(9, 8), stride=[(2, 1), 2], padding=[(1, 2), 0])
 
 
 def misuses(device: torch.device) -> list[Misuse]:
-    w, none = torch.zeros(3, 2, device=device), torch.zeros(0, 3, device=device)
-    alone: Any = w
+    w, none, bad = torch.zeros(3, 2, device=device), torch.zeros(0, 3, device=device), misuse_of(largest_path)
     no_path = r"weights\[1\] has shape \(0, 3\); expected a path"
-    chain = r"weights\[1\] has shape \(3, 2\); expected \(out, 3\), to follow weights\[0\]'s \(3, 2\)"
-    return [
-        Misuse("one-tensor", lambda: largest_path(alone), TypeError, "weights is a Tensor; expected a list of weights"),
-        Misuse("chain", lambda: largest_path([w, w]), ValueError, chain),
-        Misuse("no-path", lambda: largest_path([w, none]), ValueError, no_path),
-    ]
+    return [*network_misuses(largest_path, device), bad("no-path", ValueError, no_path, [w, none])]
 
 
 SPEC = register(
@@ -227,10 +215,6 @@ SPEC = register(
         fewer_backends=lambda kwargs: ("torch", "cpp", "triton"),
         middle={"M": 70, "N": 90},
         scalings=lambda kwargs: (Scaling((1, 0, 0), 1), Scaling((1, -1, 0), 0), Scaling((-1, 0, 1), 0)),
-        aliased={
-            "one-weight": lambda w: (w, w, w),
-            "transposed": lambda w: (w, w.mT, w),
-            "rows": lambda w: (w, w[1:4]),
-        },
+        aliased=ALIASED,
     )
 )

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from ..triton_or_stub import tl, triton
+from .contract.misuses import misuse_of
 from .contract.operators import OperatorCall
 from .contract.registry import register
-from .contract.spec import Contender, Extra, Misuse, Sample, Scaling, Sizes, Spec, Workload
+from .contract.samples import INF, NAN, SPECIAL, Numbers, normal_inputs, sampled, short
+from .contract.spec import Contender, Extra, Misuse, Scaling, Sizes, Spec, Workload
 from .contract.workloads import called, compiled, trained
 from .runtime.arguments import FLOATS
 from .runtime.dispatch import Gradient
@@ -104,10 +106,8 @@ def soft_threshold(x: Tensor, t: float | Tensor, *, inplace: bool = False) -> Te
 
 def inputs(shape: Sizes, dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Tensor, Tensor]:
     """Standard normal x [M, N], and thresholds [1, N] of half that size."""
-    generator = torch.Generator().manual_seed(seed)
-    sizes = (shape["M"], shape["N"]), (1, shape["N"])
-    x, t = (torch.randn(size, generator=generator, dtype=torch.float64, device="cpu") for size in sizes)
-    return x.to(device, dtype), t.abs().mul(0.5).to(device, dtype)
+    x, t = normal_inputs(seed, dtype, device, (shape["M"], shape["N"]), (1, shape["N"]), scales=(1.0, 0.5))
+    return x, t.abs()
 
 
 def _plain(x: Tensor, t: Tensor) -> Tensor:
@@ -132,45 +132,35 @@ def _workload(name: str, prepare, steps: int) -> Workload:
     )
 
 
-def samples(device: torch.device) -> list[Sample]:
+@sampled
+def samples(add, numbers) -> None:
     """Kinks, signed zeros, NaN, infinities, negative thresholds, numbers, broadcasting and empty sizes."""
-    listed = []
-
-    def add(id: str, x: Tensor, *t: Tensor, **kwargs) -> None:
-        listed.append(Sample(id, tuple(y.to(device) for y in (x, *t)), kwargs))
-
-    with torch.device("cpu"):
-        special = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1.0, -1.0, 2.0])
-        for dtype in FLOATS:
-            label = str(dtype).removeprefix("torch.")
-            add(f"special-{label}", special.to(dtype).view(8, 1), special.to(dtype))
-            add(f"rounded-number-{label}", torch.linspace(-2, 2, 41).to(dtype), t=0.3)
-            for t in (0.0, 1.0, 2, float("inf")):
-                add(f"number-{t}-{label}", special.to(dtype), t=t)
-        x = torch.arange(-6.0, 6).view(3, 4)
-        add("scalars", x[0, 0], x[2, 0])
-        add("scalar-threshold", x, x[2, 0])
-        add("wider-threshold", x[0], x.abs())
-        add("three-dimensions", x.view(3, 1, 4), x.abs()[:2].view(1, 2, 4))
-        for M, N in ((0, 3), (3, 0), (0, 0)):
-            add(f"empty-{M}x{N}", torch.ones(M, N), torch.ones(1, N))
-        add("empty-number", torch.ones(0), t=0.5)
-    return listed
+    special = torch.tensor([*SPECIAL, 2.0])
+    for dtype in FLOATS:
+        label = short(dtype)
+        add(f"special-{label}", special.to(dtype).view(8, 1), special.to(dtype))
+        add(f"rounded-number-{label}", torch.linspace(-2, 2, 41).to(dtype), t=0.3)
+        for t in (0.0, 1.0, 2, INF):
+            add(f"number-{t}-{label}", special.to(dtype), t=t)
+    x = torch.arange(-6.0, 6).view(3, 4)
+    add("scalars", x[0, 0], x[2, 0])
+    add("scalar-threshold", x, x[2, 0])
+    add("wider-threshold", x[0], x.abs())
+    add("three-dimensions", x.view(3, 1, 4), x.abs()[:2].view(1, 2, 4))
+    for M, N in ((0, 3), (3, 0), (0, 0)):
+        add(f"empty-{M}x{N}", torch.ones(M, N), torch.ones(1, N))
+    add("empty-number", torch.ones(0), t=0.5)
 
 
 def misuses(device: torch.device) -> list[Misuse]:
-    x = torch.zeros(2, 3, device=device)
-
-    def bad(id: str, error: type[Exception], match: str, *args, **kwargs) -> Misuse:
-        return Misuse(id, lambda: soft_threshold(*args, **kwargs), error, match)
-
+    x, bad = torch.zeros(2, 3, device=device), misuse_of(soft_threshold)
     return [
         bad("no-tensor", TypeError, "x is a list; expected a torch.Tensor", [1.0], 0.5),
         bad("not-a-number", TypeError, "t is a str; expected a number or a torch.Tensor", x, "0.5"),
         bad("bool", TypeError, "t is a bool; expected a number", x, True),
         bad("integers", TypeError, "x is torch.int32; expected one of float64, float32", x.int(), 1),
         bad("negative", ValueError, "t is -1.0; expected a number of at least 0", x, -1),
-        bad("nan", ValueError, "t is nan; expected a number of at least 0", x, float("nan")),
+        bad("nan", ValueError, "t is nan; expected a number of at least 0", x, NAN),
         bad("shapes", ValueError, r"t has shape \(2,\); expected one that broadcasts with x's \(2, 3\)", x, x[:, 0]),
         bad("small", ValueError, r"x has shape \(3,\) and the result \(2, 3\)", x[0].clone(), x, inplace=True),
         bad("expanded", ValueError, "x's elements share memory", x[:1].expand(2, 3), 0.5, inplace=True),
@@ -183,7 +173,7 @@ def in_place(device: torch.device) -> list[OperatorCall]:
 
 
 def _overwritten(view: str, copied) -> Tensor:
-    x = torch.randn(6, 6, generator=torch.Generator().manual_seed(0)).abs()
+    x = Numbers().normal(6, 6).abs()
     t = {"itself": x, "transposed": x.mT, "row": x[2], "column": x[:, 1:2]}[view]
     return soft_threshold(x.mul_(2), copied(t), inplace=True)
 

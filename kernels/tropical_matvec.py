@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function
 
+from .contract.misuses import misuse_of
 from .contract.registry import register
-from .contract.spec import Misuse, Sample, Sizes, Spec
+from .contract.samples import SPECIAL, sampled, short
+from .contract.spec import Misuse, Sizes, Spec
 from .contract.workloads import Function, Prepare, called, rivals, standard, trained
 from .mathematics.factors import (
     are_alike,
@@ -29,7 +31,7 @@ from .runtime.arguments import FLOATS, INTEGERS
 from .runtime.tracing import stand_ins
 from .tropical_matmul import _FORWARDS, SEMIRINGS, by_cpp, tropical_matmul, tropical_matmul_ref
 from .tropical_matmul.spec import inputs as matmul_inputs
-from .tropical_matmul.spec import scalings, supports
+from .tropical_matmul.spec import option_misuses, scalings, supports
 
 # ------------------------------------------------------------------------------------------------ public
 
@@ -172,22 +174,17 @@ WORKLOADS = standard(
 )
 
 
-def samples(device: torch.device) -> list[Sample]:
+@sampled
+def samples(add, numbers) -> None:
     """The matrix product's samples, and those of one column and its batches."""
-    generator = torch.Generator().manual_seed(0)
-    samples: list[Sample] = []
-
-    def add(id: str, a: Tensor, x: Tensor, **kwargs) -> None:
-        samples.append(Sample(id, (a.to(device), x.to(device)), kwargs))
-
-    special = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1.0, -1.0])
+    special = torch.tensor(SPECIAL)
     for semiring in ("max_plus", "min_plus", "max_times"):
         for dtype in (torch.float32, torch.float16):
             for nan in ("propagate", "ignore"):
-                label = f"{semiring}-{str(dtype).removeprefix('torch.')}-{nan}"
+                label = f"{semiring}-{short(dtype)}-{nan}"
                 pairs = special.view(7, 1, 1).expand(7, 1, 1), special.view(1, 7, 1)
                 add(f"special-{label}", *(x.to(dtype) for x in pairs), semiring=semiring, nan=nan)
-        a, x = (torch.randint(-2, 3, size, generator=generator).float() for size in ((2, 1, 9, 33), (3, 33)))
+        a, x = numbers.small(2, 1, 9, 33), numbers.small(3, 33)
         add(f"broadcast-{semiring}", a, x, semiring=semiring)
         add(f"shared-vector-{semiring}", a, x[0], semiring=semiring)
         add(f"matrices-{semiring}", a[:, 0], x[:2], semiring=semiring)
@@ -197,31 +194,20 @@ def samples(device: torch.device) -> list[Sample]:
         for M, K in ((0, 3), (3, 0), (0, 0), (1, 1)):
             add(f"edge-{semiring}-{M}x{K}", torch.randn(M, K), torch.randn(K), semiring=semiring)
         add(f"edge-{semiring}-no-batch", torch.randn(0, 3, 4), torch.randn(0, 4), semiring=semiring)
-    a, x = torch.randn(2, 9, 13, generator=generator), torch.randn(2, 13, generator=generator)
-    add("matrices-log", a, x, semiring="log")
-    add("log", torch.randn(2, 9, 13, generator=generator), torch.randn(13, generator=generator), semiring="log")
-    return samples
+    add("matrices-log", numbers.normal(2, 9, 13), numbers.normal(2, 13), semiring="log")
+    add("log", numbers.normal(2, 9, 13), numbers.normal(13), semiring="log")
 
 
 def misuses(device: torch.device) -> list[Misuse]:
     a, x = torch.zeros(2, 3, device=device), torch.zeros(3, device=device)
-
-    def bad(id: str, error: type[Exception], match: str, *args, **kwargs) -> Misuse:
-        return Misuse(id, lambda: tropical_matvec(*args, **kwargs), error, match)
-
+    bad = misuse_of(tropical_matvec)
     batches = a.expand(2, 2, 3), x.expand(3, 3)
-    narrower = {"out_dtype": torch.float16}
     return [
         bad("no-matrix", ValueError, r"a has shape \(3,\); expected \[\.\.\., M, K\]", x, x),
         bad("scalar", ValueError, r"x has shape \(\); expected \[\.\.\., K\]", a, x[0]),
         bad("size", ValueError, r"x has shape \(2,\); expected \[\.\.\., 3\], to follow a's \(2, 3\)", a, x[:2]),
         bad("batch", ValueError, r"x's batch \(3,\) does not broadcast with a's \(2,\)", *batches),
-        bad("semiring", ValueError, "semiring is 'plus_times'; expected one of", a, x, semiring="plus_times"),
-        bad("nan", ValueError, "nan is 'skip'; expected 'propagate' or 'ignore'", a, x, nan="skip"),
-        bad("cold", ValueError, "temperature is 0; expected a positive", a, x, semiring="log", temperature=0),
-        bad("log-winners", ValueError, "the log semiring has no winners", a, x, semiring="log", return_indices=True),
-        bad("log-integers", TypeError, "a is torch.int32; the log semiring takes", a.int(), x.int(), semiring="log"),
-        bad("narrower", TypeError, "out_dtype is torch.float16; expected a dtype of a's kind", a, x, **narrower),
+        *option_misuses(tropical_matvec, a, x),
     ]
 
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from .contract.registry import register
-from .contract.spec import Misuse, Sample, Sizes, Spec
+from .contract.samples import sampled
+from .contract.spec import Misuse, Sizes, Spec
 from .runtime.arguments import FLOATS
 from .runtime.implementations import Implementations
 from .runtime.tracing import traceable
@@ -131,22 +132,20 @@ def inputs(shape: Sizes, dtype: torch.dtype, device: torch.device, seed: int) ->
     return grad.to(device, dtype), indices.to(device), a.to(device, dtype), b.to(device, dtype)
 
 
-def samples(device: torch.device) -> list[Sample]:
+@sampled
+def samples(add, numbers) -> None:
     """Nothing won, one winner for all, batches, empty sizes and narrow indices."""
-    shapes = {"batch": (2, 3, 5, 6), "no-rows": (0, 6), "no-columns": (5, 0), "one": (1, 1)}
-    cases = {}
-    for id, (*batch, M, N) in shapes.items():
-        x, i, a, b = (
-            y.expand(*batch, *y.shape) for y in inputs({"M": M, "N": N}, torch.float32, torch.device("cpu"), 0)
-        )
-        cases[id], cases[f"{id}-int16"] = (x, i, a, b), (x, i.short(), a, b)
-    x, i, a, b = inputs({"M": 5, "N": 6}, torch.float32, torch.device("cpu"), 0)
-    cases |= {"nothing-won": (x, i.fill_(-1), a, b), "one-winner": (x, torch.zeros_like(i), a, b)}
-    return [
-        Sample(f"{id}-{variant}", tuple(y.to(device) for y in args), kwargs)
-        for id, args in cases.items()
-        for variant, kwargs in VARIANTS.items()
-    ]
+    cpu = torch.device("cpu")
+    for id, (*batch, M, N) in {"batch": (2, 3, 5, 6), "no-rows": (0, 6), "no-columns": (5, 0), "one": (1, 1)}.items():
+        drawn = inputs({"M": M, "N": N}, torch.float32, cpu, 0)
+        x, i, a, b = (y.expand(*batch, *y.shape) for y in drawn)
+        for variant, kwargs in VARIANTS.items():
+            add(f"{id}-{variant}", x, i, a, b, **kwargs)
+            add(f"{id}-int16-{variant}", x, i.short(), a, b, **kwargs)
+    x, i, a, b = inputs({"M": 5, "N": 6}, torch.float32, cpu, 0)
+    for variant, kwargs in VARIANTS.items():
+        add(f"nothing-won-{variant}", x, torch.full_like(i, -1), a, b, **kwargs)
+        add(f"one-winner-{variant}", x, torch.zeros_like(i), a, b, **kwargs)
 
 
 def misuses(device: torch.device) -> list[Misuse]:

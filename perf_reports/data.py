@@ -92,6 +92,16 @@ def load(spec: str | None = None, data_dir: Path | None = None, seed: int = 0) -
     return read(data_dir)
 
 
+def load_few(data_dir: Path | None, train_per_class: int, test_per_class: int, seed: int) -> Dataset:
+    """The digits, whole; or of the MNIST-format files of a folder so many samples of each class.
+
+    Raises:
+        DataError: data_dir holds no MNIST-format files, or corrupt ones.
+    """
+    dataset = load(data_dir=data_dir, seed=seed)
+    return dataset if data_dir is None else dataset.subset(train_per_class, test_per_class, seed)
+
+
 def _bundled(name: str, seed: int) -> Dataset:
     try:
         from sklearn import datasets

@@ -82,6 +82,8 @@ def lines(findings: Sequence[autotune.Finding], table: Path | None, verbose: boo
             if f.config == f.default:
                 words = f"the default; its best rival {words}"
         text += [f"{f.kernel}  {pairs(f.problem)}", f"  {f.how}: {pairs(f.config)}", f"  {words}"]
+        if "unforeseen" in f.evidence:
+            text.append(f"  {f.evidence['unforeseen']} configs left unforeseen: there was no time to compile them")
         if verbose:
             rivals = f.evidence.get("rivals", ())
             rejected = [rival for rival in rivals if rival["rejected"]]

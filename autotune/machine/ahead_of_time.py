@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import perf_counter
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -177,11 +178,16 @@ def _plan(function: Any, compile: Mapping[str, Any], blocks: int) -> Plan:
     return Plan(function.__name__, name, blocks, options["num_warps"] * target.warp_size, target.arch, compiled)
 
 
-def compile_all(plans: Sequence[Plan]) -> dict[str, MachineCode | str]:
-    """Plan.name -> its machine code, or why it does not compile; on all cores."""
+def compile_all(plans: Sequence[Plan], deadline: float = math.inf) -> dict[str, MachineCode | str]:
+    """Plan.name -> its machine code, or why it does not compile; on all cores.
+
+    deadline: the time of perf_counter() from which on no compilation begins. The plans that are left have no entry.
+    """
     distinct = {plan.name: plan for plan in plans}
 
-    def compiled(plan: Plan) -> MachineCode | str:
+    def compiled(plan: Plan) -> MachineCode | str | None:
+        if perf_counter() >= deadline:
+            return None
         try:
             return machine_code(plan.compile(), plan.capability)
         except Exception as error:  # whatever a compiler says, it is the config's fault
@@ -189,7 +195,8 @@ def compile_all(plans: Sequence[Plan]) -> dict[str, MachineCode | str]:
             return f"{plan.function} does not compile: {type(error).__name__}: {text[0] if text else ''}"
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return dict(zip(distinct, pool.map(compiled, distinct.values()), strict=True))
+        codes = zip(distinct, pool.map(compiled, distinct.values()), strict=True)
+        return {name: code for name, code in codes if code is not None}
 
 
 def _longest_inner_loop(listing: str, syntax: _Syntax) -> str:

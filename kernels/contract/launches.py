@@ -6,6 +6,7 @@ what a kernel would have written reads as zeros.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -142,3 +143,17 @@ def _type(value: Any) -> Any:
     raise TypeError(
         f"launches: an argument is a {type(value).__name__}; expected a tensor, a number or a tuple of them"
     )
+
+
+def without_a_gpu(capability: int) -> None:
+    """Has Triton plan and compile for an NVIDIA GPU of this compute capability that is not there, from now on.
+
+    A stand-in takes the driver's place: Triton asks it what to compile for, and gets to launch nothing. Only for a
+    process of its own, without TRITON_INTERPRET.
+    """
+    compiler, runtime = importlib.import_module("triton.backends.compiler"), importlib.import_module("triton.runtime")
+    target = compiler.GPUTarget("cuda", capability, 32)
+    stand_in = mock.Mock(spec_set=("get_current_target", "get_current_device", "get_current_stream"))
+    stand_in.get_current_target.return_value = target
+    stand_in.get_current_device.return_value = stand_in.get_current_stream.return_value = 0
+    runtime.driver.set_active(stand_in)

@@ -20,6 +20,15 @@ class Misuse:
     match: str
 
 
+def misuse_of(op: Callable[..., Any], **fixed: Any) -> Callable[..., Misuse]:
+    """bad(id, error, match, *args, **kwargs) is the misuse op(*args, **kwargs), with the keywords `fixed` as well."""
+
+    def bad(id: str, error: type[Exception], match: str, *args: Any, **kwargs: Any) -> Misuse:
+        return Misuse(id, lambda: op(*args, **{**fixed, **kwargs}), error, match)
+
+    return bad
+
+
 def misuses_of(
     op: Callable[..., Any], arguments: Mapping[str, Tensor], dtypes: Collection[torch.dtype]
 ) -> list[Misuse]:
@@ -32,6 +41,7 @@ def misuses_of(
     """
     floats = [name for name, x in arguments.items() if x.is_floating_point()]
     (first, *others), last = floats, floats[-1]
+    tensor = "(number or a )?torch.Tensor"
     place = rf"{_escaped(last)}( \(.*\))?( is)? on meta"
 
     def bad(id: str, error: type[Exception], match: str, change: Callable[[Tensor], Any], *names: str) -> Misuse:
@@ -39,13 +49,7 @@ def misuses_of(
         return Misuse(id, lambda: op(*changed), error, match)
 
     misuses = [
-        bad(
-            "not-a-tensor",
-            TypeError,
-            f"{_escaped(last)} is a list; expected a (number or a )?torch.Tensor",
-            lambda x: [1.0],
-            last,
-        ),
+        bad("not-a-tensor", TypeError, f"{_escaped(last)} is a list; expected a {tensor}", lambda x: [1.0], last),
         bad("sparse", TypeError, f"{_escaped(last)} has layout torch.sparse_coo", Tensor.to_sparse, last),
     ]
     if torch.int64 not in dtypes:

@@ -59,6 +59,26 @@ def compiled(function: Function, prepare: Callable[[Function], Prepare]) -> Prep
     return lambda *args: prepare(torch.compile(function, dynamic=False))(*args)
 
 
+_CANDIDATES_AT_A_TIME = 1 << 26  # 256 MiB in fp32: smaller problems are materialised whole
+
+
+def chunks(x: Tensor, candidates: int) -> tuple[Tensor, ...]:
+    """Parts of x along its first dimension, of which each slice makes so many candidates: as many at a time as fit."""
+    return x.split(max(1, _CANDIDATES_AT_A_TIME // max(1, candidates)))
+
+
+def in_chunks(dense: Function, candidates: Callable[[Tensor, Tensor], int]) -> Function:
+    """dense(x, other) made chunk after chunk of x. candidates(x, other): how many a slice of x makes."""
+
+    def function(x: Tensor, other: Tensor) -> Tensor | tuple[Tensor, ...]:
+        parts = [dense(part, other) for part in chunks(x, candidates(x, other))]
+        if isinstance(parts[0], Tensor):
+            return torch.cat(parts)
+        return tuple(torch.cat(each) for each in zip(*parts, strict=True))
+
+    return function
+
+
 def rivals(
     dense: Function, prepare: Callable[[Function], Prepare], name: str = "dense eager", eager: Function | None = None
 ) -> tuple[Contender, ...]:

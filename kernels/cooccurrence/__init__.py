@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from ...autotune import capturing
+from ..pair_counts import as_csr, pair_counts
 from ..runtime import memory
 from ..runtime.arguments import is_integer, listed
-from ..runtime.csr import csr_tensor
 from ..runtime.dispatch import operator
 from ..runtime.implementations import Implementations
 from ..runtime.tracing import traceable
-from . import by_cpp, definition
+from . import by_cpp, by_triton, definition
 from .definition import DTYPES, LABELS, cooccurrence_ref, dtype_of
 
 __all__ = ["cooccurrence", "cooccurrence_ref"]
@@ -46,7 +46,9 @@ def _sums_by_torch(x: Tensor, labels: Tensor, classes: int, scale: float | None,
     return definition.sums(x, labels, classes, scale, offset)
 
 
-_SUMS = Implementations("cooccurrence", source=by_cpp.SOURCE, cpp=by_cpp.sums, torch=_sums_by_torch)
+_SUMS = Implementations(
+    "cooccurrence", source=by_cpp.SOURCE, cpp=by_cpp.sums, triton=by_triton.sums, torch=_sums_by_torch
+)
 
 # ------------------------------------------------------------------------------------------------ sparse rows, tokens
 
@@ -61,10 +63,8 @@ def _csr_sums(
 
 
 def _count_tokens(tokens: Tensor, labels: Tensor, classes: int, features: int) -> Tensor:
-    definition.check_range("x", tokens, features, "features")
-    definition.check_labels(labels, classes)
-    crow, columns, counts = definition.token_counts(tokens, labels, classes, features)
-    return csr_tensor(crow, columns, counts, (features, classes))
+    shape = features, classes
+    return as_csr(pair_counts(tokens, labels, shape, names=("cooccurrence", "x", "labels")), shape)
 
 
 # ------------------------------------------------------------------------------------------------ operators
@@ -156,8 +156,8 @@ def _check_arguments(x: Any, labels: Any, classes: Any, scale: Any, offset: Any,
         raise ValueError(f"cooccurrence: x has shape {tuple(x.shape)}; expected rows [N, D], or tokens [N]")
     allowed = DTYPES if x.dim() == 2 else LABELS
     if x.dtype not in allowed:
-        of_tokens = "" if x.dim() == 2 else " tokens"
-        raise TypeError(f"cooccurrence: x is {x.dtype}; expected{of_tokens} of one of {listed(allowed)}")
+        of_tokens = "" if x.dim() == 2 else "tokens of "
+        raise TypeError(f"cooccurrence: x is {x.dtype}; expected {of_tokens}one of {listed(allowed)}")
     if labels.dim() != 1 or labels.shape[0] != x.shape[0]:
         raise ValueError(
             f"cooccurrence: labels has shape {tuple(labels.shape)}; expected [{x.shape[0]}], one for each row of x"

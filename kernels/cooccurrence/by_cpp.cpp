@@ -16,7 +16,7 @@
 namespace {
 
 constexpr bool IS_INTEGER = std::is_integral_v<Element>;
-constexpr int64_t SEGMENT = 1024;          // rows: 2^10 of int16 fit in int32
+constexpr int64_t SEGMENT = 512;           // rows: as many of int16 fit in int32
 constexpr int64_t STEP = 8;                // rows
 constexpr int64_t STRIP = 2048;            // columns whose sums lie in the first cache
 constexpr int64_t IN_CACHE = 128 << 10;    // bytes of rows that are read a second time while they lie in the second cache
@@ -490,6 +490,10 @@ bool sums_of(const Problem& p, const uint32_t* order, const int64_t* begin, Sum*
         for (int64_t m = 0; m < count; m += SEGMENT)
             segments.push_back({begin[c] + m, std::min(SEGMENT, count - m), parts++, true});
     }
+    // in the order of their rows in memory: threads, and one segment after the other, read what lies close together
+    std::stable_sort(segments.begin(), segments.end(), [&](const Segment& a, const Segment& b) {
+        return a.count && b.count ? order[a.first] < order[b.first] : a.count > b.count;
+    });
     const std::unique_ptr<Sum[]> partial(new Sum[parts * p.features]);
     std::atomic<bool> good{true};
     for_each_task(p.threads, int64_t(segments.size()), [&](int64_t t) {

@@ -22,6 +22,7 @@ SUMS = Tuned(
     source=SOURCE,
 )
 _SMALL = 1 << 16  # elements that are added up before a thread would start
+_MOST_ROWS = 1 << 32  # their order is kept in 32 bits
 
 
 @native.cached
@@ -38,7 +39,7 @@ def sums(x: Tensor, labels: Tensor, classes: int, scale: float | None, offset: f
     Raises:
         ValueError: as `definition.check`.
     """
-    (N, D), most = x.shape, 1 << 32
+    N, D = x.shape
     x = x if x.stride(1) == 1 or D == 1 else x.contiguous()
     labels = labels.contiguous()
     total = torch.empty((classes, D), dtype=dtype_of(x.dtype, scale), device=x.device)
@@ -47,7 +48,7 @@ def sums(x: Tensor, labels: Tensor, classes: int, scale: float | None, offset: f
     label_bytes = -1 if labels.dtype == torch.uint8 else labels.element_size()
     problem = native.integers(N, D, classes, x.stride(0), label_bytes, scale is not None, threads)
     status = 2
-    if most > N and D:  # the order of the rows is kept in 32 bits
+    if D and N < _MOST_ROWS:
         function = _function(x.dtype)
         status = function(problem, x.data_ptr(), labels.data_ptr(), scale or 1.0, offset, total.data_ptr())
     if status == 1:

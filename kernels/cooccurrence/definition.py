@@ -20,7 +20,9 @@ LABELS = INTEGERS
 _CHUNK = 1 << 22  # elements that are widened at a time
 
 
-def cooccurrence_ref(x, labels, classes, *, scale=None, offset=0.0, features=None):
+def cooccurrence_ref(
+    x: Tensor, labels: Tensor, classes: int, *, scale: float | None = None, offset: float = 0.0, features: int = -1
+) -> Tensor:
     """The oracle: the formula, of dense x; of tokens, and of sparse_csr x, that of the rows they stand for."""
     if x.layout == torch.sparse_csr:
         return cooccurrence_ref(x.to_dense(), labels, classes, scale=scale)
@@ -69,13 +71,6 @@ def csr_sums(
         r = scale * (r / r.new_zeros(len(lengths)).index_add_(0, row, r)[row])
     total.index_add_(0, labels.long()[row] * features + columns, r)
     return total.view(classes, features)
-
-
-def token_counts(tokens: Tensor, labels: Tensor, classes: int, features: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(crow, columns, counts) of the [features, classes] matrix of how often a token meets a label."""
-    pairs, counts = torch.unique(tokens.long() * classes + labels.long(), return_counts=True)
-    rows = torch.arange(features + 1, device=pairs.device) * classes
-    return torch.searchsorted(pairs, rows), pairs % classes, counts
 
 
 def _chunks(x: Tensor) -> Iterator[slice]:
@@ -130,22 +125,19 @@ def check_csr(crow: Tensor, values: Tensor, columns: Tensor, labels: Tensor, cla
 
 
 def check_labels(labels: Tensor, classes: int) -> None:
-    check_range("labels", labels, classes, "classes")
-
-
-def check_range(name: str, index: Tensor, size: int, bound: str) -> None:
     """
     Raises:
-        ValueError: an index outside [0, size), which the argument `bound` says.
+        ValueError: a label outside [0, classes).
     """
-    if index.numel() == 0:
+    if labels.numel() == 0:
         return
-    lowest, highest = (int(end) for end in index.aminmax())
-    if lowest < 0 or highest >= size:
-        bad = (index < 0) | (index.long() >= size)
+    lowest, highest = (int(end) for end in labels.aminmax())
+    if lowest < 0 or highest >= classes:
+        bad = (labels < 0) | (labels.long() >= classes)
         at = int(bad.nonzero()[0])
         raise ValueError(
-            f"cooccurrence: {name}[{at}] is {int(index[at])}; expected an integer in [0, {size}), as {bound} is {size}"
+            f"cooccurrence: labels[{at}] is {int(labels[at])}; expected an integer in [0, {classes}), as classes is "
+            f"{classes}"
         )
 
 

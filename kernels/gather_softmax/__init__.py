@@ -24,7 +24,7 @@ from ..runtime.dispatch import Gradient, operator
 from ..runtime.implementations import Implementations
 from ..runtime.tracing import traceable
 from ..runtime.vmap import join_batch, leave_batch
-from . import by_cpp, by_torch
+from . import by_cpp, by_torch, by_triton
 from .definition import SPARSE_DTYPES, accumulator, gather_softmax_ref
 
 __all__ = ["gather_softmax", "gather_softmax_ref"]
@@ -32,8 +32,10 @@ __all__ = ["gather_softmax", "gather_softmax_ref"]
 _OP = "gather_softmax"
 _INDICES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16)
 
-_DENSE = Implementations(_OP, source=by_cpp.SOURCE, cpp=by_cpp.dense, torch=by_torch.dense)
-_DENSE_BACKWARD = Implementations(_OP, source=by_cpp.SOURCE, cpp=by_cpp.dense_backward, torch=by_torch.dense_backward)
+_DENSE = Implementations(_OP, source=by_cpp.SOURCE, cpp=by_cpp.dense, triton=by_triton.dense, torch=by_torch.dense)
+_DENSE_BACKWARD = Implementations(
+    _OP, source=by_cpp.SOURCE, cpp=by_cpp.dense_backward, triton=by_triton.dense_backward, torch=by_torch.dense_backward
+)
 _SPARSE = Implementations(_OP, source=by_cpp.SOURCE, cpp=by_cpp.sparse, torch=by_torch.sparse)
 _SPARSE_BACKWARD = Implementations(
     _OP, source=by_cpp.SOURCE, cpp=by_cpp.sparse_backward, torch=by_torch.sparse_backward

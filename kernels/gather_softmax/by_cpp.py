@@ -133,7 +133,7 @@ def dense_backward(g, weight, contexts, targets, bias, weights, top, share, need
     return dweight, dbias, dweights
 
 
-def _sparse_call(crow, col, values, contexts, targets, bias, weights, tuned: Tuned) -> _SparseCall:
+def _sparse_call(crow, col, values, contexts, targets, bias, weights, *, tuned: Tuned) -> _SparseCall:
     (B, K), D, V = contexts.shape, len(crow) - 1, len(bias)
     config = tuned.config({"B": B, "K": K, "D": D, "V": V, "dtype": str(values.dtype)}, values.device)
     threads = native.threads(config["threads"], B * V, _SMALL)
@@ -151,7 +151,7 @@ def sparse(crow: Tensor, col: Tensor, values: Tensor, contexts: Tensor, targets:
     """
     args = _in_one_piece(crow, col, values, contexts, targets, bias, weights)
     losses, top, share = (bias.new_empty(len(contexts)) for _ in range(3))
-    call = _sparse_call(*args, SPARSE)
+    call = _sparse_call(*args, tuned=SPARSE)
     _done(_sparse_functions(values.dtype)[0](call, losses.data_ptr(), top.data_ptr(), share.data_ptr()))
     return losses, top, share
 
@@ -166,5 +166,5 @@ def sparse_backward(
                        ((bias, needs_bias), (weights, needs_weights)))  # fmt: skip
     written = (x.data_ptr() if needed else None for x, needed in ((dbias, needs_bias), (dweights, needs_weights)))
     slopes = _Slopes(*(x.data_ptr() for x in (g, top, share)), *written, None)
-    _done(_sparse_functions(values.dtype)[1](_sparse_call(*args, SPARSE_BACKWARD), slopes))
+    _done(_sparse_functions(values.dtype)[1](_sparse_call(*args, tuned=SPARSE_BACKWARD), slopes))
     return dbias, dweights

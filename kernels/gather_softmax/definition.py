@@ -9,7 +9,7 @@ SPARSE_DTYPES = (torch.float64, torch.float32)
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """What logits, losses, bias and weights are in: float64 for float64, else float32."""
+    """The dtype of logits, losses, bias and weights: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 

@@ -40,7 +40,8 @@ struct SparseCall {
 };
 
 constexpr int64_t TILE = 2048;  // columns whose products, and whose base, lie in the first cache
-constexpr int64_t FILLED = 8;   // a row with more than TILE / FILLED nonzeros in a tile is written out there
+constexpr int STEP = 4;         // vectors that are multiplied side by side
+constexpr int64_t FILLED = 6;   // a row with more than TILE / FILLED nonzeros in a tile is written out there
 
 // How far exponents may reach, so that no product of exponentials leaves the normal numbers.
 template <class C>
@@ -76,24 +77,33 @@ class SparseReadout {
     }
 
     // Returns whether the columns ascend in [0, V).
-    bool measure(Term& term, int64_t* starts) const {
+    template <class Column>
+    bool measure(Term& term, const Column* col, int64_t* starts) const {
         const Compute w = call.weights[term.k];
-        Compute up = 0, down = 0, nothing = 0;
-        int64_t before = -1;
-        bool is_right = true;
-        for (int64_t j = term.begin; j < term.end; ++j) {
-            const Compute x = call.values[j] * w;
-            up = x > up ? x : up;
-            down = -x > down && x != -INFINITE ? -x : down;
+        const int64_t count = term.end - term.begin;
+        const Compute* values = call.values + term.begin;
+        col += term.begin;
+        Vector ups = {}, downs = {}, nothing = {};
+        const Vector lowest = Vector{} - INFINITE;
+        const auto take = [&](Vector x) {
+            ups = larger(x, ups);
+            const Vector fall = x == lowest ? Vector{} : -x;  // to a product of 0, exactly
+            downs = larger(fall, downs);
             nothing = x == x ? nothing : x;
-            is_right &= call.column(j) > before;
-            before = call.column(j);
+        };
+        int64_t j = 0;
+        for (; j + WIDTH <= count; j += WIDTH) take(load<Vector>(values + j) * w);
+        for (; j < count; ++j) take(Vector{} + values[j] * w);
+        for (int i = 0; i < WIDTH; ++i) {
+            term.up = std::max(term.up, Compute(ups[i]));
+            term.down = std::max(term.down, Compute(downs[i]));
         }
-        term.up = up + nothing;
-        term.down = down;
+        for (int i = 0; i < WIDTH; ++i) term.up += nothing[i];
+        bool is_right = count == 0 || (col[0] >= 0 && col[count - 1] < call.V);
+        for (int64_t i = 1; i < count; ++i) is_right &= col[i] > col[i - 1];
         int64_t at = term.begin;
         for (int64_t t = 0; t <= tiles; ++t) starts[t] = at = call.place(at, term.end, t * TILE);
-        return is_right && before < call.V;
+        return is_right;
     }
 
     // A position's scale, by which its products begin, if all of them are normal numbers; else NaN.
@@ -125,8 +135,9 @@ class SparseReadout {
         std::vector<Factors> made;
         std::vector<Compute> factors;
         std::vector<uint16_t> columns;
+        std::vector<int64_t> whole;  // of one position: the rows that are written out, in factors
         alignas(CACHE_LINE) Compute p[TILE];
-        explicit Room(const SparseReadout& readout) : made(readout.terms.size()) {}
+        explicit Room(const SparseReadout& readout) : made(readout.terms.size()), whole(readout.call.K) {}
     };
 
     int64_t width(int64_t tile) const { return std::min(TILE, call.V - tile * TILE); }
@@ -161,7 +172,9 @@ class SparseReadout {
             made.values = whole + TILE;
         } else {
             made.columns = int64_t(room.columns.size());
-            for (int64_t j = from[0]; j < from[1]; ++j) room.columns.push_back(uint16_t(call.column(j) - tile * TILE));
+            room.columns.resize(made.columns + made.count);
+            uint16_t* to = room.columns.data() + made.columns;
+            for (int64_t j = 0; j < made.count; ++j) to[j] = uint16_t(call.column(from[0] + j) - tile * TILE);
         }
         return made;
     }
@@ -175,20 +188,31 @@ class SparseReadout {
     // room.p ← scale · exp(z − top), 0 beyond the last column.
     void multiply(int64_t b, int64_t tile, Compute scale, bool with_values, Room& room) const {
         Compute* const p = room.p;
-        const int64_t padded = ceil_div(width(tile), LANES) * LANES;
+        const int64_t padded = ceil_div(width(tile), STEP * WIDTH) * STEP * WIDTH;
         const Compute* from = base.data() + tile * TILE;
-        for (int64_t j = 0; j < padded; j += WIDTH) store(p + j, load<Vector>(from + j) * scale);
+        int64_t whole = 0;
+        for (int64_t k = 0; k < call.K; ++k)
+            if (const int64_t slot = named.slots[b * call.K + k]; slot >= 0)
+                if (const Factors& made = factors_of(slot, tile, with_values, room); made.is_whole)
+                    room.whole[whole++] = made.first;
+        for (int64_t j = 0; j < padded; j += STEP * WIDTH) {
+            Vector products[STEP];
+            for (int i = 0; i < STEP; ++i) products[i] = load<Vector>(from + j + i * WIDTH) * scale;
+            for (int64_t n = 0; n < whole; ++n) {
+                const Compute* factor = room.factors.data() + room.whole[n] + j;
+                for (int i = 0; i < STEP; ++i) products[i] *= load<Vector>(factor + i * WIDTH);
+            }
+            for (int i = 0; i < STEP; ++i) store(p + j + i * WIDTH, products[i]);
+        }
         for (int64_t k = 0; k < call.K; ++k) {
             const int64_t slot = named.slots[b * call.K + k];
-            if (slot < 0) continue;
-            const Factors& made = factors_of(slot, tile, with_values, room);
-            const Compute* factor = room.factors.data() + made.first;
-            if (made.is_whole) {
-                for (int64_t j = 0; j < padded; j += WIDTH) store(p + j, load<Vector>(p + j) * load<Vector>(factor + j));
-            } else {
-                const uint16_t* column = room.columns.data() + made.columns;
-                for (int64_t j = 0; j < made.count; ++j) p[column[j]] *= factor[j];
-            }
+            if (slot < 0 || room.made[slot].is_whole) continue;
+            const Factors& made = room.made[slot];
+            const Compute* const factor = room.factors.data() + made.first;
+            const uint16_t* const column = room.columns.data() + made.columns;
+            const int64_t count = made.count;
+#pragma GCC unroll 4
+            for (int64_t j = 0; j < count; ++j) p[column[j]] *= factor[j];
         }
     }
 
@@ -250,6 +274,8 @@ class SparseReadout {
         });
     }
 
+    int64_t* at_tiles(int64_t term) { return starts.data() + term * (tiles + 1); }
+
 public:
     explicit SparseReadout(const SparseCall& call)
         : call(call), tiles(ceil_div(call.V, TILE)), named(call.B * call.K, [&](int64_t i) { return key(call, i); }) {
@@ -265,7 +291,9 @@ public:
         in_parallel(int(std::max<int64_t>(1, std::min(call.threads, count / SOME))), [&](int) {
             for (int64_t i; (i = next.fetch_add(SOME, std::memory_order_relaxed)) < count;)
                 for (int64_t t = i; t < std::min(count, i + SOME); ++t)
-                    if (!measure(terms[t], starts.data() + t * (tiles + 1))) are_right = false;
+                    if (!(call.wide ? measure(terms[t], static_cast<const int64_t*>(call.col), at_tiles(t))
+                                    : measure(terms[t], static_cast<const int32_t*>(call.col), at_tiles(t))))
+                        are_right = false;
         });
         are_ascending = are_right;
         Compute lowest = INFINITE, nothing = 0;
@@ -339,15 +367,19 @@ public:
                 const Compute share = slopes.shares[b] * slopes.g[b];
                 if (shifts[b] == shifts[b]) {
                     multiply(b, tile, exponential<Compute>(-shifts[b]), slopes.dweights, room);
-                    for (int64_t j = 0; j < padded; j += WIDTH) store(p + j, load<Vector>(p + j) * share);
                 } else {
                     add(b, tile, room);
-                    become_shares(p, padded, slopes.tops[b], share);
+                    become_shares(p, padded, slopes.tops[b], 1);
                 }
-                if (target >= 0 && target < columns) p[target] -= slopes.g[b];
-                if (slopes.dbias)
-                    for (int64_t j = 0; j < padded; j += WIDTH)
-                        store(into_bias + j, load<Vector>(into_bias + j) + load<Vector>(p + j));
+                for (int64_t j = 0; j < padded; j += WIDTH) {
+                    const Vector dz = load<Vector>(p + j) * share;
+                    store(p + j, dz);
+                    store(into_bias + j, load<Vector>(into_bias + j) + dz);
+                }
+                if (target >= 0 && target < columns) {
+                    p[target] -= slopes.g[b];
+                    into_bias[target] -= slopes.g[b];
+                }
                 for (int64_t k = 0; slopes.dweights && k < K; ++k)
                     if (const int64_t slot = named.slots[b * K + k]; slot >= 0)
                         parts[tile * K + k] += dot(slot, tile, room);

@@ -23,8 +23,8 @@ from ..runtime.csr import csr_tensor
 from ..runtime.dispatch import Gradient, operator
 from ..runtime.implementations import Implementations
 from ..runtime.tracing import traceable
-from . import definition
-from .definition import dtype_of, factor_of, log_shift_ref
+from . import by_cpp, by_triton, definition
+from .definition import dtype_of, factor_of, is_transposed, log_shift_ref
 
 __all__ = ["LogShift", "SparseLogShift", "log_shift", "log_shift_ref"]
 
@@ -37,28 +37,26 @@ def _forward(counts: Tensor, eps: Tensor | None, number: float, factor: float) -
     """counts [D, C], eps [C], in place of number -> (weight [D, C] in the memory order of counts, log S [C])."""
     if eps is not None and looks_at_values(eps.device):
         _check_smoothing(eps, _NOT_NEGATIVE)
-    return _FORWARDS.of(counts)(counts, eps, number, factor)
+    return FORWARDS.of(counts)(counts, eps, number, factor)
 
 
 def _by_torch(counts: Tensor, eps: Tensor | None, number: float, factor: float) -> tuple[Tensor, Tensor]:
     weight, log_mass = definition.log_and_mass(counts, eps, number, factor)
-    if _is_transposed(counts):
+    if is_transposed(counts):
         return weight.t().contiguous().t(), log_mass
     return weight.contiguous(), log_mass
 
 
-_FORWARDS = Implementations("log_shift", torch=_by_torch)
-
-
-def _is_transposed(counts: Tensor) -> bool:
-    return not counts.is_contiguous() and counts.t().is_contiguous()
+FORWARDS = Implementations(
+    "log_shift", source=by_cpp.SOURCE, cpp=by_cpp.forward, triton=by_triton.forward, torch=_by_torch
+)
 
 
 def _fake(counts, eps, number, factor) -> tuple[Tensor, Tensor]:
     D, C = counts.shape
     dtype = dtype_of(counts.dtype)
     weight = (
-        counts.new_empty((C, D), dtype=dtype).t() if _is_transposed(counts) else counts.new_empty((D, C), dtype=dtype)
+        counts.new_empty((C, D), dtype=dtype).t() if is_transposed(counts) else counts.new_empty((D, C), dtype=dtype)
     )
     return weight, counts.new_empty((C,), dtype=dtype)
 
@@ -168,13 +166,13 @@ def _check_arguments(counts: Any, smoothing: Any, scale: Any) -> None:
         raise TypeError(f"log_shift: counts is {counts.dtype}; expected one of {listed(dtypes)}")
     if counts.dim() != 2:
         raise ValueError(f"log_shift: counts has shape {tuple(counts.shape)}; expected [D, C]")
-    if isinstance(scale, bool) or not isinstance(scale, numbers.Real):
+    if not _is_number(scale):
         raise TypeError(f"log_shift: scale is a {type(scale).__name__}; expected a number")
     if not scale > 0:
         raise ValueError(f"log_shift: scale is {scale}; expected a positive number; math.inf gives log(F / S)")
     least = _POSITIVE if is_csr else _NOT_NEGATIVE
     if not isinstance(smoothing, Tensor):
-        if isinstance(smoothing, bool) or not isinstance(smoothing, numbers.Real):
+        if not _is_number(smoothing):
             raise TypeError(
                 f"log_shift: smoothing is a {type(smoothing).__name__}; expected a number or a torch.Tensor"
             )
@@ -194,6 +192,10 @@ def _check_arguments(counts: Any, smoothing: Any, scale: Any) -> None:
         )
     if is_csr and looks_at_values(smoothing.device):
         _check_smoothing(smoothing.detach(), least)
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, numbers.Real) and not isinstance(x, bool)
 
 
 _NOT_NEGATIVE, _POSITIVE = "a number of at least 0", "a number above 0, as counts is sparse"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def log_shift_ref(counts, *, smoothing=1.0, scale=1.0):
+def log_shift_ref(counts: Tensor, *, smoothing: float | Tensor = 1.0, scale: float = 1.0) -> tuple[Tensor, Tensor]:
     """The oracle: the formula in float64, rounded once."""
     mass = counts.double() + smoothing
     log_mass = mass.sum(0).log()
@@ -23,6 +23,11 @@ def factor_of(scale: float) -> float:
 
 def dtype_of(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype in (torch.int64, torch.float64) else torch.float32
+
+
+def is_transposed(counts: Tensor) -> bool:
+    """Whether counts [D, C] lie in memory class after class."""
+    return not counts.is_contiguous() and counts.t().is_contiguous()
 
 
 def log_and_mass(counts: Tensor, eps: Tensor | None, number: float, factor: float) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..runtime import backend, memory
 from ..runtime.arguments import is_integer, listed
+from ..runtime.csr import csr_tensor
 from ..runtime.dispatch import operator
 from ..runtime.implementations import Implementations
 from . import by_cpp
@@ -30,7 +31,7 @@ from .definition import (
     pair_counts_ref,
 )
 
-__all__ = ["Counts", "PairCounter", "merge_counts", "pair_counts"]
+__all__ = ["Counts", "PairCounter", "as_csr", "merge_counts", "pair_counts"]
 
 # ------------------------------------------------------------------------------------------------ the operators
 
@@ -159,6 +160,14 @@ def merge_counts(a: Counts, b: Counts, classes: int) -> Counts:
     return Counts(*_MERGE_COUNTS(*a, *b, classes))
 
 
+def as_csr(counts: Counts, shape: tuple[int, int]) -> Tensor:
+    """The counts as a torch sparse_csr tensor, whose indices have one dtype: int32 where they fit."""
+    crow, columns, numbers = counts
+    if len(columns) < 2**31:
+        crow = crow.to(columns.dtype)
+    return csr_tensor(crow, columns.to(crow.dtype), numbers, shape)
+
+
 def _checked_shape(op: str, shape: Any) -> tuple[int, int]:
     if torch.compiler.is_compiling():
         return shape
@@ -187,26 +196,29 @@ def _check_pairs(rows: Any, columns: Any, op: str, names: list[str]) -> None:
         raise ValueError(f"{op}: {names[1]} is on {columns.device}; expected {rows.device}, as {names[0]}")
 
 
-_PIECE = 1 << 20  # indices that are compared at a time: a narrow dtype is widened
+_PIECE = 1 << 18  # pairs that are compared at a time on a CPU: some dtypes are widened for it
+_COMPARED = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def _check_range(rows: Tensor, columns: Tensor, R: int, C: int, names: list[str]) -> None:
-    """
+    """A GPU is waited for once.
+
     Raises:
         ValueError: a row or column is out of range; it names the first such.
     """
     op, *arguments = names
-    for name, x, size in zip(arguments, (rows, columns), (R, C), strict=True):
-        for number, piece in enumerate(x.split(_PIECE)):
-            if len(piece) == 0:
-                continue
-            wide = piece.long()
-            low, high = (int(end) for end in wide.aminmax())
+    length = _PIECE if rows.device.type == "cpu" else max(1, len(rows))
+    for begin in range(0, len(rows), length):
+        pieces = [x[begin : begin + length] for x in (rows, columns)]
+        ends = [end.long() for x in pieces for end in (x if x.dtype in _COMPARED else x.long()).aminmax()]
+        bounds = torch.stack(ends).view(2, 2).tolist()
+        for name, x, size, (low, high) in zip(arguments, pieces, (R, C), bounds, strict=True):
             if low < 0 or high >= size:
+                wide = x.long()
                 place = int(((wide < 0) | (wide >= size)).byte().argmax())
                 raise ValueError(
-                    f"{op}: {name}[{number * _PIECE + place}] is {int(wide[place])}, out of range; expected at least "
-                    f"0 and below {size}"
+                    f"{op}: {name}[{begin + place}] is {int(wide[place])}, out of range; expected at least 0 and "
+                    f"below {size}"
                 )
 
 
@@ -296,9 +308,8 @@ class PairCounter:
 
     def _wait(self, rows: Tensor, columns: Tensor) -> None:
         if self._waiting is None:
-            dtypes = (torch.int32 if size <= 2**31 else torch.int64 for size in self.shape)
             rows_waiting, columns_waiting = (
-                torch.empty(self._at_once, dtype=dtype, device=self.device) for dtype in dtypes
+                torch.empty(self._at_once, dtype=_narrowest(size), device=self.device) for size in self.shape
             )
             self._waiting = rows_waiting, columns_waiting
         while len(rows):
@@ -324,6 +335,11 @@ class PairCounter:
     def _merge_last(self) -> None:
         b, a = self._runs.pop(), self._runs.pop()
         self._runs.append(Counts(*_MERGE_COUNTS(*a, *b, self.shape[1])))
+
+
+def _narrowest(size: int) -> torch.dtype:
+    """A dtype that holds the numbers below size."""
+    return torch.uint16 if size <= 2**16 else torch.int32 if size <= 2**31 else torch.int64
 
 
 def _size(run: Counts) -> int:

@@ -2,7 +2,7 @@
 //
 //   bin     = 2^s consecutive rows, of which the pairs are counted first
 //   group   = consecutive bins with about GROUP pairs, or one bin with more
-//   key     = (row − the group's first row) << column_bits | column, moved into its group, in 4 bytes where they suffice
+//   key     = (row − the group's first row) << column_bits | column, in 4 bytes where they suffice
 //
 // A group is sorted in a core's cache, by as many digits as its keys have, or by counting where it has about as many
 // pairs as there are keys. Groups are shared out among threads; what is written does not depend on who writes it, since
@@ -18,8 +18,10 @@
 namespace {
 
 constexpr int64_t MOST_BINS = 1 << 18, MOST_GROUPS = 1 << 11;
-constexpr int64_t BLOCK = 256;  // pairs that are widened at a time
-constexpr int DIGIT_BITS = 12, MOST_DIGITS = 6;
+// Pairs or keys that are handled at a time: first where each goes, then it goes there. In one loop a processor would
+// have to guess whether the place that it reads next is one that it has just written, and takes 1.4 times as long.
+constexpr int64_t BLOCK = 256;
+constexpr int DIGIT_BITS = 12;
 constexpr int64_t FEW = 24;     // keys that are inserted one by one
 constexpr std::size_t HUGE_PAGE = 2 << 20;
 
@@ -132,24 +134,43 @@ private:
         counters.assign(std::size_t(1) << bits, 0);
         uint32_t* const times = counters.data();
         for (int64_t i = 0; i < count; ++i) ++times[keys[i]];
-        for (int64_t key = 0; key < int64_t(1) << bits; ++key) {
+        const Key* const end = keys + count;
+        for (Key key = 0; keys < end; ++key) {
             const uint32_t n = times[key];
-            for (uint32_t i = 0; i < n; ++i) keys[i] = Key(key);
+            *keys = key;  // which the next one overwrites where n is 0: most n are 0 or 1
+            if (n > 1) std::fill_n(keys + 1, n - 1, key);
             keys += n;
         }
     }
 
     void by_digits(Key* keys, int64_t count, int bits) {
         const int most = count < 2048 ? 8 : count < 8192 ? 11 : DIGIT_BITS;
-        const int passes = (bits + most - 1) / most, digit = (bits + passes - 1) / passes;
+        switch ((bits + most - 1) / most) {
+        case 1: return by_digits_in<1>(keys, count, bits);
+        case 2: return by_digits_in<2>(keys, count, bits);
+        case 3: return by_digits_in<3>(keys, count, bits);
+        case 4: return by_digits_in<4>(keys, count, bits);
+        case 5: return by_digits_in<5>(keys, count, bits);
+        case 6: return by_digits_in<6>(keys, count, bits);
+        case 7: return by_digits_in<7>(keys, count, bits);
+        default: return by_digits_in<8>(keys, count, bits);
+        }
+    }
+
+    template <int PASSES>
+    void by_digits_in(Key* keys, int64_t count, int bits) {
+        const int digit = (bits + PASSES - 1) / PASSES;
         const std::size_t values = std::size_t(1) << digit;
         const Key mask = Key(values - 1);
-        counters.assign(passes * values, 0);
-        for (int64_t i = 0; i < count; ++i)
-            for (int pass = 0; pass < passes; ++pass) ++counters[pass * values + (keys[i] >> pass * digit & mask)];
+        counters.assign(PASSES * values, 0);
+        uint32_t* const times = counters.data();
+        for (int64_t i = 0; i < count; ++i) {
+            Key key = keys[i];
+            for (int pass = 0; pass < PASSES; ++pass, key >>= digit) ++times[pass * values + (key & mask)];
+        }
         Key *from = keys, *to = other.of(count);
-        for (int pass = 0; pass < passes; ++pass) {
-            uint32_t* const at = counters.data() + pass * values;
+        for (int pass = 0; pass < PASSES; ++pass) {
+            uint32_t* const at = times + pass * values;
             const int shift = pass * digit;
             if (at[from[0] >> shift & mask] == count) continue;
             uint32_t total = 0;
@@ -158,9 +179,12 @@ private:
                 at[v] = total;
                 total += n;
             }
-            for (int64_t i = 0; i < count; ++i) {
-                const Key key = from[i];
-                to[at[key >> shift & mask]++] = key;
+            uint32_t place[BLOCK];
+            for (int64_t begin = 0; begin < count; begin += BLOCK) {
+                const int64_t n = std::min(BLOCK, count - begin);
+                const Key* const some = from + begin;
+                for (int64_t i = 0; i < n; ++i) place[i] = at[some[i] >> shift & mask]++;
+                for (int64_t i = 0; i < n; ++i) to[place[i]] = some[i];
             }
             std::swap(from, to);
         }
@@ -210,8 +234,8 @@ class Count : public Counting {
 
 public:
     Count(const Call& c, const Layout& l, const void* row, const void* column)
-        : call(c), layout(l), rows{row, c.step_of_row, c.type_of_row}, columns{column, c.step_of_column, c.type_of_column},
-          threads(int(c.threads)) {}
+        : call(c), layout(l), rows{row, c.step_of_row, c.type_of_row},
+          columns{column, c.step_of_column, c.type_of_column}, threads(int(c.threads)) {}
 
     // Sorts the keys; false where a row or column is out of range.
     bool run() {
@@ -264,7 +288,7 @@ public:
     }
 
 private:
-    struct Target { int64_t at, first_row; };  // where a part's next key of a group goes
+    struct Target { Key at, first; };  // where a part's next key of a group goes, and the group's first key
 
     int64_t size(int64_t g) const { return groups[g + 1].begin - groups[g].begin; }
     int bits(int64_t g) const { return layout.column_bits + bits_of(groups[g + 1].first_row - groups[g].first_row); }
@@ -283,14 +307,20 @@ private:
     }
 
     bool count(int64_t part, int64_t parts, uint32_t* in_bin) const {
-        int64_t outside = 0;  // negative once an index was: one below 0, or one above the last
+        const int bin_bits = layout.bin_bits;
+        const uint64_t last_row = call.rows - 1, last_column = call.columns - 1;
+        uint64_t outside = 0;  // its highest bit is set once an index was below 0 or above the last
         visit(part, parts, [&](int64_t n, const int64_t* row, const int64_t* column) {
-            for (int64_t i = 0; i < n; ++i)
-                outside |= row[i] | (call.rows - 1 - row[i]) | column[i] | (call.columns - 1 - column[i]);
-            if (outside < 0) return;
-            for (int64_t i = 0; i < n; ++i) ++in_bin[row[i] >> layout.bin_bits];
+            uint64_t any = 0;
+            for (int64_t i = 0; i < n; ++i) {
+                const uint64_t r = row[i], c = column[i];
+                any |= r | (last_row - r) | c | (last_column - c);
+            }
+            outside |= any;
+            if (int64_t(any) < 0) return;
+            for (int64_t i = 0; i < n; ++i) ++in_bin[row[i] >> bin_bits];
         });
-        return outside >= 0;
+        return int64_t(outside) >= 0;
     }
 
     template <class InBins>
@@ -328,7 +358,7 @@ private:
             int64_t at = groups[g].begin;
             for (auto& of_part : targets) {
                 const int64_t n = of_part[g].at;
-                of_part[g] = {at, groups[g].first_row};
+                of_part[g] = {Key(at), Key(groups[g].first_row) << layout.column_bits};
                 at += n;
             }
         }
@@ -336,11 +366,18 @@ private:
 
     void move(int64_t part, int64_t parts, const std::vector<uint16_t>& group_of, Target* targets) const {
         const uint16_t* const of = group_of.data();
+        const int bin_bits = layout.bin_bits, column_bits = layout.column_bits;
         visit(part, parts, [&](int64_t n, const int64_t* row, const int64_t* column) {
+            uint16_t group[BLOCK];
+            Key key[BLOCK], place[BLOCK];  // keys may overflow until the group's first is subtracted
+            for (int64_t i = 0; i < n; ++i) key[i] = Key(row[i]) << column_bits | Key(column[i]);
+            for (int64_t i = 0; i < n; ++i) group[i] = of[row[i] >> bin_bits];
             for (int64_t i = 0; i < n; ++i) {
-                Target& target = targets[of[row[i] >> layout.bin_bits]];
-                keys[target.at++] = Key(uint64_t(row[i] - target.first_row) << layout.column_bits | uint64_t(column[i]));
+                Target& target = targets[group[i]];
+                place[i] = target.at++;
+                key[i] -= target.first;
             }
+            for (int64_t i = 0; i < n; ++i) keys[place[i]] = key[i];
         });
     }
 
@@ -376,7 +413,8 @@ private:
 };
 
 template <class Key, class Column>
-bool sorted(const Call& c, const Layout& layout, const void* row, const void* column, std::unique_ptr<Counting>& result) {
+bool sorted(const Call& c, const Layout& layout, const void* row, const void* column,
+            std::unique_ptr<Counting>& result) {
     auto count = std::make_unique<Count<Key, Column>>(c, layout, row, column);
     const bool is_good = count->run();
     result = std::move(count);
@@ -476,8 +514,8 @@ int merge(void* const* a, void* const* b, int64_t rows, int threads, int64_t* cr
 
 }  // namespace
 
-// Counts into memory of its own. handle: what pair_counts_write takes, and pair_counts_free frees. There is at least one
-// pair, row and column; rows and columns have at most 63 bits together. distinct: how many pairs differ.
+// Sorts the pairs, of which there is one at least, into memory of its own: the handle, which pair_counts_write takes and
+// pair_counts_free frees. Rows and columns have at most 63 bits together. distinct: how many pairs differ.
 extern "C" int pair_counts_sort(const Call* call, const void* rows, const void* columns, Counting** handle,
                                 int64_t* distinct) noexcept {
     *handle = nullptr;

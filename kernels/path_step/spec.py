@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from ...autotune import Problem
 from ..contract.registry import register
-from ..contract.spec import Contender, Extra, Misuse, Sample, Scaling, Spec, Workload
+from ..contract.samples import Numbers, sampled
+from ..contract.spec import Contender, Extra, Misuse, Scaling, Spec, Workload
 from ..runtime.arguments import PLAIN_FLOATS
 from . import _STEPS, Layer, Options, Shape, by_cpp, by_triton, path_step, path_step_ref, skeleton
 
@@ -83,11 +85,7 @@ def inputs_at(problem: Problem, dtype: torch.dtype, device: torch.device) -> tup
 
 
 def _inputs(shapes: Sequence[Shape], dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Tensor, ...]:
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator, dtype=torch.float64)
-
+    normal = partial(Numbers(seed).normal, dtype=torch.float64)
     bones = skeleton(tuple(shapes), torch.device("cpu"))
     weights = [normal(*s) * (s.inputs * s.taps) ** -0.5 for s in shapes]
     for number, edges in enumerate(bones.edge_in):
@@ -153,7 +151,8 @@ STEP = Workload(
 # ------------------------------------------------------------------------------------------------ samples
 
 
-def samples(device: torch.device) -> list[Sample]:
+@sampled
+def samples(add, numbers) -> None:
     """Unequal widths, hourglasses, groups, taps, one node, and steps that are too long for V."""
     chains = {
         "growing": [Shape(1, 3, 5, 1), Shape(1, 7, 3, 1), Shape(1, 4, 7, 1)],
@@ -167,18 +166,15 @@ def samples(device: torch.device) -> list[Sample]:
         "momentum": {"momentum": 0.9, "weight_decay": 0.1, "biases": False},
         "held": {"lr": 3.0, "momentum": 0.5, "least_ratio": 0.9, "floor": 0.6},
         "norms": {"momentum": 0.9, "weight_decay": 0.1, "norms": True},
-        "rate": {"lr": torch.tensor(0.05, device=device), "momentum": 0.9},
+        "rate": {"lr": torch.tensor(0.05), "momentum": 0.9},
     }
-    pruned = _inputs(chains["growing"], torch.float64, device, 0)
+    cpu = torch.device("cpu")
+    for seed, (name, shapes) in enumerate(chains.items()):
+        for label, kwargs in options.items():
+            add(f"{name}-{label}", *_inputs(shapes, torch.float64, cpu, seed), **kwargs)
+    pruned = _inputs(chains["growing"], torch.float64, cpu, 0)
     pruned[1].view(-1)[4] = 0.0  # the edge (1, 1), on the skeleton: no V is left to move
-    return [
-        *(
-            Sample(f"{name}-{label}", _inputs(shapes, torch.float64, device, seed), kwargs)
-            for seed, (name, shapes) in enumerate(chains.items())
-            for label, kwargs in options.items()
-        ),
-        Sample("growing-pruned", pruned, {"momentum": 0.9}),
-    ]
+    add("growing-pruned", *pruned, momentum=0.9)
 
 
 def misuses(device: torch.device) -> list[Misuse]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ...autotune import Problem
+from ..contract.misuses import misuse_of
+from ..contract.networks import network_misuses
 from ..contract.registry import register
-from ..contract.spec import Extra, Misuse, Sample, Scaling, Sizes, Spec
+from ..contract.samples import SPECIAL, Numbers, sampled
+from ..contract.spec import Extra, Misuse, Scaling, Sizes, Spec
 from ..contract.workloads import Function, Prepare, called, rivals, standard, trained
 from ..mathematics.network import network
 from ..runtime.arguments import FLOATS
@@ -48,13 +52,9 @@ def inputs_at(problem: Problem, dtype: torch.dtype, device: torch.device) -> tup
 
 
 def _inputs(widths: list[int], count: int, dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Tensor, ...]:
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.tensor([-2.0, -1.0, 1.0, 2.0], dtype=dtype)
-    weights = [
-        values[torch.randint(4, (target, source), generator=generator)].to(device)
-        for source, target in itertools.pairwise(widths)
-    ]
-    return *weights, random_paths(widths, count, generator).to(device)
+    numbers, values = Numbers(seed), torch.tensor([-2.0, -1.0, 1.0, 2.0], dtype=dtype)
+    weights = [numbers.among(values, o, i).to(device) for i, o in itertools.pairwise(widths)]
+    return *weights, random_paths(widths, count, numbers.generator).to(device)
 
 
 def random_paths(widths: list[int], count: int, generator: torch.Generator | None = None) -> Tensor:
@@ -95,102 +95,64 @@ WORKLOADS = standard(
 
 # ------------------------------------------------------------------------------------------------ samples
 
-NAN, INF = float("nan"), float("inf")
 
-
-def samples(device: torch.device) -> list[Sample]:
+@sampled
+def samples(add, numbers) -> None:
     """Depths, special values, dtypes of paths, convolutions, strides of paths, and edges."""
-    generator = torch.Generator().manual_seed(0)
-    samples: list[Sample] = []
-
-    def add(id: str, weights: list[Tensor], paths: Tensor, **kwargs) -> None:
-        samples.append(Sample(id, (*(w.to(device) for w in weights), paths.to(device)), kwargs))
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator)
-
     for depth in (1, 2, 9):
-        widths = [int(n) for n in torch.randint(1, 20, (depth + 1,), generator=generator)]
-        weights = [normal(o, i) for i, o in itertools.pairwise(widths)]
-        paths = random_paths(widths, 700, generator)
-        add(f"depth-{depth}", weights, paths)
-        add(f"depth-{depth}-float64", [w.double() for w in weights], paths)
-        add(f"depth-{depth}-float16", [w.half() for w in weights], paths)
-        add(f"depth-{depth}-int32", weights, paths.int())
-        add(f"depth-{depth}-int16", weights, paths.short())
-        add(f"depth-{depth}-columns", weights, paths.mT.contiguous().mT)
-        add(f"depth-{depth}-batch", weights, paths.view(7, 100, -1))
-        add(f"depth-{depth}-one-path", weights, paths[5])
-        add(f"depth-{depth}-no-paths", weights, paths[:0])
-    special = torch.tensor([[NAN, INF, -INF, 0.0, -0.0, 1.0, -1.0]])
+        widths = torch.randint(1, 20, (depth + 1,), generator=numbers.generator).tolist()
+        weights = [numbers.normal(o, i) for i, o in itertools.pairwise(widths)]
+        paths = random_paths(widths, 700, numbers.generator)
+        add(f"depth-{depth}", *weights, paths)
+        add(f"depth-{depth}-float64", *(w.double() for w in weights), paths)
+        add(f"depth-{depth}-float16", *(w.half() for w in weights), paths)
+        add(f"depth-{depth}-int32", *weights, paths.int())
+        add(f"depth-{depth}-int16", *weights, paths.short())
+        add(f"depth-{depth}-columns", *weights, paths.mT.contiguous().mT)
+        add(f"depth-{depth}-batch", *weights, paths.view(7, 100, -1))
+        add(f"depth-{depth}-one-path", *weights, paths[5])
+        add(f"depth-{depth}-no-paths", *weights, paths[:0])
+    special, one = torch.tensor([SPECIAL]), torch.zeros(1, 4, dtype=torch.int64)
     every = torch.cartesian_prod(torch.arange(7), torch.tensor([0]), torch.arange(7))
-    add("special", [special, special.mT.contiguous()], every)
-    huge = [torch.full((1, 1), 1e30), torch.full((1, 1), 1e30), torch.full((1, 1), 1e-30)]
-    add("overflow", huge, torch.zeros(1, 4, dtype=torch.int64))
-    wide = [torch.full((1, 1), 200.0).half(), torch.full((1, 1), 500.0).half(), torch.full((1, 1), 0.01).half()]
-    add("beyond-half", wide, torch.zeros(1, 4, dtype=torch.int64))  # 100000 on the way
+    add("special", special, special.mT.contiguous(), every)
+    add("overflow", *(torch.full((1, 1), x) for x in (1e30, 1e30, 1e-30)), one)
+    add("beyond-half", *(torch.full((1, 1), x).half() for x in (200.0, 500.0, 0.01)), one)  # 100000 on the way
+    strided = {"input_size": (9, 8), "stride": [(2, 1), 2], "padding": [1, (2, 0)]}
+    flattened = [(4, 2, 3, 3), (5, 4, 2, 2), (6, 80), (3, 6)]
     images = {
         "plain": ([(4, 2, 3, 3)], {"input_size": 5}),
-        "strided": (
-            [(4, 2, 3, 2), (3, 4, 3, 3)],
-            {"input_size": (9, 8), "stride": [(2, 1), 2], "padding": [1, (2, 0)]},
-        ),
-        "flattened": ([(4, 2, 3, 3), (5, 4, 2, 2), (6, 80), (3, 6)], {"input_size": (5, 5), "padding": [1, 0]}),
+        "strided": ([(4, 2, 3, 2), (3, 4, 3, 3)], strided),
+        "flattened": (flattened, {"input_size": (5, 5), "padding": [1, 0]}),
         "pointwise": ([(4, 3, 1, 1), (2, 4, 1, 1)], {"input_size": (2, 3)}),
     }
     for name, (shapes, kwargs) in images.items():
-        weights = [normal(*shape) for shape in shapes]
-        layers = network(
-            "path_values", weights, kwargs["input_size"], kwargs.get("stride", 1), kwargs.get("padding", 0)
-        )
-        paths = random_paths(sizes(layers), 3000, generator)
-        add(f"convolution-{name}", weights, paths, **kwargs)
-        add(f"convolution-{name}-float64-int32", [w.double() for w in weights], paths.int(), **kwargs)
-    return samples
+        weights = [numbers.normal(*shape) for shape in shapes]
+        layers = network("path_values", weights, **{"stride": 1, "padding": 0, **kwargs})
+        paths = random_paths(sizes(layers), 3000, numbers.generator)
+        add(f"convolution-{name}", *weights, paths, **kwargs)
+        add(f"convolution-{name}-float64-int32", *(w.double() for w in weights), paths.int(), **kwargs)
 
 
 def misuses(device: torch.device) -> list[Misuse]:
     w = torch.zeros(3, 2, device=device), torch.zeros(4, 3, device=device)
     paths = torch.zeros(5, 3, dtype=torch.int64, device=device)
-    image, flat = torch.zeros(4, 2, 3, 3, device=device), torch.zeros(5, 4, device=device)
-
-    def bad(id: str, error: type[Exception], match: str, weights, paths, **kwargs) -> Misuse:
-        return Misuse(id, lambda: path_values(weights, paths, **kwargs), error, match)
-
+    bad = misuse_of(partial(path_values, w))
     misuses = [
-        bad("one-tensor", TypeError, "weights is a Tensor; expected a list of weights", w[0], paths),
-        bad("no-weights", ValueError, "weights is empty; expected one weight or more", [], paths),
-        bad("integers", TypeError, r"weights\[0\] is torch.int32; expected float64", [w[0].int()], paths[:, :2]),
-        bad("mixed", TypeError, r"weights\[1\] is torch.float64 and weights\[0\] is torch.float32; expected one dtype",
-            [w[0], w[1].double()], paths),
-        bad("rank", ValueError, r"weights\[0\] has shape \(2,\); expected \(out, in\)", [w[0][0], w[1]], paths),
-        bad("chain", ValueError, r"weights\[1\] has shape \(3, 2\); expected \(out, 3\), to follow weights\[0\]'s",
-            [w[0], w[0]], paths),
-        bad("paths", TypeError, "paths is a list; expected a torch.Tensor", w, [[0, 0, 0]]),
-        bad("float-paths", TypeError, "paths is torch.float32; expected int64, int32 or int16", w, paths.float()),
-        bad("columns", ValueError, r"paths has shape \(5, 2\); expected \[P, 3\]", w, paths[:, :2]),
-        bad("paths-device", ValueError, "paths is on meta and weights on", w, paths.to("meta")),
-        bad("no-size", ValueError, "input_size is None; expected the", [image], paths[:, :2]),
-        bad("size-of-linear", ValueError, "input_size is 3; expected None", w, paths, input_size=3),
-        bad("window", ValueError, "a window of 3 × 3 over 2 × 2 nodes", [image], paths[:, :2], input_size=2),
-        bad("stride", ValueError, "stride is 0; expected integers, at least 1", [image], paths[:, :2], input_size=3,
-            stride=0),
-        bad("strides", ValueError, "stride has 2 entries; expected an integer, or one entry for each of the 1",
-            [image], paths[:, :2], input_size=3, stride=(1, 1)),
-        bad("channels", ValueError, r"weights\[1\] has shape \(4, 2, 3, 3\); expected \(out, 4, kh, kw\)",
-            [image, image], paths, input_size=9),
-        bad("flattened", ValueError, r"weights\[1\] has shape \(5, 4\); expected \(out, 36\)", [image, flat], paths,
-            input_size=5),
-        bad("convolution-after-linear", ValueError, r"weights\[1\] .* of a convolution follows a Linear layer",
-            [w[0], image], paths),
-    ]  # fmt: skip
+        *network_misuses(
+            lambda weights, **kwargs: path_values(weights, paths[:, : len(weights) + 1], **kwargs), device
+        ),
+        bad("paths", TypeError, "paths is a list; expected a torch.Tensor", [[0, 0, 0]]),
+        bad("float-paths", TypeError, "paths is torch.float32; expected int64, int32 or int16", paths.float()),
+        bad("columns", ValueError, r"paths has shape \(5, 2\); expected \[P, 3\]", paths[:, :2]),
+        bad("paths-device", ValueError, "paths is on meta and weights on", paths.to("meta")),
+    ]
     if device.type == "cpu":
+        large, negative = paths.clone(), paths.clone()
+        large[2, 1], negative[4, 0] = 3, -1
         misuses += [
-            bad("too-large", IndexError, r"paths\[2, 1\] is 3; expected a node of layer 1, in \[0, 3\)", w,
-                paths.index_put((torch.tensor(2), torch.tensor(1)), torch.tensor(3))),
-            bad("negative", IndexError, r"paths\[4, 0\] is -1; expected a node of layer 0, in \[0, 2\)", w,
-                paths.index_put((torch.tensor(4), torch.tensor(0)), torch.tensor(-1))),
-        ]  # fmt: skip
+            bad("too-large", IndexError, r"paths\[2, 1\] is 3; expected a node of layer 1, in \[0, 3\)", large),
+            bad("negative", IndexError, r"paths\[4, 0\] is -1; expected a node of layer 0, in \[0, 2\)", negative),
+        ]
     return misuses
 
 
@@ -223,9 +185,9 @@ SPEC = register(
             Scaling((*[1, -1] * (LAYERS // 2), 0), 0),
         ),
         aliased={
-            "one-weight": lambda w: (w, w, w, random_paths([6] * 4, 90, torch.Generator().manual_seed(0)).to(w.device)),
-            "transposed": lambda w: (w, w.mT, random_paths([6] * 3, 90, torch.Generator().manual_seed(0)).to(w.device)),
-            "rows": lambda w: (w, w[1:4], random_paths([6, 6, 3], 90, torch.Generator().manual_seed(0)).to(w.device)),
+            "one-weight": lambda w: (w, w, w, random_paths([6] * 4, 90, Numbers().generator).to(w.device)),
+            "transposed": lambda w: (w, w.mT, random_paths([6] * 3, 90, Numbers().generator).to(w.device)),
+            "rows": lambda w: (w, w[1:4], random_paths([6, 6, 3], 90, Numbers().generator).to(w.device)),
         },
         extra=Extra(inputs_at=inputs_at),
     )

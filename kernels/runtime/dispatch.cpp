@@ -1,8 +1,8 @@
-// Operators of this library as torch sees its own: CPU kernels and autograd, registered with the dispatcher from C++.
+// Registers the operators' CPU kernels and autograd with torch's dispatcher from C++, as torch registers its own.
 //
-// dispatch.py says what an operator is and registers the same from Python, which serves where nothing compiles. Here a
-// call costs little more than the dispatcher itself: the arguments of a kernel are worked out in Python once for each
-// layout of its tensors, and kept as a row of integers (`Plan`).
+// dispatch.py defines the operators. It registers the same from Python, for machines where nothing compiles. From C++ a
+// call costs little more than the dispatcher itself: Python works out a kernel's arguments once for each layout of its
+// tensors, and this file keeps them as a row of integers (`Plan`).
 
 #include <torch/library.h>
 
@@ -34,19 +34,19 @@ c10::OperatorHandle operator_named(const std::string& name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name.c_str(), "");
 }
 
-std::atomic<int64_t> generation{0};  // of what plans follow from; `forget` begins the next
-std::atomic<int64_t> scopes{0};      // open blocks, in any thread, that choose a backend or a config: nothing is kept
+std::atomic<int64_t> generation{0};  // calls of `forget` so far: each drops all plans
+std::atomic<int64_t> scopes{0};      // open blocks, in any thread, that choose a backend or a config: none is kept then
 
 // ---------------------------------------------------------------------------------------------- CPU kernels
 
-constexpr int64_t UNWANTED = -1;  // stands where the rank of an output would, which nobody asked for
+constexpr int64_t UNWANTED = -1;  // in place of an output's rank: the caller did not ask for it
 
-// What dispatch.py's `Plan` is, read from its row of integers.
+// dispatch.py's `Plan`, read from its row of integers.
 struct Plan {
   struct Output {
     at::ScalarType dtype;
     std::vector<int64_t> shape;
-    at::Tensor nothing;  // what takes the place of one that nobody asked for: making it anew took a tenth of a call
+    at::Tensor nothing;  // returned if the caller did not ask for it; to make one each time took a tenth of a call
   };
   int (*run)(const void* constants, void* const* addresses);
   std::vector<Output> outputs;
@@ -70,8 +70,8 @@ struct Plan {
   }
 };
 
-// The arguments of a call: what its plan depends on, and the addresses that its kernel is given, in the schema's order.
-// Numbers of type float are not a part of the key: kernels read them where they lie.
+// The arguments of a call, in the schema's order: the key of its plan, and the addresses that its kernel takes.
+// Numbers of type float are not part of the key: the kernel reads them at their addresses.
 struct Arguments {
   c10::SmallVector<int64_t, 64> key;
   c10::SmallVector<void*, 32> addresses;
@@ -94,7 +94,7 @@ struct Arguments {
     return hash ^ hash >> 32;
   }
 
-  // False for what no plan is made of.
+  // Adds an argument; false if its type has no place in a plan. `number` holds a float.
   bool add(const c10::IValue& value, double& number) {
     if (value.isTensor()) {
       add(value.toTensor());
@@ -135,11 +135,11 @@ struct Arguments {
   }
 };
 
-constexpr size_t MOST_PLANS = 1 << 12;  // an operator; where layouts never repeat, nothing is gained by keeping them all
-constexpr size_t MOST_INTEGERS = 1 << 22;  // in all of their rows: 32 MiB
+constexpr size_t MOST_PLANS = 1 << 12;  // per operator: where layouts never repeat, nothing is gained by keeping all
+constexpr size_t MOST_INTEGERS = 1 << 22;  // in all the rows of an operator: 32 MiB
 
-// The CPU kernel of one operator: runs the plan of the call's layouts, which Python makes when they first come. Without
-// one, and where the kernel failed, Python serves the call, and says what is wrong.
+// The CPU kernel of one operator. It runs the plan of the call's layouts, which Python makes at the first such call.
+// If there is no plan, or the kernel failed, Python serves the call and raises the error.
 class CpuKernel final : public c10::OperatorKernel {
  public:
   explicit CpuKernel(const std::string& name) : planner_(operator_named(name + "_plan")) {
@@ -152,7 +152,7 @@ class CpuKernel final : public c10::OperatorKernel {
   void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack* stack) {
     const size_t first = stack->size() - count_;
     Arguments arguments;
-    c10::SmallVector<double, 16> numbers(count_);  // whole from the start: addresses are taken
+    c10::SmallVector<double, 16> numbers(count_);  // never resized: `arguments` has addresses of its elements
     bool is_plannable = true;
     for (size_t i = 0; i < count_; ++i) is_plannable &= arguments.add((*stack)[first + i], numbers[i]);
     arguments.key.push_back(at::get_num_threads());
@@ -195,7 +195,7 @@ class CpuKernel final : public c10::OperatorKernel {
     }
     Stack asked(stack.end() - static_cast<std::ptrdiff_t>(count_), stack.end());
     {
-      at::RecordFunctionGuard unseen(false);  // a profiler sees the same in the first call as in the hundredth
+      at::RecordFunctionGuard unseen(false);  // a profiler must see the first call like the hundredth
       planner_.callBoxed(asked);
     }
     const std::vector<int64_t> row = asked.back().toIntVector();
@@ -226,23 +226,23 @@ class CpuKernel final : public c10::OperatorKernel {
   size_t count_;
   std::vector<size_t> written_;
   std::mutex mutex_;
-  std::unordered_multimap<uint64_t, Kept> plans_;  // by the hash of their keys
-  size_t kept_ = 0;  // integers in the rows of these
+  std::unordered_multimap<uint64_t, Kept> plans_;  // by the hash of the key
+  size_t kept_ = 0;  // integers in the rows of all plans
   int64_t generation_ = 0;
 };
 
 // ---------------------------------------------------------------------------------------------- autograd
 
-// What dispatch.py's `Gradient` says of an operator.
+// dispatch.py's `Gradient` of one operator.
 struct Gradient {
-  std::string name;                     // of the node: MatmulBackward
+  std::string name;                     // the node's: MatmulBackward
   c10::OperatorHandle backward;         // (Tensor?[] grads, Tensor?[] saved, SymInt[] sizes, bool[] needs, ...) -> Tensor[]
-  std::vector<size_t> inputs, outputs;  // that are saved, by their places in the schema
-  std::vector<size_t> conditional;      // inputs that are saved only where the string argument `asked` is `answer`
+  std::vector<size_t> inputs, outputs;  // the saved ones, by their places in the schema
+  std::vector<size_t> conditional;      // inputs that are saved only if the string argument `asked` is `answer`
   std::vector<size_t> detached;         // outputs that carry no gradient though their dtype could
   size_t asked;
   std::string answer;
-  int64_t flag;                         // a bool argument that is true wherever a gradient is recorded, or -1
+  int64_t flag;                         // the bool argument that is set when a gradient is recorded, or -1
 };
 
 class Recorded final : public torch::autograd::Node {
@@ -251,7 +251,7 @@ class Recorded final : public torch::autograd::Node {
 
   std::string name() const override { return gradient_->name; }
 
-  // `inputs` in the order of their edges; the grads of outputs that no gradient flows to are undefined.
+  // Gradients of the inputs, in the order of their edges. Those of outputs that no gradient reaches come undefined.
   variable_list apply(variable_list&& grads) override {
     std::lock_guard<std::mutex> lock(mutex_);
     c10::List<std::optional<at::Tensor>> given, kept;
@@ -283,8 +283,8 @@ class Recorded final : public torch::autograd::Node {
   }
 
   std::vector<SavedVariable> saved;
-  std::vector<c10::SymInt> sizes;  // of the tensors that came, one after the other
-  Stack options;                   // the arguments that are no tensors
+  std::vector<c10::SymInt> sizes;  // of the input tensors, one after the other
+  Stack options;                   // the arguments that are not tensors
 
  private:
   std::shared_ptr<const Gradient> gradient_;
@@ -360,7 +360,7 @@ class AutogradKernel final : public c10::OperatorKernel {
 
 template <class Kernel>
 void register_kernel(const char* name, c10::DispatchKey key, std::unique_ptr<Kernel> kernel) {
-  auto* library = new torch::Library(torch::Library::IMPL, "tropigrad", key, __FILE__, __LINE__);  // for good
+  auto* library = new torch::Library(torch::Library::IMPL, "tropigrad", key, __FILE__, __LINE__);  // never deleted
   library->impl(name, torch::CppFunction::makeFromBoxedFunctor(std::move(kernel)));
 }
 
@@ -379,7 +379,7 @@ const char* complaint_of(const Work& work) {
 
 }  // namespace
 
-// Each returns null, or what went wrong, in words that last until the thread's next call.
+// Each function returns null, or an error's message, which is valid until the thread's next call.
 
 extern "C" const char* tropigrad_register_cpu(const char* name) {
   return complaint_of([&] {
@@ -387,7 +387,7 @@ extern "C" const char* tropigrad_register_cpu(const char* name) {
   });
 }
 
-// places: four lists of `Gradient`, each after its length: inputs, outputs, conditional, detached.
+// places: the four lists of `Gradient` (inputs, outputs, conditional, detached), each preceded by its length.
 extern "C" const char* tropigrad_register_gradient(const char* name, const char* node, const int64_t* places,
                                                    int64_t asked, const char* answer, int64_t flag) {
   return complaint_of([&] {

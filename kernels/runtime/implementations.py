@@ -41,7 +41,11 @@ class Implementations:
 
     def backend_of(self, x: Tensor) -> str:
         """The backend of such a call, by name."""
-        return backend.choose(self.op, x.device, self.offered(x.dtype), x.dtype, self.source, self._gluon_serves)
+        return self.backend_on(x.device, x.dtype)
+
+    def backend_on(self, device: torch.device, dtype: torch.dtype) -> str:
+        """The backend of calls on a device in a dtype, by name."""
+        return backend.choose(self.op, device, self.offered(dtype), dtype, self.source, self._gluon_serves)
 
     def offered(self, dtype: torch.dtype) -> tuple[str, ...]:
         """The backends that take a dtype."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from ...autotune import Problem
+from ..contract.misuses import misuse_of
 from ..contract.registry import register
-from ..contract.spec import Contender, Extra, Misuse, Sample, Scaling, Sizes, Spec, Workload
+from ..contract.samples import INF, NAN, Numbers, sampled, short
+from ..contract.spec import Contender, Extra, Misuse, Scaling, Sizes, Spec, Workload
 from ..contract.workloads import Call
 from ..runtime.arguments import FLOATS
 from . import _STEPS, RULES, by_cpp, by_triton, scatter_step, scatter_step_ref
@@ -51,12 +53,12 @@ def oracle(param, coordinates, values, *, rows=False, **options):
 def inputs(shape: Sizes, dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Tensor, ...]:
     """Standard normal W [R, C] and values [nnz, 1]; coordinates [2, nnz] at random: some repeat, some are −1."""
     R, C, nnz = shape["R"], shape["C"], shape["nnz"]
-    generator = torch.Generator().manual_seed(seed)
-    param = torch.randn((R, C), generator=generator, dtype=torch.float64)
-    coordinates = torch.stack([torch.randint(0, size, (nnz,), generator=generator) for size in (R, C)])
+    numbers = Numbers(seed)
+    param = numbers.normal(R, C, dtype=torch.float64)
+    coordinates = torch.stack([torch.randint(0, size, (nnz,), generator=numbers.generator) for size in (R, C)])
     coordinates[:, ::7] = coordinates[:, :1].clone()
     coordinates[0, 3::11] = -1
-    values = torch.randn((nnz, 1), generator=generator, dtype=torch.float64)
+    values = numbers.normal(nnz, 1, dtype=torch.float64)
     return param.to(device, dtype), coordinates.to(device), values.to(device, dtype)
 
 
@@ -173,83 +175,62 @@ ADAGRAD = Workload(
 # ------------------------------------------------------------------------------------------------ samples
 
 
-def samples(device: torch.device) -> list[Sample]:
+@sampled
+def samples(add, numbers) -> None:
     """Where implementations go wrong: cancelling, many and skipped duplicates, NaN, infinities, empty lists."""
-    samples: list[Sample] = []
 
-    def add(id: str, param: Tensor, coordinates: list[list[int]], values: Tensor, **kwargs) -> None:
-        at = torch.tensor(coordinates, dtype=torch.int64).view(2, -1)
-        samples.append(Sample(id, (param.to(device), at.to(device), values.to(device)), kwargs))
+    def at(rows: Sequence[int], columns: Sequence[int]) -> Tensor:
+        return torch.tensor([rows, columns], dtype=torch.int64)
 
-    nan, inf = float("nan"), float("inf")
     for dtype in FLOATS:
-        label = str(dtype).removeprefix("torch.")
         for rule in RULES:
+            of, label = {"rule": rule}, f"{rule}-{short(dtype)}"
             w = torch.arange(12, dtype=dtype).view(4, 3)
             g = torch.tensor([4.0, -4.0, 8.0, 4.0, 4.0], dtype=dtype).view(-1, 1)
             # (1, 2) cancels, (0, 0) comes twice, and what is named by a −1 is not
-            add(f"duplicates-{rule}-{label}", w, [[1, 1, -1, 0, 0], [2, 2, 0, 0, 0]], g, rule=rule)
-            add(f"skipped-{rule}-{label}", w, [[-1, 2], [0, -1]], g[:2], rule=rule)
-            add(f"empty-{rule}-{label}", w, [[], []], g[:0], rule=rule)
+            add(f"duplicates-{label}", w, at([1, 1, -1, 0, 0], [2, 2, 0, 0, 0]), g, **of)
+            add(f"skipped-{label}", w, at([-1, 2], [0, -1]), g[:2], **of)
+            add(f"empty-{label}", w, at([], []), g[:0], **of)
     many = torch.ones(70, 1)
     for rule in RULES:
-        add(
-            f"rate-{rule}",
-            torch.ones(2, 2),
-            [[1, 0], [0, 1]],
-            many[:2],
-            rule=rule,
-            lr=torch.tensor(0.25, device=device),
-        )
-        add(f"one-place-{rule}", torch.zeros(2, 2), [[1] * 70, [0] * 70], many, rule=rule)
-        add(f"no-weights-{rule}", torch.zeros(0, 3), [[-1] * 2, [0] * 2], torch.ones(2, 1), rule=rule, rows=True)
-        add(f"no-columns-{rule}", torch.zeros(3, 0), [[1] * 2, [0] * 2], torch.ones(2, 1), rule=rule, rows=True)
-    special = torch.tensor([nan, inf, inf, -inf, 1.0]).view(-1, 1)
-    add("special", torch.zeros(4, 1), [[0, 1, 2, 2, 3], [0] * 5], special)
+        of = {"rule": rule}
+        add(f"rate-{rule}", torch.ones(2, 2), at([1, 0], [0, 1]), many[:2], **of, lr=torch.tensor(0.25))
+        add(f"one-place-{rule}", torch.zeros(2, 2), at([1] * 70, [0] * 70), many, **of)
+        add(f"no-weights-{rule}", torch.zeros(0, 3), at([-1] * 2, [0] * 2), torch.ones(2, 1), **of, rows=True)
+        add(f"no-columns-{rule}", torch.zeros(3, 0), at([1] * 2, [0] * 2), torch.ones(2, 1), **of, rows=True)
+    special = torch.tensor([NAN, INF, INF, -INF, 1.0]).view(-1, 1)
+    add("special", torch.zeros(4, 1), at([0, 1, 2, 2, 3], [0] * 5), special)
     w, g = torch.full((1, 1), 2048, dtype=torch.float16), torch.full((70, 1), -4, dtype=torch.float16)
-    add("sum-in-float32", w, [[0] * 70, [0] * 70], g)  # one by one, each 1 would be lost
-    return samples
+    add("sum-in-float32", w, at([0] * 70, [0] * 70), g)  # one by one, each 1 would be lost
 
 
 def misuses(device: torch.device) -> list[Misuse]:
     w, v = torch.zeros(3, 4, device=device), torch.zeros(2, device=device)
     i = torch.zeros(2, dtype=torch.int64, device=device)
-
-    def bad(id: str, error: type[Exception], match: str, *args, **kwargs) -> Misuse:
-        return Misuse(id, lambda: scatter_step(*args, **{"lr": 0.1, **kwargs}), error, match)
-
+    bad = misuse_of(scatter_step, lr=0.1)
+    at, sparse = (i, i), v.to_sparse()
+    shared, few = w[:1].expand(3, 4), {"rule": "adagrad", "state": {"step": v}}
     adagrad = {"rule": "adagrad", "state": {"sum": torch.zeros(3, 3, device=device)}}
     misuses = [
         bad("not-a-tensor", TypeError, "param is a list; expected a torch.Tensor", [1.0], i, v),
-        bad("integer-weights", TypeError, "param is torch.int64; expected float64", w.long(), (i, i), v),
-        bad(
-            "mixed-dtypes", TypeError, "values are torch.float64; expected param's torch.float32", w, (i, i), v.double()
-        ),
+        bad("integer-weights", TypeError, "param is torch.int64; expected float64", w.long(), at, v),
+        bad("mixed-dtypes", TypeError, "values are torch.float64; expected param's torch.float32", w, at, v.double()),
         bad("float-indices", TypeError, "rows are torch.float32; expected int64 or int32", w, (i.float(), i), v),
-        bad(
-            "sparse",
-            TypeError,
-            r"values has layout torch.sparse_coo; .* give .indices\(\) and",
-            w,
-            (i, i),
-            v.to_sparse(),
-        ),
+        bad("sparse", TypeError, r"values has layout torch.sparse_coo; .* give .indices\(\) and", w, at, sparse),
         bad("three", ValueError, "3 index tensors came; expected one, or a pair", w, (i, i, i), v),
         bad("matrix-index", ValueError, r"indices have shape \(1, 2\); expected \[nnz\]", w, i.view(1, 2), v),
         bad("unlike", ValueError, r"columns have shape \(1,\); expected \[2\], as rows", w, (i, i[:1]), v),
         bad("rows-need-rows", ValueError, r"values have shape \(2,\); expected \(2, 4\), to follow param", w, i, v),
-        bad("vector", ValueError, r"param has shape \(4,\); expected \[R, C, ...\]", w[0], (i, i), v),
-        bad("device", ValueError, "param is on .* and values on meta; expected one device", w, (i, i), v.to("meta")),
-        bad("expanded", ValueError, "param's elements share memory", w[:1].expand(3, 4), (i, i), v),
-        bad("rule", ValueError, "rule is 'adam'; expected one of 'sgd', 'momentum'", w, (i, i), v, rule="adam"),
-        bad("lr", TypeError, "lr is a str; expected a number or a tensor", w, (i, i), v, lr="0.1"),
-        bad("lr-shape", ValueError, r"lr is torch.float32 of shape \(2,\); expected one float", w, (i, i), v, lr=v),
-        bad("momentum", ValueError, r"momentum is 1.0; expected a number in \[0, 1\)", w, (i, i), v, momentum=1.0),
-        bad("eps", ValueError, "eps is -1; expected at least 0", w, (i, i), v, eps=-1),
-        bad(
-            "no-state", ValueError, "state has step; expected sum too", w, (i, i), v, rule="adagrad", state={"step": v}
-        ),
-        bad("state", ValueError, r"state's sum is .* \(3, 3\) on .*; expected .* \(3, 4\)", w, (i, i), v, **adagrad),
+        bad("vector", ValueError, r"param has shape \(4,\); expected \[R, C, ...\]", w[0], at, v),
+        bad("device", ValueError, "param is on .* and values on meta; expected one device", w, at, v.to("meta")),
+        bad("expanded", ValueError, "param's elements share memory", shared, at, v),
+        bad("rule", ValueError, "rule is 'adam'; expected one of 'sgd', 'momentum'", w, at, v, rule="adam"),
+        bad("lr", TypeError, "lr is a str; expected a number or a tensor", w, at, v, lr="0.1"),
+        bad("lr-shape", ValueError, r"lr is torch.float32 of shape \(2,\); expected one float", w, at, v, lr=v),
+        bad("momentum", ValueError, r"momentum is 1.0; expected a number in \[0, 1\)", w, at, v, momentum=1.0),
+        bad("eps", ValueError, "eps is -1; expected at least 0", w, at, v, eps=-1),
+        bad("no-state", ValueError, "state has step; expected sum too", w, at, v, **few),
+        bad("state", ValueError, r"state's sum is .* \(3, 3\) on .*; expected .* \(3, 4\)", w, at, v, **adagrad),
     ]
     if device.type == "cpu":
         misuses += [

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from ..contract.misuses import misuse_of
 from ..contract.registry import register
-from ..contract.spec import Contender, Extra, Misuse, Sample, Scaling, Sizes, Spec, Workload
+from ..contract.samples import INF, SPECIAL, Numbers, sampled, short
+from ..contract.spec import Contender, Extra, Misuse, Scaling, Sizes, Spec, Workload
 from ..contract.workloads import Call
 from . import _UPDATES, Tournament, Winner, by_cpp, by_triton
 from .definition import DTYPES, FAN, first_of, levels
@@ -34,11 +37,11 @@ def oracle(values: Tensor, positions: Tensor, new: Tensor, *, largest=True, retu
 def inputs(shape: Sizes, dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Tensor, ...]:
     """Standard normal values [B, n] (integers from ±100), positions [B, t] that differ, some −1, and new values."""
     B, n, t = shape["B"], shape["n"], min(shape["t"], shape["n"])
-    generator = torch.Generator().manual_seed(seed)
-    values, new = (torch.randn(size, generator=generator, dtype=torch.float64) for size in ((B, n), (B, t)))
+    numbers = Numbers(seed)
+    values, new = (numbers.normal(*size, dtype=torch.float64) for size in ((B, n), (B, t)))
     if not dtype.is_floating_point:
         values, new = (x.mul(40).clamp(-100, 100) for x in (values, new))
-    positions = torch.stack([torch.randperm(n, generator=generator)[:t] for _ in range(B)])
+    positions = numbers.orders(B, n, t)
     positions[:, 2::5] = -1
     return values.to(device, dtype), positions.to(device), new.to(device, dtype)
 
@@ -97,67 +100,43 @@ UPDATE = Workload(
 # ------------------------------------------------------------------------------------------------ samples
 
 
-def samples(device: torch.device) -> list[Sample]:
+@sampled
+def samples(add, numbers) -> None:
     """Where implementations go wrong: ties, NaN that come and go, infinities, −0, bounds, one leaf, no tree."""
-    generator = torch.Generator().manual_seed(0)
-    samples: list[Sample] = []
-
-    def add(id: str, values: Tensor, positions: Tensor, new: Tensor, **kwargs) -> None:
-        samples.append(Sample(id, tuple(x.to(device) for x in (values, positions, new)), kwargs))
-
-    special = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1.0])
-    for largest in (True, False):
-        label = "max" if largest else "min"
+    special, none = torch.tensor(SPECIAL[:-1]), torch.zeros(2, 0, dtype=torch.int64)
+    for label, largest in (("max", True), ("min", False)):
+        of = {"largest": largest}
         for dtype in DTYPES:
-            short = str(dtype).removeprefix("torch.")
-            values, new = (torch.randint(-2, 3, (3, n), generator=generator).to(dtype) for n in (70, 9))
-            positions = torch.stack([torch.randperm(70, generator=generator)[:9] for _ in range(3)])
-            add(f"ties-{label}-{short}", values, positions, new, largest=largest)
+            values, new = numbers.small(3, 70, dtype=dtype), numbers.small(3, 9, dtype=dtype)
+            positions, id = numbers.orders(3, 70, 9), f"{label}-{short(dtype)}"
+            add(f"ties-{id}", values, positions, new, **of)
             if dtype.is_floating_point:
-                messy, fresh = (
-                    special[torch.randint(0, 6, x.shape, generator=generator)].to(dtype) for x in (values, new)
-                )
-                add(f"special-{label}-{short}", messy, positions, fresh, largest=largest)
-                worst = torch.full_like(values, -float("inf") if largest else float("inf"))
-                add(f"all-worst-{label}-{short}", worst, positions, worst[:, :9], largest=largest)
+                messy, fresh = (numbers.among(special, *x.shape).to(dtype) for x in (values, new))
+                add(f"special-{id}", messy, positions, fresh, **of)
+                worst, kind = -INF if largest else INF, "all-worst"
             else:
-                bounds = torch.iinfo(dtype)
-                worst = torch.full_like(values, bounds.min if largest else bounds.max)
-                add(f"bound-{label}-{short}", worst, positions, worst[:, :9], largest=largest)
+                bounds, kind = torch.iinfo(dtype), "bound"
+                worst = bounds.min if largest else bounds.max
+            lost = torch.full_like(values, worst)
+            add(f"{kind}-{id}", lost, positions, lost[:, :9], **of)
         x = torch.tensor([[1.0]])
-        add(f"one-leaf-{label}", x, torch.tensor([[0]]), x + 1, largest=largest)
-        add(f"nothing-touched-{label}", x.expand(2, 5), torch.full((2, 3), -1), x.expand(2, 3), largest=largest)
-        add(
-            f"no-tree-{label}",
-            x[:0].expand(0, 5),
-            torch.zeros(0, 2, dtype=torch.int64),
-            x[:0].expand(0, 2),
-            largest=largest,
-        )
-        add(
-            f"empty-update-{label}",
-            x.expand(2, 5),
-            torch.zeros(2, 0, dtype=torch.int64),
-            x.expand(2, 1)[:, :0],
-            largest=largest,
-        )
-        rows = torch.randn(2, 5000, generator=generator)
-        all_of_it = torch.stack([torch.randperm(5000, generator=generator) for _ in range(2)])
-        add(f"all-touched-{label}", rows, all_of_it, rows.flip(0), largest=largest)
-    return samples
+        add(f"one-leaf-{label}", x, torch.tensor([[0]]), x + 1, **of)
+        add(f"nothing-touched-{label}", x.expand(2, 5), torch.full((2, 3), -1), x.expand(2, 3), **of)
+        add(f"no-tree-{label}", x[:0].expand(0, 5), none.view(0, 2), x[:0].expand(0, 2), **of)
+        add(f"empty-update-{label}", x.expand(2, 5), none, x.expand(2, 1)[:, :0], **of)
+        rows = numbers.normal(2, 5000)
+        add(f"all-touched-{label}", rows, numbers.orders(2, 5000, 5000), rows.flip(0), **of)
+
+
+def _made(values: Tensor, *update: Tensor, **options) -> None:
+    tournament = Tournament(values, **options)
+    if update:
+        tournament.update(*update)
 
 
 def misuses(device: torch.device) -> list[Misuse]:
     x, i = torch.zeros(2, 5, device=device), torch.zeros(2, 3, dtype=torch.int64, device=device)
-
-    def bad(id: str, error: type[Exception], match: str, values, *update, **kwargs) -> Misuse:
-        def call():
-            tournament = Tournament(values, **kwargs)
-            if update:
-                tournament.update(*update)
-
-        return Misuse(id, call, error, match)
-
+    bad = misuse_of(_made)
     misuses = [
         bad("not-a-tensor", TypeError, "values is a list; expected a torch.Tensor", [1.0]),
         bad("int64", TypeError, "values is torch.int64; expected one of float64", x.long()),
@@ -178,18 +157,10 @@ def misuses(device: torch.device) -> list[Misuse]:
     return misuses
 
 
-def _reversed(copied: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
-    """The leaves of a tree, each where another was."""
-    tournament = Tournament(torch.randn(2, 70, generator=torch.Generator().manual_seed(0)))
-    positions = torch.arange(69, -1, -1).expand(2, 70)
-    tournament.update(positions, copied(tournament.values))
-    return tournament.values, *tournament.winner
-
-
-def _all_winners(copied: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
-    """Every leaf becomes what the winner was."""
-    tournament = Tournament(torch.randn(2, 70, generator=torch.Generator().manual_seed(0)))
-    tournament.update(torch.arange(70).expand(2, 70), copied(tournament.winner.value.unsqueeze(1)).expand(2, 70))
+def _updated(positions: Tensor, own: Callable[[Tournament], Tensor], copied: Callable[[Tensor], Tensor]):
+    """A tree after an update with values that are views of it."""
+    tournament = Tournament(Numbers().normal(2, 70))
+    tournament.update(positions.expand(2, 70), copied(own(tournament)).expand(2, 70))
     return tournament.values, *tournament.winner
 
 
@@ -223,7 +194,10 @@ SPEC = register(
         scalings=lambda kwargs: (Scaling((1, 0, 1), 1),),
         extra=Extra(
             in_place={"update": _ours, "build": _built},
-            overlapping={"own-values": _reversed, "own-winner": _all_winners},
+            overlapping={
+                "own-values": partial(_updated, torch.arange(69, -1, -1), lambda tree: tree.values),
+                "own-winner": partial(_updated, torch.arange(70), lambda tree: tree.winner.value.unsqueeze(1)),
+            },
         ),
     )
 )

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from ...autotune import Problem
+from ..contract.misuses import misuse_of
 from ..contract.registry import register
-from ..contract.spec import Contender, Extra, Misuse, Sample, Scaling, Sizes, Spec
-from ..contract.workloads import Function, Prepare, called, rivals, standard, trained
+from ..contract.samples import INF, NAN, normal_inputs, sampled, short
+from ..contract.spec import Contender, Extra, Misuse, Scaling, Sizes, Spec
+from ..contract.workloads import Function, Prepare, called, in_chunks, rivals, standard, trained
 from ..runtime.arguments import FLOATS, INTEGERS
 from . import _FORWARDS, by_cpp, by_triton, tropical_conv2d, tropical_conv2d_ref
 from .definition import SEMIRINGS, Window
-
-NAN, INF = float("nan"), float("inf")
 
 
 def oracle(
@@ -35,15 +33,9 @@ def inputs(shape: Sizes, dtype: torch.dtype, device: torch.device, seed: int) ->
 
     Where the shape does not say, there is one image, one group of two channels and two filters, and a window 2 × 2.
     """
-    generator = torch.Generator().manual_seed(seed)
     N, G, C, O, H, W, k = _letters(shape)
-    sizes = (N, G * C, H, W), (G * O, C, k, k)
-    if dtype.is_floating_point:
-        x, weight = (torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes)
-    else:
-        bound = min(1000, torch.iinfo(dtype).max)
-        x, weight = (torch.randint(-bound, bound, size, generator=generator) for size in sizes)
-    return x.to(device, dtype), weight.to(device, dtype)
+    x, weight = normal_inputs(seed, dtype, device, (N, G * C, H, W), (G * O, C, k, k))
+    return x, weight
 
 
 def _letters(shape: Sizes) -> tuple[int, ...]:
@@ -110,20 +102,13 @@ def _dense_of_one_winner(x: Tensor, weight: Tensor) -> Tensor:
     return _laid_out(_candidates(x, weight).max(3).values, x, weight)  # amax shares its gradient among ties
 
 
-_CANDIDATES_AT_A_TIME = 1 << 26  # 256 MiB in fp32: smaller problems are materialised whole
+def _with_winners(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+    return tuple(_laid_out(y, x, weight) for y in _candidates(x, weight).max(3))
 
 
-def _chunks(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
-    return x.split(max(1, _CANDIDATES_AT_A_TIME // max(1, x[0, 0].numel() * weight.numel())))
-
-
-def _in_chunks(convolution: Callable[[Tensor, Tensor], Tensor]):
-    return lambda x, weight: torch.cat([convolution(images, weight) for images in _chunks(x, weight)])
-
-
-def _dense_with_winners(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
-    parts = [_candidates(images, weight).max(3) for images in _chunks(x, weight)]
-    return tuple(_laid_out(torch.cat(y), x, weight) for y in zip(*parts, strict=True))
+def _count(x: Tensor, weight: Tensor) -> int:
+    """Candidates of an image."""
+    return x[0, 0].numel() * weight.numel()
 
 
 def _trained(convolution: Function) -> Prepare:
@@ -138,12 +123,12 @@ WORKLOADS = standard(
     _steps,
     "add_max",
     forward=(
-        *rivals(_dense, called, eager=_in_chunks(_dense)),
+        *rivals(_dense, called, eager=in_chunks(_dense, _count)),
         Contender("torch.conv2d", "scale", called(_conv2d)),
     ),
-    winners=(Contender("dense eager", "dense", called(_dense_with_winners)),),
+    winners=(Contender("dense eager", "dense", called(in_chunks(_with_winners, _count))),),
     training=(
-        *rivals(_dense_of_one_winner, _trained, "dense autograd", _in_chunks(_dense_of_one_winner)),
+        *rivals(_dense_of_one_winner, _trained, "dense autograd", in_chunks(_dense_of_one_winner, _count)),
         Contender("torch.conv2d", "scale", _trained(_conv2d)),
     ),
     saves_winners=True,
@@ -152,17 +137,10 @@ WORKLOADS = standard(
 # ------------------------------------------------------------------------------------------------ samples
 
 
-def samples(device: torch.device) -> list[Sample]:
+@sampled
+def samples(add, numbers) -> None:
     """Where implementations go wrong: ties, NaN, infinities, saturation, the edge of the image, strides, groups."""
-    generator = torch.Generator().manual_seed(0)
-    samples: list[Sample] = []
-
-    def add(id: str, x: Tensor, weight: Tensor, **kwargs) -> None:
-        samples.append(Sample(id, (x.to(device), weight.to(device)), kwargs))
-
-    def small(*size: int) -> Tensor:
-        return torch.randint(-2, 3, size, generator=generator).float()
-
+    small = numbers.small
     windows = {
         "same": {"padding": 1},
         "strided": {"stride": 2, "padding": (1, 0)},
@@ -170,44 +148,35 @@ def samples(device: torch.device) -> list[Sample]:
     }
     messy_x, messy_weight = small(1, 4, 7, 11), small(6, 2, 3, 2)
     for x in (messy_x, messy_weight):
-        where = torch.randperm(x.numel(), generator=generator)[: x.numel() // 12 * 3]
-        x.view(-1)[where] = torch.tensor([NAN, INF, -INF]).repeat_interleave(x.numel() // 12)
+        numbers.sprinkle(x, torch.tensor([NAN, INF, -INF]).repeat_interleave(x.numel() // 12))
     messy_x[0, :2, :3], messy_weight[0] = -INF, NAN
     for semiring in SEMIRINGS:
+        of = {"semiring": semiring}
         zero = INF if semiring == "min_plus" else -INF
         for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
             for nan in ("propagate", "ignore"):
                 for name, window in windows.items() if dtype == torch.float32 else [("same", windows["same"])]:
-                    label = f"messy-{name}-{semiring}-{str(dtype).removeprefix('torch.')}-{nan}"
-                    kwargs = {"semiring": semiring, "nan": nan, "groups": 2, **window}
-                    add(label, messy_x.to(dtype), messy_weight.to(dtype), **kwargs)
+                    label = f"messy-{name}-{semiring}-{short(dtype)}-{nan}"
+                    add(label, messy_x.to(dtype), messy_weight.to(dtype), **of, nan=nan, groups=2, **window)
         for name, window in windows.items():
-            add(f"ties-{name}-{semiring}", small(2, 3, 6, 9), small(5, 3, 3, 2), semiring=semiring, **window)
+            add(f"ties-{name}-{semiring}", small(2, 3, 6, 9), small(5, 3, 3, 2), **of, **window)
         for dtype in INTEGERS:
-            bounds = torch.iinfo(dtype)
-            x, weight = (
-                torch.randint(bounds.min, bounds.max + 1, size, generator=generator).to(dtype)
-                for size in ((1, 2, 5, 8), (3, 2, 3, 2))
-            )
-            label = f"{semiring}-{str(dtype).removeprefix('torch.')}"
-            add(f"saturating-{label}", x, weight, semiring=semiring, padding=1)
-            add(f"ties-{label}", small(1, 2, 5, 8).to(dtype), small(3, 2, 3, 2).to(dtype), semiring=semiring, padding=1)
-            add(f"blind-{label}", x[..., :1, :], weight[..., :2, :], semiring=semiring, padding=(1, 0), dilation=2)
+            x, weight = numbers.bounded(dtype, 1, 2, 5, 8), numbers.bounded(dtype, 3, 2, 3, 2)
+            ties = small(1, 2, 5, 8, dtype=dtype), small(3, 2, 3, 2, dtype=dtype)
+            label = f"{semiring}-{short(dtype)}"
+            add(f"saturating-{label}", x, weight, **of, padding=1)
+            add(f"ties-{label}", *ties, **of, padding=1)
+            add(f"blind-{label}", x[..., :1, :], weight[..., :2, :], **of, padding=(1, 0), dilation=2)
         for dtype in (torch.float16, torch.bfloat16):  # sums that must be rounded before they are compared
-            x, weight = (torch.randn(size, generator=generator).to(dtype) for size in ((1, 5, 6, 9), (3, 5, 3, 3)))
-            add(f"rounding-{semiring}-{str(dtype).removeprefix('torch.')}", x * 30, weight, semiring=semiring)
-        add(f"depthwise-{semiring}", small(1, 3, 6, 21), small(3, 1, 3, 3), semiring=semiring, groups=3, padding=1)
-        add(f"unbatched-{semiring}", small(3, 6, 9), small(5, 3, 3, 2), semiring=semiring, padding=1)
+            x, weight = numbers.normal(1, 5, 6, 9).to(dtype), numbers.normal(3, 5, 3, 3).to(dtype)
+            add(f"rounding-{semiring}-{short(dtype)}", x * 30, weight, **of)
+        add(f"depthwise-{semiring}", small(1, 3, 6, 21), small(3, 1, 3, 3), **of, groups=3, padding=1)
+        add(f"unbatched-{semiring}", small(3, 6, 9), small(5, 3, 3, 2), **of, padding=1)
         # windows that see nothing but padding, infinite weights over it, and images of nothing but the zero
-        add(f"blind-{semiring}", small(1, 2, 1, 4), small(2, 2, 2, 2), semiring=semiring, padding=(1, 0), dilation=2)
-        add(
-            f"infinite-weight-{semiring}",
-            small(1, 1, 4, 5),
-            torch.full((2, 1, 3, 3), -zero),
-            padding=2,
-            semiring=semiring,
-        )
-        add(f"all-lost-{semiring}", torch.full((1, 2, 4, 5), zero), small(2, 2, 3, 3), semiring=semiring, padding=1)
+        infinite = torch.full((2, 1, 3, 3), -zero)
+        add(f"blind-{semiring}", small(1, 2, 1, 4), small(2, 2, 2, 2), **of, padding=(1, 0), dilation=2)
+        add(f"infinite-weight-{semiring}", small(1, 1, 4, 5), infinite, **of, padding=2)
+        add(f"all-lost-{semiring}", torch.full((1, 2, 4, 5), zero), small(2, 2, 3, 3), **of, padding=1)
         for id, x, weight in (
             ("no-batch", (0, 2, 4, 5), (3, 2, 3, 3)),
             ("no-channels", (2, 0, 4, 5), (3, 0, 3, 3)),
@@ -216,15 +185,14 @@ def samples(device: torch.device) -> list[Sample]:
             ("one-pixel", (1, 1, 1, 1), (1, 1, 1, 1)),
         ):
             pad = min(weight[2] - 1, 2)
-            add(f"edge-{id}-{semiring}", torch.zeros(x), torch.zeros(weight), semiring=semiring, padding=pad)
-    return samples
+            add(f"edge-{id}-{semiring}", torch.zeros(x), torch.zeros(weight), **of, padding=pad)
 
 
 def misuses(device: torch.device) -> list[Misuse]:
     x, weight = torch.zeros(2, 4, 5, 6, device=device), torch.zeros(6, 4, 3, 3, device=device)
 
-    def bad(id: str, match: str, *args, error: type[Exception] = ValueError, **kwargs) -> Misuse:
-        return Misuse(id, lambda: tropical_conv2d(*args, **kwargs), error, match)
+    def bad(id: str, match: str, *args, **kwargs) -> Misuse:
+        return misuse_of(tropical_conv2d)(id, ValueError, match, *args, **kwargs)
 
     return [
         bad("rank", r"x has shape \(5, 6\); expected \[B, C, H, W\] or \[C, H, W\]", x[0, 0], weight),

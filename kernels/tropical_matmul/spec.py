@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from .. import log_matmul
 from .. import tropical_winners_scatter as winners_scatter
+from ..contract.misuses import misuse_of
 from ..contract.registry import register
-from ..contract.spec import Contender, Extra, Misuse, Sample, Scaling, Sizes, Spec
-from ..contract.workloads import Call, Function, called, standard, trained
+from ..contract.samples import INF, NAN, SPECIAL, normal_inputs, sampled, short
+from ..contract.spec import Contender, Extra, Misuse, Scaling, Sizes, Spec
+from ..contract.workloads import Call, Function, called, chunks, compiled, in_chunks, rivals, standard, trained
+from ..mathematics.semiring import SELECTIVE
 from ..runtime.arguments import FLOATS, INTEGERS
 from . import _FORWARDS, SEMIRINGS, by_cpp, by_gluon, by_triton, refine, tropical_matmul, tropical_matmul_ref
-
-NAN, INF = float("nan"), float("inf")
 
 
 def oracle(a, b, *, semiring="max_plus", temperature=1.0, return_indices=False, nan="propagate", out_dtype=None):
@@ -26,14 +29,8 @@ def oracle(a, b, *, semiring="max_plus", temperature=1.0, return_indices=False, 
 
 def inputs(shape: Sizes, dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Tensor, Tensor]:
     """Standard normal A [M, K] and B [K, N]; integers from ±1000, or all of int8."""
-    generator = torch.Generator().manual_seed(seed)
-    sizes = (shape["M"], shape["K"]), (shape["K"], shape["N"])
-    if dtype.is_floating_point:
-        a, b = (torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes)
-    else:
-        bound = min(1000, torch.iinfo(dtype).max)
-        a, b = (torch.randint(-bound, bound, size, generator=generator) for size in sizes)
-    return a.to(device, dtype), b.to(device, dtype)
+    a, b = normal_inputs(seed, dtype, device, (shape["M"], shape["K"]), (shape["K"], shape["N"]))
+    return a, b
 
 
 # ------------------------------------------------------------------------------------------------ contenders
@@ -47,36 +44,27 @@ def _output(a: Tensor, b: Tensor) -> tuple[int, int]:
     return a.shape[-2], b.shape[-1]
 
 
-def _trained(product: Function, a: Tensor, b: Tensor) -> Call:
-    return trained(product, _output)(a, b)
+def _transposed(function: Function):
+    """A contender that is given B's columns in one piece: K innermost."""
+    return lambda a, b: called(function)(a, b.mT.contiguous())
 
 
-_CANDIDATES_AT_A_TIME = 1 << 26  # 256 MiB in fp32: smaller problems are materialised whole
-
-
-def _chunks(a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
-    return a.split(max(1, _CANDIDATES_AT_A_TIME // max(1, b.numel())))
-
-
-def _dense(a: Tensor, b: Tensor) -> Call:
-    """The candidates materialised, K innermost, as many rows at a time as fit."""
-    bt = b.mT.contiguous()
-    return lambda: (torch.cat([(rows.unsqueeze(1) + bt).amax(-1) for rows in _chunks(a, b)]),)
+def _dense(rows: Tensor, bt: Tensor) -> Tensor:
+    """The candidates materialised."""
+    return (rows.unsqueeze(1) + bt).amax(-1)
 
 
 def _dense_with_winners(a: Tensor, b: Tensor) -> Call:
-    bt = b.mT.contiguous()
+    return _transposed(in_chunks(lambda rows, bt: (rows.unsqueeze(1) + bt).max(-1), _candidates))(a, b)
 
-    def call():
-        parts = [(rows.unsqueeze(1) + bt).max(-1) for rows in _chunks(a, b)]
-        return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
 
-    return call
+def _candidates(rows: Tensor, bt: Tensor) -> int:
+    return bt.numel()
 
 
 def _dense_trained(a: Tensor, b: Tensor) -> Call:
     """Backprop through the materialised candidates, chunk after chunk of A's rows, dB summed over the chunks."""
-    rows = [chunk.clone().requires_grad_() for chunk in _chunks(a, b)]
+    rows = [chunk.clone().requires_grad_() for chunk in chunks(a, b.numel())]
     bt = b.mT.contiguous().requires_grad_()
 
     def call():
@@ -92,15 +80,12 @@ def _dense_trained(a: Tensor, b: Tensor) -> Call:
     return call
 
 
-def _compiled(a: Tensor, b: Tensor) -> Call:
-    bt = b.mT.contiguous()
-    product = torch.compile(lambda a, bt: (a.unsqueeze(1) + bt).amax(-1), dynamic=False)
-    return lambda: (product(a, bt),)
+def _of_one_winner(a: Tensor, b: Tensor) -> Tensor:
+    return (a.unsqueeze(1) + b.mT).max(-1).values
 
 
-def _compiled_trained(a: Tensor, b: Tensor) -> Call:
-    product = torch.compile(lambda a, b: (a.unsqueeze(1) + b.mT).max(-1).values, dynamic=False)
-    return _trained(product, a, b)
+def _trained(product: Function):
+    return trained(product, _output)
 
 
 def _sesum(a: Tensor, b: Tensor) -> Call:
@@ -132,7 +117,7 @@ def _tropical_gemm_with_winners(a: Tensor, b: Tensor) -> Call:
 def _tropical_gemm_trained(a: Tensor, b: Tensor) -> Call:
     from tropical_gemm.pytorch import tropical_maxplus_matmul
 
-    return _trained(tropical_maxplus_matmul, a, b)
+    return _trained(tropical_maxplus_matmul)(a, b)
 
 
 WORKLOADS = standard(
@@ -143,8 +128,7 @@ WORKLOADS = standard(
     _steps,
     "add_max",
     forward=(
-        Contender("dense eager", "dense", _dense),
-        Contender("torch.compile", "compiled", _compiled),
+        *rivals(_dense, _transposed, eager=in_chunks(_dense, _candidates)),
         Contender("tropical-gemm", "peer", _tropical_gemm, requires="tropical_gemm"),
         Contender("sesum", "peer", _sesum, requires="sesum"),
         Contender("torch.matmul", "scale", called(torch.matmul)),
@@ -155,9 +139,9 @@ WORKLOADS = standard(
     ),
     training=(
         Contender("dense autograd", "dense", _dense_trained),
-        Contender("torch.compile", "compiled", _compiled_trained, limit=200_000_000),
+        Contender("torch.compile", "compiled", compiled(_of_one_winner, _trained), limit=200_000_000),
         Contender("tropical-gemm", "peer", _tropical_gemm_trained, requires="tropical_gemm"),
-        Contender("torch.matmul", "scale", trained(torch.matmul, _output)),
+        Contender("torch.matmul", "scale", _trained(torch.matmul)),
     ),
     saves_winners=True,
 )
@@ -165,118 +149,85 @@ WORKLOADS = standard(
 # ------------------------------------------------------------------------------------------------ samples
 
 
-def samples(device: torch.device) -> list[Sample]:
+@sampled
+def samples(add, numbers) -> None:
     """Where implementations go wrong: ties, NaN, infinities, saturation, edges, strides, batches."""
-    selective = {
-        "max_plus": {"semiring": "max_plus"},
-        "min_plus": {"semiring": "min_plus"},
-        "max_times": {"semiring": "max_times"},
-    }
-    samples: list[Sample] = []
-
-    def add(id: str, a: Tensor, b: Tensor, **kwargs) -> None:
-        samples.append(Sample(id, (a.to(device), b.to(device)), kwargs))
-
-    generator = torch.Generator().manual_seed(0)
-    special = torch.tensor([NAN, INF, -INF, 0.0, -0.0, 1.0, -1.0])
+    special = torch.tensor(SPECIAL)
     pairs_a, pairs_b = special.view(-1, 1, 1).expand(7, 1, 3).clone(), special.expand(7, 3, 7).clone()
     pairs_a[:, :, 1:] = -INF  # the pair under test first, then two candidates that lose, tie or are NaN
     pairs_b[:, 1:] = torch.tensor([[-INF], [2.0]])
-
-    def far_beyond(dtype: torch.dtype) -> tuple[Tensor, ...]:
-        bounds = torch.iinfo(dtype)
-        return tuple(
-            torch.randint(bounds.min, bounds.max + 1, size, generator=generator) for size in ((11, 37), (37, 19))
-        )
-
-    messy_a, messy_b = (torch.randint(-2, 3, size, generator=generator).float() for size in ((37, 41), (41, 35)))
+    messy_a, messy_b = numbers.small(37, 41), numbers.small(41, 35)
     for x in (messy_a, messy_b):
-        where = torch.randperm(x.numel(), generator=generator)[:24]
-        x.view(-1)[where] = torch.tensor([NAN, INF, -INF, -INF]).repeat(6)
+        numbers.sprinkle(x, torch.tensor([NAN, INF, -INF, -INF]).repeat(6))
     messy_a[3], messy_a[4], messy_b[:, 5] = -INF, NAN, NAN
-    for name, kwargs in selective.items():
+    for name in SELECTIVE:
+        kwargs = {"semiring": name}
         for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
             for nan in ("propagate", "ignore"):
-                label = f"{name}-{str(dtype).removeprefix('torch.')}-{nan}"
+                label = f"{name}-{short(dtype)}-{nan}"
                 add(f"special-{label}", pairs_a.to(dtype), pairs_b.to(dtype), nan=nan, **kwargs)
                 add(f"messy-{label}", messy_a.to(dtype), messy_b.to(dtype), nan=nan, **kwargs)
-        ties = (
-            torch.randint(-2, 3, (2, 19, 67), generator=generator),
-            torch.randint(-2, 3, (67, 21), generator=generator),
-        )
-        add(f"ties-{name}", *(x.float() for x in ties), **kwargs)
+        ties = numbers.small(2, 19, 67), numbers.small(67, 21)
+        add(f"ties-{name}", *ties, **kwargs)
         for dtype in INTEGERS:
-            low, high, label = torch.iinfo(dtype).min, torch.iinfo(dtype).max, str(dtype).removeprefix("torch.")
+            low, high, label = torch.iinfo(dtype).min, torch.iinfo(dtype).max, f"{name}-{short(dtype)}"
             edge = torch.tensor([low, low + 1, -100, -1, 0, 1, 100, high - 1, high], dtype=dtype)
-            add(f"saturating-{name}-{label}", edge.view(-1, 1), edge.view(1, -1), **kwargs)
-            add(
-                f"saturating-{name}-{label}-long",
-                edge.expand(9, 9).contiguous(),
-                edge.view(-1, 1).expand(9, 17),
-                **kwargs,
-            )
+            long = edge.expand(9, 9).contiguous(), edge.view(-1, 1).expand(9, 17)
+            add(f"saturating-{label}", edge.view(-1, 1), edge.view(1, -1), **kwargs)
+            add(f"saturating-{label}-long", *long, **kwargs)
             # far beyond the bounds on both sides: the first to reach a bound wins
-            add(f"clipped-{name}-{label}", *(x.to(dtype) for x in far_beyond(dtype)), **kwargs)
-            add(f"ties-{name}-{label}", *(x.to(dtype) for x in ties), **kwargs)
-            add(f"edge-{name}-{label}-K=0", torch.zeros(2, 0, dtype=dtype), torch.zeros(0, 3, dtype=dtype), **kwargs)
-        # sums that 16-bit floats must round before they are compared: many near ties
-        for dtype in (torch.float16, torch.bfloat16):
-            a, b = (torch.randn(size, generator=generator).to(dtype) for size in ((21, 65), (65, 18)))
-            add(f"rounding-{name}-{str(dtype).removeprefix('torch.')}", a * 30, b, **kwargs)
+            add(f"clipped-{label}", numbers.bounded(dtype, 11, 37), numbers.bounded(dtype, 37, 19), **kwargs)
+            add(f"ties-{label}", *(x.to(dtype) for x in ties), **kwargs)
+            add(f"edge-{label}-K=0", torch.zeros(2, 0, dtype=dtype), torch.zeros(0, 3, dtype=dtype), **kwargs)
+        for dtype in (torch.float16, torch.bfloat16):  # sums that must be rounded before they are compared: near ties
+            a, b = numbers.normal(21, 65).to(dtype), numbers.normal(65, 18).to(dtype)
+            add(f"rounding-{name}-{short(dtype)}", a * 30, b, **kwargs)
         for M, K, N in ((0, 3, 4), (3, 0, 4), (3, 4, 0), (1, 1, 1), (0, 0, 0)):
             add(f"edge-{name}-{M}x{K}x{N}", torch.randn(M, K), torch.randn(K, N), **kwargs)
         add(f"edge-{name}-no-batch", torch.randn(0, 3, 4), torch.randn(0, 4, 5), **kwargs)
         add(f"all-lost-{name}", torch.full((3, 5), INF if name == "min_plus" else -INF), torch.zeros(5, 4), **kwargs)
-        a, b = (torch.randn(size, generator=generator) for size in ((2, 1, 9, 13), (3, 13, 11)))
+        a, b = numbers.normal(2, 1, 9, 13), numbers.normal(3, 13, 11)
         add(f"broadcast-{name}", a, b, **kwargs)
         add(f"shared-right-{name}", a, b[0], **kwargs)
         add(f"shared-left-{name}", a[0, 0], b, **kwargs)
         add(f"wider-{name}", a.half(), b.half(), out_dtype=torch.float32, **kwargs)
         add(f"wider-{name}-int16", a.short(), b.short(), out_dtype=torch.int32, **kwargs)
     for T in (1.0, 0.05):
-        a, b = (torch.randn(size, generator=generator) for size in ((2, 9, 13), (13, 11)))
-        add(f"log-T={T}", a, b, semiring="log", temperature=T)
+        a, b = numbers.normal(2, 9, 13), numbers.normal(13, 11)
+        add(f"log-T={T}", a.clone(), b, semiring="log", temperature=T)
         a[0, 2], a[1, 3, 4], a[0, 1, 1] = -INF, INF, NAN
         add(f"log-T={T}-special", a, b, semiring="log", temperature=T)
         add(f"log-T={T}-ignore", a, b, semiring="log", temperature=T, nan="ignore")
     add("log-K=0", torch.randn(2, 0), torch.randn(0, 3), semiring="log")
-    return samples
+
+
+def option_misuses(op: Function, *factors: Tensor) -> list[Misuse]:
+    """The options that no product of these factors takes."""
+    bad, log = misuse_of(partial(op, *factors)), misuse_of(partial(op, *factors), semiring="log")
+    integers = misuse_of(op, semiring="log")
+    return [
+        bad("semiring", ValueError, "semiring is 'plus_times'; expected one of 'max_plus'", semiring="plus_times"),
+        bad("nan", ValueError, "nan is 'skip'; expected 'propagate' or 'ignore'", nan="skip"),
+        bad("narrower", TypeError, "out_dtype is torch.float16; expected a dtype of a's kind", out_dtype=torch.float16),
+        log("cold", ValueError, "temperature is 0; expected a positive", temperature=0),
+        log("temperature-nan", ValueError, "temperature is nan", temperature=NAN),
+        log("log-winners", ValueError, "the log semiring has no winners", return_indices=True),
+        integers("log-integers", TypeError, "a is torch.int32; the log semiring takes", *(x.int() for x in factors)),
+    ]
 
 
 def misuses(device: torch.device) -> list[Misuse]:
     a, b = torch.zeros(2, 3, device=device), torch.zeros(3, 4, device=device)
 
-    def bad(id: str, error: type[Exception], match: str, *args, **kwargs) -> Misuse:
-        return Misuse(id, lambda: tropical_matmul(*args, **kwargs), error, match)
-
+    bad = misuse_of(tropical_matmul)
+    batches = a.expand(2, 2, 3), b.expand(3, 3, 4)
     return [
         bad("complex", TypeError, "b is torch.complex64; expected one of", a, b.to(torch.complex64)),
         bad("bool", TypeError, "a is torch.bool; expected one of", a.bool(), b.bool()),
         bad("vector", ValueError, r"a has shape \(3,\); expected \[\.\.\., M, K\]", a[0], b),
         bad("inner-size", ValueError, r"b has shape \(4, 3\); expected \[\.\.\., 3, N\]", a, b.mT),
-        bad(
-            "batch",
-            ValueError,
-            r"b's batch \(3,\) does not broadcast with a's \(2,\)",
-            a.expand(2, 2, 3),
-            b.expand(3, 3, 4),
-        ),
-        bad(
-            "semiring", ValueError, "semiring is 'plus_times'; expected one of 'max_plus'", a, b, semiring="plus_times"
-        ),
-        bad("nan", ValueError, "nan is 'skip'; expected 'propagate' or 'ignore'", a, b, nan="skip"),
-        bad("cold", ValueError, "temperature is 0; expected a positive", a, b, semiring="log", temperature=0),
-        bad("temperature-nan", ValueError, "temperature is nan", a, b, semiring="log", temperature=NAN),
-        bad("log-winners", ValueError, "the log semiring has no winners", a, b, semiring="log", return_indices=True),
-        bad("log-integers", TypeError, "a is torch.int32; the log semiring takes", a.int(), b.int(), semiring="log"),
-        bad(
-            "narrower",
-            TypeError,
-            "out_dtype is torch.float16; expected a dtype of a's kind",
-            a,
-            b,
-            out_dtype=torch.float16,
-        ),
+        bad("batch", ValueError, r"b's batch \(3,\) does not broadcast with a's \(2,\)", *batches),
+        *option_misuses(tropical_matmul, a, b),
     ]
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...kernels import gather_softmax, log_shift
 from ...kernels.log_shift import SparseLogShift
-from ...kernels.pair_counts import Counts, PairCounter, merge_counts
+from ...kernels.pair_counts import Counts, PairCounter, as_csr, merge_counts
 from ...kernels.runtime.csr import csr_tensor
 from ..arguments import check_positive, check_size, is_integer
 from .arpa import write_bigrams
@@ -29,7 +29,7 @@ from .contexts import MODES, CatFeatures, Features, Mode, SuffixFeatures, SumFea
 from .tokens import CHUNK, TokensLike, open_tokens, windows
 
 NAME = "ExplicitLanguageModel"
-_TUNED_ON = 5_000  # held-out positions that K + 2 numbers are fitted to, evenly spaced
+_TUNED_ON = 2_000  # held-out positions that K + 2 numbers are fitted to, evenly spaced
 _FARTHEST = 16  # ε is sought from 1e-8 to 1e8
 _READ_AT_ONCE = 1 << 14  # positions of one readout
 
@@ -104,8 +104,8 @@ class ExplicitLanguageModel:
         self._counts: Counts | None = None
         self.token_counts_ = torch.zeros(self.vocabulary, dtype=torch.int64)
         self.positions_ = 0
-        self.weights_ = self._start_weights
-        self.smoothing_ = self._start_smoothing
+        self._weights = self._start_weights
+        self._smoothing = self._start_smoothing
         self._readout_cache: tuple[Tensor, Tensor, Tensor] | None = None
 
     @property
@@ -125,6 +125,42 @@ class ExplicitLanguageModel:
             f"{NAME}(vocabulary={self.vocabulary}, radius={self.radius}, mode={self.mode!r}, "
             f"smoothing={self.smoothing!r}{counted})"
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Settings, counts and what was searched: numbers, strings and tensors, for torch.load(weights_only=True)."""
+        features = self._features
+        return {
+            "settings": {
+                "vocabulary": self.vocabulary,
+                "radius": self.radius,
+                "mode": self.mode,
+                "smoothing": self.smoothing,
+                "weights": None if self.weights is None else self._plain_weights(),
+                "smoothing_prior": self.smoothing_prior,
+                "boundary": self.boundary,
+                "validation_fraction": self.validation_fraction,
+            },
+            "keys": features.keys if isinstance(features, SuffixFeatures) else None,
+            "counts": None if self._counts is None else tuple(self._counts),
+            "token_counts": self.token_counts_,
+            "positions": self.positions_,
+            "smoothing": self._smoothing,
+            "weights": self._weights,
+        }
+
+    def _plain_weights(self) -> list[float] | str:
+        return "search" if self._start_weights is None else self._start_weights.tolist()
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> ExplicitLanguageModel:
+        """The model that a `state_dict` describes."""
+        model = cls(**state["settings"])
+        if state["keys"] is not None:
+            model._features = SuffixFeatures(model.vocabulary, state["keys"])
+        model._counts = None if state["counts"] is None else Counts(*state["counts"])
+        model.token_counts_, model.positions_ = state["token_counts"], state["positions"]
+        model._smoothing, model._weights = state["smoothing"], state["weights"]
+        return model
 
     # ---------------------------------------------------------------------------------------------- counting
 
@@ -231,17 +267,28 @@ class ExplicitLanguageModel:
         """F as a sparse_csr tensor [D, V] of int64."""
         if self._counts is None:
             raise ValueError(f"{NAME}: nothing was counted yet; call fit first")
-        crow, columns, counts = self._counts
-        if len(columns) < 2**31:  # a sparse_csr tensor's indices have one dtype
-            crow = crow.to(columns.dtype)
-        return csr_tensor(crow, columns.to(crow.dtype), counts, (self._features.size, self.vocabulary))
+        return as_csr(self._counts, (self._features.size, self.vocabulary))
 
     # ----------------------------------------------------------------------------------------------- weights
+
+    @property
+    def smoothing_(self) -> float:
+        """ε, as given or as found."""
+        if self._smoothing is None:
+            raise ValueError(f"{NAME}: smoothing='search' has not searched yet; call tune(held-out tokens), or fit")
+        return self._smoothing
+
+    @property
+    def weights_(self) -> Tensor:
+        """[K + 1] float64: w_1 … w_K, w_0, as given or as found."""
+        if self._weights is None:
+            raise ValueError(f"{NAME}: weights='search' has not searched yet; call tune(held-out tokens), or fit")
+        return self._weights
 
     def tune(self, tokens: TokensLike, *, dtype: Any = "uint16") -> ExplicitLanguageModel:
         """Choose what is "search" by a held-out text, which is not counted. The cross-entropy is convex in the weights.
 
-        At most 5,000 of its positions are used, evenly spaced.
+        At most 2,000 of its positions are used, evenly spaced.
 
         Raises:
             TypeError, ValueError: as `fit`; also a model without counts, or where nothing is "search".
@@ -275,16 +322,14 @@ class ExplicitLanguageModel:
             return _minimised(loss, start)
 
         if self._start_smoothing is None:
-            self.smoothing_, self.weights_ = _walked(fitted)
+            self._smoothing, self._weights = _walked(fitted)
         else:
-            _, self.weights_ = fitted(self._start_smoothing)
+            _, self._weights = fitted(self._start_smoothing)
         self._readout_cache = None
 
     def _log_counts(self) -> tuple[Tensor, Tensor, Tensor]:
         """log F, as what each count adds to log ε [D, V] sparse_csr; log ε [V]; log S [V]."""
         if self._readout_cache is None:
-            if self.smoothing_ is None:
-                raise ValueError(f"{NAME}: smoothing='search' has not searched yet; call tune(held-out tokens), or fit")
             self._readout_cache = self._shifted(self.smoothing_)
         return self._readout_cache
 
@@ -310,8 +355,6 @@ class ExplicitLanguageModel:
     def _readout(self) -> tuple[Tensor, Tensor, Tensor]:
         """What gather_softmax takes: weight [D, V] sparse_csr, bias [V], weights [K]."""
         weight, base, log_mass = self._log_counts()
-        if self.weights_ is None:
-            raise ValueError(f"{NAME}: weights='search' has not searched yet; call tune(held-out tokens), or fit")
         bias = self.weights_[:-1].sum() * base - self.weights_[-1] * log_mass
         return weight, bias.to(weight.dtype), self.weights_[:-1].to(weight.dtype)
 
@@ -445,8 +488,6 @@ class ExplicitLanguageModel:
         for place, name in enumerate(names):
             if not name or name.split() != [name]:
                 raise ValueError(f"{NAME}: words has {name!r} at {place}; expected words without white space")
-        if self.smoothing_ is None:
-            raise ValueError(f"{NAME}: smoothing='search' has not searched yet; call tune(held-out tokens), or fit")
         write_bigrams(path, names, counts, self.token_probabilities_, self.smoothing_ * self.vocabulary)
 
 

@@ -7,10 +7,10 @@ overlap: F = Xᵀ T, and h = softmax(x U₁ / T₁). As ‖h‖₁ = 1, the next
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,12 +23,11 @@ from .estimator import Classifier
 from .labels import classes_and_index, held_out, read_labels
 from .rows import Rows, Scaling, read_rows
 from .settings import check_choice, check_fraction, check_number, check_searchable, check_seed
-from .solution import SMOOTHINGS, Counts, Solution, Tuned, count_apart, search, solve
+from .solution import SMOOTHINGS, Counts, Solution, Tuned, count, search, solve
 from .subclasses import subclasses
 
 _HIDDEN_SMOOTHINGS = (1e-2, 1e-1, 1.0, 10.0)  # what is tried for a hidden layer
-_HIDDEN_TEMPERATURES = tuple(2.0**k for k in range(-9, 2))  # the same, in units of K
-_FIRST_TEMPERATURE = 2.0**-4  # where their search begins
+_HIDDEN_TEMPERATURES = tuple(2.0**k for k in range(-9, -1))  # the same, in units of K
 _OUTPUT_SMOOTHINGS = (1e-2, 1e-1, 1.0)  # of the output that a hidden layer is judged by
 _ENOUGH = 20_000  # rows that a hidden layer is judged by: more say the same
 _SPREAD = 0.1  # of a code of the label, what goes to all units alike
@@ -59,24 +58,6 @@ class _Fitted:
         return self.layers[0].weight.shape[0]
 
 
-@dataclass(frozen=True, eq=False)
-class _Hidden:
-    """A hidden layer while the network is being solved."""
-
-    codes: Callable[[Counts], Tensor]  # F of the places that rows were counted in -> F of the units
-    places: Tensor  # [N]: where each row was counted
-    smoothing: float
-    temperature: float
-    scale: float
-
-    def solution(self, counts: Counts) -> Solution:
-        features = self.codes(counts)
-        units = features.shape[1]
-        as_units = Counts(features, torch.ones(units, dtype=torch.int64, device=features.device))
-        solution = solve("ExplicitMLP", as_units, np.arange(units), self.smoothing, "uniform", self.scale, "mass")
-        return solution.over(self.temperature)
-
-
 class ExplicitMLP(Classifier):
     """A softmax network with hidden layers, on non-negative features, solved layer by layer: no gradient step.
 
@@ -100,8 +81,8 @@ class ExplicitMLP(Classifier):
             ExplicitSoftmax.
         offset: o ≥ 0, added to each entry before rows are scaled, in the units of x.
         iterations: Lloyd's, at most.
-        validation_fraction: of the rows of each class, what temperatures, and smoothing, are chosen by, by
-            cross-entropy. T₁ is K times a power of 2, from 1/512 to 2. Afterwards all rows are counted.
+        validation_fraction: of the rows of each class, those that are not counted: temperatures, and smoothing, are
+            chosen by their cross-entropy. That of a hidden layer is K times a power of 2, from 1/512 to 1/4.
         seed: draws those rows, the first centres and the random weights.
 
     x is K (x + o) / Σ (x + o) in learning and in predicting. Rows, labels and answers are of the kinds and dtypes that
@@ -249,15 +230,15 @@ class ExplicitMLP(Classifier):
         )
 
 
-def _through(layers: tuple[Solution, ...], x: Tensor) -> Tensor:
-    for layer in layers:
-        x = layer.logits(x).softmax(1)
-    return x
+class _Layer(NamedTuple):
+    solution: Solution
+    smoothing: float
+    temperature: float
 
 
 @dataclass(frozen=True, eq=False)
 class _Solver:
-    """One fit. First a network of the rows that are kept, which those held out judge; then the same of all rows."""
+    """One fit, layer by layer: from the rows that are kept, judged by those held out."""
 
     where: str
     settings: _Settings
@@ -267,108 +248,91 @@ class _Solver:
     classes: np.ndarray
 
     def run(self) -> _Fitted:
-        trial: tuple[Solution, ...] = ()
-        hidden: list[_Hidden] = []
+        layers: list[_Layer] = []
         for size in self.settings.hidden:
-            layer, kept = self._hidden(trial, size)
-            hidden.append(layer)
-            trial += (layer.solution(kept),)
-        output = self._output(trial)
-        layers: tuple[Solution, ...] = ()
-        for layer in hidden:
-            kept, out = self._counts(layers, layer.places)
-            layers += (layer.solution(kept.plus(out)),)
-        kept, out = self._counts(layers, self.index)
-        layers += (self._solved(kept.plus(out), output.smoothing).over(output.temperature),)
+            layers.append(self._hidden(_solutions(layers), size))
+        layers.append(self._output(_solutions(layers)))
         return _Fitted(
             self.classes,
             self.settings.scaling,
-            layers,
-            (*(layer.smoothing for layer in hidden), output.smoothing),
-            (*(layer.temperature for layer in hidden), output.temperature),
+            _solutions(layers),
+            tuple(layer.smoothing for layer in layers),
+            tuple(layer.temperature for layer in layers),
             self.rows.is_torch,
         )
 
     # ------------------------------------------------------------------------------------------- rows and counts
 
-    def _blocks(self, layers: tuple[Solution, ...], width: int = 1) -> Iterator[tuple[slice, Tensor]]:
-        """The rows as the layer after `layers` sees them, in float32."""
-        width = max(width, *(layer.weight.shape[1] for layer in layers), 1)
+    def _blocks(self, below: tuple[Solution, ...], width: int = 1) -> Iterator[tuple[slice, Tensor]]:
+        """The rows as the layer on top of `below` sees them, in float32."""
+        width = max(width, *(layer.weight.shape[1] for layer in below), 1)
         for part, seen in self.settings.scaling.of(self.where, self.rows, width=width, dtype=torch.float32):
-            yield part, _through(layers, seen)
+            yield part, _through(below, seen)
 
-    def _counts(self, layers: tuple[Solution, ...], places: Tensor) -> tuple[Counts, Counts]:
-        """F by places, of the rows that are kept and of those held out."""
-        size = int(places.max()) + 1
-        if not layers:
-            kept, out = count_apart(self.where, self.rows, places, self.held, size, self.settings.scaling)
-            assert out is not None
-            return kept, out
-        apart = places + size * self.held
-        total = torch.zeros(2 * size, layers[-1].weight.shape[1], dtype=torch.float64, device=self.rows.device)
-        for part, h in self._blocks(layers):
-            total += cooccurrence(h, apart[part], 2 * size).t()
-        rows = torch.bincount(apart, minlength=2 * size)
-        return Counts(total[:size].t(), rows[:size]), Counts(total[size:].t(), rows[size:])
+    def _dense_blocks(self, below: tuple[Solution, ...]) -> Iterator[tuple[slice, Tensor]]:
+        for part, rows in self._blocks(below):
+            yield part, rows.to_dense() if rows.layout == torch.sparse_csr else rows
+
+    def _counts(self, below: tuple[Solution, ...], places: Tensor, size: int) -> Counts:
+        """F of `size` places that rows go to: of those that are kept."""
+        apart = torch.where(self.held, size, places)  # the others go to one place more, which is left out
+        if not below:
+            counts = count(self.where, self.rows, apart, size + 1, self.settings.scaling)
+            return Counts(counts.features.t()[:size].t(), counts.rows[:size])
+        total = torch.zeros(size + 1, below[-1].weight.shape[1], dtype=torch.float64, device=self.rows.device)
+        for part, h in self._blocks(below):
+            total += cooccurrence(h, apart[part], size + 1).t()
+        return Counts(total[:size].t(), torch.bincount(apart, minlength=size + 1)[:size])
 
     # ------------------------------------------------------------------------------------------- layers
 
-    def _hidden(self, below: tuple[Solution, ...], size: int) -> tuple[_Hidden, Counts]:
-        """A hidden layer of `size` units on `below`, and the counts of the rows that are kept."""
-        settings = self.settings
-        scale = 1.0 if below else settings.scaling.scale
-        assert scale is not None
-        units = units_by_class(torch.bincount(self.index[~self.held], minlength=len(self.classes)).cpu(), size)
+    def _hidden(self, below: tuple[Solution, ...], size: int) -> _Layer:
+        """A hidden layer of `size` units."""
+        settings, classes = self.settings, len(self.classes)
+        units = units_by_class(torch.bincount(self.index[~self.held], minlength=classes).cpu(), size)
         if settings.codes == "subclasses":
-            dense = partial(_dense, lambda: self._blocks(below))
-            places = subclasses(dense, self.index, ~self.held, units, settings.iterations, settings.seed)
-            layer = _Hidden(partial(_of_subclasses, size), places, 1.0, 1.0, scale)
-        else:
-            codes = _codes_of_labels(units, settings.seed).to(self.rows.device)
-            layer = _Hidden(partial(_of_codes, codes), self.index, 1.0, 1.0, scale)
-        kept, _ = self._counts(below, layer.places)
-        return self._judged(below, layer, kept), kept
+            blocks = partial(self._dense_blocks, below)
+            places = subclasses(blocks, self.index, ~self.held, units, settings.iterations, settings.seed)
+            return self._judged(below, self._counts(below, places, size))
+        counts = self._counts(below, self.index, classes)
+        codes = _codes_of_labels(units, settings.seed).to(self.rows.device)
+        return self._judged(below, Counts(counts.features @ codes, codes.sum(0)))
 
-    def _judged(self, below: tuple[Solution, ...], layer: _Hidden, kept: Counts) -> _Hidden:
-        """The layer with the smoothing and temperature of the least cross-entropy of an output on top of it.
+    def _judged(self, below: tuple[Solution, ...], counts: Counts) -> _Layer:
+        """The hidden layer whose smoothing and temperature have the least cross-entropy, by an output on top of it.
 
         Temperatures are tried from the best so far, upward and downward for as long as one is better than the last.
         """
         judges = self._judges()
         index = self.index[judges]
-        smoothings = _HIDDEN_SMOOTHINGS if self.settings.smoothing is None else (self.settings.smoothing,)
+        scale = 1.0 if below or self.settings.scaling.scale is None else self.settings.scaling.scale
+        temperatures = [scale * t for t in _HIDDEN_TEMPERATURES]
         outputs = _OUTPUT_SMOOTHINGS if self.settings.smoothing is None else (self.settings.smoothing,)
-        best, at = layer, _HIDDEN_TEMPERATURES.index(_FIRST_TEMPERATURE)
-        least = math.inf
-        for smoothing in smoothings:
-            solution = replace(layer, smoothing=smoothing).solution(kept)
+        at, least, best = len(temperatures) // 2, math.inf, None
+        for smoothing in _HIDDEN_SMOOTHINGS if self.settings.smoothing is None else (self.settings.smoothing,):
+            solution = self._solved(counts, smoothing, scale)
             judging, watched = [], []
             for part, seen in self._blocks(below, width=solution.weight.shape[1]):
                 z = solution.logits(seen)
                 judging.append(z[judges[part]])
                 watched.append(z[self.held[part]])
             each = torch.cat(judging), torch.cat(watched)
-            losses: dict[int, float] = {}
+            losses: dict[int, float] = {-1: math.inf, len(temperatures): math.inf}
 
             def loss(t: int, z: tuple[Tensor, Tensor] = each, losses: dict[int, float] = losses) -> float:
-                if not 0 <= t < len(_HIDDEN_TEMPERATURES):
-                    return math.inf
                 if t not in losses:
-                    h, seen = ((part / (layer.scale * _HIDDEN_TEMPERATURES[t])).softmax(1) for part in z)
-                    losses[t] = self._found(self._sums(h, index), seen, outputs, tolerance=1e-3).loss
+                    h, seen = ((part / temperatures[t]).softmax(1) for part in z)
+                    of_classes = Counts(cooccurrence(h, index, len(self.classes)), torch.bincount(index))
+                    losses[t] = self._searched(of_classes, seen, outputs, tolerance=1e-3).loss
                 return losses[t]
 
             for step in (1, -1):
                 while loss(at + step) < loss(at):
                     at += step
-            if loss(at) < least:
-                least = loss(at)
-                best = replace(layer, smoothing=smoothing, temperature=layer.scale * _HIDDEN_TEMPERATURES[at])
+            if best is None or loss(at) < least:
+                least, best = loss(at), _Layer(solution.over(temperatures[at]), smoothing, temperatures[at])
+        assert best is not None
         return best
-
-    def _sums(self, h: Tensor, index: Tensor) -> Counts:
-        C = len(self.classes)
-        return Counts(cooccurrence(h, index, C), torch.bincount(index, minlength=C))
 
     def _judges(self) -> Tensor:
         """[N] bool: the kept rows that a hidden layer is judged by, at most _ENOUGH."""
@@ -378,13 +342,16 @@ class _Solver:
         judges[kept[order[:_ENOUGH].to(kept.device)]] = True
         return judges
 
-    def _output(self, below: tuple[Solution, ...]) -> Tuned:
-        kept, _ = self._counts(below, self.index)
+    def _output(self, below: tuple[Solution, ...]) -> _Layer:
+        counts = self._counts(below, self.index, len(self.classes))
         watched = torch.cat([h[self.held[part]] for part, h in self._blocks(below)])
-        smoothing = self.settings.smoothing
-        return self._found(kept, watched, SMOOTHINGS if smoothing is None else (smoothing,))
+        smoothings = SMOOTHINGS if self.settings.smoothing is None else (self.settings.smoothing,)
+        tuned = self._searched(counts, watched, smoothings)
+        return _Layer(self._solved(counts, tuned.smoothing).over(tuned.temperature), tuned.smoothing, tuned.temperature)
 
-    def _found(self, counts: Counts, watched: Tensor, smoothings: tuple[float, ...], tolerance: float = 1e-12) -> Tuned:
+    def _searched(
+        self, counts: Counts, watched: Tensor, smoothings: tuple[float, ...], tolerance: float = 1e-12
+    ) -> Tuned:
         """Smoothing and temperature of an output layer, by the hidden answers of the rows held out."""
 
         def logits_at(smoothing: float) -> Tensor:
@@ -392,20 +359,19 @@ class _Solver:
 
         return search(smoothings, logits_at, self.index[self.held], None, tolerance=tolerance)
 
-    def _solved(self, counts: Counts, smoothing: float) -> Solution:
-        return solve(self.where, counts, self.classes, smoothing, "uniform", 1.0, "mass")
+    def _solved(self, counts: Counts, smoothing: float, scale: float = 1.0) -> Solution:
+        names = self.classes if counts.features.shape[1] == len(self.classes) else np.arange(counts.features.shape[1])
+        return solve(self.where, counts, names, smoothing, "uniform", scale, "mass")
 
 
-# ------------------------------------------------------------------------------------------------ codes
+def _solutions(layers: list[_Layer]) -> tuple[Solution, ...]:
+    return tuple(layer.solution for layer in layers)
 
 
-def _of_subclasses(units: int, counts: Counts) -> Tensor:
-    missing = units - counts.features.shape[1]  # the last subclasses may have no row
-    return torch.nn.functional.pad(counts.features, (0, missing)) if missing else counts.features
-
-
-def _of_codes(codes: Tensor, counts: Counts) -> Tensor:
-    return counts.features.double() @ codes
+def _through(layers: tuple[Solution, ...], x: Tensor) -> Tensor:
+    for layer in layers:
+        x = layer.logits(x).softmax(1)
+    return x
 
 
 def _codes_of_labels(units: list[int], seed: int) -> Tensor:
@@ -418,8 +384,3 @@ def _codes_of_labels(units: list[int], seed: int) -> Tensor:
         codes[c, first : first + size] += (1 - _SPREAD) * weights / weights.sum()
         first += size
     return codes
-
-
-def _dense(blocks: Callable[[], Iterator[tuple[slice, Tensor]]]) -> Iterator[tuple[slice, Tensor]]:
-    for part, rows in blocks():
-        yield part, rows.to_dense() if rows.layout == torch.sparse_csr else rows

@@ -1,4 +1,4 @@
-"""What the ranks of a process group agree on: all of them learn the same, and all refuse where one does."""
+"""Ranks of a process group agree: all of them learn the same, and all refuse where one does."""
 
 from __future__ import annotations
 

@@ -243,7 +243,7 @@ def times(x: Tensor, factors: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Scaling:
-    """What a model makes of rows: x as it is where scale is None, else scale (x + offset) / Σ (x + offset)."""
+    """How a model takes rows: x as it is where scale is None, else scale (x + offset) / Σ (x + offset)."""
 
     scale: float | None
     offset: float

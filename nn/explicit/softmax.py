@@ -94,15 +94,15 @@ class ExplicitSoftmax(Classifier):
     One-hot rows (K = 1) make it the exact optimum of the cross-entropy; other rows do where features are independent
     given the class. Where MultinomialNB stood, `ExplicitSoftmax(normalize=False, prior="count")` is the same model.
 
-    Source: Williams & Zhao, "Explicit solutions of single-layer softmax networks", arXiv 2311.07498, 2023. Unigram
-    smoothing, searches and temperature are ours.
+    Source: Williams & Zhao, arXiv 2311.07498, 2023. Unigram smoothing, searches and temperature are ours.
 
     Args:
         scale: K > 0, the sum that rows are scaled to, where normalize is True.
         smoothing: ε ≥ 0, added to each count; or "search": that of 1e-4, 10^-3.5, …, 1e4 with the least cross-entropy
             on rows held out. 0 is allowed where no count is 0.
         temperature: T > 0, which divides logits; or "search": that with the least cross-entropy on rows held out, each
-            ε having its own. Neither takes a second pass over the rows that were counted.
+            ε having its own; where all M of those are right, it is as sure as M rows allow. Neither search takes a
+            second pass over the rows that were counted.
         offset: o ≥ 0, added to each entry before rows are scaled, in the units of x.
         normalize: rows become K (x + o) / Σ (x + o), in learning and in predicting. False takes them as they are, of
             any sums, the empty row too; then K says nothing, and o must be 0.
@@ -230,14 +230,14 @@ class ExplicitSoftmax(Classifier):
         facts = {"the features": rows.features, "the arguments": settings, "the classes": names.tolist()}
         check_equal(name, facts, group)
         _, counts, _ = self._shared(names, counts, group)
-        found = (None, None) if before is None else (before.smoothing, before.temperature)
+        tuned = (None, None) if before is None else (before.smoothing, before.temperature)
         self._fitted = _Fitted(
             name,
             settings,
             names,
             counts if before is None else self._on_device(before.counts, counts).plus(counts),
-            settings.smoothing if settings.smoothing is not None else found[0],
-            settings.temperature if settings.temperature is not None else found[1],
+            settings.smoothing if settings.smoothing is not None else tuned[0],
+            settings.temperature if settings.temperature is not None else tuned[1],
             rows.is_torch if before is None else before.is_torch,
         )
         return self
@@ -401,8 +401,7 @@ class ExplicitSoftmax(Classifier):
             solution = settings.solve(self._name, counts, fitted.classes, smoothing)
             seen = settings.scaling.of(self._name, rows, width=len(fitted.classes))
             blocks = [solution.logits(block) for _, block in seen]
-            logits = torch.cat(blocks) if blocks else counts.features.new_zeros(0, len(fitted.classes))
-            return logits.clamp(min=-1e30)  # in place of −∞, of a class without rows: 0 · ∞ is NaN
+            return torch.cat(blocks) if blocks else counts.features.new_zeros(0, len(fitted.classes))
 
         candidates = SMOOTHINGS if settings.smoothing is None else (settings.smoothing,)
         return search(candidates, logits_at, targets, settings.temperature, group)

@@ -27,6 +27,7 @@ from .ranks import added
 from .rows import Rows, Scaling
 
 SMOOTHINGS = tuple(10.0 ** (k / 2) for k in range(-8, 9))  # what smoothing="search" tries, 1e-4 to 1e4
+_IMPOSSIBLE = -1e30  # a logit in place of −∞, of a class without rows: 0 · ∞ is NaN
 _HOTTEST = 1e4  # temperatures are searched in [1 / _HOTTEST, _HOTTEST]
 
 
@@ -103,7 +104,7 @@ class Solution:
         return {"weight": self.weight, "bias": self.bias}
 
     def logits(self, x: Tensor) -> Tensor:
-        """Of rows as the model sees them: in x's dtype, and up to a number that all classes share."""
+        """Computes logits of rows as the model sees them: in x's dtype, and up to a number that all classes share."""
         key = x.device, x.dtype
         if key not in self._casts:
             # a feature's mean over the classes shifts all logits alike; without it less is lost to rounding
@@ -183,13 +184,13 @@ def search(
 
     Args:
         logits_at: smoothing -> logits [M, C] of rows that were not counted, at temperature 1.
-        targets: [M] int64, their classes.
+        targets: [M] int64, their classes, none of them of logits −∞.
         group: the ranks whose rows count together.
         tolerance: of temperatures, relative.
     """
     best: Tuned | None = None
     for smoothing in candidates:
-        z = logits_at(smoothing).double()
+        z = logits_at(smoothing).double().clamp(min=_IMPOSSIBLE)
         if temperature is None:
             tried = Tuned(smoothing, *best_temperature(z, targets, group, tolerance))
         else:
@@ -201,14 +202,23 @@ def search(
     return best
 
 
-def moments(z: Tensor, targets: Tensor, beta: float, group: Any = None) -> tuple[float, float, float]:
-    """The mean cross-entropy of z β, and its first and second derivative in β."""
+def moments(
+    z: Tensor, targets: Tensor, beta: float, group: Any = None, extra: float = 0.0
+) -> tuple[float, float, float]:
+    """The mean cross-entropy of z β, and its first and second derivative in β.
+
+    With `extra`, slope and curvature are of rows of which each stands `extra` times more for any class alike.
+    """
     logp = (z * beta).log_softmax(1)
     p = logp.exp()
     mean = (p * z).sum(1)
     picked = targets[:, None]
     slopes = mean - z.gather(1, picked)[:, 0]
     curvatures = (p * (z - mean[:, None]).square()).sum(1)
+    if extra:
+        possible = z > _IMPOSSIBLE / 2
+        slopes = slopes + extra * (mean - z.where(possible, 0).sum(1) / possible.sum(1))
+        curvatures = (1 + extra) * curvatures
     sums = torch.stack([-logp.gather(1, picked).sum(), slopes.sum(), curvatures.sum(), z.new_tensor(float(len(z)))])
     loss, slope, curvature, rows = added(sums, group).tolist()
     return loss / rows, slope / rows, curvature / rows
@@ -217,12 +227,16 @@ def moments(z: Tensor, targets: Tensor, beta: float, group: Any = None) -> tuple
 def best_temperature(z: Tensor, targets: Tensor, group: Any = None, tolerance: float = 1e-12) -> tuple[float, float]:
     """The T in [1e-4, 1e4] of the least mean cross-entropy of z / T, and that. Newton in 1/T, kept within a bracket.
 
-    Where all rows are right T falls until nothing is gained.
+    Where all M rows are right the less T the better, to any confidence. One row more, of any class alike, then keeps
+    it at what M rows can show.
     """
     z = z - z.amax(1, keepdim=True)
+    wrong = (z.gather(1, targets[:, None]) < 0).sum()
+    wrong, rows = added(torch.stack([wrong, torch.full_like(wrong, len(z))]), group).tolist()
+    extra = 0.0 if wrong else 1 / rows
     low, high, beta = 1 / _HOTTEST, _HOTTEST, 1.0
     for _ in range(100):
-        loss, slope, curvature = moments(z, targets, beta, group)
+        loss, slope, curvature = moments(z, targets, beta, group, extra)
         if abs(slope) * beta <= 1e-12 * max(loss, 1e-3):
             return 1 / beta, loss
         low, high = (low, beta) if slope > 0 else (beta, high)

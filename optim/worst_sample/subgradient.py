@@ -17,10 +17,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ...kernels.runtime import backend
 from ..distributed import check_equal, check_group, digest, of_ranks, rank_in
-from .by_cpp import DTYPES, MEMORIES, Sparse, activate, bytes_needed, is_available
-from .by_triton import LARGEST, Cached, why_not
+from .by_cpp import DTYPES, MEMORIES, Sparse, bytes_needed, is_available
+from .by_triton import LARGEST, why_not
 from .checks import (
     WHERE,
     LinearMinMaxLike,
@@ -33,9 +32,11 @@ from .checks import (
     check_weights,
 )
 from .definition import DIVERGED, GOING, LOSSES, STEPS, Dense, Samples, Settings, State, Weights, beginning
+from .loops import LOOPS
 from .sharded import Sharded
 
 _STATUS = ("going", "target met", "within rounding of the target", "diverged")
+_BACKENDS = {**dict.fromkeys(MEMORIES, "cpp"), "program": "triton", "graph": "triton", "dense": "torch"}  # by memory
 _SLICE_SECONDS = 0.2  # at the end of which Ctrl-C is heard and progress told
 
 
@@ -374,10 +375,7 @@ class WorstSampleSubgradient:
         self._note_weights()
 
     def _begun(self) -> Dense | Sparse:
-        if self.memory in MEMORIES:
-            own = Sparse(self._state, self.memory)
-        else:
-            own = (Dense if self.memory == "dense" else Cached)(self._state, activate)
+        own = LOOPS.functions[_BACKENDS[self.memory]](self._state, self.memory)
         return own if self._group is None else Sharded(self._state, own, self._group, self._first)
 
     def _note_weights(self) -> None:
@@ -452,7 +450,7 @@ def _choose(state: State, memory: str, is_shared: bool) -> tuple[str, str]:
     """The memory, and why."""
     weights, device = state.weights, state.weights.a.device
     dtype, (q, p), K, N = weights.a.dtype, weights.w1.shape, len(weights.w2), len(state.samples.x)
-    chosen = backend.choose(WHERE, device, ("torch", "cpp", "triton"), dtype)
+    chosen = LOOPS.backend_on(device, dtype)
     if chosen == "cpp" and dtype not in DTYPES:
         raise TypeError(f"{WHERE}: the weights are {dtype}; expected torch.float32 or torch.float64 on the CPU")
     reason = f"backend {chosen} on {device} has no cache for this run"

@@ -35,7 +35,7 @@ class Bench:
         source = tmp_path / "kernel.cpp"
         source.write_text("")
         self.kernel = Tuned("bench", Space(space), lambda problem: default, source)
-        self.store, self.inspect = Store(tmp_path / "store"), None
+        self.store, self.inspect, self.foreseen = Store(tmp_path / "store"), None, lambda config: True
 
     def run(self):
         config = self.kernel.config(PROBLEM, CPU)
@@ -148,7 +148,7 @@ def test_a_spill_is_rejected_and_the_forecast_ranks(bench, monkeypatch):
     monkeypatch.setattr(contest, "CANDIDATES", 3)
     order = []
 
-    def inspect(configs):
+    def inspect(configs, deadline):
         order.extend(sorted(configs, key=lambda config: (config["BLOCK"], config["STAGES"])))
         return [
             "spills 8 bytes" if config["BLOCK"] == 64 else Prediction(config["BLOCK"] + config["STAGES"], "ALU pipe")
@@ -162,6 +162,41 @@ def test_a_spill_is_rejected_and_the_forecast_ranks(bench, monkeypatch):
     assert all(config in timed for config in order[:3])
     assert not any('"BLOCK": 64' in config for config in bench.tried - {canonical(bench.kernel.default(PROBLEM))})
     assert "spills 8 bytes" in {rival["rejected"] for rival in found.evidence["rivals"]}
+
+
+def test_only_what_was_foreseen_in_time_contests(bench):
+    """The rest is counted, and the search is none that is complete: the same one goes on from there."""
+    deadlines, kernel = [], bench.kernel
+
+    def inspect(configs, deadline):
+        deadlines.append(deadline)
+        bench.now += 400.0  # compilers took as long
+        in_time = bench.foreseen
+        return [Prediction(1.0, "ALU pipe") if in_time(config) else None for config in configs]
+
+    bench.inspect = inspect
+    bench.foreseen = lambda config: config["BLOCK"] == 64
+    first = bench.search(budget_s=1000.0)
+    assert 0 < deadlines[0] <= 500.0  # time is left to contest in
+    assert (first.config, first.how) == ({**BEST, "BLOCK": 64}, "cut off")
+    assert first.evidence["unforeseen"] == 48
+    assert not first.evidence["complete"]
+    assert all('"BLOCK": 64' in config for config in bench.tried)  # not by the descent either
+
+    bench.foreseen = lambda config: True
+    again = bench.search(budget_s=1000.0)
+    assert (again.config, again.how) == (BEST, "tuned")
+    assert "unforeseen" not in again.evidence
+    entry = bench.store.get(fingerprint(CPU), kernel.key(PROBLEM))
+    assert entry
+    assert entry.evidence["complete"]
+
+
+def test_where_nothing_was_foreseen_the_default_stays(bench):
+    bench.inspect = lambda configs, deadline: [None] * len(configs)
+    finding = bench.search()
+    assert (finding.config, finding.how, finding.stored) == (bench.kernel.default(PROBLEM), "cut off", False)
+    assert bench.tried == {canonical(bench.kernel.default(PROBLEM))}
 
 
 def test_the_descent_finds_what_was_no_candidate(bench, monkeypatch):

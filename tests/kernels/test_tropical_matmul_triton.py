@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from tropigrad.autotune import override
+from tropigrad.kernels.contract.comparison import assert_same
+from tropigrad.kernels.contract.samples import INF, NAN, short
 from tropigrad.kernels.mathematics.semiring import SELECTIVE, winner_dtype
 from tropigrad.kernels.runtime import backend
 from tropigrad.kernels.runtime.arguments import FLOATS, INTEGERS
@@ -11,20 +13,11 @@ from tropigrad.kernels.tropical_matmul import by_triton
 from tropigrad.kernels.tropical_matmul.definition import tropical_matmul_ref
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-NAN, INF = float("nan"), float("inf")
 
 pytestmark = pytest.mark.skipif(
     bool(backend.why_off("triton", DEVICE)), reason="the kernels need a GPU or triton's interpreter"
 )
 needs_gpu = pytest.mark.skipif(DEVICE.type != "cuda", reason="no GPU")
-
-
-def short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def equal(x: torch.Tensor, y: torch.Tensor) -> None:
-    torch.testing.assert_close(x, y, rtol=0, atol=0, equal_nan=True)
 
 
 def operands(dtype: torch.dtype, K: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,9 +64,9 @@ def test_values_and_winners_equal_the_oracle(dtype, semiring, block_k):
         with override("tropical_matmul.triton", config):
             values, winners = by_triton.forward(a, b, semiring, True, ignore_nan)
             alone, nothing = by_triton.forward(a, b, semiring, False, ignore_nan)
-        equal(values, expected)
-        equal(alone, expected)
-        equal(winners, indices.to(torch.int16))
+        assert_same(values, expected, exact=True)
+        assert_same(alone, expected, exact=True)
+        assert_same(winners, indices.to(torch.int16), exact=True)
         assert nothing.numel() == 0
 
 
@@ -84,8 +77,8 @@ def test_sums_shorter_than_a_block(K, block_k):
     with override("tropical_matmul.triton", {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": block_k, "num_warps": 2}):
         values, winners = by_triton.forward(a, b, "max_plus", True, False)
     expected, indices = tropical_matmul_ref(a, b)
-    equal(values, expected)
-    equal(winners.long(), indices)
+    assert_same(values, expected, exact=True)
+    assert_same(winners.long(), indices, exact=True)
 
 
 def test_winners_take_two_bytes_where_they_suffice():
@@ -111,8 +104,8 @@ def test_rows_read_in_words_give_the_same(dtype):
         if layout is not a:
             assert by_triton._packed(layout, 8) == 1
         values, winners = by_triton.forward(layout, b, "max_plus", True, False)
-        equal(values, expected)
-        equal(winners.long(), indices)
+        assert_same(values, expected, exact=True)
+        assert_same(winners.long(), indices, exact=True)
     if count > 1:
         assert by_triton._packed(a[..., :-1], 8) == 1
         assert by_triton._packed(a, 1) == 1
@@ -127,8 +120,8 @@ def test_strides_may_reach_beyond_two_to_the_31():
     for x, y in ((a, b), (b, a)):
         values, winners = by_triton.forward(x, y, "max_plus", True, False)
         expected, indices = tropical_matmul_ref(x.clone(), y.clone())
-        equal(values, expected)
-        equal(winners.long(), indices)
+        assert_same(values, expected, exact=True)
+        assert_same(winners.long(), indices, exact=True)
 
 
 @needs_gpu

@@ -5,26 +5,19 @@ import math
 import pytest
 import torch
 
+from tropigrad.kernels.contract.comparison import assert_same
+from tropigrad.kernels.contract.samples import INF, NAN, short
 from tropigrad.kernels.runtime import backend
 from tropigrad.kernels.runtime.arguments import FLOATS
 from tropigrad.kernels.tropical_winners_scatter import by_triton
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 OP = torch.ops.tropigrad.tropical_winners_scatter
-NAN, INF = float("nan"), float("inf")
 
 pytestmark = pytest.mark.skipif(
     bool(backend.why_off("triton", DEVICE)), reason="the kernels need a GPU or triton's interpreter"
 )
 needs_gpu = pytest.mark.skipif(DEVICE.type != "cuda", reason="no GPU")
-
-
-def short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def equal(x: torch.Tensor, y: torch.Tensor) -> None:
-    torch.testing.assert_close(x, y, rtol=0, atol=0, equal_nan=True)
 
 
 def gradients(dc, winners, a, b, K, deterministic=True, needs=(True, True)):
@@ -115,8 +108,8 @@ def test_what_is_not_finite_adds_up_as_it_does_in_floating_point(deterministic):
     rows = [[INF, 1, 2], [-INF, 1, -INF], [INF, 0, -INF], [NAN, 1, 2], [NAN, INF, 2], [3, 4, 5]]
     dc = torch.tensor([rows])
     da, db = gradients(dc, torch.zeros(1, 6, 3, dtype=torch.int16), None, None, 3, deterministic)
-    equal(da[0, :, 0], torch.tensor([INF, -INF, NAN, NAN, NAN, 12]))
-    equal(db[0, 0], torch.tensor([NAN, INF, -INF]))
+    assert_same(da[0, :, 0], torch.tensor([INF, -INF, NAN, NAN, NAN, 12]), exact=True)
+    assert_same(db[0, 0], torch.tensor([NAN, INF, -INF]), exact=True)
     assert not da[..., 1:].any()
     assert not db[:, 1:].any()
     # 0 · ∞ of a product
@@ -134,7 +127,7 @@ def test_sixteen_bit_gradients_are_rounded_once(dtype, deterministic):
     for x, expected in zip(
         gradients(dc, winners, None, None, 7, deterministic), exact(dc, winners, None, None, 7), strict=True
     ):
-        equal(x, expected.to(dtype))
+        assert_same(x, expected.to(dtype), exact=True)
     count = 512  # in bfloat16 a running sum of ones stops at 256
     ones, winners = torch.ones(1, 1, count, dtype=dtype), torch.zeros(1, 1, count, dtype=torch.int16)
     da, db = gradients(ones, winners, None, None, 1, deterministic, (True, False))

@@ -15,6 +15,7 @@ import torch
 
 from tropigrad.nn import ExplicitLanguageModel
 from tropigrad.nn.explicit import language_model
+from tropigrad.nn.explicit.contexts import Mode
 
 V = 5
 
@@ -43,7 +44,7 @@ def rows_of(mode: str, tokens: np.ndarray, radius: int) -> dict:
     return rows
 
 
-def fitted(mode: str = "suffix", radius: int = 2, **settings) -> ExplicitLanguageModel:
+def fitted(mode: Mode = "suffix", radius: int = 2, **settings) -> ExplicitLanguageModel:
     return ExplicitLanguageModel(V, radius, mode, **settings).fit(text())
 
 
@@ -372,7 +373,7 @@ def test_calls_that_come_too_early_say_what_to_call():
     with pytest.raises(ValueError, match="merge got a model of radius 1"):
         fitted().merge(fitted(radius=1))
     with pytest.raises(TypeError, match="merge got a dict"):
-        fitted().merge({})
+        fitted().merge({})  # pyright: ignore[reportArgumentType]
 
 
 def test_bad_contexts_are_named():

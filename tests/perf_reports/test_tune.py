@@ -122,3 +122,11 @@ def test_a_gpus_16_bit_floats_and_integers_have_ceilings_of_their_own(monkeypatc
     steps = {dtype: tune.ceilings(gpu, dtype).steps for dtype in (torch.float32, torch.float16, torch.int32)}
     assert [found["add_max"] for found in steps.values()] == [7e9, 14e9, 9e9]
     assert tune.ceilings(gpu, torch.float64) == Ceilings({}, 3e12, 4e-6, 7e9)
+
+
+def test_a_finding_says_how_many_configs_were_left_unforeseen():
+    evidence = {"complete": False, "unforeseen": 260}
+    finding = autotune.Finding("op.triton", {"M": 64}, {"BLOCK": 16}, {"BLOCK": 16}, evidence, "cut off", stored=False)
+    text = tune.lines([finding], table=None)
+    assert "  260 configs left unforeseen: there was no time to compile them" in text
+    assert tune.as_json([finding], table=None)["findings"][0]["evidence"]["unforeseen"] == 260

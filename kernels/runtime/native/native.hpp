@@ -1,6 +1,6 @@
-// What the C++ kernels share: vectors, the element types of torch and their rounding, NaN, threads.
+// Vectors, torch's element types and their rounding, NaN and threads: shared by all C++ kernels.
 //
-// Everything is in an unnamed namespace: each library is one translation unit, with symbols of its own.
+// Everything is in an unnamed namespace, since each library is one translation unit with symbols of its own.
 
 #pragma once
 
@@ -64,14 +64,14 @@ inline To bit_cast(From from) {
     return to;
 }
 
-// The second operand where either is NaN, as the x86 instruction: a NaN in `best` stays.
+// The larger of two; `best` where either is NaN, as in the x86 instruction. So a NaN in `best` stays.
 template <class V>
 inline V larger(V x, V best) {
     return x > best ? x : best;
 }
 
-// fma(a, 1, b) rounds as a + b does. It is the faster way where the multiply-add has a pipe that the maximum does not
-// use and the addition has none (Intel before Skylake); native.py asks add_probe.cpp, and defines ADD_BY_FMA.
+// fma(a, 1, b) rounds as a + b does. It is faster where the multiply-add has a pipe that the maximum does not use, and
+// the addition has none (Intel before Skylake). libraries.py measures it by add_probe.cpp, and then defines ADD_BY_FMA.
 struct Plus {
     template <class A, class V>
     static V of(A a, V b) {
@@ -80,7 +80,7 @@ struct Plus {
             return V(_mm512_fmadd_ps(__m512(a - V{}), _mm512_set1_ps(1), __m512(b)));
         if constexpr (std::is_same_v<V, Simd<double>::Vector>)
             return V(_mm512_fmadd_pd(__m512d(a - V{}), _mm512_set1_pd(1), __m512d(b)));
-#elif defined(ADD_BY_FMA)  // and so AVX
+#elif defined(ADD_BY_FMA)  // which implies AVX
         if constexpr (std::is_same_v<V, Simd<float>::Vector>)
             return V(_mm256_fmadd_ps(__m256(a - V{}), _mm256_set1_ps(1), __m256(b)));
         if constexpr (std::is_same_v<V, Simd<double>::Vector>)
@@ -95,7 +95,7 @@ struct Times {
     static V of(A a, V b) { return a * b; }
 };
 
-// A long sum, in as many parts on every processor, however wide its vectors are: so each gives the same bits.
+// A long sum in COUNT parts. COUNT is the same on every processor, however wide its vectors are, and so are the bits.
 template <class C>
 struct PartialSums {
     static constexpr int VECTORS = 64 / VECTOR_BYTES, COUNT = 64 / sizeof(C);
@@ -129,7 +129,7 @@ inline C widen(T x) {
     }
 }
 
-// x is a value of T already: nothing is rounded here.
+// Converts without rounding: x is a value of T already.
 template <class T, class C>
 inline T narrow_exact(C x) {
     if constexpr (std::is_same_v<T, Brain>) {
@@ -146,7 +146,7 @@ inline T narrow_exact(C x) {
     }
 }
 
-// Rounding of a sum or product to the element type, kept in the compute type; F is a scalar or a vector.
+// Round a sum or product to the element type. The result stays in the compute type; F is a scalar or a vector.
 
 struct Unrounded {
     explicit Unrounded(bool) {}
@@ -169,7 +169,8 @@ struct ToHalf {
     template <class F>
     F operator()(F x) const {
         using U = std::conditional_t<sizeof(F) == 4, int32_t, Simd<float>::IndexVector>;
-        // 1.5 · 2^(e + 13) ends where a half of exponent e ends: adding it rounds to nearest even, subnormals too
+        // The last bit of 1.5 · 2^(e + 13) is worth as much as that of a half with exponent e. Adding it therefore
+        // rounds to nearest even, subnormals too.
         const U smallest = U{} + (113 << 23), exponent = bit_cast<U>(x) & 0x7f800000;
         const U shift = (exponent > smallest ? exponent : smallest) + ((13 << 23) | 0x400000);
         const F magic = bit_cast<F>(shift), infinity = F{} + std::numeric_limits<float>::infinity();
@@ -179,7 +180,7 @@ struct ToHalf {
     }
 };
 
-// To the bounds of the integers I, or of their negatives, in a C that holds every sum or product that matters.
+// Clamps to the range of the integers I, or to that of their negatives. C holds every sum or product that matters.
 template <class I, class C>
 struct Saturated {
     C low, high;
@@ -194,7 +195,7 @@ struct Saturated {
     }
 };
 
-// One library serves one element type, so that nobody waits for the compilation of the others.
+// A library serves one element type, so that a caller does not wait for the compilation of the others.
 #ifndef ELEMENT
 #define ELEMENT float  // or double, Half, Brain, int64_t, int32_t, int16_t, int8_t, uint8_t
 #endif
@@ -245,9 +246,9 @@ using Body = void (*)(void*);
 using Parallel = void (*)(Body body, void* data, unsigned threads, unsigned flags);
 Parallel torch_team = nullptr;  // GOMP_parallel of the OpenMP runtime that torch computes with
 
-// work(t) for t < threads, or for fewer t: tasks are drawn from a counter, and fewer threads finish them all.
-// In torch's own team where there is one: its workers spin for a while after every torch operation, and threads of our
-// own, which compete with them for the cores, were seen to make a call after torch.matmul 2.5 times as long.
+// Calls work(t) for each t < threads, or for fewer: `work` draws tasks from a counter, so that fewer finish them all.
+// The threads are those of torch's own team, if there is one. Its workers spin for a while after every torch operation.
+// Threads of our own would compete with them for the cores: a call after torch.matmul then took 2.5 times as long.
 template <class Work>
 void in_parallel(int threads, const Work& work) {
     if (threads == 1) return work(0);
@@ -277,9 +278,9 @@ void in_parallel(int threads, const Work& work) {
 
 inline int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
 
-enum Status { DONE = 0, OUT_OF_MEMORY = 1, INDEX_OUT_OF_RANGE = 2 };  // what a library's functions return
+enum Status { DONE = 0, OUT_OF_MEMORY = 1, INDEX_OUT_OF_RANGE = 2 };  // returned by a library's functions
 
-// work() tells whether every index was in range.
+// The status of work(), which returns whether every index was in range.
 template <class Work>
 int guarded(const Work& work) noexcept {
     try {
@@ -291,5 +292,5 @@ int guarded(const Work& work) noexcept {
 
 }  // namespace
 
-// parallel: GOMP_parallel of torch's OpenMP runtime; null for fresh threads at every call.
+// Sets the team of `in_parallel`: GOMP_parallel of torch's OpenMP runtime, or null for fresh threads in every call.
 extern "C" void tropigrad_set_team(Parallel parallel) { torch_team = parallel; }

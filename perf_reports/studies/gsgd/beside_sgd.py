@@ -62,9 +62,7 @@ def compare(
         DataError: data_dir holds no MNIST-format files, or corrupt ones.
     """
     setting = SETTINGS[quick]
-    dataset = data.load(data_dir=data_dir, seed=seed)
-    if data_dir is not None:
-        dataset = dataset.subset(setting.train_per_class, setting.test_per_class, seed)
+    dataset = data.load_few(data_dir, setting.train_per_class, setting.test_per_class, seed)
     tuned: dict[str, float] = {}
     for name in OPTIMIZERS:
         progress(0, setting.epochs, f"learning rate of {name}, {dataset.name}")

@@ -127,3 +127,74 @@ def train_gsgd(
         return gsgd.train(dataset, out, recipe, epochs=epochs, resume=resume, progress=progress)
 
     finish(run, gsgd.summary_lines, out, as_json)
+
+
+@train.command("explicit")
+def train_explicit(
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="digits, iris, mnist, mnist:DIR, cifar10:DIR or text:FILE, a file or a folder of text (default: mnist "
+            "with --data-dir, else digits)."
+        ),
+    ] = None,
+    data_dir: DataDir = None,
+    task: Annotated[
+        Literal["classify", "lm"] | None,
+        typer.Option(
+            help="classify, or lm: a language model of a text (default: lm of a text). A text is classified by speaker."
+        ),
+    ] = None,
+    hidden: Annotated[
+        int | None,
+        typer.Option(help="classify: hidden units of two layers (default: 1000, or four a class of few samples)."),
+    ] = None,
+    steps: Annotated[int, typer.Option(help="classify: steps of Adam after the solution, beside a random start.")] = 10,
+    scale: Annotated[float, typer.Option(help="classify: K, the sum that each sample is scaled to.")] = 32.0,
+    offset: Annotated[
+        float | None, typer.Option(help="classify: added to each pixel first (default: an eighth of the largest).")
+    ] = None,
+    radius: Annotated[
+        int | None, typer.Option(help="lm: tokens of a context (default: 5 characters or 3 words).")
+    ] = None,
+    mode: Annotated[
+        Literal["sum", "cat", "suffix"], typer.Option(help="lm: the features of a context; sum is the paper's.")
+    ] = "suffix",
+    tokens: Annotated[
+        Literal["characters", "words"] | None,
+        typer.Option(help="lm: what a token is (default: words where the text holds <unk>, else characters)."),
+    ] = None,
+    positions: Annotated[int, typer.Option(help="lm: test tokens to predict, the first ones; 0: all.")] = 50_000,
+    sample: Annotated[int, typer.Option(help="lm: tokens drawn at the end (0: 300 characters or 40 words).")] = 0,
+    temperature: Annotated[float, typer.Option(help="lm: of these.")] = 0.8,
+    seed: Seed = 0,
+    resume: Resume = False,
+    out: Out = Path("runs/explicit"),
+    as_json: Json = False,
+) -> None:
+    """Softmax networks solved from counts, with no gradient step. Ctrl-C ends after the part under way."""
+    from ..perf_reports.studies.explicit import text_training, training
+    from ..perf_reports.texts import read_speeches, read_text
+
+    is_text = data is not None and data.startswith("text:")
+    path = Path(data.removeprefix("text:")) if is_text and data else Path()
+    if task == "lm" and not is_text:
+        fail(f"--task lm needs a text; got --data {data}; expected --data text:FILE")
+
+    def classified(progress: Callable[[int, int, str], None]) -> dict[str, Any]:
+        if is_text:
+            samples = training.Samples.of_speeches(read_speeches(path), seed)
+        else:
+            samples = training.Samples.of_dataset(dataset_of(data, data_dir, seed))
+        settings: dict[str, Any] = {"hidden": hidden, "steps": steps, "scale": scale, "offset": offset, "seed": seed}
+        return training.train(samples, out, **settings, resume=resume, progress=progress)
+
+    def modelled(progress: Callable[[int, int, str], None]) -> dict[str, Any]:
+        settings: dict[str, Any] = {"radius": radius, "mode": mode, "positions": positions, "sample": sample}
+        settings |= {"temperature": temperature, "seed": seed}
+        return text_training.train(read_text(path, tokens), out, **settings, resume=resume, progress=progress)
+
+    if is_text and task != "classify":
+        finish(modelled, text_training.summary_lines, out, as_json)
+    else:
+        finish(classified, training.summary_lines, out, as_json)

@@ -31,7 +31,7 @@ from tropigrad.kernels import (
     tropical_matmul,
     tropical_matvec,
 )
-from tropigrad.kernels.contract import tuning
+from tropigrad.kernels.contract import launches, tuning
 from tropigrad.kernels.contract.registry import REGISTRY
 from tropigrad.kernels.runtime import backend
 from tropigrad.kernels.scatter_step import RULES
@@ -239,22 +239,7 @@ def test_launches_are_planned_compiled_in_parallel_and_judged():
 
 
 def main(capability: int) -> None:
-    from triton.backends.compiler import GPUTarget
-    from triton.runtime import driver
-
-    class Driver:
-        """A GPU that is not there: Triton asks of it what to compile for, and gets to launch nothing."""
-
-        def get_current_target(self):
-            return GPUTarget("cuda", capability, 32)
-
-        def get_current_device(self):
-            return 0
-
-        def get_current_stream(self, device):
-            return 0
-
-    driver.set_active(Driver())  # type: ignore[arg-type]
+    launches.without_a_gpu(capability)
     a, b = torch.zeros(1, 64, 40), torch.zeros(1, 40, 130)
     call = autotune.Call(
         "", lambda: by_triton.forward(a, b, "max_plus", False, False), print, autotune.Work(64 * 40 * 130, 1, "add_max")

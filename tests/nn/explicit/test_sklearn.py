@@ -1,4 +1,4 @@
-"""scikit-learn's own checks of its conventions, and what its users do with a classifier. The library needs none of it."""
+"""scikit-learn's own checks of its conventions, and what its users do with a classifier. None of it is needed."""
 
 import subprocess
 import sys

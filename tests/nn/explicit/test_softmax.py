@@ -127,8 +127,8 @@ def test_unigram_smoothing_is_its_formula():
 
 def test_temperature_divides_logits():
     x, y = counts()
-    for options in ({}, {"normalize": False}):
-        one, hot = (ExplicitSoftmax(temperature=T, **options).fit(x, y) for T in (1.0, 4.0))
+    for normalize in (True, False):
+        one, hot = (ExplicitSoftmax(temperature=T, normalize=normalize).fit(x, y) for T in (1.0, 4.0))
         np.testing.assert_allclose(hot.coef_, one.coef_ / 4)
         np.testing.assert_allclose(hot.intercept_, one.intercept_ / 4)
 
@@ -257,15 +257,18 @@ def test_the_best_temperature_is_the_best(true):
     targets = torch.multinomial((z / true).softmax(1), 1)[:, 0]
     T, loss = best_temperature(z, targets)
     assert loss == pytest.approx(functional.cross_entropy(z / T, targets).item())
-    assert T == pytest.approx(true, rel=0.2)
+    assert abs(T / true - 1) < 0.2
     assert abs(moments(z, targets, 1 / T)[1]) < 1e-9
     for other in (T * 0.99, T * 1.01):
         assert functional.cross_entropy(z / other, targets) >= loss
 
 
-def test_temperature_has_bounds():
+def test_temperature_is_bounded():
     z = torch.eye(3, dtype=torch.float64)
-    assert best_temperature(z, torch.arange(3))[1] < 1e-9
+    T, _ = best_temperature(z, torch.arange(3))  # all right: one row more, of any class, keeps it from being certain
+    p = (z / T).softmax(1)
+    assert p.diagonal().min() < 0.95
+    torch.testing.assert_close(3 * p.diagonal() + p.diagonal(), torch.full((3,), 3 + 1 / 3, dtype=torch.float64))
     assert best_temperature(z, torch.tensor([1, 2, 0]))[0] == pytest.approx(1e4)  # worse than no knowledge
 
 
@@ -543,7 +546,7 @@ def at(row, value, x=FLOAT):
 @pytest.mark.parametrize(
     ("x", "y", "match"),
     [
-        pytest.param(at((17, 3), -2), Y, "Negative values in data passed to ExplicitSoftmax: row 17 has -2.0 at", id="negative"),
+        pytest.param(at((17, 3), -2), Y, "Negative values in data passed to ExplicitSoftmax: row 17 has -2", id="< 0"),
         pytest.param(at((17, 3), -2, X), Y, "row 17 has -2 at feature 3", id="negative integer"),
         pytest.param(at((17, 3), np.nan), Y, "Input X contains NaN: row 17 has nan at feature 3", id="NaN"),
         pytest.param(at((17, 3), np.inf), Y, "Input X contains infinity: row 17 has inf at feature 3", id="infinity"),
@@ -557,7 +560,7 @@ def at(row, value, x=FLOAT):
         pytest.param(FLOAT, Y + 0.5, r"Unknown label type: continuous. Row 0 of y is 0.5", id="fractions"),
         pytest.param(FLOAT, at(5, np.nan, Y.astype(float)), "Input y contains NaN: row 5", id="NaN label"),
         pytest.param(FLOAT, np.array([1, "a"] * 100, dtype=object), "Unknown label type", id="mixed labels"),
-        pytest.param(FLOAT, np.stack([Y, Y], 1), r"y should be a 1d array, got an array of shape \(200", id="two columns"),
+        pytest.param(FLOAT, np.stack([Y, Y], 1), r"y should be a 1d array, got an array of shape \(200", id="2D"),
         pytest.param(FLOAT + 0j, Y, "Complex data not supported", id="complex"),
         pytest.param(FLOAT.astype(str), Y, "x holds <U32; expected numbers", id="strings"),
         pytest.param(torch.zeros(200, 12, device="meta"), Y, "x is on meta", id="meta"),
@@ -600,8 +603,8 @@ def test_empty_rows_are_taken_as_they_are():
         pytest.param({"scale": math.inf}, ValueError, "scale is inf", id="K infinite"),
         pytest.param({"scale": "8"}, TypeError, "scale is '8'; expected a number", id="K of text"),
         pytest.param({"smoothing": -1}, ValueError, "smoothing is -1; expected a finite number of at", id="ε < 0"),
-        pytest.param({"smoothing": "serach"}, ValueError, "smoothing is 'serach'; expected a number, or", id="ε misspelt"),
-        pytest.param({"temperature": 0.0}, ValueError, "temperature is 0.0; expected a finite number of more", id="T = 0"),
+        pytest.param({"smoothing": "serach"}, ValueError, "smoothing is 'serach'; expected a number, or", id="ε"),
+        pytest.param({"temperature": 0.0}, ValueError, "temperature is 0.0; expected a finite number of", id="T = 0"),
         pytest.param({"temperature": math.nan}, ValueError, "temperature is nan", id="T NaN"),
         pytest.param({"offset": -1.0}, ValueError, "offset is -1.0", id="offset < 0"),
         pytest.param({"offset": 1.0, "normalize": False}, ValueError, "offset is 1 and normalize False", id="offset"),
@@ -659,7 +662,7 @@ def test_partial_fits_must_fit_together():
         (lambda: model.partial_fit(FLOAT, Y, range(5)), r"classes are \[0, 1, 2, 3, 4\]; expected those of"),
         (lambda: model.partial_fit(FLOAT, Y + 1), r"of y is 4; expected one of the classes 0, 1, 2, 3"),
         (lambda: model.partial_fit(FLOAT, np.array(list("abcd"))[Y]), "of y is 'a'"),
-        (lambda: model.set_params(scale=1).partial_fit(FLOAT, Y), "counted so far: scale 32 and offset 0; now: scale 1"),
+        (lambda: model.set_params(scale=1).partial_fit(FLOAT, Y), "so far: scale 32 and offset 0; now: scale 1"),
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=match):
             call()

@@ -15,6 +15,7 @@ from tropigrad import autotune
 from tropigrad.autotune import tuning
 from tropigrad.autotune.machine import ahead_of_time
 from tropigrad.autotune.tunable import launches
+from tropigrad.kernels.contract.launches import without_a_gpu
 from tropigrad.kernels.runtime import backend
 from tropigrad.optim.worst_sample import by_triton, tuning_calls
 from tropigrad.optim.worst_sample.captured_loop import Repeated
@@ -145,22 +146,7 @@ def test_launches_are_planned(form):
 
 
 def main(capability: int, form: str) -> None:
-    from triton.backends.compiler import GPUTarget
-    from triton.runtime import driver
-
-    class Driver:
-        """A GPU that is not there: Triton asks of it what to compile for, and gets to launch nothing."""
-
-        def get_current_target(self):
-            return GPUTarget("cuda", capability, 32)
-
-        def get_current_device(self):
-            return 0
-
-        def get_current_stream(self, device):
-            return 0
-
-    driver.set_active(Driver())  # type: ignore[arg-type]
+    without_a_gpu(capability)
     by_triton.LARGEST = FORMS[form][1]
     loop = by_triton.Cached(tuning_calls.begin(SHAPE, torch.float32))
     trace = torch.empty(16, dtype=torch.float64)
