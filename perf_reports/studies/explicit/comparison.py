@@ -121,7 +121,7 @@ def growth(inputs: Inputs) -> Iterator[Record]:
         settings = {**STARTS[name], "temperature": "search"}
         if name == "speakers":
             for most in (5, 10, 25, 50, 98)[: 2 if inputs.quick else 5]:
-                yield race(inputs.speakers(0, most), settings, facts={"axis": "C"}, **brief)
+                yield race(inputs.speakers(0, most), settings, facts={"axis": "C"}, **{"most_seconds": 1.5, **brief})
             continue
         yield race(split, settings, facts={"axis": "N"}, **brief)
         if name == "mnist":
@@ -338,15 +338,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
+        asked.out.mkdir(parents=True, exist_ok=True)
         for name in [asked.only] if asked.only else EXPERIMENTS:
             rows = [
                 {"kind": "run", "machine": machine(), "versions": versions(), "clock": "processor time, one thread"}
             ]
             for row in EXPERIMENTS[name](inputs):
                 rows.append(row)
+                write_metrics(asked.out / f"{name}.jsonl", rows)  # at each: a run that is stopped leaves what it has
                 print(_line(row), flush=True)
-            asked.out.mkdir(parents=True, exist_ok=True)
-            write_metrics(asked.out / f"{name}.jsonl", rows)
     except DataError as error:
         parser.error(str(error))
     finally:

@@ -100,6 +100,8 @@ def _draw_growth(rows: Sequence[Record], path: Path) -> None:
 
 def _draw_language(rows: Sequence[Record], path: Path) -> None:
     """Test cross-entropy over the tokens of a context: a panel a text, a line a family of models."""
+    from matplotlib.ticker import MaxNLocator
+
     from ...page.figures import COLOR, drawing
 
     datasets = list(dict.fromkeys(r["dataset"] for r in rows))
@@ -115,6 +117,7 @@ def _draw_language(rows: Sequence[Record], path: Path) -> None:
                     panel.plot(*zip(*line, strict=True), "o-", color=COLOR[shades[family]], label=family)
             panel.set_title(dataset)
             panel.set_xlabel("tokens of context")
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
             panel.grid(axis="y")
         panels[0, 0].set_ylabel("test CE, nats a token")
         panels[0, 0].legend()

@@ -166,7 +166,7 @@ def race(
     split: Split,
     settings: dict[str, Any],
     *,
-    rates: Sequence[float] = RATES[2:],
+    rates: Sequence[float] = RATES[3:],
     batches: Sequence[int] = (128, 1024),
     seeds: int = 3,
     most_seconds: float = 3.0,
