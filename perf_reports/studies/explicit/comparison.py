@@ -258,6 +258,9 @@ def _after(rows: list[Record]) -> list[str]:
             cells = []
             for step in steps:
                 runs = _of(own, start=start, steps=step)
+                if not runs:  # of a run that was stopped
+                    cells.append("–")
+                    continue
                 losses = " / ".join(f"{statistics.mean(r[f] for r in runs):.3f}" for f in ("train_loss", "test_loss"))
                 cells.append(f"{losses} / {statistics.mean(r['test_accuracy'] for r in runs):.3f}")
             lines.append((start, *cells))
