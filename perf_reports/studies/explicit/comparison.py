@@ -36,7 +36,7 @@ STARTS: dict[str, dict[str, Any]] = {
     "digits": {"scale": 32.0},
     "mnist": {"scale": 32.0},
     "speakers": {"normalize": False, "prior": "count", "smoothing": 0.03},
-    "topics": {"normalize": False, "prior": "count", "smoothing": 0.03},
+    "topics": {"normalize": False, "prior": "count", "smoothing": "search"},
 }
 
 
@@ -136,7 +136,8 @@ def growth(inputs: Inputs) -> Iterator[Record]:
     ):
         split = topics(features, classes, 0, rows=500 if inputs.quick else 10_000)
         settings = {**STARTS["topics"], "temperature": "search"}
-        yield race(split, settings, facts={"axis": "C" if features == 1000 else "D"}, **brief)
+        limit = {"most_seconds": classes / 500 if classes > 500 else 1.0, **brief}
+        yield race(split, settings, facts={"axis": "C" if features == 1000 else "D"}, **limit)
 
 
 def language(inputs: Inputs) -> Iterator[Record]:

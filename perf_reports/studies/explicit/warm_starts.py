@@ -276,6 +276,7 @@ def topics(features: int, classes: int, seed: int, rows: int = 10_000, words: in
     p /= p.sum(1, keepdims=True)
     prior = 1 / np.arange(1, classes + 1)
     y = generator.choice(classes, rows, p=prior / prior.sum())
+    y[:classes] = np.arange(classes)  # each is in the training part
     x = np.empty((rows, features), np.uint8)
     for c in range(classes):
         own = np.flatnonzero(y == c)
