@@ -36,7 +36,7 @@ STARTS: dict[str, dict[str, Any]] = {
     "digits": {"scale": 32.0},
     "mnist": {"scale": 32.0},
     "speakers": {"normalize": False, "prior": "count", "smoothing": 0.03},
-    "topics": {"normalize": False, "prior": "count", "smoothing": 0.03},
+    "topics": {"normalize": False, "prior": "count", "smoothing": "search"},
 }
 
 
@@ -98,12 +98,14 @@ def classification(inputs: Inputs) -> Iterator[Record]:
 
 
 def warm(inputs: Inputs) -> Iterator[Record]:
-    """Losses after 0, 10, 100 and 500 steps of Adam from explicit starts, Xavier's and zero."""
+    """Losses after up to 500 steps of Adam from explicit starts, Xavier's and zero."""
     horizons = (5, 20) if inputs.quick else (10, 100, 500)
     for split in inputs.splits(seed=0):
         name = split.name.split(",")[0]
         starts, rows = layer_starts(split, STARTS[name])
         settings: dict[str, Any] = {"name": split.name, "seeds": inputs.seeds, "horizons": horizons}
+        if name == "speakers":  # a step takes as long as fifty of the digits'
+            settings |= {"horizons": horizons[:2], "rates": (3e-3, 1e-2, 3e-2, 1e-1), "batch": 128, "seeds": 1}
         yield from after_steps(starts, rows, network="one layer", **settings)
         if name != "speakers":
             hidden = 40 if name == "digits" else 100
@@ -121,7 +123,7 @@ def growth(inputs: Inputs) -> Iterator[Record]:
         settings = {**STARTS[name], "temperature": "search"}
         if name == "speakers":
             for most in (5, 10, 25, 50, 98)[: 2 if inputs.quick else 5]:
-                yield race(inputs.speakers(0, most), settings, facts={"axis": "C"}, **brief)
+                yield race(inputs.speakers(0, most), settings, facts={"axis": "C"}, **{"most_seconds": 1.5, **brief})
             continue
         yield race(split, settings, facts={"axis": "N"}, **brief)
         if name == "mnist":
@@ -134,7 +136,8 @@ def growth(inputs: Inputs) -> Iterator[Record]:
     ):
         split = topics(features, classes, 0, rows=500 if inputs.quick else 10_000)
         settings = {**STARTS["topics"], "temperature": "search"}
-        yield race(split, settings, facts={"axis": "C" if features == 1000 else "D"}, **brief)
+        limit = {"most_seconds": classes / 500 if classes > 500 else 1.0, **brief}
+        yield race(split, settings, facts={"axis": "C" if features == 1000 else "D"}, **limit)
 
 
 def language(inputs: Inputs) -> Iterator[Record]:
@@ -256,6 +259,9 @@ def _after(rows: list[Record]) -> list[str]:
             cells = []
             for step in steps:
                 runs = _of(own, start=start, steps=step)
+                if not runs:  # of a run that was stopped
+                    cells.append("–")
+                    continue
                 losses = " / ".join(f"{statistics.mean(r[f] for r in runs):.3f}" for f in ("train_loss", "test_loss"))
                 cells.append(f"{losses} / {statistics.mean(r['test_accuracy'] for r in runs):.3f}")
             lines.append((start, *cells))
@@ -338,15 +344,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
+        asked.out.mkdir(parents=True, exist_ok=True)
         for name in [asked.only] if asked.only else EXPERIMENTS:
             rows = [
                 {"kind": "run", "machine": machine(), "versions": versions(), "clock": "processor time, one thread"}
             ]
             for row in EXPERIMENTS[name](inputs):
                 rows.append(row)
+                write_metrics(asked.out / f"{name}.jsonl", rows)  # at each: a run that is stopped leaves what it has
                 print(_line(row), flush=True)
-            asked.out.mkdir(parents=True, exist_ok=True)
-            write_metrics(asked.out / f"{name}.jsonl", rows)
     except DataError as error:
         parser.error(str(error))
     finally:

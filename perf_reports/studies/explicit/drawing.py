@@ -38,6 +38,8 @@ def _save(figure: Any, path: Path) -> None:
 
 def _draw_starts(rows: Sequence[Record], path: Path) -> None:
     """Training and test cross-entropy over Adam's steps: a column a data set and network, a line a start."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     from ...page.figures import COLOR, drawing
 
     columns = list(dict.fromkeys((r["dataset"], r["network"]) for r in rows))
@@ -56,8 +58,12 @@ def _draw_starts(rows: Sequence[Record], path: Path) -> None:
                     )
                 panel.set_xscale("symlog", linthresh=1)
                 panel.set_yscale("log")
-                panel.set_ylim(lowest * 0.9, min(max(r[field] for r in own), lowest * 30) * 1.1)
+                panel.set_ylim(max(lowest, 0.005) * 0.9, max(r[field] for r in own) * 1.1)
                 panel.grid(axis="y")
+                panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                panel.yaxis.set_minor_formatter(NullFormatter())
+                for axis in (panel.xaxis, panel.yaxis):
+                    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             panels[0, column].set_title(f"{dataset.split(',')[0]}, {network}")
             panels[1, column].set_xlabel("steps of Adam")
         panels[0, 0].set_ylabel("training CE")
@@ -68,10 +74,9 @@ def _draw_starts(rows: Sequence[Record], path: Path) -> None:
 
 def _draw_growth(rows: Sequence[Record], path: Path) -> None:
     """How many times the explicit solution's time Adam takes to its training loss, over N, D and C."""
-    from ...page.figures import COLOR, drawing
+    from matplotlib.ticker import FuncFormatter
 
-    def largest(dataset: str, field: str) -> Any:
-        return max(r[field] for r in rows if r["dataset"] == dataset)
+    from ...page.figures import COLOR, drawing
 
     with drawing(10, 3.9, ncols=3, sharey=True) as (figure, axes):
         shades: dict[str, str] = {}
@@ -79,10 +84,9 @@ def _draw_growth(rows: Sequence[Record], path: Path) -> None:
             others = [name for name in ("N", "D", "C") if name != field]
             groups: dict[tuple[Any, ...], list[Record]] = {}
             for r in rows:
-                if field == "N" or r["dataset"] != "speakers":
-                    groups.setdefault((r["dataset"], *(r[name] for name in others)), []).append(r)
-                else:  # whose N and D follow C
-                    groups.setdefault(("speakers",), []).append(r)
+                fixed = () if r["dataset"] == "speakers" else tuple(r[name] for name in others)
+                if fixed or field == "C":  # the speakers' N follows C
+                    groups.setdefault((r["dataset"], *fixed), []).append(r)
             for (dataset, *_), group in groups.items():
                 line = sorted((r for r in group if r["train_ratio"] is not None), key=lambda r: r[field])
                 if len(line) < 2:
@@ -90,6 +94,7 @@ def _draw_growth(rows: Sequence[Record], path: Path) -> None:
                 shade = shades.setdefault(dataset, COLOR[_COLORS[len(shades)]])
                 panel.plot([r[field] for r in line], [r["train_ratio"] for r in line], "o-", color=shade, label=dataset)
             panel.set(xscale="log", yscale="log", xlabel=field)
+            panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             panel.axhline(1, color=COLOR["muted"], linewidth=0.8)
             panel.grid(axis="y")
             if panel.get_legend_handles_labels()[0]:
@@ -100,6 +105,8 @@ def _draw_growth(rows: Sequence[Record], path: Path) -> None:
 
 def _draw_language(rows: Sequence[Record], path: Path) -> None:
     """Test cross-entropy over the tokens of a context: a panel a text, a line a family of models."""
+    from matplotlib.ticker import MaxNLocator
+
     from ...page.figures import COLOR, drawing
 
     datasets = list(dict.fromkeys(r["dataset"] for r in rows))
@@ -115,6 +122,7 @@ def _draw_language(rows: Sequence[Record], path: Path) -> None:
                     panel.plot(*zip(*line, strict=True), "o-", color=COLOR[shades[family]], label=family)
             panel.set_title(dataset)
             panel.set_xlabel("tokens of context")
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
             panel.grid(axis="y")
         panels[0, 0].set_ylabel("test CE, nats a token")
         panels[0, 0].legend()

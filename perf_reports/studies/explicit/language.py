@@ -109,7 +109,7 @@ class _Cat(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
-        self.rows = nn.EmbeddingBag(*weight.shape, mode="sum", _weight=weight.clone())
+        self.rows = nn.EmbeddingBag(weight.shape[0], weight.shape[1], mode="sum", _weight=weight.clone())
         self.bias = nn.Parameter(bias.clone())
 
     def forward(self, keys: Tensor) -> Tensor:
@@ -137,8 +137,9 @@ def warm_language(
 
     train, valid, test = rows(text.train), rows(text.valid[: watched + radius]), rows(text.test[: watched + radius])
     sample = train[0][:watched], train[1][:watched]
-    starts = {"zero": _Cat(torch.zeros(radius * V, V), torch.zeros(V))}
-    for name, weights in (("explicit, the paper's form", None), ("explicit, weights", "search")):
+    starts: dict[str, nn.Module] = {"zero": _Cat(torch.zeros(radius * V, V), torch.zeros(V))}
+    ways: tuple[tuple[str, Any], ...] = (("explicit, the paper's form", None), ("explicit, weights", "search"))
+    for name, weights in ways:
         model = ExplicitLanguageModel(V, radius, "cat", "search", weights).partial_fit(text.train).tune(text.valid)
         starts[name] = _Cat(*_layer(model))
     for start, network in starts.items():
@@ -168,9 +169,10 @@ def warm_language(
 def _layer(model: ExplicitLanguageModel) -> tuple[Tensor, Tensor]:
     """Rows [K V, V] and bias [V] with the logits of a model of mode "cat"."""
     V = model.vocabulary
-    counts = model.counts_.to_dense().double() + model.smoothing_
-    weights = model.weights_
+    weights, smoothing = model.weights_, model.smoothing_
     assert weights is not None
+    assert smoothing is not None
+    counts = model.counts_.to_dense().double() + smoothing
     weight = weights[:-1].repeat_interleave(V)[:, None] * counts.log()
     bias = -weights[-1] * counts.sum(0).log()
     center = weight.mean(1, keepdim=True)  # a constant of a row changes no probability

@@ -198,7 +198,7 @@ def arms(dataset: str, seed: int, quick: bool = False) -> list[Arm]:
         found.append(Arm("linear softmax, Adam", "gradient", AdamSoftmax, grid))
     else:
         regularized = {
-            "C": (0.1, 0.3) if is_text else (1e-3, 1e-2, 1e-1, 1.0),
+            "C": (0.3, 1.0, 3.0) if is_text else (1e-3, 1e-2, 1e-1, 1.0),
             "max_iter": (60 if is_text else 1000,),
         }
         found.append(Arm("logistic regression, L-BFGS", "gradient", LogisticRegression, regularized, as_float=True))

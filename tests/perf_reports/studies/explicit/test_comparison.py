@@ -126,4 +126,4 @@ def test_the_command_refuses_in_one_line(tmp_path, capsys, monkeypatch, words, m
         comparison.main([str(tmp_path / "out"), "--quick", *words])
     assert refused.value.code == 2
     assert message in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.rglob("*.jsonl"))

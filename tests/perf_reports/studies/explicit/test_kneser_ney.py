@@ -22,11 +22,10 @@ def test_is_a_distribution_after_every_history_seen_or_not(order, discounts):
 
 def test_is_that_of_nltk():
     lm = pytest.importorskip("nltk.lm", reason="nltk has another Kneser–Ney")
-    from nltk.util import everygrams
-
+    util = pytest.importorskip("nltk.util", reason="and all n-grams of a text")
     theirs = lm.KneserNeyInterpolated(3, discount=0.1)
     words = [str(token) for token in TOKENS]
-    theirs.fit([everygrams(words, max_len=3)], vocabulary_text=words)
+    theirs.fit([util.everygrams(words, max_len=3)], vocabulary_text=words)
     theirs.vocab = lm.Vocabulary(words, unk_cutoff=1)
     grams = np.unique([25 * a + 5 * b + c for a, b, c in zip(TOKENS, TOKENS[1:], TOKENS[2:], strict=False)])
     expected = [theirs.score(str(g % 5), [str(g // 25), str(g // 5 % 5)]) for g in grams]

@@ -1,5 +1,7 @@
 """Starts and their descents: the same rows, clock and steps; the race to a loss; the one optimum; data that grows."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from tropigrad.perf_reports.studies.explicit import warm_starts
 from tropigrad.perf_reports.studies.explicit.methods import judged
 from tropigrad.perf_reports.studies.explicit.warm_starts import Descent
 
-SETTINGS = {"scale": 8.0}
+SETTINGS: dict[str, Any] = {"scale": 8.0}
 
 
 def test_a_start_is_the_model_itself(split):
