@@ -6,7 +6,6 @@ in the kind and the floating dtype that rows came in; those of integers are floa
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -14,6 +13,8 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from torch import Tensor
+
+from ...kernels.runtime.csr import as_sparse_csr, csr_tensor
 
 _BLOCK = 1 << 22  # entries of a block: 16 MiB in float32
 _TORCH_DTYPES = (
@@ -84,7 +85,7 @@ class Rows:
             return self.answer(torch.cat(parts) if parts else self.values.to(self.dtype))
         values = torch.cat(parts) if parts else self.values.values().to(self.dtype)
         if self.source is None:
-            return sparse(self.values.crow_indices(), self.values.col_indices(), values, (len(self), self.features))
+            return csr_tensor(self.values.crow_indices(), self.values.col_indices(), values, (len(self), self.features))
         matrix = self.source.tocsr()
         return type(matrix)((values.cpu().numpy(), matrix.indices, matrix.indptr), shape=matrix.shape, copy=True)
 
@@ -124,8 +125,7 @@ def _dense_or_csr(where: str, x: Tensor) -> Tensor:
     if x.is_meta:
         raise ValueError(f"{where}: x is on meta, which holds no values; expected rows on a device")
     if x.layout not in (torch.strided, torch.sparse_csr):
-        with _silenced():
-            x = x.to_sparse_csr()
+        x = as_sparse_csr(x)
     if x.dtype in _WIDER:
         x = _widened(where, x)
     if x.dtype not in _TORCH_DTYPES:
@@ -146,7 +146,7 @@ def _from_scipy(where: str, x: Any) -> Tensor:
         raise ValueError(f"{where}: x has shape {x.shape}; expected 2D, [N, D]")
     crow, columns = (torch.from_numpy(_plain(part)) for part in (x.indptr, x.indices))
     wider = torch.promote_types(crow.dtype, columns.dtype)
-    return sparse(crow.to(wider), columns.to(wider), _tensor_of(where, x.data), (x.shape[0], x.shape[1]))
+    return csr_tensor(crow.to(wider), columns.to(wider), _tensor_of(where, x.data), (x.shape[0], x.shape[1]))
 
 
 def _from_numpy(where: str, x: Any) -> Tensor:
@@ -189,16 +189,6 @@ class _Unlocked:
 # ------------------------------------------------------------------------------------------------ sparse rows
 
 
-def _silenced() -> warnings.catch_warnings:
-    """torch remarks at its first sparse_csr tensor that these are in beta."""
-    return warnings.catch_warnings(action="ignore", category=UserWarning)
-
-
-def sparse(crow: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
-    with _silenced():
-        return torch.sparse_csr_tensor(crow, columns, values, shape, check_invariants=False)
-
-
 def values_of(x: Tensor) -> Tensor:
     """The entries that are stored: of a strided tensor all."""
     return x.values() if x.layout == torch.sparse_csr else x
@@ -208,7 +198,7 @@ def sparse_part(x: Tensor, part: slice) -> Tensor:
     crow = x.crow_indices()[part.start : part.stop + 1]
     entries = slice(int(crow[0]), int(crow[-1]))
     shape = (part.stop - part.start, x.shape[1])
-    return sparse(crow - crow[0], x.col_indices()[entries], x.values()[entries], shape)
+    return csr_tensor(crow - crow[0], x.col_indices()[entries], x.values()[entries], shape)
 
 
 def sparse_rows(x: Tensor, index: Tensor) -> Tensor:
@@ -218,7 +208,7 @@ def sparse_rows(x: Tensor, index: Tensor) -> Tensor:
     starts = torch.repeat_interleave(crow[:-1][index] - (ends - lengths), lengths)
     entries = starts + torch.arange(len(starts), device=starts.device)
     new = torch.cat([ends.new_zeros(1), ends]).to(crow.dtype)
-    return sparse(new, x.col_indices()[entries], x.values()[entries], (len(index), x.shape[1]))
+    return csr_tensor(new, x.col_indices()[entries], x.values()[entries], (len(index), x.shape[1]))
 
 
 def per_row(reduce: Callable[..., Tensor], x: Tensor) -> Tensor:
@@ -235,7 +225,7 @@ def times(x: Tensor, factors: Tensor) -> Tensor:
     if x.layout != torch.sparse_csr:
         return x * factors[:, None]
     of_entries = factors[torch.repeat_interleave(x.crow_indices().diff())]
-    return sparse(x.crow_indices(), x.col_indices(), x.values() * of_entries, (x.shape[0], x.shape[1]))
+    return csr_tensor(x.crow_indices(), x.col_indices(), x.values() * of_entries, (x.shape[0], x.shape[1]))
 
 
 # ------------------------------------------------------------------------------------------------ what a model sees
