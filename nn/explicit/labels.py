@@ -136,7 +136,7 @@ def held_out(index: np.ndarray, fraction: float, seed: int) -> Tensor:
     by_class = order[places[order].sort(stable=True).indices]
     counts = torch.bincount(places)
     rank = torch.arange(len(places), device="cpu") - (counts.cumsum(0) - counts)[places[by_class]]
-    quota = torch.minimum((counts * fraction + 0.5).floor().long(), (counts - 1).clamp(min=0))
+    quota = torch.minimum((counts.double() * fraction + 0.5).floor().long(), (counts - 1).clamp(min=0))
     held = torch.zeros(len(places), dtype=torch.bool, device="cpu")
     held[by_class] = rank < quota[places[by_class]]
     return held
