@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...kernels.runtime.ranks import of_ranks
 from .estimator import Classifier
 from .labels import classes_and_index, held_out, index_among, read_labels, union
-from .ranks import added, check_equal, of_ranks, together
+from .ranks import added, check_equal, together
 from .rows import Rows, Scaling, read_rows
 from .settings import (
     SEARCH,
