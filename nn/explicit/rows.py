@@ -120,12 +120,14 @@ def read_rows(where: str, x: Any, *, least: int = 1) -> Rows:
 
 
 def _dense_or_csr(where: str, x: Tensor) -> Tensor:
+    if x.is_nested:
+        raise TypeError(f"{where}: x is a nested tensor; expected rows of one length: torch.nested.to_padded_tensor")
     if x.is_complex():
         raise ValueError(f"{where}: Complex data not supported: x is {x.dtype}; expected real numbers")
     if x.is_meta:
         raise ValueError(f"{where}: x is on meta, which holds no values; expected rows on a device")
     if x.layout not in (torch.strided, torch.sparse_csr):
-        x = as_sparse_csr(x)
+        x = as_sparse_csr(x.to_sparse_coo() if x.layout in (torch.sparse_bsr, torch.sparse_bsc) else x)
     if x.dtype in _WIDER:
         x = _widened(where, x)
     if x.dtype not in _TORCH_DTYPES:
@@ -311,10 +313,10 @@ class Scaling:
         if empty.any():
             is_sparse = block.layout == torch.sparse_csr
             what = f"{'sparse ' if is_sparse else ''}x, of {block.shape[1]} feature(s),"
-            instead = "rows taken as they are" if is_sparse else "offset > 0, or rows taken as they are"
+            shifted = "" if is_sparse else "offset > 0, "
             raise ValueError(
                 f"{where}: row {first + int(empty.nonzero()[0])} of {what} sums to 0, and cannot be scaled to the sum "
-                f"{self.scale:g}; expected rows with a positive entry, {instead}"
+                f"{self.scale:g}; expected rows with a positive entry, {shifted}or ExplicitSoftmax(normalize=False)"
             )
 
 

@@ -705,6 +705,27 @@ def test_tuning_what_does_not_fit():
     assert 0 not in model.predict(FLOAT)
 
 
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc])
+def test_rows_in_any_sparse_layout(layout):
+    x = torch.from_numpy(FLOAT)
+    block = (2, 2) if layout in (torch.sparse_bsr, torch.sparse_bsc) else None
+    model = ExplicitSoftmax().fit(x.to_sparse(layout=layout, blocksize=block), Y)
+    np.testing.assert_allclose(model.feature_count_, ExplicitSoftmax().fit(FLOAT, Y).feature_count_, rtol=1e-12)
+
+
+def test_tensors_that_are_neither_rows_nor_labels():
+    for y, match in [
+        (torch.from_numpy(Y).to("meta"), "y is a tensor, torch.strided, on meta; expected a strided one that holds"),
+        (torch.from_numpy(Y).to_sparse(), "y is a tensor, torch.sparse_coo, on cpu"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            ExplicitSoftmax().fit(FLOAT, y)
+    assert ExplicitSoftmax().fit(FLOAT, torch.from_numpy(Y).bfloat16()).score(FLOAT, Y) > 0.5
+    ragged = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
+    with pytest.raises(TypeError, match="x is a nested tensor; expected rows of one length"):
+        ExplicitSoftmax().fit(ragged, [0, 1])
+
+
 def test_bools_of_numpy_and_what_is_no_list_of_classes():
     assert ExplicitSoftmax().set_params(normalize=np.True_).fit(FLOAT, Y).score(FLOAT, Y) > 0.5
     with pytest.raises(TypeError, match="classes is a int; expected a list of all labels"):
