@@ -61,7 +61,7 @@ def _normalised(r: Tensor, scale: float, offset: float) -> Tensor:
 
 
 def _power_of(largest: Tensor) -> Tensor:
-    """What brings rows with these largest elements near 1: sums of the largest float64, quotients of the least."""
+    """A power of two that brings rows with these largest elements near 1, where sums and quotients are in range."""
     return torch.exp2(-largest.log2().floor().nan_to_num(0, 0, 0).clamp(-1000, 1000))
 
 

@@ -350,7 +350,7 @@ class ExplicitLanguageModel:
         return smoothed / smoothed.sum()
 
     def _readout(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What gather_softmax takes: weight [D, V] sparse_csr, bias [V], weights [K]."""
+        """The arguments of gather_softmax: weight [D, V] sparse_csr, bias [V], weights [K]."""
         weight, base, log_mass = self._log_counts()
         bias = self.weights_[:-1].sum() * base - self.weights_[-1] * log_mass
         return weight, bias.to(weight.dtype), self.weights_[:-1].to(weight.dtype)
