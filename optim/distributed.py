@@ -16,28 +16,8 @@ from torch import Tensor
 T = TypeVar("T")
 
 
-def check_group(where: str, group: Any) -> None:
-    """
-    Raises:
-        TypeError: `group` is neither a process group nor None.
-    """
-    if group is not None and not isinstance(group, dist.ProcessGroup):
-        raise TypeError(
-            f"{where}: group is a {type(group).__name__}; expected a torch.distributed.ProcessGroup, or None"
-        )
-
-
 def rank_in(group: dist.ProcessGroup | None) -> int:
     return 0 if group is None else group.rank()
-
-
-def of_ranks(value: T, group: dist.ProcessGroup | None) -> list[T]:
-    """The values of all ranks. A collective call: every rank makes it."""
-    if group is None:
-        return [value]
-    values = [value] * group.size()
-    dist.all_gather_object(values, value, group=group)
-    return values
 
 
 def largest(candidates: Iterable[T], key: Callable[[T], Any]) -> T:

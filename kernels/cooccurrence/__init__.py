@@ -140,7 +140,7 @@ def cooccurrence(
         return _count_tokens(x, labels, classes, int(features or 0))
     scale = None if scale is None else float(scale)
     if x.layout == torch.sparse_csr:
-        parts = x.crow_indices(), x.col_indices(), x.values()
+        parts = x.crow_indices(), x.col_indices(), x.values().detach()
         return _CSR(*parts, labels, classes, x.shape[1], scale).t()
     return _DENSE(x, labels, classes, scale, float(offset)).t()
 

@@ -23,6 +23,7 @@ SUMS = Tuned(
 )
 _SMALL = 1 << 16  # elements that are added up before a thread would start
 _MOST_ROWS = 1 << 32  # their order is kept in 32 bits
+_MOST_FEATURES = 1 << 24  # the bytes of a row are added up in 32 bits
 
 
 @native.cached
@@ -48,7 +49,7 @@ def sums(x: Tensor, labels: Tensor, classes: int, scale: float | None, offset: f
     label_bytes = -1 if labels.dtype == torch.uint8 else labels.element_size()
     problem = native.integers(N, D, classes, x.stride(0), label_bytes, scale is not None, threads)
     status = 2
-    if D and N < _MOST_ROWS:
+    if D and N < _MOST_ROWS and not (D > _MOST_FEATURES and x.element_size() == 1):
         function = _function(x.dtype)
         status = function(problem, x.data_ptr(), labels.data_ptr(), scale or 1.0, offset, total.data_ptr())
     if status == 1:

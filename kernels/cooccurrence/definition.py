@@ -13,6 +13,8 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from ..runtime.csr import as_sparse_csr
+
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 DTYPES = (*FLOATS, *INTEGERS, torch.bool)
@@ -28,7 +30,7 @@ def cooccurrence_ref(
         return cooccurrence_ref(x.to_dense(), labels, classes, scale=scale)
     if x.dim() == 1:
         onehot = torch.nn.functional.one_hot(x.long(), features)
-        return cooccurrence_ref(onehot, labels, classes).to_sparse_csr()
+        return as_sparse_csr(cooccurrence_ref(onehot, labels, classes))
     r = x.to(dtype_of(x.dtype, scale))
     if scale is not None:
         r = scale * ((r + offset) / (r + offset).sum(1, keepdim=True))
@@ -52,11 +54,15 @@ def sums(x: Tensor, labels: Tensor, classes: int, scale: float | None, offset: f
 
 
 def _normalised(r: Tensor, scale: float, offset: float) -> Tensor:
-    """Rows that sum to scale. A power of two keeps sums of the largest float64 in range, and quotients of the least."""
-    largest = r.amax(1, keepdim=True).clamp(min=offset)
-    power = torch.exp2(-largest.log2().floor().nan_to_num(0, 0, 0).clamp(-1000, 1000))
+    """Rows that sum to scale."""
+    power = _power_of(r.amax(1, keepdim=True).clamp(min=offset))
     r = r * power + offset * power
     return scale * (r / r.sum(1, keepdim=True))
+
+
+def _power_of(largest: Tensor) -> Tensor:
+    """A power of two that brings rows with these largest elements near 1, where sums and quotients are in range."""
+    return torch.exp2(-largest.log2().floor().nan_to_num(0, 0, 0).clamp(-1000, 1000))
 
 
 def csr_sums(
@@ -68,6 +74,8 @@ def csr_sums(
     r = values.to(total.dtype)
     row = torch.repeat_interleave(lengths)
     if scale is not None:
+        largest = r.new_zeros(len(lengths)).scatter_reduce_(0, row, r, "amax")
+        r = r * _power_of(largest)[row]
         r = scale * (r / r.new_zeros(len(lengths)).index_add_(0, row, r)[row])
     total.index_add_(0, labels.long()[row] * features + columns, r)
     return total.view(classes, features)

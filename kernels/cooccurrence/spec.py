@@ -10,6 +10,7 @@ from torch import Tensor
 from ..contract.registry import register
 from ..contract.spec import Contender, Extra, Misuse, Sample, Scaling, Sizes, Spec, Workload
 from ..contract.workloads import Call
+from ..runtime.csr import as_sparse_csr
 from . import _SUMS, by_cpp, by_triton, cooccurrence, cooccurrence_ref
 from .definition import DTYPES, FLOATS, LABELS
 
@@ -18,7 +19,7 @@ _CLASSES = 24  # of a call that names none: as many as any shape of the suite ha
 
 def op(x: Tensor, labels: Tensor, *, classes: int = _CLASSES, csr: bool = False, **options) -> Tensor:
     """labels [N] or [N, 1], which the suite can give strides; csr: of the same rows as a sparse_csr tensor."""
-    return cooccurrence(x.to_sparse_csr() if csr else x, labels.flatten(), classes, **options)
+    return cooccurrence(as_sparse_csr(x) if csr else x, labels.flatten(), classes, **options)
 
 
 def oracle(x: Tensor, labels: Tensor, *, classes: int = _CLASSES, csr: bool = False, **options) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,6 +14,7 @@ from ..contract.registry import register
 from ..contract.spec import Contender, Misuse, Sample, Scaling, Sizes, Spec, Workload
 from ..contract.workloads import Call, called, rivals, standard, trained
 from ..runtime.arguments import FLOATS
+from ..runtime.csr import as_sparse_csr
 from . import _DENSE, _SPARSE, by_cpp, by_triton, gather_softmax, gather_softmax_ref
 from .definition import SPARSE_DTYPES
 
@@ -31,12 +31,6 @@ def _of(readout: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 op, oracle = _of(gather_softmax), _of(gather_softmax_ref)
-
-
-def _csr(weight: Tensor) -> Tensor:
-    with warnings.catch_warnings():  # that torch's support of this layout is in beta
-        warnings.filterwarnings("ignore", "Sparse CSR tensor support")
-        return weight.to_sparse_csr()
 
 
 def inputs(shape: Sizes, dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Tensor, ...]:
@@ -123,7 +117,7 @@ def misuses(device: torch.device) -> list[Misuse]:
         bad("not-a-tensor", TypeError, "weight is a list; expected a torch.Tensor", [1.0]),
         bad("coo", TypeError, "weight has layout torch.sparse_coo; expected torch.strided: .*csr", weight.to_sparse()),
         bad("int64", TypeError, "weight is torch.int64; expected one of float64", weight.long()),
-        bad("sparse-half", TypeError, "weight is torch.float16 and sparse", _csr(weight.half())),
+        bad("sparse-half", TypeError, "weight is torch.float16 and sparse", as_sparse_csr(weight.half())),
         bad("vector", ValueError, r"weight has shape \(5,\); expected \[D, V\]", weight[0]),
         bad("float-contexts", TypeError, "contexts is torch.float32; expected integers", weight, contexts.float()),
         bad("bool-contexts", TypeError, "contexts is torch.bool; expected integers", weight, contexts > 0),
@@ -192,7 +186,7 @@ def _table(counts: Tensor, dtype: torch.dtype) -> Tensor:
 
 def sparse_op(bias, weights, counts, contexts, targets) -> Tensor:
     """The readout of a CSR weight, made of counts [D, V]."""
-    return op(_csr(_table(counts, bias.dtype)), contexts, targets, bias, weights)
+    return op(as_sparse_csr(_table(counts, bias.dtype)), contexts, targets, bias, weights)
 
 
 def sparse_oracle(bias, weights, counts, contexts, targets) -> Tensor:
@@ -261,7 +255,7 @@ register(
             Workload(
                 "sparse readout",
                 (
-                    Contender("tropigrad", "ours", _prepared(op, _csr)),
+                    Contender("tropigrad", "ours", _prepared(op, as_sparse_csr)),
                     Contender("all logits", "dense", _prepared(_dense, Tensor.contiguous)),
                 ),
                 operations=_logits,

@@ -117,7 +117,7 @@ def log_shift(counts: Tensor, *, smoothing: float | Tensor = 1.0, scale: float =
 
     Args:
         counts: [D, C] of int64, float64, float32, float16 or bfloat16, any strides; or a torch sparse_csr [D, C] of
-            int64, float64 or float32, for which smoothing must be positive.
+            int64, float64 or float32 whose columns ascend in each row, for which smoothing must be positive.
         smoothing: ε, a number of at least 0, or a tensor [C] of a float dtype on counts' device, one for each class.
         scale: K, the sum of the rows that the weights are for, a positive number; math.inf gives log(F / S).
 

@@ -23,8 +23,8 @@ def write_bigrams(path: str | os.PathLike, words: Sequence[str], counts: Tensor,
     """
     crow, columns = counts.crow_indices(), counts.col_indices().long()
     values, lengths = counts.values().double(), crow.diff()
-    history = torch.repeat_interleave(torch.arange(len(words)), lengths)
-    mass = torch.zeros(len(words), dtype=torch.float64).index_add_(0, history, values)
+    history = torch.repeat_interleave(torch.arange(len(words), device=crow.device), lengths)
+    mass = values.new_zeros(len(words)).index_add_(0, history, values)
     log_unigram = prior.log10().tolist()
     backoff = (alpha / (mass + alpha)).log10().tolist()
     log_bigram = ((values + alpha * prior[columns]) / (mass[history] + alpha)).log10()

@@ -54,12 +54,12 @@ class SuffixFeatures:
 
     def __init__(self, vocabulary: int, keys: list[Tensor]) -> None:
         self.vocabulary, self.keys = vocabulary, keys
-        sizes = torch.tensor([0, *(len(of_order) for of_order in keys)])
+        sizes = torch.tensor([0, *(len(of_order) for of_order in keys)], device="cpu")
         *self.first, self.size = sizes.cumsum(0).tolist()
 
     @classmethod
     def empty(cls, vocabulary: int, radius: int) -> SuffixFeatures:
-        return cls(vocabulary, [torch.empty(0, dtype=torch.int64) for _ in range(radius)])
+        return cls(vocabulary, [torch.empty(0, dtype=torch.int64, device="cpu") for _ in range(radius)])
 
     def codes(self, contexts: Tensor) -> list[Tensor]:
         code, codes = torch.zeros_like(contexts[:, 0]), []

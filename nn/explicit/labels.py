@@ -20,7 +20,7 @@ def read_labels(where: str, y: Any, rows: int) -> np.ndarray:
     """
     if y is None:
         raise ValueError(f"{where} requires y to be passed, but the target y is None")
-    labels = np.asarray(y.detach().cpu().numpy() if isinstance(y, Tensor) else y)
+    labels = _of_tensor(where, y) if isinstance(y, Tensor) else np.asarray(y)
     if labels.ndim == 2 and labels.shape[1] == 1:
         warnings.warn(
             f"A column-vector y was passed when a 1d array was expected: {where} takes y of shape {labels.shape} as "
@@ -35,6 +35,14 @@ def read_labels(where: str, y: Any, rows: int) -> np.ndarray:
         raise ValueError(f"{where}: y has {len(labels)} labels and x {rows} rows; expected one label a row")
     _check_discrete(where, labels)
     return labels
+
+
+def _of_tensor(where: str, y: Tensor) -> np.ndarray:
+    if y.layout != torch.strided or y.is_nested or y.is_meta:
+        kind = "nested" if y.is_nested else y.layout
+        raise ValueError(f"{where}: y is a tensor, {kind}, on {y.device}; expected a strided one that holds values")
+    y = y.detach().cpu()
+    return (y.float() if y.dtype == torch.bfloat16 else y).numpy()  # NumPy has no bfloat16
 
 
 def _check_discrete(where: str, labels: np.ndarray) -> None:
@@ -136,7 +144,7 @@ def held_out(index: np.ndarray, fraction: float, seed: int) -> Tensor:
     by_class = order[places[order].sort(stable=True).indices]
     counts = torch.bincount(places)
     rank = torch.arange(len(places), device="cpu") - (counts.cumsum(0) - counts)[places[by_class]]
-    quota = torch.minimum((counts * fraction + 0.5).floor().long(), (counts - 1).clamp(min=0))
+    quota = torch.minimum((counts.double() * fraction + 0.5).floor().long(), (counts - 1).clamp(min=0))
     held = torch.zeros(len(places), dtype=torch.bool, device="cpu")
     held[by_class] = rank < quota[places[by_class]]
     return held

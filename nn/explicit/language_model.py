@@ -26,7 +26,8 @@ from ...kernels.runtime.csr import csr_tensor
 from ..arguments import check_positive, check_size, is_integer
 from .arpa import write_bigrams
 from .contexts import MODES, CatFeatures, Features, Mode, SuffixFeatures, SumFeatures
-from .tokens import CHUNK, TokensLike, open_tokens, windows
+from .settings import SEARCH, check_choice, check_fraction, check_searchable, check_seed
+from .tokens import CHUNK, TokensLike, as_int64, check_integers, open_tokens, windows
 
 NAME = "ExplicitLanguageModel"
 _TUNED_ON = 2_000  # held-out positions that K + 2 numbers are fitted to, evenly spaced
@@ -74,14 +75,9 @@ class ExplicitLanguageModel:
     ) -> None:
         check_size(NAME, "vocabulary", vocabulary)
         check_size(NAME, "radius", radius)
-        self._start_smoothing: float | None = None
-        if not _is_search(smoothing):
-            check_positive(NAME, "smoothing", smoothing)
-            self._start_smoothing = float(smoothing)
-        if mode not in MODES:
-            raise ValueError(f"{NAME}: mode is {mode!r}; expected one of {', '.join(MODES)}")
-        if smoothing_prior not in ("uniform", "unigram"):
-            raise ValueError(f"{NAME}: smoothing_prior is {smoothing_prior!r}; expected 'uniform' or 'unigram'")
+        self._start_smoothing = check_searchable(NAME, "smoothing", smoothing, least=0, open_at_least=True)
+        check_choice(NAME, "mode", mode, MODES)
+        check_choice(NAME, "smoothing_prior", smoothing_prior, ("uniform", "unigram"))
         if mode == "suffix" and vocabulary**radius >= 2**63:
             largest = int(63 / math.log2(vocabulary))
             raise ValueError(
@@ -90,8 +86,7 @@ class ExplicitLanguageModel:
             )
         if boundary is not None and not (is_integer(boundary) and 0 <= boundary < vocabulary):
             raise ValueError(f"{NAME}: boundary is {boundary!r}; expected a token, 0 to {vocabulary - 1}, or None")
-        if not 0 < validation_fraction < 1:
-            raise ValueError(f"{NAME}: validation_fraction is {validation_fraction}; expected more than 0, less than 1")
+        check_fraction(NAME, "validation_fraction", validation_fraction)
         self.vocabulary, self.radius, self.mode = int(vocabulary), int(radius), mode
         self.smoothing, self.smoothing_prior = smoothing, smoothing_prior
         self.weights, self.boundary = weights, boundary
@@ -102,7 +97,7 @@ class ExplicitLanguageModel:
     def _reset(self) -> None:
         self._features: Features = self._no_features()
         self._counts: Counts | None = None
-        self.token_counts_ = torch.zeros(self.vocabulary, dtype=torch.int64)
+        self.token_counts_ = torch.zeros(self.vocabulary, dtype=torch.int64, device="cpu")
         self.positions_ = 0
         self._weights = self._start_weights
         self._smoothing = self._start_smoothing
@@ -240,6 +235,8 @@ class ExplicitLanguageModel:
             counter.add(features.rows(contexts).flatten(), targets.repeat_interleave(self.radius))
             token_counts += targets.bincount(minlength=self.vocabulary)
             positions += len(targets)
+        if positions == 0:
+            raise ValueError(f"{NAME}: tokens has no whole context of {self.radius} tokens without the boundary")
         self._take(features, counter.csr(), token_counts, positions)
 
     def _take(self, features: Features, counts: Counts, token_counts: Tensor, positions: int) -> None:
@@ -304,9 +301,9 @@ class ExplicitLanguageModel:
         if len(targets) == 0:
             raise ValueError(f"{NAME}: the held-out text has no whole context; expected some to fit weights to")
         if len(targets) > _TUNED_ON:
-            kept = torch.linspace(0, len(targets) - 1, _TUNED_ON, dtype=torch.float64).long()
+            kept = torch.linspace(0, len(targets) - 1, _TUNED_ON, dtype=torch.float64, device="cpu").long()
             rows, targets = rows[kept], targets[kept]
-        start = torch.full((self.radius + 1,), 1 / self.radius, dtype=torch.float64)
+        start = torch.full((self.radius + 1,), 1 / self.radius, dtype=torch.float64, device="cpu")
         start[-1] = 0.0  # a sum of a mean row: its loss is finite, which that of the paper's weights may not be
 
         def fitted(smoothing: float) -> tuple[float, Tensor]:
@@ -343,7 +340,7 @@ class ExplicitLanguageModel:
 
     def _smoothings(self, smoothing: float) -> Tensor:
         if self.smoothing_prior == "uniform":
-            return torch.full((self.vocabulary,), smoothing, dtype=torch.float64)
+            return torch.full((self.vocabulary,), smoothing, dtype=torch.float64, device="cpu")
         return smoothing * self.vocabulary * self.token_probabilities_
 
     @property
@@ -353,7 +350,7 @@ class ExplicitLanguageModel:
         return smoothed / smoothed.sum()
 
     def _readout(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What gather_softmax takes: weight [D, V] sparse_csr, bias [V], weights [K]."""
+        """The arguments of gather_softmax: weight [D, V] sparse_csr, bias [V], weights [K]."""
         weight, base, log_mass = self._log_counts()
         bias = self.weights_[:-1].sum() * base - self.weights_[-1] * log_mass
         return weight, bias.to(weight.dtype), self.weights_[:-1].to(weight.dtype)
@@ -387,9 +384,9 @@ class ExplicitLanguageModel:
         Raises:
             TypeError: no integers.  ValueError: another shape; a token outside [0, vocabulary); nothing fitted.
         """
-        rows = contexts if isinstance(contexts, Tensor) else torch.from_numpy(np.array(contexts))  # may be read-only
-        if rows.is_floating_point() or rows.is_complex() or rows.dtype == torch.bool:
-            raise TypeError(f"{NAME}: contexts has dtype {rows.dtype}; expected integers")
+        rows = contexts if isinstance(contexts, Tensor) else np.asarray(contexts)
+        check_integers(NAME, "contexts", rows)
+        rows = as_int64(rows)
         if rows.dim() != 2 or rows.shape[1] != self.radius:
             raise ValueError(f"{NAME}: contexts has shape {tuple(rows.shape)}; expected [B, {self.radius}]")
         is_outside = (rows < 0) | (rows >= self.vocabulary)
@@ -398,7 +395,7 @@ class ExplicitLanguageModel:
             raise ValueError(
                 f"{NAME}: contexts has token {int(rows[row, place])} in row {row}; expected 0 to {self.vocabulary - 1}"
             )
-        answer = self._logits(self._features.rows(rows.long())).log_softmax(1)
+        answer = self._logits(self._features.rows(rows)).log_softmax(1)
         return answer.numpy() if isinstance(contexts, np.ndarray) else answer
 
     def _logits(self, rows: Tensor) -> Tensor:
@@ -439,7 +436,7 @@ class ExplicitLanguageModel:
         for place, token in enumerate(text):
             if not 0 <= token < self.vocabulary:
                 raise ValueError(f"{NAME}: context has token {token} at {place}; expected 0 to {self.vocabulary - 1}")
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(check_seed(NAME, seed))
         start = len(text)
         for _ in range(n):
             logits = self._logits_after(text[-self.radius :]) / temperature
@@ -453,9 +450,9 @@ class ExplicitLanguageModel:
             last = len(context) - 1 - context[::-1].index(self.boundary)
             context = context[last:]
         missing = self.radius - len(context)
-        rows = self._features.rows(torch.tensor([[0] * missing + context]))
+        rows = self._features.rows(torch.tensor([[0] * missing + context], device="cpu"))
         _, base, log_mass = self._log_counts()
-        logits = self._logits(torch.where(torch.arange(self.radius) < len(context), rows, -1))[0]
+        logits = self._logits(torch.where(torch.arange(self.radius, device="cpu") < len(context), rows, -1))[0]
         if missing:
             _, _, weights = self._readout()
             logits += weights[len(context) :].sum() * (log_mass - math.log(self._features.size) - base)
@@ -492,16 +489,16 @@ class ExplicitLanguageModel:
 
 
 def _is_search(value: Any) -> bool:
-    return isinstance(value, str) and value == "search"
+    return isinstance(value, str) and value == SEARCH
 
 
 def _checked_weights(weights: Any, radius: int) -> Tensor:
     if weights is None:
-        return torch.tensor([1.0] * radius + [radius - 1.0], dtype=torch.float64)
+        return torch.tensor([1.0] * radius + [radius - 1.0], dtype=torch.float64, device="cpu")
     try:
-        numbers = torch.as_tensor(weights, dtype=torch.float64).cpu()
+        numbers = torch.as_tensor(weights, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError, RuntimeError):
-        numbers = torch.empty(0)
+        numbers = torch.empty(0, device="cpu")
     if numbers.shape != (radius + 1,) or not numbers.isfinite().all():
         raise ValueError(f"{NAME}: weights is {weights!r}; expected None, 'search' or {radius + 1} finite numbers")
     return numbers

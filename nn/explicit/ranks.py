@@ -8,16 +8,9 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from torch import Tensor
 
+from ...kernels.runtime.ranks import check_group, of_ranks
+
 T = TypeVar("T")
-
-
-def of_ranks(value: T, group: dist.ProcessGroup | None) -> list[T]:
-    """The values of all ranks, in their order. A collective call: every rank makes it."""
-    if group is None:
-        return [value]
-    values = [value] * group.size()
-    dist.all_gather_object(values, value, group=group)
-    return values
 
 
 def added(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
@@ -34,10 +27,7 @@ def together(where: str, group: Any, work: Callable[[], T]) -> T:
         TypeError: group is neither a process group nor None.
         What work raises; and on the other ranks ValueError, which names the rank that refused.
     """
-    if group is not None and not isinstance(group, dist.ProcessGroup):
-        raise TypeError(
-            f"{where}: group is a {type(group).__name__}; expected a torch.distributed.ProcessGroup, or None"
-        )
+    check_group(where, group)
     result, error = None, None
     try:
         result = work()

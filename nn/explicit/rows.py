@@ -6,7 +6,6 @@ in the kind and the floating dtype that rows came in; those of integers are floa
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -14,6 +13,8 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from torch import Tensor
+
+from ...kernels.runtime.csr import as_sparse_csr, csr_tensor
 
 _BLOCK = 1 << 22  # entries of a block: 16 MiB in float32
 _TORCH_DTYPES = (
@@ -84,7 +85,7 @@ class Rows:
             return self.answer(torch.cat(parts) if parts else self.values.to(self.dtype))
         values = torch.cat(parts) if parts else self.values.values().to(self.dtype)
         if self.source is None:
-            return sparse(self.values.crow_indices(), self.values.col_indices(), values, (len(self), self.features))
+            return csr_tensor(self.values.crow_indices(), self.values.col_indices(), values, (len(self), self.features))
         matrix = self.source.tocsr()
         return type(matrix)((values.cpu().numpy(), matrix.indices, matrix.indptr), shape=matrix.shape, copy=True)
 
@@ -119,13 +120,14 @@ def read_rows(where: str, x: Any, *, least: int = 1) -> Rows:
 
 
 def _dense_or_csr(where: str, x: Tensor) -> Tensor:
+    if x.is_nested:
+        raise TypeError(f"{where}: x is a nested tensor; expected rows of one length: torch.nested.to_padded_tensor")
     if x.is_complex():
         raise ValueError(f"{where}: Complex data not supported: x is {x.dtype}; expected real numbers")
     if x.is_meta:
         raise ValueError(f"{where}: x is on meta, which holds no values; expected rows on a device")
     if x.layout not in (torch.strided, torch.sparse_csr):
-        with _silenced():
-            x = x.to_sparse_csr()
+        x = as_sparse_csr(x.to_sparse_coo() if x.layout in (torch.sparse_bsr, torch.sparse_bsc) else x)
     if x.dtype in _WIDER:
         x = _widened(where, x)
     if x.dtype not in _TORCH_DTYPES:
@@ -146,7 +148,7 @@ def _from_scipy(where: str, x: Any) -> Tensor:
         raise ValueError(f"{where}: x has shape {x.shape}; expected 2D, [N, D]")
     crow, columns = (torch.from_numpy(_plain(part)) for part in (x.indptr, x.indices))
     wider = torch.promote_types(crow.dtype, columns.dtype)
-    return sparse(crow.to(wider), columns.to(wider), _tensor_of(where, x.data), (x.shape[0], x.shape[1]))
+    return csr_tensor(crow.to(wider), columns.to(wider), _tensor_of(where, x.data), (x.shape[0], x.shape[1]))
 
 
 def _from_numpy(where: str, x: Any) -> Tensor:
@@ -189,16 +191,6 @@ class _Unlocked:
 # ------------------------------------------------------------------------------------------------ sparse rows
 
 
-def _silenced() -> warnings.catch_warnings:
-    """torch remarks at its first sparse_csr tensor that these are in beta."""
-    return warnings.catch_warnings(action="ignore", category=UserWarning)
-
-
-def sparse(crow: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
-    with _silenced():
-        return torch.sparse_csr_tensor(crow, columns, values, shape, check_invariants=False)
-
-
 def values_of(x: Tensor) -> Tensor:
     """The entries that are stored: of a strided tensor all."""
     return x.values() if x.layout == torch.sparse_csr else x
@@ -208,7 +200,7 @@ def sparse_part(x: Tensor, part: slice) -> Tensor:
     crow = x.crow_indices()[part.start : part.stop + 1]
     entries = slice(int(crow[0]), int(crow[-1]))
     shape = (part.stop - part.start, x.shape[1])
-    return sparse(crow - crow[0], x.col_indices()[entries], x.values()[entries], shape)
+    return csr_tensor(crow - crow[0], x.col_indices()[entries], x.values()[entries], shape)
 
 
 def sparse_rows(x: Tensor, index: Tensor) -> Tensor:
@@ -218,7 +210,7 @@ def sparse_rows(x: Tensor, index: Tensor) -> Tensor:
     starts = torch.repeat_interleave(crow[:-1][index] - (ends - lengths), lengths)
     entries = starts + torch.arange(len(starts), device=starts.device)
     new = torch.cat([ends.new_zeros(1), ends]).to(crow.dtype)
-    return sparse(new, x.col_indices()[entries], x.values()[entries], (len(index), x.shape[1]))
+    return csr_tensor(new, x.col_indices()[entries], x.values()[entries], (len(index), x.shape[1]))
 
 
 def per_row(reduce: Callable[..., Tensor], x: Tensor) -> Tensor:
@@ -235,7 +227,7 @@ def times(x: Tensor, factors: Tensor) -> Tensor:
     if x.layout != torch.sparse_csr:
         return x * factors[:, None]
     of_entries = factors[torch.repeat_interleave(x.crow_indices().diff())]
-    return sparse(x.crow_indices(), x.col_indices(), x.values() * of_entries, (x.shape[0], x.shape[1]))
+    return csr_tensor(x.crow_indices(), x.col_indices(), x.values() * of_entries, (x.shape[0], x.shape[1]))
 
 
 # ------------------------------------------------------------------------------------------------ what a model sees
@@ -321,10 +313,10 @@ class Scaling:
         if empty.any():
             is_sparse = block.layout == torch.sparse_csr
             what = f"{'sparse ' if is_sparse else ''}x, of {block.shape[1]} feature(s),"
-            instead = "rows taken as they are" if is_sparse else "offset > 0, or rows taken as they are"
+            shifted = "" if is_sparse else "offset > 0, "
             raise ValueError(
                 f"{where}: row {first + int(empty.nonzero()[0])} of {what} sums to 0, and cannot be scaled to the sum "
-                f"{self.scale:g}; expected rows with a positive entry, {instead}"
+                f"{self.scale:g}; expected rows with a positive entry, {shifted}or ExplicitSoftmax(normalize=False)"
             )
 
 

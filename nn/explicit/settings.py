@@ -6,6 +6,8 @@ import math
 import numbers
 from typing import Any
 
+import numpy as np
+
 from ..arguments import check_positive, is_integer
 
 SEARCH = "search"
@@ -46,7 +48,7 @@ def check_choice(where: str, name: str, value: Any, choices: tuple[str, ...]) ->
 
 
 def check_bool(where: str, name: str, value: Any) -> bool:
-    if not isinstance(value, bool) and type(value).__name__ != "bool_":
+    if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{where}: {name} is {value!r}; expected True or False")
     return bool(value)
 
@@ -63,6 +65,12 @@ def check_fraction(where: str, name: str, value: Any) -> float:
 
 
 def check_seed(where: str, value: Any) -> int:
+    """
+    Raises:
+        TypeError: value is no integer.  ValueError: torch's generators do not take it.
+    """
     if not is_integer(value):
         raise TypeError(f"{where}: seed is {value!r}; expected an integer")
+    if not -(2**63) <= value < 2**64:
+        raise ValueError(f"{where}: seed is {value}; expected an integer of 64 bits")
     return int(value)

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...kernels.runtime.ranks import of_ranks
 from .estimator import Classifier
 from .labels import classes_and_index, held_out, index_among, read_labels, union
-from .ranks import added, check_equal, of_ranks, together
+from .ranks import added, check_equal, together
 from .rows import Rows, Scaling, read_rows
 from .settings import (
     SEARCH,
@@ -77,6 +78,17 @@ class _Fitted:
             )
         solution = self.settings.solve(self.where, self.counts, self.classes, self.smoothing)
         return solution.over(self.temperature)
+
+    def grown(self, settings: _Settings, classes: np.ndarray, counts: Counts) -> _Fitted:
+        """The same with these counts and arguments. What is "search" keeps its last value."""
+        return replace(
+            self,
+            settings=settings,
+            classes=classes,
+            counts=counts,
+            smoothing=self.smoothing if settings.smoothing is None else settings.smoothing,
+            temperature=self.temperature if settings.temperature is None else settings.temperature,
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "solution"}
@@ -230,16 +242,12 @@ class ExplicitSoftmax(Classifier):
         facts = {"the features": rows.features, "the arguments": settings, "the classes": names.tolist()}
         check_equal(name, facts, group)
         _, counts, _ = self._shared(names, counts, group)
-        tuned = (None, None) if before is None else (before.smoothing, before.temperature)
-        self._fitted = _Fitted(
-            name,
-            settings,
-            names,
-            counts if before is None else self._on_device(before.counts, counts).plus(counts),
-            settings.smoothing if settings.smoothing is not None else tuned[0],
-            settings.temperature if settings.temperature is not None else tuned[1],
-            rows.is_torch if before is None else before.is_torch,
-        )
+        if before is None:
+            self._fitted = _Fitted(
+                name, settings, names, counts, settings.smoothing, settings.temperature, rows.is_torch
+            )
+        else:
+            self._fitted = before.grown(settings, names, self._on_device(before.counts, counts).plus(counts))
         return self
 
     def merge(self, other: ExplicitSoftmax) -> ExplicitSoftmax:
@@ -277,7 +285,7 @@ class ExplicitSoftmax(Classifier):
         added_up = before.counts.among(classes, index_among(name, before.classes, classes)).plus(
             self._on_device(theirs.counts, before.counts).among(classes, index_among(name, theirs.classes, classes))
         )
-        self._fitted = replace(before, classes=classes, counts=added_up)
+        self._fitted = before.grown(settings, classes, added_up)
         return self
 
     def tune(self, x: Any, y: Any, *, group: Any = None) -> ExplicitSoftmax:
@@ -439,6 +447,8 @@ class ExplicitSoftmax(Classifier):
             if before is None:
                 raise ValueError(f"{self._name}: classes must be passed on the first call to partial_fit: all labels")
             return before.classes
+        if not hasattr(classes, "__len__"):
+            raise TypeError(f"{self._name}: classes is a {type(classes).__name__}; expected a list of all labels")
         names, _ = classes_and_index(self._name, read_labels(self._name, classes, len(classes)))
         if before is not None and not np.array_equal(names, before.classes):
             raise ValueError(

@@ -34,19 +34,32 @@ def open_tokens(owner: str, tokens: Any, dtype: Any = "uint16") -> np.ndarray | 
     """
     if isinstance(tokens, str | os.PathLike):
         tokens = _map_file(owner, Path(tokens), dtype)
-    if isinstance(tokens, Tensor):
-        is_whole = not (tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool)
-    elif isinstance(tokens, np.ndarray):
-        is_whole = tokens.dtype.kind in "iu"
-    else:
+    if not isinstance(tokens, Tensor | np.ndarray):
         raise TypeError(
             f"{owner}: tokens is a {type(tokens).__name__}; expected a 1-D ndarray or tensor of integers, or a path"
         )
-    if not is_whole:
-        raise TypeError(f"{owner}: tokens has dtype {tokens.dtype}; expected integers")
+    check_integers(owner, "tokens", tokens)
     if tokens.ndim != 1:
         raise ValueError(f"{owner}: tokens has shape {tuple(tokens.shape)}; expected one dimension")
     return tokens
+
+
+def check_integers(owner: str, name: str, x: np.ndarray | Tensor) -> None:
+    """
+    Raises:
+        TypeError: x is of floats, complex numbers, bools or objects.
+    """
+    if isinstance(x, Tensor):
+        is_whole = not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
+    else:
+        is_whole = x.dtype.kind in "iu"
+    if not is_whole:
+        raise TypeError(f"{owner}: {name} has dtype {x.dtype}; expected integers")
+
+
+def as_int64(x: np.ndarray | Tensor) -> Tensor:
+    """Integers of any dtype, strides and byte order as int64."""
+    return x.long() if isinstance(x, Tensor) else torch.from_numpy(x.astype(np.int64))
 
 
 def _map_file(owner: str, path: Path, dtype: Any) -> np.ndarray:
@@ -85,10 +98,7 @@ def windows(
         raise ValueError(f"{owner}: tokens has length {len(tokens)}; expected more than the radius, {radius}")
     for start in range(radius, len(tokens), chunk):
         first = start - radius
-        piece = tokens[first : start + chunk]
-        if isinstance(piece, np.ndarray):
-            piece = torch.from_numpy(piece.astype(np.int64))
-        piece = piece.long()
+        piece = as_int64(tokens[first : start + chunk])
         is_outside = (piece < 0) | (piece >= vocabulary)
         if is_outside.any():
             position = int(is_outside.nonzero()[0])

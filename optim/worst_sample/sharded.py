@@ -14,7 +14,8 @@ import math
 import torch.distributed as dist
 from torch import Tensor
 
-from ..distributed import largest, of_ranks
+from ...kernels.runtime.ranks import of_ranks
+from ..distributed import largest
 from .by_cpp import Sparse
 from .definition import Dense, Moves, State
 

@@ -17,7 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..distributed import check_equal, check_group, digest, of_ranks, rank_in
+from ...kernels.runtime.ranks import check_group, of_ranks
+from ..distributed import check_equal, digest, rank_in
 from .by_cpp import DTYPES, MEMORIES, Sparse, bytes_needed, is_available
 from .by_triton import LARGEST, why_not
 from .checks import (

@@ -79,6 +79,13 @@ def test_lanes_of_bytes_never_overflow(N):
 
 
 @compiled
+def test_rows_of_more_bytes_than_32_bits_add_up():
+    D = 2**24 + 2**17
+    sums = cooccurrence(torch.full((1, D), 255, dtype=torch.uint8), torch.tensor([0]), 1, scale=float(D))
+    assert sums[[0, -1]].flatten().tolist() == [1.0, 1.0]
+
+
+@compiled
 def test_integers_of_every_size_are_exact():
     for dtype in (torch.int8, torch.int16, torch.int32):
         most = torch.iinfo(dtype).max
@@ -125,8 +132,15 @@ def test_rows_beyond_a_float64s_range(name, set_backend):
     """A sum that overflows, and one whose inverse does."""
     set_backend(name)
     x = torch.tensor([[1e308, 1e308, 0.0], [5e-324, 0, 5e-324]], dtype=torch.float64)
-    sums = cooccurrence(x, torch.tensor([0, 1]), 2, scale=2)
-    assert sums.t().tolist() == [[1.0, 1.0, 0.0], [1.0, 0.0, 1.0]]
+    for rows in (x, x.to_sparse_csr()):
+        sums = cooccurrence(rows, torch.tensor([0, 1]), 2, scale=2)
+        assert sums.t().tolist() == [[1.0, 1.0, 0.0], [1.0, 0.0, 1.0]]
+
+
+def test_counts_have_no_gradient():
+    x = torch.ones(2, 2)
+    for rows in (x.clone().requires_grad_(), x.to_sparse_csr().requires_grad_()):
+        assert not cooccurrence(rows, torch.tensor([0, 1]), 2).requires_grad
 
 
 @pytest.mark.parametrize("name", BACKENDS)

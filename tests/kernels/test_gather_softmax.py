@@ -21,7 +21,6 @@ CASES = [
     *(pytest.param("cpp", form, id=f"cpp-{form}", marks=compiled) for form in ("dense", "sparse")),
     pytest.param("triton", "dense", id="triton-dense", marks=interpreted),
 ]
-pytestmark = pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
 
 
 def table(form, values):

@@ -294,6 +294,33 @@ def test_kenlm_reads_the_arpa_file(tmp_path):
             assert math.isclose(reader.BaseScore(after, str(i), state), log_p[h, i], abs_tol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64", "int8", ">i4"])
+def test_contexts_of_any_integers(dtype):
+    model, contexts = fitted(), np.array([[0, 1], [2, 3]])
+    expected = model.predict_log_proba(contexts)
+    assert np.array_equal(model.predict_log_proba(contexts.astype(dtype)), expected)
+    if dtype[0] != ">":
+        tensor = torch.from_numpy(contexts.astype(dtype))
+        assert np.array_equal(np.asarray(model.predict_log_proba(tensor)), expected)
+
+
+@pytest.mark.parametrize("mode", ["sum", "cat", "suffix"])
+def test_the_default_device_and_dtype_of_others_do_not_matter(mode, tmp_path):
+    def answers():
+        model = fitted(mode, weights="search")
+        fitted("sum", 1, smoothing_prior="unigram").to_arpa(str(tmp_path / "model.arpa"))
+        return model.perplexity(text()), model.sample(5), model.sample(5, [1]), (tmp_path / "model.arpa").read_text()
+
+    expected = answers()
+    with torch.device("meta"):
+        assert answers() == expected
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert answers() == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 # ---------------------------------------------------------------------------------------------------- bad input
 
 
@@ -357,6 +384,14 @@ def test_bad_files_are_named(tmp_path):
         ExplicitLanguageModel(V).fit(tmp_path / "odd.bin", dtype="float32")
 
 
+@pytest.mark.parametrize("mode", ["sum", "suffix"])
+def test_a_text_of_boundaries_alone_has_no_context(mode):
+    model = ExplicitLanguageModel(V, 2, mode, boundary=0)
+    with pytest.raises(ValueError, match="no whole context of 2 tokens without the boundary"):
+        model.fit(np.zeros(50, dtype=int))
+    assert model.positions_ == 0
+
+
 def test_calls_that_come_too_early_say_what_to_call():
     model = ExplicitLanguageModel(V, weights="search")
     with pytest.raises(ValueError, match="call fit first"):
@@ -382,9 +417,11 @@ def test_bad_contexts_are_named():
         model.predict_log_proba(np.zeros((2, 3), dtype=int))
     with pytest.raises(ValueError, match="token 7 in row 1"):
         model.predict_log_proba(np.array([[0, 1], [2, 7]]))
-    with pytest.raises(TypeError, match=r"dtype torch\.float64"):
+    with pytest.raises(TypeError, match="contexts has dtype float64; expected integers"):
         model.predict_log_proba(np.zeros((2, 2)))
     with pytest.raises(ValueError, match="token 9 at 0"):
         model.sample(3, [9])
     with pytest.raises(ValueError, match="temperature is 0"):
         model.sample(3, temperature=0)
+    with pytest.raises(TypeError, match=r"seed is 0\.5; expected an integer"):
+        model.sample(3, seed=0.5)  # pyright: ignore[reportArgumentType]

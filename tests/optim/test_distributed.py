@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tropigrad.optim.distributed import check_equal, check_group, digest, largest, of_ranks, rank_in
+from tropigrad.kernels.runtime.ranks import check_group, of_ranks
+from tropigrad.optim.distributed import check_equal, digest, largest, rank_in
 
 
 def test_one_process_is_its_own_only_rank():
@@ -45,7 +46,8 @@ RANK = """
 import sys
 from datetime import timedelta
 import torch.distributed as dist
-from tropigrad.optim.distributed import check_group, of_ranks, rank_in
+from tropigrad.kernels.runtime.ranks import check_group, of_ranks
+from tropigrad.optim.distributed import rank_in
 
 folder, rank = sys.argv[1], int(sys.argv[2])
 dist.init_process_group("gloo", f"file://{folder}/meeting", timedelta(seconds=90), 2, rank)

@@ -111,7 +111,9 @@ class _Stages:
             "seed": self.seed,
         }
         few = slice(0, 4)
-        ExplicitSoftmax(self.scale).fit(samples.x_train[few], samples.y_train[few])  # compiles, which is not measured
+        ExplicitSoftmax(self.scale, offset=self.offset).fit(
+            samples.x_train[few], samples.y_train[few]
+        )  # compiles, which is not measured
         began = time.perf_counter()
         if network == "one layer":
             model = ExplicitSoftmax(temperature="search", **settings).fit(samples.x_train, samples.y_train)

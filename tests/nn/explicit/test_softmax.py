@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch.nn import functional
 
 from tropigrad.nn import ExplicitSoftmax
+from tropigrad.nn.explicit.labels import held_out
 from tropigrad.nn.explicit.solution import SMOOTHINGS, best_temperature, moments
 
 RNG = np.random.default_rng
@@ -515,10 +516,16 @@ def test_random_numbers_and_the_default_device_of_others_are_left_alone():
     state = torch.get_rng_state()
     expected = ExplicitSoftmax(temperature="search").fit(x, y).predict_proba(x)
     assert torch.equal(torch.get_rng_state(), state)
+    sparse = torch.from_numpy(x).to_sparse_csr()
     with torch.device("meta"):
         model = ExplicitSoftmax(temperature="search").fit(x, y)
         assert np.array_equal(model.predict_proba(x), expected)
         assert model.to_linear().weight.device.type == "cpu"
+        np.testing.assert_allclose(
+            ExplicitSoftmax().fit(sparse, y).predict_proba(sparse),
+            ExplicitSoftmax().fit(x, y).predict_proba(x),
+            rtol=1e-5,
+        )
 
 
 def test_repr_and_parameters():
@@ -696,6 +703,57 @@ def test_tuning_what_does_not_fit():
     assert not hasattr(model, "temperature_")
     model.tune(FLOAT[Y > 0], Y[Y > 0])
     assert 0 not in model.predict(FLOAT)
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc])
+def test_rows_in_any_sparse_layout(layout):
+    x = torch.from_numpy(FLOAT)
+    block = (2, 2) if layout in (torch.sparse_bsr, torch.sparse_bsc) else None
+    model = ExplicitSoftmax().fit(x.to_sparse(layout=layout, blocksize=block), Y)
+    np.testing.assert_allclose(model.feature_count_, ExplicitSoftmax().fit(FLOAT, Y).feature_count_, rtol=1e-12)
+
+
+def test_tensors_that_are_neither_rows_nor_labels():
+    for y, match in [
+        (torch.from_numpy(Y).to("meta"), "y is a tensor, torch.strided, on meta; expected a strided one that holds"),
+        (torch.from_numpy(Y).to_sparse(), "y is a tensor, torch.sparse_coo, on cpu"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            ExplicitSoftmax().fit(FLOAT, y)
+    assert ExplicitSoftmax().fit(FLOAT, torch.from_numpy(Y).bfloat16()).score(FLOAT, Y) > 0.5
+    ragged = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
+    with pytest.raises(TypeError, match="x is a nested tensor; expected rows of one length"):
+        ExplicitSoftmax().fit(ragged, [0, 1])
+
+
+def test_bools_of_numpy_and_what_is_no_list_of_classes():
+    assert ExplicitSoftmax().set_params(normalize=np.True_).fit(FLOAT, Y).score(FLOAT, Y) > 0.5
+    with pytest.raises(TypeError, match="classes is a int; expected a list of all labels"):
+        ExplicitSoftmax().partial_fit(FLOAT, Y, classes=4)
+    with pytest.raises(ValueError, match="expected an integer of 64 bits"):
+        ExplicitSoftmax(temperature="search", seed=2**64).fit(FLOAT, Y)
+
+
+@pytest.mark.parametrize("learn", [lambda model: model.partial_fit(FLOAT, Y),
+                                   lambda model: model.merge(ExplicitSoftmax(smoothing=2.0).fit(FLOAT, Y))],
+                         ids=["partial_fit", "merge"])  # fmt: skip
+def test_parameters_that_were_set_hold_when_it_learns_more(learn):
+    model = learn(ExplicitSoftmax().fit(FLOAT, Y).set_params(smoothing=3.0, temperature=2.0, prior="count"))
+    twice = np.concatenate([FLOAT, FLOAT]), np.concatenate([Y, Y])
+    expected = ExplicitSoftmax(smoothing=3.0, temperature=2.0, prior="count").fit(*twice)
+    assert (model.smoothing_, model.temperature_) == (3.0, 2.0)
+    np.testing.assert_allclose(model.coef_, expected.coef_, rtol=1e-12)
+    np.testing.assert_allclose(model.intercept_, expected.intercept_, rtol=1e-12)
+
+
+def test_what_is_held_out_does_not_depend_on_the_default_dtype():
+    index = np.zeros(45, dtype=np.int64)  # 0.7 of them is 31.5, which float32 and float64 round differently
+    expected = held_out(index, 0.7, 0)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(held_out(index, 0.7, 0), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_before_fitting():

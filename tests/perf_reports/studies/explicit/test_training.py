@@ -51,6 +51,12 @@ def test_a_run_leaves_both_networks_and_their_steps(tmp_path):
     assert set(saved["trained"]) == {f"{n}, {s} start" for n in saved["solved"] for s in ("explicit", "random")}
 
 
+def test_the_first_samples_may_be_empty(tmp_path):
+    samples = blobs()
+    samples.x_train[0] = 0
+    assert training.train(samples, tmp_path, hidden=6, steps=0)["offset"] > 0
+
+
 def test_the_explicit_start_is_the_solution(tmp_path):
     training.train(blobs(), tmp_path, hidden=6, steps=1)
     logged = rows(tmp_path)
