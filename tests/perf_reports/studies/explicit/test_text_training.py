@@ -48,7 +48,7 @@ def test_all_models_are_asked_for_the_same_tokens(tmp_path, text, monkeypatch):
         def told(model, tokens, loss=loss):
             context = model.radius if isinstance(model, ExplicitLanguageModel) else model.order - 1
             asked.append(tokens[context:].tolist())
-            return loss(model, tokens)
+            return loss(model, tokens)  # pyright: ignore[reportArgumentType]
 
         monkeypatch.setattr(owner, "cross_entropy", told)
     text_training.train(text, tmp_path, radius=3, positions=50)
