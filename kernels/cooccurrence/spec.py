@@ -191,7 +191,7 @@ def misuses(device: torch.device) -> list[Misuse]:
         bad("no-features", ValueError, r"features is None and x has tokens \[N\]; expected an integer", tokens, labels,
             2),
         bad("tokens-scale", ValueError, r"scale is 1 and x has tokens \[N\]", tokens, labels, 2, scale=1, features=6),
-        bad("token", ValueError, r"x\[0\] is 5; expected an integer in \[0, 5\), as features is 5", tokens, labels, 2,
+        bad("token", ValueError, r"x\[0\] is 5, out of range; expected at least 0 and below 5", tokens, labels, 2,
             features=5),
     ]  # fmt: skip
 
