@@ -71,6 +71,7 @@ class Workload:
     operations: Callable[[Sizes], int]  # (m, n, k) steps, or the op's own unit
     bytes: Callable[[Sizes, int], int]  # of a shape and an item size: each input read once, each output written once
     mix: str  # the ceiling that bounds it: "add_max", "mul_max", "gather", ...
+    options: Mapping[str, Any] = field(default_factory=dict)  # of ours, where they decide whether results are exact
 
 
 @dataclass(frozen=True)

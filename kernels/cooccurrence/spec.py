@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,7 +71,10 @@ def _index_add_of_normalised(x: Tensor, labels: Tensor, classes: int) -> Tensor:
     return r.new_zeros((classes, x.shape[1])).index_add_(0, labels, r).t()
 
 
-def _workload(name: str, ours: Callable, product: Callable, index_add: Callable) -> Workload:
+def _workload(name: str, product: Callable, index_add: Callable, **options: Any) -> Workload:
+    def ours(x: Tensor, labels: Tensor, classes: int) -> Tensor:
+        return cooccurrence(x, labels, classes, **options)
+
     return Workload(
         name,
         (
@@ -81,16 +85,18 @@ def _workload(name: str, ours: Callable, product: Callable, index_add: Callable)
         operations=lambda shape: shape["N"] * shape["D"],
         bytes=lambda shape, itemsize: shape["N"] * (shape["D"] + 8) + 8 * shape["C"] * shape["D"],
         mix="add_max",
+        options=options,
     )
 
 
 WORKLOADS = (
-    _workload("co-occurrence, bytes", cooccurrence, _product, _index_add),
+    _workload("co-occurrence, bytes", _product, _index_add),
     _workload(
         "co-occurrence, bytes, rows normalised",
-        lambda x, labels, classes: cooccurrence(x, labels, classes, scale=32, offset=1),
         _product_of_normalised,
         _index_add_of_normalised,
+        scale=32,
+        offset=1,
     ),
 )
 

@@ -98,19 +98,19 @@ def _gather_softmax_bwd_kernel(
     mask = v < V
     accumulator: tl.constexpr = bias_ptr.dtype.element_ty
     into_bias = tl.zeros([BLOCK_V], accumulator)
-    for i in range(ROWS):
-        b = tl.minimum(first + i, B - 1)
+    for i in range(tl.minimum(ROWS, B - first).to(tl.int32)):
+        b = first + i
         z = _logits(weight_ptr, context_ptr, bias_ptr, weights_ptr, b, v, mask, D, K, stride_d, stride_v)
         p = tl.exp(z - tl.load(top_ptr + b)) * tl.load(share_ptr + b)
         dz = (p - tl.where(v == tl.load(target_ptr + b), 1.0, 0.0)) * tl.load(g_ptr + b)
-        dz = tl.where(mask & (first + i < B), dz, 0.0)
+        dz = tl.where(mask, dz, 0.0)
         into_bias += dz
         if WEIGHT:
             for k in range(K):
                 c = tl.load(context_ptr + b * K + k)
                 named = mask & (c >= 0) & (c < D)
                 tl.atomic_add(dweight_ptr + c * V + v, dz * tl.load(weights_ptr + k), mask=named, sem="relaxed")
-        if WEIGHTS:  # a loop of its own: both in one keep more than sm_90's registers hold without a stack
+        if WEIGHTS:
             for k in range(K):
                 c = tl.load(context_ptr + b * K + k)
                 named = mask & (c >= 0) & (c < D)

@@ -44,7 +44,7 @@ AMD = ("gfx942", "gfx1100")
 MATMUL = ("tropical_matmul_fwd", "tropical_winners_scatter", "largest", "from_fixed_point")
 MAX_PLUS = {"MINIMUM": False, "PRODUCT": False, "IGNORE_NAN": False}
 WATCHED = {"POLYAK": True, "WATCHED": True}  # a run of the worst-sample iterations that the tuner does not make
-# bytes that are no spills: 56 and 48 registers are in use; the second in float64
+# bytes that are no spills: 56 and 48 registers are in use
 STACKS = {("advance", 90, 8), ("gather_softmax_bwd", 90, 8)}
 ON_AMD = ("tropical_matmul_fwd", "tropical_winners_scatter", "tropical_conv2d_fwd")
 
