@@ -1,4 +1,4 @@
-"""What the kernels of explicit solutions cost on real data, beside what one would use.
+"""The time of the kernels of explicit solutions on real data, beside what one would use.
 
     python -m tropigrad.perf_reports.studies.explicit.costs [OUT] --data-dir DIR     writes costs.jsonl
 

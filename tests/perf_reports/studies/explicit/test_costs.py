@@ -1,4 +1,4 @@
-"""What the kernels cost on real data: the contenders of a table compute one thing."""
+"""The costs of the kernels on real data: the contenders of a table compute one thing."""
 
 import numpy as np
 import pytest
