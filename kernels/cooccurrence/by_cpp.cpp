@@ -38,14 +38,6 @@ struct Rows {
     const Element* operator[](int64_t row) const { return x + row * of_row; }
 };
 
-template <class Task>
-void for_each_task(int64_t threads, int64_t tasks, const Task& task) {
-    std::atomic<int64_t> next{0};
-    in_parallel(int(std::max<int64_t>(1, std::min(threads, tasks))), [&](int) {
-        for (int64_t t; (t = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) task(t);
-    });
-}
-
 // ------------------------------------------------------------------------------------------------ order
 
 // order: the rows by class; begin [classes + 1]: where each class's rows begin. Whether all labels are classes.
@@ -57,7 +49,7 @@ bool sort_rows(const Problem& p, const Label* labels, uint32_t* order, int64_t* 
     const int64_t piece = ceil_div(p.rows, pieces);
     std::vector<uint32_t> at(pieces * C);
     std::atomic<bool> in_range{true};
-    for_each_task(p.threads, pieces, [&](int64_t t) {
+    for_each_task(p.threads, pieces, [&](int, int64_t t) {
         uint32_t* const count = at.data() + t * C;
         bool good = true;
         for (int64_t m = t * piece, end = std::min(p.rows, m + piece); m < end; ++m) {
@@ -79,7 +71,7 @@ bool sort_rows(const Problem& p, const Label* labels, uint32_t* order, int64_t* 
         }
     }
     begin[C] = next;
-    for_each_task(p.threads, pieces, [&](int64_t t) {
+    for_each_task(p.threads, pieces, [&](int, int64_t t) {
         uint32_t* const place = at.data() + t * C;
         for (int64_t m = t * piece, end = std::min(p.rows, m + piece); m < end; ++m) order[place[labels[m]]++] = uint32_t(m);
     });
@@ -496,7 +488,7 @@ bool sums_of(const Problem& p, const uint32_t* order, const int64_t* begin, Sum*
     });
     const std::unique_ptr<Sum[]> partial(new Sum[parts * p.features]);
     std::atomic<bool> good{true};
-    for_each_task(p.threads, int64_t(segments.size()), [&](int64_t t) {
+    for_each_task(p.threads, int64_t(segments.size()), [&](int, int64_t t) {
         const Segment& s = segments[t];
         Sum* const sums = (s.is_part ? partial.get() : result) + s.row * p.features;
         std::fill_n(sums, p.features, Sum(0));
@@ -507,7 +499,7 @@ bool sums_of(const Problem& p, const uint32_t* order, const int64_t* begin, Sum*
         const int64_t count = ceil_div(begin[c + 1] - begin[c], SEGMENT);
         Sum* const sums = result + c * p.features;
         const int64_t tasks = ceil_div(p.features, STRIP);
-        for_each_task(count > 64 ? p.threads : 1, tasks, [&](int64_t t) {
+        for_each_task(count > 64 ? p.threads : 1, tasks, [&](int, int64_t t) {
             const int64_t first = t * STRIP, last = std::min(first + STRIP, p.features);
             std::copy(from + first, from + last, sums + first);
             for (int64_t part = 1; part < count; ++part)

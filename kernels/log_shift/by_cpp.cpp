@@ -128,14 +128,6 @@ struct Lines {
     int64_t end_of(int64_t line) const { return std::min(length, total - line * length); }
 };
 
-template <class Task>
-void for_each_task(int64_t threads, int64_t tasks, const Task& task) {
-    std::atomic<int64_t> next{0};
-    in_parallel(int(std::max<int64_t>(1, std::min(threads, tasks))), [&](int) {
-        for (int64_t t; (t = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) task(t);
-    });
-}
-
 // F of up to PIECE counts; eps of each, or of all.
 template <bool EACH, class T>
 void add_smoothing(const T* counts, int64_t count, const Out* eps, Out* mass) {
@@ -180,7 +172,7 @@ double sum_of(const Out* x, int64_t count) {
 void mass_of(const Lines& x, double* total) {
     if (x.by_class) {
         std::vector<double> parts(x.down * x.across);
-        for_each_task(x.threads, x.down * x.across, [&](int64_t t) {
+        for_each_task(x.threads, x.down * x.across, [&](int, int64_t t) {
             const int64_t c = t / x.across, first = t % x.across * x.width;
             double sum = 0;
             each_piece(x, c, first, std::min(first + x.width, x.length),
@@ -191,7 +183,7 @@ void mass_of(const Lines& x, double* total) {
         return;
     }
     const std::unique_ptr<double[]> parts(new double[x.down * x.length]);
-    for_each_task(x.threads, x.down, [&](int64_t t) {
+    for_each_task(x.threads, x.down, [&](int, int64_t t) {
         double* const part = parts.get() + t * x.length;
         std::fill_n(part, x.length, 0.0);
         for (int64_t l = t * x.block; l < std::min(x.count, (t + 1) * x.block); ++l)
@@ -205,7 +197,7 @@ void mass_of(const Lines& x, double* total) {
 }
 
 void weights_of(const Lines& x, const std::vector<Out>& shift, Out* weights) {
-    for_each_task(x.threads, x.down * x.across, [&](int64_t t) {
+    for_each_task(x.threads, x.down * x.across, [&](int, int64_t t) {
         const int64_t begin = t % x.across * x.width, row = t / x.across * x.block;
         for (int64_t l = row; l < std::min(x.count, row + x.block); ++l)
             each_piece(x, l, begin, std::min(begin + x.width, x.end_of(l)), [&](int64_t first, int64_t count, Out* mass) {

@@ -25,14 +25,6 @@ constexpr int DIGIT_BITS = 12;
 constexpr int64_t FEW = 24;     // keys that are inserted one by one
 constexpr std::size_t HUGE_PAGE = 2 << 20;
 
-template <class Task>
-void for_each_task(int threads, int64_t tasks, const Task& task) {
-    std::atomic<int64_t> next{0};
-    in_parallel(int(std::min<int64_t>(threads, tasks)), [&](int thread) {
-        for (int64_t t; (t = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) task(thread, t);
-    });
-}
-
 // Tells the system that these bytes are about to be written: by pages of 2 MB their first touch costs a tenth.
 void about_to_write(void* data, std::size_t bytes) {
 #ifdef MADV_HUGEPAGE

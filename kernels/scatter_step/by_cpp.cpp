@@ -64,14 +64,6 @@ bool param_lies_in(const Problem& p, const Span& bytes) {
     return false;
 }
 
-template <class Task>
-void for_each_task(int threads, int64_t tasks, const Task& task) {
-    std::atomic<int64_t> next{0};
-    in_parallel(int(std::min<int64_t>(threads, tasks)), [&](int thread) {
-        for (int64_t t; (t = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) task(thread, t);
-    });
-}
-
 // Memory of the last call of this thread, unless it is much: touching fresh pages can cost more than the step.
 template <class T>
 T* room(int64_t count, std::unique_ptr<T[]>& own) {

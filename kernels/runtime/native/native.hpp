@@ -276,6 +276,15 @@ void in_parallel(int threads, const Work& work) {
     for (auto& thread : others) thread.join();
 }
 
+// Calls task(thread, t) for each t < tasks, in any order, on up to `threads` threads.
+template <class Task>
+void for_each_task(int64_t threads, int64_t tasks, const Task& task) {
+    std::atomic<int64_t> next{0};
+    in_parallel(int(std::max<int64_t>(1, std::min(threads, tasks))), [&](int thread) {
+        for (int64_t t; (t = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) task(thread, t);
+    });
+}
+
 inline int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
 
 enum Status { DONE = 0, OUT_OF_MEMORY = 1, INDEX_OUT_OF_RANGE = 2 };  // returned by a library's functions

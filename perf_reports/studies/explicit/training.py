@@ -27,22 +27,11 @@ _AT_ONCE = 4096  # samples of one forward pass
 
 
 @dataclass(frozen=True)
-class Samples:
-    """Rows x ≥ 0, a tensor [N, D] or a sparse SciPy matrix, and y [N] int64, in a training and a test part."""
+class Samples(Dataset):
+    """A data set whose rows may be sparse: x ≥ 0 is a tensor [N, D] or a sparse SciPy matrix."""
 
     x_train: Any
-    y_train: Tensor
     x_test: Any
-    y_test: Tensor
-    name: str
-
-    @property
-    def features(self) -> int:
-        return self.x_train.shape[1]
-
-    @property
-    def classes(self) -> int:
-        return int(self.y_train.max()) + 1
 
     @classmethod
     def of_dataset(cls, dataset: Dataset) -> Samples:
