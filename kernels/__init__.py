@@ -4,6 +4,7 @@ from .cooccurrence import cooccurrence
 from .cooccurrence import spec as _cooccurrence_spec  # noqa: F401  registers the op
 from .gather_softmax import gather_softmax
 from .gather_softmax import spec as _gather_softmax_spec  # noqa: F401  registers the op
+from .hard_threshold import hard_threshold
 from .largest_path import largest_path
 from .log_shift import log_shift
 from .log_shift import spec as _log_shift_spec  # noqa: F401  registers the op
@@ -30,6 +31,7 @@ __all__ = [
     "Tournament",
     "cooccurrence",
     "gather_softmax",
+    "hard_threshold",
     "largest_path",
     "log_shift",
     "path_norm",
