@@ -3,7 +3,7 @@
     x = z, or scale[c] z + shift[c];   m = x, or its 2 × 2 maximum;   y = sign(m), a step of it, or a staircase
 
 Backward, by a rule: where dy ≠ 0 the target of m is t = −sign(dy), and dm = |dy| · ∂ loss(m, t) / ∂m, of a loss that
-the rule names. Networks whose activations have such backwards are trained by feasible target propagation, mini-batch form.
+the rule names. To train networks of such activations is feasible target propagation, in its mini-batch form.
 
 Source: Friesen & Domingos, "Deep Learning as a Mixed Convex-Combinatorial Optimization Problem", ICLR 2018, arXiv
 1710.11573; where formulas are the released code's alone, `definition.py` says so.
