@@ -15,7 +15,7 @@ from ..contract.samples import SPECIAL, normal_inputs, sampled, short
 from ..contract.spec import Contender, Sizes, Spec, Workload
 from ..contract.workloads import compiled, trained
 from ..runtime.arguments import FLOATS
-from . import FORWARDS, batch_norm_threshold, hard_threshold, hard_threshold_ref
+from . import FORWARDS, batch_norm_threshold, by_cpp, hard_threshold, hard_threshold_ref
 from .definition import RULES
 
 # ------------------------------------------------------------------------------------------------ the oracles
@@ -379,6 +379,7 @@ SPEC = register(
         implementations=FORWARDS,
         middle={"N": 5, "C": 7, "H": 30, "W": 31},
         left_out={"gradcheck": _NO_DERIVATIVE},
+        tuned={"cpp": (by_cpp.FORWARD, by_cpp.BACKWARD)},
     )
 )
 register(
@@ -402,5 +403,6 @@ register(
             "autocast": "weight and bias may be wider than z, which keeps its dtype, as in torch's batch norm",
             "ends": "the variance of such numbers overflows",
         },
+        tuned={"cpp": (by_cpp.FORWARD, by_cpp.BACKWARD, by_cpp.SUMS)},
     )
 )
