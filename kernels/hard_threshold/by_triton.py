@@ -7,9 +7,11 @@ are the definition's.
 A program takes a tile of ROWS × COLUMNS elements of y. How it knows their channels is what `BY` says:
 
     "none"     no affine map; one row
-    "pair"     one row, of at most two channels: their coefficients are numbers, and one of the two is selected
+    "one"      one row, of one channel, whose coefficients are numbers
+    "pair"     one row, of at most two channels: one of two numbers is selected
+    "rows"     a row is all of a channel in a sample
+    "columns"  channels lie next to each other: a column is a channel
     "flat"     one row, of many channels
-    "columns"  channels are what lies next to each other: a column is a channel
 """
 
 from __future__ import annotations
@@ -62,28 +64,45 @@ def _tile(
         pieces = tl.cdiv(C, COLUMNS)
         columns = (pid % pieces) * COLUMNS + lanes
         places = ((pid // pieces) * ROWS + tl.arange(0, ROWS)[:, None]) * C + columns
-        return places, (columns < C) & (places < size), columns
-    places = pid * COLUMNS + lanes
-    return places, places < size, lanes
+        inside = (columns < C) & (places < size)
+    else:
+        columns, places = lanes, (pid * ROWS + tl.arange(0, ROWS)[:, None]) * COLUMNS + lanes
+        inside = places < size
+    return places, inside, columns
 
 
 @triton.jit
-def _channels(columns, C, inner, of_C, of_inner, BY: tl.constexpr, WIDE: tl.constexpr, COLUMNS: tl.constexpr):
-    """(the elements' channels), or (first channel, the next one, whether an element is of the next one)."""
+def _channels(
+    columns, C, inner, of_C, of_inner, BY: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):  # fmt: skip
+    """(the elements' channels), or of a pair (first channel, the next one, whether an element is of the next one)."""
     if BY == "columns":
-        return (tl.minimum(columns, C - 1),)
-    start = tl.program_id(0)
-    if WIDE:
-        start = start.to(tl.int64)
-    start *= COLUMNS
-    row = start // inner
-    first = (row % C).to(tl.int32)
-    place = (start - row * inner).to(tl.int32) + columns
-    if BY == "pair":
-        return first, tl.where(first + 1 == C, 0, first + 1), place >= inner
-    channel = first + _quotient(place, of_inner)
+        at = (columns,)
+    else:
+        start = tl.program_id(0)
+        if WIDE:
+            start = start.to(tl.int64)
+        start *= ROWS * COLUMNS
+        row = start // (COLUMNS if BY == "rows" else inner)
+        first = (row % C).to(tl.int32)
+        if BY == "one":
+            at = (first,)
+        elif BY == "rows":
+            at = (_wrapped(first + tl.arange(0, ROWS)[:, None], C, of_C),)
+        else:
+            place = (start - row * inner).to(tl.int32) + columns
+            if BY == "pair":
+                at = first, tl.where(first + 1 == C, 0, first + 1), place >= inner
+            else:
+                at = (_wrapped(first + _quotient(place, of_inner), C, of_C),)
+    return at
+
+
+@triton.jit
+def _wrapped(channel, C, of_C):
+    """channel mod C."""
     channel -= C * _quotient(channel, of_C)
-    return (tl.where(channel >= C, channel - C, channel),)
+    return tl.where(channel >= C, channel - C, channel)
 
 
 @triton.jit
@@ -93,11 +112,15 @@ def _quotient(x, reciprocal):
 
 
 @triton.jit
-def _coefficient(ptr, at, BY: tl.constexpr):
+def _coefficient(ptr, at, C, BY: tl.constexpr):
     """The coefficient of each element's channel."""
-    if BY == "pair":
-        return tl.where(at[2], tl.load(ptr + at[1]), tl.load(ptr + at[0]))
-    return tl.load(ptr + at[0])
+    if BY == "columns":
+        x = tl.load(ptr + at[0], mask=at[0] < C, other=0)
+    else:
+        x = tl.load(ptr + at[0])
+        if BY == "pair":
+            x = tl.where(at[2], tl.load(ptr + at[1]), x)
+    return x
 
 
 @triton.jit
@@ -158,28 +181,31 @@ def _clamped(x, high):
 @triton.jit
 def _activation(m, KIND: tl.constexpr, STEPS: tl.constexpr):
     if KIND == "sign":
-        return tl.where(m > 0, 1.0, tl.where(m <= 0, -1.0, m))
-    if KIND == "step":
-        return tl.where(m > 0, 1.0, tl.where(m <= 0, 0.0, m))
-    if KIND == "staircase":
-        level = _clamped(tl.ceil(m * (STEPS - 1.0)), STEPS + 0.0)
-        if m.dtype == tl.float32:
-            return tl.div_rn(level, STEPS + 0.0)
-        return level / STEPS
-    return _clamped(m, 1.0)
+        y = tl.where(m > 0, 1.0, tl.where(m <= 0, -1.0, m))
+    elif KIND == "step":
+        y = tl.where(m > 0, 1.0, tl.where(m <= 0, 0.0, m))
+    elif KIND == "staircase":
+        y = _clamped(tl.ceil(m * (STEPS - 1.0)), STEPS + 0.0)
+        # a GPU's other division in float32 is an approximation
+        y = tl.div_rn(y, STEPS + 0.0) if m.dtype == tl.float32 else y / STEPS
+    else:
+        y = _clamped(m, 1.0)
+    return y
 
 
 @triton.jit
 def _share(m, FAMILY: tl.constexpr, SLOPE: tl.constexpr, OFFSET: tl.constexpr):
     """The factor's share of its largest value: sech², or a ramp."""
     if FAMILY == "ramp":
-        return _clamped(2.0 - tl.abs(m), 1.0)
-    if SLOPE != 1:
-        m = m * _as(m, SLOPE)
-    if OFFSET != 0:
-        m = m + _as(m, OFFSET)
-    e = tl.exp2(tl.abs(m) * _as(m, -2.8853900817779268))  # exp(−2 |m|), by −2 / ln 2
-    return 4.0 * e / ((1.0 + e) * (1.0 + e))
+        share = _clamped(2.0 - tl.abs(m), 1.0)
+    else:
+        if SLOPE != 1:
+            m = m * _as(m, SLOPE)
+        if OFFSET != 0:
+            m = m + _as(m, OFFSET)
+        e = tl.exp2(tl.abs(m) * _as(m, -2.8853900817779268))  # exp(−2 |m|), by −2 / ln 2
+        share = 4.0 * e / ((1.0 + e) * (1.0 + e))
+    return share
 
 
 @triton.jit
@@ -208,29 +234,36 @@ def _by_rule(
 ):  # fmt: skip
     """dm of dy, or of its sign."""
     if FAMILY == "all":
-        return weight
-    if FAMILY == "mask":
-        return tl.where(_passes(m, LOW, HIGH, IS_OPEN), weight, 0.0)
-    if FAMILY == "sided":
-        return _of_sides(weight, m >= _as(m, LOW), m <= _as(m, HIGH))
-    if FAMILY == "adaline":
-        return weight + tl.abs(weight) * m
-    share = _share(m, FAMILY, SLOPE, OFFSET)
-    return weight * (share if HEIGHT == 1 else _as(m, HEIGHT) * share)
+        dm = weight
+    elif FAMILY == "mask":
+        dm = tl.where(_passes(m, LOW, HIGH, IS_OPEN), weight, 0.0)
+    elif FAMILY == "sided":
+        dm = _of_sides(weight, m >= _as(m, LOW), m <= _as(m, HIGH))
+    elif FAMILY == "adaline":
+        dm = weight + tl.abs(weight) * m
+    else:
+        share = _share(m, FAMILY, SLOPE, OFFSET)
+        dm = weight * (share if HEIGHT == 1 else _as(m, HEIGHT) * share)
+    return dm
 
 
 @triton.jit
 def _weight(dy, WEIGHTED: tl.constexpr, COMPUTE: tl.constexpr):
     """dy, or its sign, which is 0 for NaN."""
-    dy = dy.to(COMPUTE)
-    return dy if WEIGHTED else tl.where(dy > 0, 1.0, tl.where(dy < 0, -1.0, 0.0)).to(COMPUTE)
+    weight = dy.to(COMPUTE)
+    if not WEIGHTED:
+        weight = tl.where(weight > 0, 1.0, tl.where(weight < 0, -1.0, 0.0)).to(COMPUTE)
+    return weight
 
 
 @triton.jit
 def _dz(dx, z, p, q, center, r, AFFINE: tl.constexpr, OF_Z: tl.constexpr):
+    dz = dx
+    if AFFINE:
+        dz = p * dx
     if OF_Z:
-        return p * dx + q * (z.to(dx.dtype) - center) + r
-    return p * dx if AFFINE else dx
+        dz = dz + q * (z.to(dx.dtype) - center) + r
+    return dz
 
 
 # ------------------------------------------------------------------------------------------------ bit planes
@@ -272,8 +305,8 @@ def _hard_threshold_fwd_kernel(
     places, inside, columns = _tile(size, C, BY, WIDE, ROWS, COLUMNS, 1)
     scale, shift = 1.0, 0.0
     if AFFINE:
-        at = _channels(columns, C, inner, of_C, of_inner, BY, WIDE, COLUMNS)
-        scale, shift = _coefficient(scale_ptr, at, BY), _coefficient(shift_ptr, at, BY)
+        at = _channels(columns, C, inner, of_C, of_inner, BY, WIDE, ROWS, COLUMNS)
+        scale, shift = _coefficient(scale_ptr, at, C, BY), _coefficient(shift_ptr, at, C, BY)
     if POOL:
         m, right, below, _, _, _, _ = _pooled(
             z_ptr, places, places % width, inside, width, scale, shift, AFFINE, COMPUTE
@@ -323,12 +356,12 @@ def _hard_threshold_bwd_kernel(
     weight = _weight(tl.load(dy_ptr + places, mask=inside, other=0), WEIGHTED, COMPUTE)
     scale, shift, p, q, center, r = 1.0, 0.0, 1.0, 0.0, 0.0, 0.0
     if AFFINE:
-        at = _channels(columns, C, inner, of_C, of_inner, BY, WIDE, COLUMNS)
-        p = _coefficient(coefficient_ptr, at, BY)
+        at = _channels(columns, C, inner, of_C, of_inner, BY, WIDE, ROWS, COLUMNS)
+        p = _coefficient(coefficient_ptr, at, C, BY)
     if OF_Z:
-        scale, shift = _coefficient(scale_ptr, at, BY), _coefficient(shift_ptr, at, BY)
-        q, center = _coefficient(coefficient_ptr + C, at, BY), _coefficient(coefficient_ptr + 2 * C, at, BY)
-        r = _coefficient(coefficient_ptr + 3 * C, at, BY)
+        scale, shift = _coefficient(scale_ptr, at, C, BY), _coefficient(shift_ptr, at, C, BY)
+        q, center = _coefficient(coefficient_ptr + C, at, C, BY), _coefficient(coefficient_ptr + 2 * C, at, C, BY)
+        r = _coefficient(coefficient_ptr + 3 * C, at, C, BY)
     m, z0, z1, z2, z3 = weight, weight, weight, weight, weight
     right, below = inside, inside
     if KEPT == "z":
@@ -391,17 +424,22 @@ def _hard_threshold_sums_kernel(
         part = pid // pieces
         chunk = part
         columns = (pid % pieces) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-        present, channel, start = columns < C, tl.minimum(columns, C - 1), columns
+        present, channel, start = columns < C, columns, columns
+        center = tl.load(center_ptr + columns, mask=present, other=0)
     else:
         pieces = tl.cdiv(inner, COLUMNS)
         part, channel = pid // C, pid % C
         chunk = part // pieces
         columns = (part % pieces) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
         present, start = columns < inner, channel.to(tl.int64) * inner + columns
+        center = tl.load(center_ptr + channel)
     scale, shift = 1.0, 0.0
     if AFFINE:
-        scale, shift = tl.load(scale_ptr + channel), tl.load(shift_ptr + channel)
-    center = tl.load(center_ptr + channel)
+        if BY_COLUMNS:
+            scale = tl.load(scale_ptr + columns, mask=present, other=0)
+            shift = tl.load(shift_ptr + columns, mask=present, other=0)
+        else:
+            scale, shift = tl.load(scale_ptr + channel), tl.load(shift_ptr + channel)
     total, product = tl.zeros([ROWS, COLUMNS], COMPUTE), tl.zeros([ROWS, COLUMNS], COMPUTE)
     first = chunk * (ROWS * TILES)
     for tile in range(tl.minimum(TILES, tl.cdiv(outer - first, ROWS))):
@@ -482,7 +520,7 @@ def sums(dy: Tensor, z: Tensor, scale: Tensor | None, shift: Tensor | None, cent
     if dy.numel() == 0:
         return center.new_zeros((2, C))
     by_columns = inner == 1
-    columns, rows, programs, parts = _split(outer, C, inner)
+    columns, rows, programs, parts = _split(outer, C, inner, form.pool)
     partial = center.new_empty((parts, 2, C))
     config = SUMS.config(_problem(dy, form), dy.device)
     _hard_threshold_sums_kernel[(programs,)](
@@ -494,12 +532,12 @@ def sums(dy: Tensor, z: Tensor, scale: Tensor | None, shift: Tensor | None, cent
     return partial.sum(0, dtype=torch.float64).to(center.dtype)
 
 
-def _split(outer: int, C: int, inner: int) -> tuple[int, int, int, int]:
+def _split(outer: int, C: int, inner: int, pool: bool) -> tuple[int, int, int, int]:
     """(columns and rows of a tile, programs, parts that each channel's sum is of); the same on each device."""
     by_columns = inner == 1
     extent = C if by_columns else inner
     columns = min(triton.next_power_of_2(extent), _MOST_COLUMNS if by_columns else _LONGEST)
-    rows = min(triton.next_power_of_2(outer), _TILE // columns)
+    rows = min(triton.next_power_of_2(outer), (_TILE // 2 if pool else _TILE) // columns)
     pieces, chunks = triton.cdiv(extent, columns), triton.cdiv(outer, rows * _TILES)
     return (columns, rows, pieces * chunks, chunks) if by_columns else (
         columns, rows, C * pieces * chunks, pieces * chunks
@@ -532,6 +570,10 @@ def _launch(
         columns = min(block, triton.next_power_of_2(C), _MOST_COLUMNS)
         by, rows = "columns", block // columns
         programs = triton.cdiv(outer, rows) * triton.cdiv(C, columns)
+    elif affine and inner % block == 0:
+        by = "one"
+    elif affine and 8 <= inner < block and inner & (inner - 1) == 0:
+        by, rows = "rows", block // inner
     elif affine:
         by = "pair" if inner >= min(block, size) else "flat"
     # beyond 2^15 channels a program has no channel twice, and needs no quotient
