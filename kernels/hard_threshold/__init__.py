@@ -22,15 +22,21 @@ from ..runtime.arguments import FLOATS, listed, under_autocast
 from ..runtime.dispatch import Gradient, operator
 from ..runtime.implementations import Implementations
 from ..runtime.tracing import traceable
-from . import by_cpp, by_torch
+from . import by_cpp, by_torch, by_triton
 from .definition import KINDS, RULES, Form, Kept, Rule, hard_threshold_ref
 from .layout import code_bytes, y_like
 
 __all__ = ["batch_norm_threshold", "hard_threshold", "hard_threshold_ref"]
 
-FORWARDS = Implementations("hard_threshold", source=by_cpp.SOURCE, cpp=by_cpp.forward, torch=by_torch.forward)
-BACKWARDS = Implementations("hard_threshold", source=by_cpp.SOURCE, cpp=by_cpp.backward, torch=by_torch.backward)
-SUMS = Implementations("hard_threshold", source=by_cpp.SOURCE, cpp=by_cpp.sums, torch=by_torch.sums)
+FORWARDS = Implementations(
+    "hard_threshold", source=by_cpp.SOURCE, cpp=by_cpp.forward, triton=by_triton.forward, torch=by_torch.forward
+)
+BACKWARDS = Implementations(
+    "hard_threshold", source=by_cpp.SOURCE, cpp=by_cpp.backward, triton=by_triton.backward, torch=by_torch.backward
+)
+SUMS = Implementations(
+    "hard_threshold", source=by_cpp.SOURCE, cpp=by_cpp.sums, triton=by_triton.sums, torch=by_torch.sums
+)
 
 _OPTIONS = "str kind, int steps, str rule, bool weighted, str keeps, bool pool, bool channels_last"
 

@@ -15,7 +15,7 @@ from ..contract.samples import SPECIAL, normal_inputs, sampled, short
 from ..contract.spec import Contender, Sizes, Spec, Workload
 from ..contract.workloads import compiled, trained
 from ..runtime.arguments import FLOATS
-from . import FORWARDS, batch_norm_threshold, by_cpp, hard_threshold, hard_threshold_ref
+from . import FORWARDS, batch_norm_threshold, by_cpp, by_triton, hard_threshold, hard_threshold_ref
 from .definition import RULES
 
 # ------------------------------------------------------------------------------------------------ the oracles
@@ -377,9 +377,9 @@ SPEC = register(
         particular_misuses=misuses,
         has_exact_gradient=lambda kwargs: not _rounds(kwargs),
         implementations=FORWARDS,
+        tuned={"cpp": (by_cpp.FORWARD, by_cpp.BACKWARD), "triton": (by_triton.FORWARD, by_triton.BACKWARD)},
         middle={"N": 5, "C": 7, "H": 30, "W": 31},
         left_out={"gradcheck": _NO_DERIVATIVE},
-        tuned={"cpp": (by_cpp.FORWARD, by_cpp.BACKWARD)},
     )
 )
 register(
@@ -397,6 +397,7 @@ register(
         is_wrapped=True,
         has_exact_gradient=lambda kwargs: False,
         implementations=FORWARDS,
+        tuned={"triton": (by_triton.SUMS,)},
         middle={"N": 5, "C": 7, "H": 30, "W": 31},
         left_out={
             "gradcheck": _NO_DERIVATIVE,
