@@ -213,7 +213,9 @@ UNPACK_SPEC = register(
         implementations=UNPACKS,
         no_gradient=_NO_GRADIENT,
         middle={"K": 30_001, "M": 9},
-        left_out={"fx_trace": "its size comes from a shape here: tests/kernels/test_pack_bits.py traces it"},
+        left_out=dict.fromkeys(
+            ("jit_trace", "fx_trace"), "its size is a shape's: tests/kernels/test_pack_bits.py traces it"
+        ),
         tuned={"cpp": (by_cpp.UNPACK,), "triton": (by_triton.UNPACK,)},
     )
 )
