@@ -19,6 +19,7 @@ from .definition import DTYPES, SIGNED, UNPACKED, byte_count
 _SHAPES = {"layer": {"K": 16_384, "M": 64}, "large": {"K": 262_144, "M": 64}, "ragged": {"K": 785, "M": 16_384}}
 _SMALL = ({"K": 1, "M": 1}, {"K": 71, "M": 5}, {"K": 1500, "M": 3}, {"K": 64, "M": 17})
 _NO_GRADIENT = "a bit has no gradient"
+_TRACED = "its op is made of the public one: tests/kernels/test_pack_bits.py traces that"
 
 # ------------------------------------------------------------------------------------------------ packing
 

@@ -75,8 +75,8 @@ def _total(parts: Iterator[Tensor], weight: Tensor, flags: Tensor) -> Tensor:
 def _check_foreseen(needed: bool, packs: bool) -> None:
     if needed and not packs:
         raise RuntimeError(
-            "packed layers: the weight needs a gradient for which no input was kept; expected weight.requires_grad=True "
-            "when the layer is called"
+            "packed layers: the weight needs a gradient for which no input was kept; expected "
+            "weight.requires_grad=True when the layer is called"
         )
 
 
@@ -116,8 +116,8 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, packs: bool) -> tupl
 
 
 def _linear_fake(x, weight, bias, packs):
-    y, I = linear(x, weight, bias), x.shape[-1]  # noqa: E741
-    return y, *(_packed_fake(x, x[..., 0].numel(), I) if packs else _no_bits(x))
+    y = linear(x, weight, bias)
+    return y, *(_packed_fake(x, x[..., 0].numel(), x.shape[-1]) if packs else _no_bits(x))
 
 
 def _linear_backward(
@@ -185,8 +185,8 @@ def _conv2d(
     y = conv2d(_with_margins(x, mode, margins), weight, bias, stride, padding, dilation, groups)
     if not packs:
         return y, *_no_bits(x)
-    lying = x.permute(0, 2, 3, 1) if channels_last else x
-    return y, *_packed(lying.reshape(len(x), -1) if len(x) else x.new_empty((0, x[:1].numel())), "PackedConv2d")
+    N, C, H, W = x.shape
+    return y, *_packed((x.permute(0, 2, 3, 1) if channels_last else x).reshape(N, C * H * W), "PackedConv2d")
 
 
 def _conv2d_fake(x, weight, bias, stride, padding, dilation, groups, mode, margins, channels_last, packs):
