@@ -5,6 +5,7 @@ from .kmedoids import KMedoids, chebyshev_distances, kmedoids
 from .linear_min_max import KMedoidsInit, LinearMinMax
 from .losses import WorstSampleLoss
 from .maxplus import MaxPlusLinear, MinPlusLinear
+from .quantized import PackedConv2d, PackedLinear
 from .tropical_conv import MaxPlusConv2d, MinPlusConv2d
 
 __all__ = [
@@ -18,6 +19,8 @@ __all__ = [
     "MaxPlusLinear",
     "MinPlusConv2d",
     "MinPlusLinear",
+    "PackedConv2d",
+    "PackedLinear",
     "WorstSampleLoss",
     "chebyshev_distances",
     "kmedoids",
