@@ -5,12 +5,14 @@ from .kmedoids import KMedoids, chebyshev_distances, kmedoids
 from .linear_min_max import KMedoidsInit, LinearMinMax
 from .losses import WorstSampleLoss
 from .maxplus import MaxPlusLinear, MinPlusLinear
+from .quantized import HardThreshold, QuantizedReLU
 from .tropical_conv import MaxPlusConv2d, MinPlusConv2d
 
 __all__ = [
     "ExplicitLanguageModel",
     "ExplicitMLP",
     "ExplicitSoftmax",
+    "HardThreshold",
     "KMedoids",
     "KMedoidsInit",
     "LinearMinMax",
@@ -18,6 +20,7 @@ __all__ = [
     "MaxPlusLinear",
     "MinPlusConv2d",
     "MinPlusLinear",
+    "QuantizedReLU",
     "WorstSampleLoss",
     "chebyshev_distances",
     "kmedoids",
