@@ -5,13 +5,28 @@ from .kmedoids import KMedoids, chebyshev_distances, kmedoids
 from .linear_min_max import KMedoidsInit, LinearMinMax
 from .losses import WorstSampleLoss
 from .maxplus import MaxPlusLinear, MinPlusLinear
-from .quantized import PackedConv2d, PackedLinear
+from .quantized import (
+    FTPROP_SETTINGS,
+    BatchNormThreshold,
+    HardThreshold,
+    PackedConv2d,
+    PackedLinear,
+    QuantizedReLU,
+    TrainingSettings,
+    alexnet,
+    convnet4,
+    convnet8,
+    resnet18,
+)
 from .tropical_conv import MaxPlusConv2d, MinPlusConv2d
 
 __all__ = [
+    "FTPROP_SETTINGS",
+    "BatchNormThreshold",
     "ExplicitLanguageModel",
     "ExplicitMLP",
     "ExplicitSoftmax",
+    "HardThreshold",
     "KMedoids",
     "KMedoidsInit",
     "LinearMinMax",
@@ -21,7 +36,13 @@ __all__ = [
     "MinPlusLinear",
     "PackedConv2d",
     "PackedLinear",
+    "QuantizedReLU",
+    "TrainingSettings",
     "WorstSampleLoss",
+    "alexnet",
     "chebyshev_distances",
+    "convnet4",
+    "convnet8",
     "kmedoids",
+    "resnet18",
 ]
