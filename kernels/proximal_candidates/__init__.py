@@ -21,19 +21,33 @@ import torch
 from torch import Tensor
 
 from ..runtime import memory
-from ..runtime.arguments import FLOATS, listed, looks_at_values
-from ..runtime.dispatch import operator
+from ..runtime.arguments import FLOATS, listed, looks_at_values, under_autocast
+from ..runtime.dispatch import Plan, operator
 from ..runtime.implementations import Implementations
 from ..runtime.tracing import traceable
+from . import by_cpp, by_triton
 from .definition import proximal_candidates_ref
 
 __all__ = ["ProximalCandidates", "proximal_candidates", "proximal_candidates_ref"]
 
-CANDIDATES = Implementations("proximal_candidates", torch=proximal_candidates_ref)
+CANDIDATES = Implementations(
+    "proximal_candidates",
+    source=by_cpp.SOURCE,
+    cpp=by_cpp.proximal_candidates,
+    triton=by_triton.proximal_candidates,
+    torch=proximal_candidates_ref,
+)
 
 
 def _candidates(x: Tensor, d: Tensor, alphas: Tensor, h: float) -> tuple[Tensor, Tensor]:
     return CANDIDATES.of(x)(x.contiguous(), d.contiguous(), h, alphas.contiguous())
+
+
+def _plan(x, d, alphas, h) -> Plan:
+    is_planned = (
+        CANDIDATES.backend_of(x) == "cpp" and x.is_contiguous() and d.is_contiguous() and alphas.is_contiguous()
+    )
+    return by_cpp.plan(x, alphas) if is_planned else []
 
 
 def _fake(x, d, alphas, h) -> tuple[Tensor, Tensor]:
@@ -54,6 +68,7 @@ _CANDIDATES = operator(
     _candidates,
     fake=_fake,
     vmap=_mapped,
+    plan=_plan,
 )
 
 
@@ -75,12 +90,14 @@ def proximal_candidates(x: Tensor, d: Tensor, h: float, alphas: Sequence[float] 
 
     Returns:
         (y [A, *x.shape], contiguous, of x's dtype; g [A], float64 and added up in it). 16-bit floats are computed in
-        float32 and rounded once, and g is that of the rounded y. No gradient flows through it.
+        float32 and rounded once, and g is that of the rounded y. No gradient flows through it. Under autocast nothing
+        is narrower than float32.
 
     Raises:
         TypeError: an argument is of an unsupported type or dtype, or the dtypes of x and d differ.
         ValueError: shapes or devices do not fit, h is not positive, or an α is outside [0, 1].
     """
+    x, d = under_autocast((x, d), sums=True)
     for name, tensor in (("x", x), ("d", d)):
         memory.check_dense("proximal_candidates", name, tensor)
         if tensor.dtype not in FLOATS:
@@ -115,6 +132,8 @@ def _as_tensor(alphas: Any, device: torch.device) -> Tensor:
         if not _is_number(alpha):
             raise TypeError(f"proximal_candidates: alphas has a {type(alpha).__name__} in it; expected numbers")
     _check_range(alphas)
+    if torch.jit.is_tracing() and alphas:  # which warns of constants that torch.tensor makes
+        return torch.stack([torch.full((), float(alpha), dtype=torch.float64, device=device) for alpha in alphas])
     return torch.tensor([*map(float, alphas)], dtype=torch.float64, device=device)
 
 

@@ -1,4 +1,4 @@
-"""Candidates of a multiobjective proximal gradient step in torch: the oracle, and the form that runs where no kernel does."""
+"""Candidates of a multiobjective proximal gradient step in torch: the oracle, and the form where no kernel serves."""
 
 from __future__ import annotations
 
@@ -8,15 +8,11 @@ from torch import Tensor
 
 def proximal_candidates_ref(x: Tensor, d: Tensor, h: float, alphas: Tensor) -> tuple[Tensor, Tensor]:
     """The oracle: (y [A, *x.shape], g [A]). Of 16-bit floats y is made in float32 and rounded once; g in float64."""
-    y = (
-        torch.stack([candidate(x, d, h, alpha) for alpha in alphas.tolist()])
-        if len(alphas)
-        else x.new_empty(0, *x.shape)
-    )
-    wide, size = x.double(), tuple(range(1, y.dim()))
-    gained = ((y.double() - wide) * d.double()).flatten(1).sum(1) if size else (y.double() - wide) * d.double()
-    grown = (y.double().abs() - wide.abs()).flatten(1).sum(1) if size else y.double().abs() - wide.abs()
-    return y, gained - grown
+    y = x.new_empty((len(alphas), *x.shape))
+    for each, alpha in zip(y, alphas.tolist(), strict=True):
+        each.copy_(candidate(x, d, h, alpha))
+    new, old = y.flatten().view(len(alphas), x.numel()).double(), x.flatten().double()
+    return y, ((new - old) * d.flatten().double()).sum(1) - (new.abs() - old.abs()).sum(1)
 
 
 def candidate(x: Tensor, d: Tensor, h: float, alpha: float, penalized: bool = True) -> Tensor:

@@ -56,7 +56,7 @@ def _held(x, d, v, penalized, h, lam, weight, momentum) -> None:
 
 
 def _written(first: Sequence[Tensor], second: Sequence[Tensor], copies: Sequence[Tensor]) -> None:
-    """Writes the copies back where the second list lies otherwise than the first; tells autograd of what was written."""
+    """Writes back what lies otherwise in the second list than in the first; tells autograd of all that was written."""
     for x, copy in zip(second, copies, strict=True):
         if x is not copy:
             x.copy_(copy)
@@ -113,8 +113,8 @@ def _apart(op: str, written: dict[str, Sequence[Tensor]], d: Sequence[Tensor]) -
     for ((_, end), name), ((begin, _), other) in pairwise(named):
         if begin < end:
             raise ValueError(
-                f"{op}: {name} and {other} share memory; expected tensors with places of their own, as each is written; "
-                "nothing was written"
+                f"{op}: {name} and {other} share memory; expected tensors with places of their own, as each is "
+                "written; nothing was written"
             )
     ends = [end for (_, end), _ in named]
 
@@ -143,7 +143,8 @@ def multiobjective_step(
 
     y = soft(p − h α d, h (1 − α)) with the α where ⟨d, y − p⟩ = ‖y‖₁ − ‖p‖₁;  p ← y + c (y − x),  x ← y.
 
-    The momentum's c = max(k − 1, 0) / (k + acceleration). Where ‖p‖₁ would exceed ‖y‖₁, p ← y and k ← 0; else k ← k + 1.
+    The momentum's c = max(k − 1, 0) / (k + acceleration). Where ‖p‖₁ would exceed ‖y‖₁, p ← y and k ← 0, else k grows by
+    1.
 
     Source: Amakor, Sonntag & Peitz, Machine Learning with Applications 19, 2025; the rule of the momentum is ours.
 
@@ -157,9 +158,9 @@ def multiobjective_step(
         acceleration: a positive number.
         penalized: of each parameter whether ‖·‖₁ counts it; if not, its y is p − h α d.
 
-    Where p or d is not finite, nor then ⟨d, y − p⟩, the step writes nothing but NaN as α and λ into state: nothing waits
-    for the device, and a caller that wants an error looks at state. Steps depend on α of the last one alone within the
-    accuracy of λ, some 1e-8 of it: the search begins there.
+    Where p or d is not finite, or so large that ⟨d, y − p⟩ is not, the step writes nothing but NaN as α and λ into state;
+    nothing waits for the device, and a caller that wants an error looks at state. The search for α begins at the last λ
+    and finds λ to some 1e-8 of it, so that only its last digits depend on where it began.
 
     Raises:
         TypeError: something is no strided tensor, or of another dtype, or a number is none.
@@ -169,6 +170,7 @@ def multiobjective_step(
     op = "multiobjective_step"
     h, acceleration = _positive(op, "h", h), _positive(op, "acceleration", acceleration)
     try:
+        _check_devices(p, d, x)
         with torch.no_grad():
             _MULTIOBJECTIVE.call([*p], _resolved(d), [*x], state, [*penalized], h, acceleration)
     except Exception:
@@ -220,6 +222,7 @@ def held_step(
             raise ValueError(f"{op}: lam is {lam}; expected a number of at least 0")
         lam, weight = float(lam), None
     try:
+        _check_devices(x, d, v)
         with torch.no_grad():
             _HELD.call([*x], _resolved(d), [*v], [*penalized], h, lam, weight, float(momentum))
     except Exception:
@@ -249,6 +252,12 @@ def _positive(op: str, name: str, x: Any) -> float:
     if not (x > 0 and math.isfinite(x)):
         raise ValueError(f"{op}: {name} is {x}; expected a positive number")
     return float(x)
+
+
+def _check_devices(*lists: Sequence[Tensor]) -> None:
+    """The one check of every call: of tensors on several devices torch would ask the operator for one of them."""
+    if len({x.device for tensors in lists for x in tensors}) > 1:
+        raise ValueError("tensors on several devices")
 
 
 def _check_multiobjective(p, d, x, state, penalized) -> None:
