@@ -143,8 +143,7 @@ def multiobjective_step(
 
     y = soft(p − h α d, h (1 − α)) with the α where ⟨d, y − p⟩ = ‖y‖₁ − ‖p‖₁;  p ← y + c (y − x),  x ← y.
 
-    The momentum's c = max(k − 1, 0) / (k + acceleration). Where ‖p‖₁ would exceed ‖y‖₁, p ← y and k ← 0, else k grows by
-    1.
+    The momentum's c = max(k − 1, 0) / (k + acceleration), and k ← k + 1. Where ‖p‖₁ would exceed ‖y‖₁, p ← y and k ← 0.
 
     Source: Amakor, Sonntag & Peitz, Machine Learning with Applications 19, 2025; the rule of the momentum is ours.
 
@@ -158,9 +157,9 @@ def multiobjective_step(
         acceleration: a positive number.
         penalized: of each parameter whether ‖·‖₁ counts it; if not, its y is p − h α d.
 
-    Where p or d is not finite, or so large that ⟨d, y − p⟩ is not, the step writes nothing but NaN as α and λ into state;
-    nothing waits for the device, and a caller that wants an error looks at state. The search for α begins at the last λ
-    and finds λ to some 1e-8 of it, so that only its last digits depend on where it began.
+    Where p or d is not finite, or so large that ⟨d, y − p⟩ is not, the step writes nothing but NaN as α and λ into
+    state; nothing waits for the device, and a caller that wants an error looks at state. The search for α begins at the
+    last λ and finds λ to some 1e-8 of it, so that only its last digits depend on where it began.
 
     Raises:
         TypeError: something is no strided tensor, or of another dtype, or a number is none.

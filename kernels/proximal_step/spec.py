@@ -24,7 +24,7 @@ from . import (
     multiobjective_step_ref,
 )
 
-# ------------------------------------------------------------------------------------------------ the steps as functions
+# ---------------------------------------------------------------------------------------------- steps as functions
 
 
 def _lists(args: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -39,7 +39,7 @@ def _flags(count: int, all_penalized: bool) -> list[bool]:
 
 
 def _multiobjective(step: Callable, args, *, h=0.1, all_penalized=True, steps=2, k=3.0, lam=0.0) -> Tensor:
-    """Makes steps, the first as the fourth since a restart; returns what they wrote: weights, α and λ / (1 + λ) last."""
+    """Makes steps, the first as the fourth since a restart; returns what they wrote: weights, k and α last."""
     p, d, x = _lists(args)
     state = torch.tensor([k, 1 / (1 + lam), lam, 0], dtype=torch.float64, device=p[0].device)
     for _ in range(steps):
