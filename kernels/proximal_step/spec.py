@@ -255,7 +255,7 @@ def multiobjective_samples(add, numbers) -> None:
     for sample in samples(torch.device("cpu")):
         add(sample.id, *sample.args, **sample.kwargs)
     x, zero = torch.tensor([[1.0, -2.0, 0.0]]), torch.zeros(1, 3)
-    up = x.sign()  # along with ‖·‖₁, so that L falls as it does
+    up = x.sign() / 2  # as L falls so does ‖·‖₁, faster
     add("alpha-1", x, up, x)
     add("alpha-1-no-slope", x, zero, x)
     add("alpha-0", zero, x, zero)
