@@ -69,7 +69,7 @@ class CompactionReport:
         if self.seconds is not None and self.seconds_before is not None and self.speedup is not None:
             lines.append(
                 f"{self.seconds.value * 1e6:.1f} µs a call, {self.seconds_before.value * 1e6:.1f} before: "
-                f"{self.speedup.value:.2f} × faster [{self.speedup.low:.2f}, {self.speedup.high:.2f}]; "
+                f"{self.speedup.value:.2f} × as fast [{self.speedup.low:.2f}, {self.speedup.high:.2f}]; "
                 f"outputs differ by {self.largest_difference:.1e} at most"
             )
         return "\n".join(lines)
@@ -82,7 +82,13 @@ class Compacted(NamedTuple):
     report: CompactionReport
 
 
-def compact(model: nn.Module, state: Mapping[str, Tensor] | None = None, *, example_inputs: Any = None) -> Compacted:
+def compact(
+    model: nn.Module,
+    state: Mapping[str, Tensor] | None = None,
+    *,
+    example_inputs: Any = None,
+    multiple_of: int = 1,
+) -> Compacted:
     """A smaller copy of a model with the same outputs in eval mode, up to rounding.
 
     Shrunk are Linear and Conv1d to Conv3d layers that follow each other with elementwise activations, BatchNorm,
@@ -95,6 +101,8 @@ def compact(model: nn.Module, state: Mapping[str, Tensor] | None = None, *, exam
         state: parameters and buffers by name, which the copy is given first; None: the model's own.
         example_inputs: what the model's forward takes, a tensor or a tuple of positional arguments, on the model's
             device. With them both networks are timed and compared.
+        multiple_of: layers are filled up with silent units to the next such multiple, at most to what they had.
+            Matrix products are not the faster the smaller they are: on many machines 16 units take less time than 15.
 
     Returns:
         (model, report).
@@ -102,8 +110,10 @@ def compact(model: nn.Module, state: Mapping[str, Tensor] | None = None, *, exam
     Raises:
         TypeError: model is no module.
         ValueError: the model cannot be copied; the state does not fit it; or on example_inputs the copy computes
-            something else, since the forward depends on a layer's size.
+            something else, since the forward depends on a layer's size. Or multiple_of is no positive integer.
     """
+    if not isinstance(multiple_of, int) or multiple_of < 1:
+        raise ValueError(f"compact: multiple_of is {multiple_of!r}; expected a positive integer")
     if not isinstance(model, nn.Module):
         raise TypeError(f"compact: model is a {type(model).__name__}; expected a torch.nn.Module")
     own = _copied(model).eval()
@@ -120,6 +130,10 @@ def compact(model: nn.Module, state: Mapping[str, Tensor] | None = None, *, exam
     with torch.no_grad():
         while any(_shrink(link, kept) for link in links):
             pass
+        for link in links:
+            filled = min(-(-link.units // multiple_of) * multiple_of, units[link.source])
+            if filled > link.units:
+                link.widen(filled - link.units)
     report = CompactionReport(
         layers={link.source: (units[link.source], link.units) for link in links},
         parameters=_parameters(after),

@@ -193,7 +193,7 @@ class ParetoFront:
         weights.write(state, model)
         return model
 
-    def compact(self, i: SupportsIndex, example_inputs: Any = None) -> Compacted:
+    def compact(self, i: SupportsIndex, example_inputs: Any = None, *, multiple_of: int = 1) -> Compacted:
         """A smaller network that computes what a point's computes in eval mode, and a report of how it was made.
 
         Units without incoming or outgoing weights are left out (compaction.py has the rules). The front's model stays
@@ -202,6 +202,8 @@ class ParetoFront:
         Args:
             example_inputs: what the model's forward takes, a tensor or a tuple of positional arguments. With them both
                 networks are timed and compared.
+            multiple_of: layers are filled up with silent units to the next such multiple, at most to what they had: 16
+                units may take less time than 15.
 
         Returns:
             (model, report): the report prints as a table; it names the layers that could not be shrunk.
@@ -211,7 +213,7 @@ class ParetoFront:
         """
         model, state = self._model("compact"), self._state("compact", i)
         _must_fit("compact", state, model)
-        return compact(model, state, example_inputs=example_inputs)
+        return compact(model, state, example_inputs=example_inputs, multiple_of=multiple_of)
 
     def sparsity(self, i: SupportsIndex) -> dict[str, float]:
         """The share of zeros in each parameter of a point, by name."""

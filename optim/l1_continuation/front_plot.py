@@ -75,11 +75,14 @@ def _panel(ax: Axes, points: Sequence[Any], front: Sequence[int], marked: Mappin
             label=f"{_LABELS[name]}: point {i}", zorder=4,
         )  # fmt: skip
     ax.set_xlabel({"l1": "ℓ¹ norm", "nnz": "nonzeros"}[column], color=_INK)
-    if column == "nnz" and min(across) > 0 and max(across) > _WIDE * min(across):
-        ax.set_xscale("log")
+    if column == "nnz":
+        if min(across) > 0 and max(across) > _WIDE * min(across):
+            ax.set_xscale("log")
+            ax.xaxis.set_minor_formatter("")
+        ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.grid(color=_GRID, lw=0.8)
     ax.set_axisbelow(True)
-    ax.tick_params(colors=_MUTED)
+    ax.tick_params(colors=_MUTED, which="both")
     for side, spine in ax.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(_MUTED)

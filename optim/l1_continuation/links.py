@@ -179,22 +179,34 @@ class Link:
 
     def keep(self, units: Tensor) -> None:
         """Drops all other units."""
-        inputs = self._to.weight.shape[1]
-        taken = self._features(units, inputs)
-        _select(self._to, "weight", taken, dim=1)
-        for step in self._steps:
-            if isinstance(step, Scaling):
-                features = self._features(units, step.features)
-                for name in step.vectors():
-                    _select(step.module, name, features)
-                size = "num_parameters" if isinstance(step.module, nn.PReLU) else "num_features"
-                setattr(step.module, size, len(features))
-        _select(self._from, "weight", units)
-        if self._from.bias is not None:
-            _select(self._from, "bias", units)
-        convolves = isinstance(self._from, CONVS), isinstance(self._to, CONVS)
-        setattr(self._from, "out_channels" if convolves[0] else "out_features", len(units))
-        setattr(self._to, "in_channels" if convolves[1] else "in_features", len(taken))
+        self._change(lambda tensor, dim, _: tensor.index_select(dim, self._features(units, tensor.shape[dim])))
+
+    def widen(self, extra: int) -> None:
+        """Adds units that nothing reaches and that reach nothing."""
+        self._change(lambda tensor, dim, fill: self._widened(tensor, dim, extra, fill))
+
+    def _widened(self, tensor: Tensor, dim: int, extra: int, fill: float) -> Tensor:
+        apart = tensor.unflatten(dim, (-1, self.units) if self._by_position else (self.units, -1))
+        along = dim + 1 if self._by_position else dim
+        shape = [extra if d == along else size for d, size in enumerate(apart.shape)]
+        return torch.cat([apart, apart.new_full(shape, fill)], along).flatten(dim, dim + 1)
+
+    def _change(self, change: Callable[[Tensor, int, float], Tensor]) -> None:
+        """Replaces every tensor by change(tensor, the dimension of units there, the value of a silent unit)."""
+        scalings = [step for step in self._steps if isinstance(step, Scaling)]
+        parts = [(self._to, "weight", 1, 0.0), (self._from, "weight", 0, 0.0)]
+        parts += [(self._from, "bias", 0, 0.0)] if self._from.bias is not None else []
+        parts += [(s.module, name, 0, float(name == "running_var")) for s in scalings for name in s.vectors()]
+        # all of them first: they depend on the number of units before
+        changed = [change(getattr(module, name).detach(), dim, fill) for module, name, dim, fill in parts]
+        for (module, name, _, _), tensor in zip(parts, changed, strict=True):
+            old = getattr(module, name)
+            setattr(module, name, nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor)
+        setattr(self._from, "out_channels" if isinstance(self._from, CONVS) else "out_features", self.units)
+        setattr(self._to, "in_channels" if isinstance(self._to, CONVS) else "in_features", self._to.weight.shape[1])
+        for step in scalings:
+            size = "num_parameters" if isinstance(step.module, nn.PReLU) else "num_features"
+            setattr(step.module, size, len(next(iter(step.vectors().values()))))
 
     def set_columns(self, unit: Tensor, weights: Tensor) -> None:
         """Writes a convolution's weights of one unit, [O, T]."""
@@ -219,12 +231,6 @@ class Link:
         if bias is not None:
             bias.zero_()
         return changed
-
-
-def _select(module: nn.Module, name: str, places: Tensor, dim: int = 0) -> None:
-    tensor = getattr(module, name)
-    chosen = tensor.detach().index_select(dim, places.to(tensor.device))
-    setattr(module, name, nn.Parameter(chosen, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else chosen)
 
 
 # --------------------------------------------------------------------------------------------------- finding them

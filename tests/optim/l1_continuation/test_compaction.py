@@ -209,6 +209,22 @@ def test_nothing_left_at_all(make, shape):
     assert all(after == 1 for _, after in report.layers.values())
 
 
+@pytest.mark.parametrize("multiple", [4, 1000])
+@ALL
+def test_layers_can_be_filled_up_to_a_multiple(make, shape, multiple):
+    model = thinned(make(), 0.3, 0.2)
+    exact = compact(model)[1]
+    small, report = compact(model, multiple_of=multiple)
+    same(model, small, shape)
+    for name, (before, after) in report.layers.items():
+        assert exact.layers[name][1] <= after <= before
+        assert after % multiple == 0 or after == before
+        assert after - exact.layers[name][1] < multiple
+        assert small.get_submodule(name).weight.shape[0] == after
+    again = compact(small)[1]
+    assert sized(again) == sized(exact)
+
+
 @ALL
 def test_twice_is_once(make, shape):
     once = compact(thinned(make(), 0.9, 0.2))[0]
@@ -652,6 +668,18 @@ def test_the_front_compacts_a_point_and_leaves_its_model_as_it_is():
     assert model.training
 
 
+def test_of_a_wrapped_model_the_module_inside_is_compacted():
+    model = mlp(10, 20, 5)
+    with torch.no_grad():
+        model[0].weight[3:] = 0
+    wrapped = nn.DataParallel(model)
+    front = ParetoFront(model=wrapped)
+    front.append((1, 1), wrapped.state_dict())
+    small, report = front.compact(0)
+    assert sized(report) == {"0": 3}
+    same(model, small, ROWS)
+
+
 def test_a_state_is_written_into_the_copy_alone():
     model = mlp(10, 20, 5)
     state = {name: torch.zeros_like(tensor) for name, tensor in model.state_dict().items()}
@@ -689,6 +717,7 @@ def pruned():
     ("call", "kind", "words"),
     [
         (lambda: compact(pruned()), ValueError, "Sequential cannot be copied .*prune.remove"),
+        (lambda: compact(mlp(10, 20, 5), multiple_of=0), ValueError, "multiple_of is 0; expected a positive integer"),
         (lambda: compact("model"), TypeError, "compact: model is a str; expected a torch.nn.Module"),
         (
             lambda: compact(mlp(10, 20, 5), mlp(10, 9, 5).state_dict()),
@@ -701,7 +730,7 @@ def pruned():
             "the forward of CountsUnits depends on a layer's size",
         ),
     ],
-    ids=["prune's mask", "no model", "another state", "a forward that counts units"],
+    ids=["prune's mask", "no multiple", "no model", "another state", "a forward that counts units"],
 )
 def test_bad_input(call, kind, words):
     with pytest.raises(kind, match=words):
