@@ -1,4 +1,4 @@
-"""What walks along a front have in common: epochs, points, a checkpoint to go on from, and the way out of an error."""
+"""The frame of walks along a front: epochs, points, a checkpoint to go on from, and the way out of an error."""
 
 from __future__ import annotations
 
@@ -150,8 +150,8 @@ class Tracer(ABC):
         except NotFinite as error:
             self.model.load_state_dict(good)
             raise ValueError(
-                f"{self.where}: the {error.what} is not finite ({_words(self._place())}, batch {error.batch}); the model has "
-                f"the last good weights, .front the {len(self.front)} points reached; expected a smaller h or learning "
+                f"{self.where}: the {error.what} is not finite ({_words(self._place())}, batch {error.batch}); the model "
+                f"has the last good weights, .front the {len(self.front)} points reached; expected a smaller h or learning "
                 "rate, or finite data"
             ) from None
         except BaseException:
@@ -246,7 +246,9 @@ class _Printed:
         self.done: int | None = None
 
     def __call__(self, done: int, total: int, what: str) -> None:
-        if done > (self.done if self.done is not None else 0):
+        if self.done is None:
+            self.done = done if done > 1 else 0  # a run that is continued has points already
+        if done > self.done:
             print(f"point {done} of {total}: {what}", file=sys.stderr, flush=True)
         self.done = done
 
