@@ -149,10 +149,10 @@ class Tracer(ABC):
                     saved = time.monotonic()
         except NotFinite as error:
             self.model.load_state_dict(good)
+            place = f"{_words(self._place())}, batch {error.batch}"
             raise ValueError(
-                f"{self.where}: the {error.what} is not finite ({_words(self._place())}, batch {error.batch}); the model "
-                f"has the last good weights, .front the {len(self.front)} points reached; expected a smaller h or learning "
-                "rate, or finite data"
+                f"{self.where}: the {error.what} is not finite ({place}); the model has the last good weights, .front the "
+                f"{len(self.front)} points reached; expected a smaller h or learning rate, or finite data"
             ) from None
         except BaseException:
             self.model.load_state_dict(good)
