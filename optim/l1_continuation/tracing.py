@@ -151,8 +151,8 @@ class Tracer(ABC):
             self.model.load_state_dict(good)
             place = f"{_words(self._place())}, batch {error.batch}"
             raise ValueError(
-                f"{self.where}: the {error.what} is not finite ({place}); the model has the last good weights, .front the "
-                f"{len(self.front)} points reached; expected a smaller h or learning rate, or finite data"
+                f"{self.where}: the {error.what} is not finite ({place}); the model has the last good weights, .front "
+                f"the {len(self.front)} points reached; expected a smaller h or learning rate, or finite data"
             ) from None
         except BaseException:
             self.model.load_state_dict(good)
