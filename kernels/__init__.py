@@ -14,6 +14,7 @@ from .path_norm import spec as _path_norm_spec  # noqa: F401  registers the op
 from .path_step import spec as _path_step_spec  # noqa: F401  registers the op
 from .path_values import path_values
 from .path_values import spec as _path_values_spec  # noqa: F401  registers the op
+from .proximal_candidates import proximal_candidates
 from .runtime import dispatch
 from .scatter_step import scatter_step
 from .scatter_step import spec as _scatter_spec  # noqa: F401  registers the op
@@ -36,6 +37,7 @@ __all__ = [
     "log_shift",
     "path_norm",
     "path_values",
+    "proximal_candidates",
     "scatter_step",
     "soft_threshold",
     "tropical_conv2d",
