@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .whole_files import replace
 
 _STATE = "state.pt"
 
@@ -58,23 +60,14 @@ class Checkpoint:
 
     def write_point(self, index: int, weights: dict[str, Tensor]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        _replace(self._path(index), lambda path: torch.save(weights, path))
+        replace(self._path(index), lambda path: torch.save(weights, path))
 
     def write(self, state: dict[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        _replace(self.folder / _STATE, lambda path: torch.save({"facts": self.facts, **state}, path))
+        replace(self.folder / _STATE, lambda path: torch.save({"facts": self.facts, **state}, path))
 
     def _path(self, index: int) -> Path:
         return self.folder / f"point-{index:04d}.pt"
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    fresh = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        write(fresh)
-        os.replace(fresh, path)
-    finally:
-        fresh.unlink(missing_ok=True)
 
 
 # ------------------------------------------------------------------------------------------------ random numbers

@@ -25,7 +25,7 @@ from .tracing import Tracer, checked_count, checked_number
 _STRIDE = 0.15  # of log ‖θ‖₁ between held points, where no spacing is asked for
 _WIDEST = math.log(4.0)  # of log λ in one step
 _LEAST, _MOST = 1e-8, 1e4  # of the λ that a step begins at: the first point's may be 0 or ∞
-_HALVINGS = 6  # of a step that ends at 0, before the path is taken to end there
+_FALL, _HALVINGS = 4.0, 6  # a step of more strides than this is halved, so many times; then it is the path's own
 
 
 class L1Continuation(Tracer):
@@ -142,7 +142,7 @@ class L1Continuation(Tracer):
         return loss
 
     def _arrive(self) -> None:
-        """The end of a corrector: a point, or, of a held step that ends at 0, another try at half the step."""
+        """The end of a corrector: a point, or, of a held step that went too far, another try at half the step."""
         at = self.position
         if at["phase"] == "start":
             point = self._store("start", self.corrector.lam)
@@ -152,12 +152,8 @@ class L1Continuation(Tracer):
                 at["loss_range"] = self._loss_at_zero()
             self._enter("dense" if self.dense_points else "sparse" if self.sparse_points else "done")
             return
-        if (
-            self.corrector_kind == "held"
-            and at["phase"] == "sparse"
-            and self.weights.l1() == 0
-            and at["tries"] < _HALVINGS
-        ):
+        is_held_sparse = self.corrector_kind == "held" and at["phase"] == "sparse"
+        if is_held_sparse and at["tries"] < _HALVINGS and self._has_fallen(at["l1"]):
             at["log_step"] /= 2
             at["tries"] += 1
             self.model.load_state_dict(self._left)
@@ -247,11 +243,19 @@ class L1Continuation(Tracer):
         at |= {"epoch": 0, "stage": "correct"}
         self._use(corrector)
 
+    @property
+    def _stride(self) -> float:
+        """How far apart points are to lie, in log ‖θ‖₁."""
+        return _STRIDE if self.spacing is None else -math.log1p(-min(self.spacing, 0.99))
+
+    def _has_fallen(self, before: float) -> bool:
+        """Whether a step towards sparser networks went so far that the network may have collapsed on the way."""
+        return self.weights.l1() < before * math.exp(-_FALL * self._stride)
+
     def _adapt(self, before: float, after: float) -> None:
         """Lengthens or shortens the next step of log λ, so that log ‖θ‖₁ moves by even steps."""
-        stride = _STRIDE if self.spacing is None else -math.log1p(-min(self.spacing, 0.99))
         moved = abs(math.log(after / before)) if before > 0 and after > 0 else math.inf
-        factor = stride / moved if moved > 0 else 2.0
+        factor = self._stride / moved if moved > 0 else 2.0
         self.position["log_step"] = min(self.position["log_step"] * min(max(factor, 0.5), 2.0), _WIDEST)
 
     # -------------------------------------------------------------------------------------------- checkpoints

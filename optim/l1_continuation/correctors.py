@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.proximal_step import held_step, multiobjective_step
-from .weights import Weights
+from .parameters import Parameters
 
 _LEAST, _MOST = math.log(1e-8), math.log(1e4)  # of log λ in the mean over an epoch, where a batch's λ may be 0 or ∞
 
@@ -34,7 +34,7 @@ class Multiobjective:
     The model's weights are p, where the momentum points; x is the iterate.
     """
 
-    def __init__(self, weights: Weights, h: float, acceleration: float) -> None:
+    def __init__(self, weights: Parameters, h: float, acceleration: float) -> None:
         self.weights, self.h, self.acceleration = weights, h, acceleration
         self.x: list[Tensor] = []
         self.facts = torch.zeros(4, dtype=torch.float64, device=weights.device)  # k, α, λ, ‖x‖₁
@@ -73,7 +73,7 @@ class Multiobjective:
 class Held:
     """Proximal gradient with momentum at a fixed λ; its fixed points are those of L + λ ‖·‖₁."""
 
-    def __init__(self, weights: Weights, h: float, momentum: float = 0.9) -> None:
+    def __init__(self, weights: Parameters, h: float, momentum: float = 0.9) -> None:
         self.weights, self.h, self.momentum, self.lam = weights, h, momentum, math.nan
         self.v: list[Tensor] = []
 

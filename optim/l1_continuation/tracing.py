@@ -8,6 +8,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from .checkpoint import Checkpoint, random_state, seed_generators, set_random_st
 from .correctors import Corrector
 from .epochs import Epochs, NotFinite
 from .front import ParetoFront, Point
-from .weights import Weights
+from .parameters import Parameters
 
 _CHECKPOINT_SECONDS = 5.0
 
@@ -36,9 +37,9 @@ class Tracer(ABC):
     ) -> None:
         self.where = type(self).__name__
         self.model, self.loss_fn, self.seed = model, loss_fn, seed
-        self.weights = Weights(self.where, model, penalize)
+        self.weights = Parameters(self.where, model, penalize)
         self.epochs = Epochs(self.where, model, loss_fn, self.weights.device)
-        self.front = ParetoFront(model=model)
+        self.front = self._new_front()
         self.position: dict[str, Any] = {}
         self.corrector: Corrector
         self.count = 0  # of epochs
@@ -122,12 +123,7 @@ class Tracer(ABC):
         state = folder.read() if folder else None
         self._loader, self._val_loader, self._folder = loader, val_loader, folder
         if state is None or folder is None:
-            self.front, self.count, self.seconds = ParetoFront(model=self.model), 0, 0.0
-            self.front.penalized = frozenset(
-                name
-                for name, is_penalized in zip(self.weights.names, self.weights.penalized, strict=True)
-                if is_penalized
-            )
+            self.front, self.count, self.seconds = self._new_front(), 0, 0.0
             seed_generators(self.seed, loaders)
             self._begin()
         else:
@@ -196,6 +192,10 @@ class Tracer(ABC):
         self.front.append(point, self.weights.state())
         return point
 
+    def _new_front(self) -> ParetoFront:
+        pairs = zip(self.weights.names, self.weights.penalized, strict=True)
+        return ParetoFront(model=self.model, penalized=[name for name, is_penalized in pairs if is_penalized])
+
     # -------------------------------------------------------------------------------------------- states
 
     def _good_state(self) -> dict[str, Tensor]:
@@ -210,7 +210,7 @@ class Tracer(ABC):
             "model": self.weights.state(),
             "corrector": self.corrector.state(),
             "extra": self._extra(),
-            "points": [vars(point) for point in self.front.points],
+            "points": [asdict(point) for point in self.front.points],
             "random": random_state(loaders),
             "count": self.count,
             "seconds": self.seconds,
@@ -222,7 +222,7 @@ class Tracer(ABC):
         self.position, self.count, self.seconds = state["position"], state["count"], state["seconds"]
         self._load_extra(state["extra"])
         self.corrector.load_state(state["corrector"])
-        self.front = ParetoFront(model=self.model)
+        self.front = self._new_front()
         for index, point in enumerate(state["points"]):
             self.front.append(Point(**point), folder.point(index))
         set_random_state(state["random"], loaders)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Weights:
+class Parameters:
     """The trained parameters of a model, in the order of `named_parameters`.
 
     Args:
