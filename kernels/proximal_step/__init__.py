@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 import numbers
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import pairwise
 from typing import Any, NoReturn
 
 import torch
@@ -13,27 +14,62 @@ from torch import Tensor
 
 from ..runtime import memory
 from ..runtime.arguments import FLOATS, listed
-from ..runtime.dispatch import operator
+from ..runtime.dispatch import Plan, operator
 from ..runtime.implementations import Implementations
+from . import by_cpp, by_torch
 from .definition import held_step_ref, multiobjective_step_ref
+from .layout import is_dense, lie_alike, like
 
 __all__ = ["held_step", "held_step_ref", "multiobjective_step", "multiobjective_step_ref"]
 
-MULTIOBJECTIVE = Implementations("multiobjective_step", torch=multiobjective_step_ref)
-HELD = Implementations("held_step", torch=held_step_ref)
+MULTIOBJECTIVE = Implementations(
+    "multiobjective_step",
+    source=by_cpp.SOURCE,
+    cpp=by_cpp.multiobjective_step,
+    torch=by_torch.multiobjective_step,
+)
+HELD = Implementations("held_step", source=by_cpp.SOURCE, cpp=by_cpp.held_step, torch=held_step_ref)
 
 
 # ------------------------------------------------------------------------------------------------ operators
 
 
 def _multiobjective(p, d, x, state, penalized, h, acceleration) -> None:
+    _check_multiobjective(p, d, x, state, penalized)
     d = _apart("multiobjective_step", {"p": p, "x": x, "state": [state]}, d)
-    MULTIOBJECTIVE.of(p[0])(p, d, x, state, penalized, h, acceleration)
+    copies = [like(old, new) for old, new in zip(x, p, strict=True)]
+    d = [like(slope, new) for slope, new in zip(d, p, strict=True)]
+    MULTIOBJECTIVE.of(p[0])(p, d, copies, state, penalized, h, acceleration)
+    _written(p, x, copies)
 
 
 def _held(x, d, v, penalized, h, lam, weight, momentum) -> None:
+    _check_held(x, d, v, weight, penalized)
     d = _apart("held_step", {"x": x, "v": v}, d)
-    HELD.of(x[0])(x, d, v, penalized, h, lam if weight is None else weight, momentum)
+    copies = [like(velocity, new) for velocity, new in zip(v, x, strict=True)]
+    d = [like(slope, new) for slope, new in zip(d, x, strict=True)]
+    HELD.of(x[0])(x, d, copies, penalized, h, lam if weight is None else weight, momentum)
+    _written(x, v, copies)
+
+
+def _written(first: Sequence[Tensor], second: Sequence[Tensor], copies: Sequence[Tensor]) -> None:
+    """Writes the copies back where the second list lies otherwise than the first; tells autograd of what was written."""
+    for x, copy in zip(second, copies, strict=True):
+        if x is not copy:
+            x.copy_(copy)
+    if not first[0].is_inference():  # such tensors have no version
+        torch.autograd.graph.increment_version([*first, *second])
+
+
+def _plan_multiobjective(p, d, x, state, penalized, h, acceleration) -> Plan:
+    _check_multiobjective(p, d, x, state, penalized)
+    is_planned = MULTIOBJECTIVE.backend_of(p[0]) == "cpp" and lie_alike([p, d, x])
+    return by_cpp.multiobjective_plan(p, penalized) if is_planned else []
+
+
+def _plan_held(x, d, v, penalized, h, lam, weight, momentum) -> Plan:
+    _check_held(x, d, v, weight, penalized)
+    return by_cpp.held_plan(x, penalized) if HELD.backend_of(x[0]) == "cpp" and lie_alike([x, d, v]) else []
 
 
 def _no_vmap(info, in_dims, *args) -> NoReturn:
@@ -46,6 +82,7 @@ _MULTIOBJECTIVE = operator(
     _multiobjective,
     fake=lambda *args: None,
     vmap=_no_vmap,
+    plan=_plan_multiobjective,
 )
 _HELD = operator(
     "held_step(Tensor(a!)[] x, Tensor[] d, Tensor(b!)[] v, bool[] penalized, float h, float lam, Tensor? weight, "
@@ -53,6 +90,7 @@ _HELD = operator(
     _held,
     fake=lambda *args: None,
     vmap=_no_vmap,
+    plan=_plan_held,
 )
 
 
@@ -62,14 +100,27 @@ def _apart(op: str, written: dict[str, Sequence[Tensor]], d: Sequence[Tensor]) -
     Raises:
         ValueError: two tensors that are written have memory in common.
     """
-    named = [(f"{name}[{at}]", one) for name, tensors in written.items() for at, one in enumerate(tensors)]
-    for (name, one), (other_name, other) in combinations(named, 2):
-        if memory.meet(one, other) and one.numel() and other.numel():
+    named = [
+        (memory.span(one), f"{name}[{at}]" if name != "state" else name)
+        for name, tensors in written.items()
+        for at, one in enumerate(tensors)
+        if one.numel()
+    ]
+    named.sort()
+    for ((_, end), name), ((begin, _), other) in pairwise(named):
+        if begin < end:
             raise ValueError(
-                f"{op}: {name} and {other_name} share memory; expected tensors with places of their own, as each is "
-                "written; nothing was written"
+                f"{op}: {name} and {other} share memory; expected tensors with places of their own, as each is written; "
+                "nothing was written"
             )
-    return [memory.apart(one, *(each for _, each in named)) for one in d]
+    ends = [end for (_, end), _ in named]
+
+    def free(slope: Tensor) -> Tensor:
+        begin, end = memory.span(slope)
+        at = bisect.bisect_right(ends, begin)
+        return slope.clone() if at < len(named) and named[at][0][0] < end else slope
+
+    return [free(slope) for slope in d]
 
 
 # ------------------------------------------------------------------------------------------------ public
@@ -113,21 +164,13 @@ def multiobjective_step(
             range. Nothing has been written.
     """
     op = "multiobjective_step"
-    lists = {"p": p, "d": d, "x": x}
-    _check(op, lists, penalized, read="d")
-    _check_number(op, "h", h)
-    _check_number(op, "acceleration", acceleration)
-    memory.check_dense(op, "state", state)
-    if state.dtype != torch.float64:
-        raise TypeError(f"{op}: state is {state.dtype}; expected torch.float64")
-    if state.shape != (4,) or not state.is_contiguous():
-        raise ValueError(
-            f"{op}: state has shape {tuple(state.shape)} and strides {state.stride()}; expected [4] and [1]"
-        )
-    if state.device != p[0].device:
-        raise ValueError(f"{op}: state is on {state.device}; expected {p[0].device}, where p[0] is")
-    with torch.no_grad():
-        _MULTIOBJECTIVE.call([*p], _resolved(d), [*x], state, [*penalized], float(h), float(acceleration))
+    h, acceleration = _positive(op, "h", h), _positive(op, "acceleration", acceleration)
+    try:
+        with torch.no_grad():
+            _MULTIOBJECTIVE.call([*p], _resolved(d), [*x], state, [*penalized], h, acceleration)
+    except Exception:
+        _check_multiobjective(p, d, x, state, penalized)
+        raise
 
 
 def held_step(
@@ -160,81 +203,98 @@ def held_step(
             range. Nothing has been written.
     """
     op = "held_step"
-    _check(op, {"x": x, "d": d, "v": v}, penalized, read="d")
-    _check_number(op, "h", h)
+    h = _positive(op, "h", h)
     if not _is_number(momentum):
         raise TypeError(f"{op}: momentum is a {type(momentum).__name__}; expected a number")
     if not 0 <= momentum < 1:
         raise ValueError(f"{op}: momentum is {momentum}; expected a number from 0 to below 1")
-    weight = None
     if isinstance(lam, Tensor):
-        memory.check_dense(op, "lam", lam)
-        if lam.dtype != torch.float64:
-            raise TypeError(f"{op}: lam is {lam.dtype}; expected a number or torch.float64 [1]")
-        if lam.shape != (1,) or lam.device != x[0].device:
-            raise ValueError(f"{op}: lam has shape {tuple(lam.shape)}, on {lam.device}; expected [1] on {x[0].device}")
         lam, weight = 0.0, lam.detach()
-    elif not _is_number(lam):
-        raise TypeError(f"{op}: lam is a {type(lam).__name__}; expected a number or a torch.Tensor")
-    elif not (lam >= 0 and math.isfinite(lam)):
-        raise ValueError(f"{op}: lam is {lam}; expected a number of at least 0")
-    with torch.no_grad():
-        _HELD.call([*x], _resolved(d), [*v], [*penalized], float(h), float(lam), weight, float(momentum))
+    else:
+        if not _is_number(lam):
+            raise TypeError(f"{op}: lam is a {type(lam).__name__}; expected a number or a torch.Tensor")
+        if not (lam >= 0 and math.isfinite(lam)):
+            raise ValueError(f"{op}: lam is {lam}; expected a number of at least 0")
+        lam, weight = float(lam), None
+    try:
+        with torch.no_grad():
+            _HELD.call([*x], _resolved(d), [*v], [*penalized], h, lam, weight, float(momentum))
+    except Exception:
+        _check_held(x, d, v, weight, penalized)
+        raise
 
 
 def _resolved(d: Sequence[Tensor]) -> list[Tensor]:
     """The gradients, copied where they are lazy negations, whose memory a kernel would misread."""
-    return [one.resolve_neg() if memory.is_negation(one) else one for one in d]
+    if torch.compiler.is_compiling() or True not in [x.is_neg() for x in d]:
+        return [*d]
+    return [x.resolve_neg() for x in d]
+
+
+# ------------------------------------------------------------------------------------------------ checks
+# An operator makes them once for each layout of its tensors, which decides them all; so they take no time from a step.
+# The public functions make them again where a call failed: torch has its own words for what is no tensor.
 
 
 def _is_number(x: Any) -> bool:
     return isinstance(x, numbers.Real) and not isinstance(x, bool)
 
 
-def _check_number(op: str, name: str, x: Any) -> None:
+def _positive(op: str, name: str, x: Any) -> float:
     if not _is_number(x):
         raise TypeError(f"{op}: {name} is a {type(x).__name__}; expected a number")
     if not (x > 0 and math.isfinite(x)):
         raise ValueError(f"{op}: {name} is {x}; expected a positive number")
+    return float(x)
 
 
-def _check(op: str, lists: dict[str, Sequence[Tensor]], penalized: Sequence[bool], read: str) -> None:
-    (name, first), *_ = lists.items()
-    sizes = {other: len(tensors) for other, tensors in {**lists, "penalized": penalized}.items()}
-    if not first or len(set(sizes.values())) > 1:
-        raise ValueError(
-            f"{op}: {', '.join(f'{count} of {other}' for other, count in sizes.items())} came; expected one or more, "
-            "as many of each"
-        )
-    memory.check_dense(op, f"{name}[0]", first[0])
-    dtype, device = first[0].dtype, first[0].device
+def _check_multiobjective(p, d, x, state, penalized) -> None:
+    op = "multiobjective_step"
+    _check(op, {"p": p, "d": d, "x": x}, penalized)
+    memory.check_dense(op, "state", state)
+    if state.dtype != torch.float64:
+        raise TypeError(f"{op}: state is {state.dtype}; expected torch.float64")
+    if state.shape != (4,) or not state.is_contiguous():
+        raise ValueError(f"{op}: state has shape {tuple(state.shape)}, strides {state.stride()}; expected [4] and [1]")
+    if state.device != p[0].device:
+        raise ValueError(f"{op}: state is on {state.device}; expected {p[0].device}, where p[0] is")
+
+
+def _check_held(x, d, v, lam, penalized) -> None:
+    op = "held_step"
+    _check(op, {"x": x, "d": d, "v": v}, penalized)
+    if lam is None:
+        return
+    memory.check_dense(op, "lam", lam)
+    if lam.dtype != torch.float64:
+        raise TypeError(f"{op}: lam is {lam.dtype}; expected a number or torch.float64 [1]")
+    if lam.shape != (1,) or lam.device != x[0].device:
+        raise ValueError(f"{op}: lam has shape {tuple(lam.shape)}, on {lam.device}; expected [1] on {x[0].device}")
+
+
+def _check(op: str, lists: dict[str, Sequence[Tensor]], penalized: Sequence[bool]) -> None:
+    sizes = {name: len(tensors) for name, tensors in {**lists, "penalized": penalized}.items()}
+    name, models = next(iter(lists.items()))
+    if not models or len(set(sizes.values())) > 1:
+        counts = ", ".join(f"{count} of {of}" for of, count in sizes.items())
+        raise ValueError(f"{op}: {counts} came; expected one or more, as many of each")
+    memory.check_dense(op, f"{name}[0]", models[0])
+    dtype, device = models[0].dtype, models[0].device
     if dtype not in FLOATS:
         raise TypeError(f"{op}: {name}[0] is {dtype}; expected one of {listed(FLOATS)}")
-    for other, tensors in lists.items():
-        for at, (x, like) in enumerate(zip(tensors, first, strict=True)):
-            memory.check_dense(op, f"{other}[{at}]", x)
+    for of, tensors in lists.items():
+        for at, (x, model) in enumerate(zip(tensors, models, strict=True)):
+            this = f"{of}[{at}]"
+            memory.check_dense(op, this, x)
             if x.dtype != dtype:
-                raise TypeError(f"{op}: {other}[{at}] is {x.dtype}; expected {dtype}, the dtype of {name}[0]")
+                raise TypeError(f"{op}: {this} is {x.dtype}; expected {dtype}, as {name}[0] is")
             if x.device != device:
-                raise ValueError(f"{op}: {other}[{at}] is on {x.device}; expected {device}, where {name}[0] is")
-            if x.shape != like.shape:
+                raise ValueError(f"{op}: {this} is on {x.device}; expected {device}, where {name}[0] is")
+            if x.shape != model.shape:
+                shape = tuple(model.shape)
+                raise ValueError(f"{op}: {this} has shape {tuple(x.shape)}; expected {shape}, that of {name}[{at}]")
+            if of != "d" and not is_dense(x):
                 raise ValueError(
-                    f"{op}: {other}[{at}] has shape {tuple(x.shape)}; expected {tuple(like.shape)}, that of {name}[{at}]"
+                    f"{op}: {this} has strides {x.stride()}; expected a tensor with a place for each element and none "
+                    f"between: {this}.contiguous()"
                 )
-            if other != read and not is_dense(x):
-                raise ValueError(
-                    f"{op}: {other}[{at}] has strides {x.stride()}; expected a tensor with a place for each element and "
-                    f"none between: {other}[{at}].contiguous()"
-                )
-
-
-def is_dense(x: Tensor) -> bool:
-    """Whether the elements fill their memory, each a place of its own, in any order of the dimensions."""
-    if x.is_contiguous():
-        return True
-    reach = 1
-    for step, size in sorted((step, size) for size, step in zip(x.shape, x.stride(), strict=True) if size != 1):
-        if step != reach:
-            return False
-        reach *= size
-    return True
