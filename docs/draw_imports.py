@@ -37,6 +37,7 @@ HOUSE = {
     "nn, optim": {
         "nn": "nn: layers, losses",
         "optim": "optim: the public names",
+        "l1_continuation": "optim/l1_continuation",
         "path_space": "optim/path_space",
         "worst_sample": "optim/worst_sample",
         "distributed": "optim/distributed",
