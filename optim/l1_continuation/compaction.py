@@ -18,6 +18,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import nan
 from typing import Any, NamedTuple
 
 import torch
@@ -89,8 +90,8 @@ def compact(model: nn.Module, state: Mapping[str, Tensor] | None = None, *, exam
     cannot be shrunk stays as it is, and the report says why. The copy can be trained further.
 
     Args:
-        model: it stays as it is. Its inputs are taken to have a dimension of samples; a Linear before a BatchNorm1d to
-            make no other than that and the channels.
+        model: it stays as it is. Its inputs are taken to have a dimension of samples, and the output of a Linear before
+            a BatchNorm1d or a PReLU no other than that and its units.
         state: parameters and buffers by name, which the copy is given first; None: the model's own.
         example_inputs: what the model's forward takes, a tensor or a tuple of positional arguments, on the model's
             device. With them both networks are timed and compared.
@@ -144,25 +145,21 @@ def _shrink(link: Link, kept: dict[str, str]) -> bool:
     kept.pop(link.source, None)
     if pooling is not None:
         kept[link.source] = f"constant units stay, which {pooling} makes another at the borders"
-    folded = columns.double() * values.where(constant[:, None], 0)
-    drop = useless | constant
+    drop, folded = useless | constant, constant
     if link.pads_with_zeros:
         borders = constant & (values != 0).any(1)
+        folded = constant & ~borders
         places = borders.nonzero().flatten()
-        drop &= ~borders
-        folded = folded.where(~borders[:, None], 0)
         if len(places) > 0:
             stand_in = places[values[places, 0].abs().argmax()]
-            joint = (columns[:, places].double() * values[places]).sum(1) / values[stand_in]
-            drop |= borders
             drop[stand_in] = False
             if len(places) > 1:
-                link.set_columns(stand_in, joint)
+                link.set_columns(stand_in, _joined(columns, values, places).sum(1) / values[stand_in])
             kept[link.source] = (
                 "a constant unit stays, in which those of its kind are joined: "
                 f"{link.target} pads with zeros, so at the borders it is no bias"
             )
-    shift = folded.sum((1, 2))
+    shift = _joined(columns, values, folded.nonzero().flatten()).sum(2).sum(1)
     if bool((shift != 0).any()):
         link.add_to_bias(shift)
     if bool(drop.all()):
@@ -176,6 +173,11 @@ def _shrink(link: Link, kept: dict[str, str]) -> bool:
         return False
     link.keep((~drop).nonzero().flatten())
     return True
+
+
+def _joined(columns: Tensor, values: Tensor, places: Tensor) -> Tensor:
+    """Products [O, units, T] of the weights of some constant units and their values."""
+    return columns[:, places].double() * values[places]
 
 
 # ------------------------------------------------------------------------------------------------------ the figures
@@ -192,16 +194,16 @@ def _measured(report: CompactionReport, before: nn.Module, after: nn.Module, exa
                 f"compact: the smaller network fails on example_inputs ({type(error).__name__}: {error}): the forward "
                 f"of {type(before).__name__} depends on a layer's size; expected a forward that takes it from its input"
             ) from error
-        largest = max(
-            (float((a - b).abs().max()) for a, b in zip(_tensors(actual), _tensors(expected), strict=True) if len(a)),
-            default=0.0,
-        )
-        scale = max((float(b.abs().max()) for b in _tensors(expected) if len(b)), default=0.0)
+        pairs = list(zip(_tensors(actual), _tensors(expected), strict=False))
+        same_shapes = all(a.shape == b.shape for a, b in pairs)
+        largest = max([float((a - b).abs().max()) for a, b in pairs if b.numel()], default=0.0) if same_shapes else nan
+        scale = max([float(b.abs().max()) for _, b in pairs if b.numel()], default=0.0)
         if not largest <= _AGREES * max(scale, 1.0):
             raise ValueError(
                 f"compact: on example_inputs the outputs of the smaller network differ by {largest:.3g}, of "
                 f"{scale:.3g} at most; expected none but rounding: the forward of {type(before).__name__} depends on "
-                "a layer's size, or the inputs have other dimensions than samples and channels before a BatchNorm1d"
+                "a layer's size, or a BatchNorm1d or PReLU behind a Linear sees other dimensions than "
+                "samples and units"
             )
         samples = interleaved({"before": lambda: before(*inputs), "after": lambda: after(*inputs)}, budget_s=_BUDGET_S)
     return CompactionReport(
@@ -217,7 +219,7 @@ def _measured(report: CompactionReport, before: nn.Module, after: nn.Module, exa
 
 def _tensors(output: Any) -> list[Tensor]:
     if isinstance(output, Tensor):
-        return [output]
+        return [output.double()]
     if isinstance(output, Mapping):
         output = list(output.values())
     return [t for part in output for t in _tensors(part)] if isinstance(output, list | tuple) else []

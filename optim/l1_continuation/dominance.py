@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 Pair = tuple[float, float]  # loss, ℓ¹
 _TIE = 1e-12  # of the chord's unit: what rounding alone makes of points that lie on one line
@@ -25,8 +26,8 @@ def hypervolume(pairs: Sequence[Pair], ref: Pair) -> float:
     """The area that the points dominate below ref: |{z : some point ≤ z ≤ ref}|."""
     inside = [pair for pair in pairs if pair[0] < ref[0] and pair[1] < ref[1]]
     corners = [inside[i] for i in non_dominated(inside)]
-    ends = [l1 for _, l1 in corners[1:]] + [ref[1]]
-    return math.fsum((end - l1) * (ref[0] - loss) for (loss, l1), end in zip(corners, ends, strict=True))
+    columns = pairwise([*corners, ref])  # each as wide as it is to the next corner
+    return math.fsum((end - l1) * (ref[0] - loss) for (loss, l1), (_, end) in columns)
 
 
 def knee(pairs: Sequence[Pair]) -> int:

@@ -10,7 +10,7 @@ import math
 import operator
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeGuard
 
@@ -348,7 +348,7 @@ class ParetoFront:
             FileNotFoundError: there is no such file.
             ValueError: the file is damaged or no front, or its weights do not fit the model.
         """
-        content = front_file.read(path, {field.name for field in fields(Point)})
+        content = front_file.read(path, {field.name: field.default is MISSING for field in fields(Point)})
         front = cls((Point(**point) for point in content["points"]), model, penalized=content["penalized"])
         front._states = content["states"]
         front._parameters = None if content["parameters"] is None else frozenset(content["parameters"])

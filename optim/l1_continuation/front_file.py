@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,11 @@ def save(
     return replace(path, lambda fresh: torch.save(content, fresh))
 
 
-def read(path: str | os.PathLike, fields: set[str]) -> dict[str, Any]:
+def read(path: str | os.PathLike, fields: Mapping[str, bool]) -> dict[str, Any]:
     """The arguments of the `save` that wrote a file.
 
     Args:
-        fields: those that a point may have.
+        fields: those that a point may have, and whether it must.
     """
     path = Path(path)
     if not path.is_file():
@@ -63,10 +63,13 @@ def read(path: str | os.PathLike, fields: set[str]) -> dict[str, Any]:
     whole = all(isinstance(content.get(key), kind) for key, kind in _KEYS.items())
     if not whole or len(content["points"]) != len(content["states"]):
         raise ValueError(f"ParetoFront.open: {path} is damaged: it has not one state for every point")
-    odd = {name for point in content["points"] for name in point} - fields
+    odd = {name for point in content["points"] for name in point} - {*fields}
     if odd:
         raise ValueError(
             f"ParetoFront.open: {path} has points with {', '.join(sorted(odd))}, which this tropigrad does not know; "
             "install the one that wrote it"
         )
+    absent = {name for point in content["points"] for name in fields if fields[name] and name not in point}
+    if absent:
+        raise ValueError(f"ParetoFront.open: {path} is damaged: a point lacks {', '.join(sorted(absent))}")
     return content

@@ -348,7 +348,8 @@ class _Search:
 
     def _has_parameters(self, node: fx.Node) -> bool:
         module = self._module(node)
-        return node.op == "get_attr" or (module is not None and any(True for _ in module.parameters()))
+        of_the_model = any(x.op == "get_attr" for x in node.all_input_nodes)
+        return of_the_model or (module is not None and any(True for _ in module.parameters()))
 
 
 def _downstream(nodes: list[fx.Node]) -> Iterator[fx.Node]:
