@@ -16,7 +16,7 @@ from ..runtime import memory
 from ..runtime.arguments import FLOATS, listed
 from ..runtime.dispatch import Plan, operator
 from ..runtime.implementations import Implementations
-from . import by_cpp, by_torch
+from . import by_cpp, by_torch, by_triton
 from .definition import held_step_ref, multiobjective_step_ref
 from .layout import is_dense, lie_alike, like
 
@@ -26,9 +26,12 @@ MULTIOBJECTIVE = Implementations(
     "multiobjective_step",
     source=by_cpp.SOURCE,
     cpp=by_cpp.multiobjective_step,
+    triton=by_triton.multiobjective_step,
     torch=by_torch.multiobjective_step,
 )
-HELD = Implementations("held_step", source=by_cpp.SOURCE, cpp=by_cpp.held_step, torch=held_step_ref)
+HELD = Implementations(
+    "held_step", source=by_cpp.SOURCE, cpp=by_cpp.held_step, triton=by_triton.held_step, torch=held_step_ref
+)
 
 
 # ------------------------------------------------------------------------------------------------ operators
