@@ -101,12 +101,12 @@ def compact(model: nn.Module, state: Mapping[str, Tensor] | None = None, *, exam
 
     Raises:
         TypeError: model is no module.
-        ValueError: the state does not fit the model, or on example_inputs the copy computes something else: the forward
-            depends on a layer's size.
+        ValueError: the model cannot be copied; the state does not fit it; or on example_inputs the copy computes
+            something else, since the forward depends on a layer's size.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"compact: model is a {type(model).__name__}; expected a torch.nn.Module")
-    own = copy.deepcopy(model).eval()
+    own = _copied(model).eval()
     if state is not None:
         clause = weights.misfit(state, own)
         if clause is not None:
@@ -131,6 +131,16 @@ def compact(model: nn.Module, state: Mapping[str, Tensor] | None = None, *, exam
     if example_inputs is not None:
         report = _measured(report, before, after, example_inputs)
     return Compacted(after, report)
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError as error:
+        raise ValueError(
+            f"compact: {type(model).__name__} cannot be copied ({error}); expected weights that are parameters: of "
+            "torch.nn.utils.prune, prune.remove(module, 'weight') writes a mask into them"
+        ) from error
 
 
 # ------------------------------------------------------------------------------------------------- one link's units

@@ -5,7 +5,6 @@ A point dominates another that it equals or betters in both. What is called spar
 
 from __future__ import annotations
 
-import copy
 import math
 import operator
 import os
@@ -208,13 +207,11 @@ class ParetoFront:
             (model, report): the report prints as a table; it names the layers that could not be shrunk.
 
         Raises:
-            IndexError, ValueError: as of `load`.
+            IndexError, ValueError: as of `load`; or see compaction.compact.
         """
         model, state = self._model("compact"), self._state("compact", i)
         _must_fit("compact", state, model)
-        own = copy.deepcopy(model)
-        weights.write(state, own)
-        return compact(own, example_inputs=example_inputs)
+        return compact(model, state, example_inputs=example_inputs)
 
     def sparsity(self, i: SupportsIndex) -> dict[str, float]:
         """The share of zeros in each parameter of a point, by name."""

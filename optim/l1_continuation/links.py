@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,12 +26,12 @@ _ELEMENTWISE = (
     *(nn.Softshrink, nn.Hardshrink, nn.Threshold, nn.Identity),
     *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),  # in eval mode
 )
-_MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
-_AVERAGE_POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
-_ADAPTIVE_POOLS = (
-    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
-    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
-)
+_POOLS = {
+    **dict.fromkeys((nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d), "max"),
+    **dict.fromkeys((nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d), "average"),
+    **dict.fromkeys((nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d), "adaptive"),
+    **dict.fromkeys((nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d), "adaptive"),
+}
 # in a forward: functions, and methods by their names
 _ELEMENTWISE_CALLS = (
     *(torch.relu, torch.relu_, functional.relu, functional.relu_, functional.relu6, "relu", "relu_"),
@@ -39,12 +39,17 @@ _ELEMENTWISE_CALLS = (
     *(functional.leaky_relu, functional.elu, functional.selu, functional.gelu, functional.silu, functional.softplus),
     *(functional.dropout, functional.hardtanh, functional.hardswish, "contiguous"),
 )
-_MAX_POOL_CALLS = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d, torch.max_pool2d)
-_AVERAGE_POOL_CALLS = (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d)
-_ADAPTIVE_POOL_CALLS = (
-    *(functional.adaptive_avg_pool1d, functional.adaptive_avg_pool2d, functional.adaptive_avg_pool3d),
-    *(functional.adaptive_max_pool1d, functional.adaptive_max_pool2d, functional.adaptive_max_pool3d),
-)
+_POOL_CALLS: dict[Any, str] = {
+    **dict.fromkeys((functional.max_pool1d, functional.max_pool2d, functional.max_pool3d, torch.max_pool2d), "max"),
+    **dict.fromkeys((functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d), "average"),
+    **dict.fromkeys((functional.adaptive_avg_pool1d, functional.adaptive_avg_pool2d), "adaptive"),
+    **dict.fromkeys((functional.adaptive_max_pool1d, functional.adaptive_max_pool2d), "adaptive"),
+}
+_POOL_ARGUMENTS = {  # behind the input, by position
+    "max": ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
+    "average": ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
+    "adaptive": ("output_size", "return_indices"),
+}
 _RESHAPING = ("view", "reshape", torch.reshape)
 
 # where the channels of a tensor lie: in dimension 1 of a Conv's output; in the last one of a Linear's; in dimension 1
@@ -341,9 +346,8 @@ class _Search:
             return f"{name} follows, which has forward hooks"
         if kind in _ELEMENTWISE:
             return Elementwise(module)
-        pools = kind in (*_MAX_POOLS, *_AVERAGE_POOLS, *_ADAPTIVE_POOLS)
-        if pools and layout == "first" and not getattr(module, "return_indices", False):
-            return _pool(name, module)
+        if kind in _POOLS and layout == "first" and not getattr(module, "return_indices", False):
+            return _window(name, _POOLS[kind], vars(module))
         return f"{name} follows, which is not known to act on each of its units alone"
 
     def _has_parameters(self, node: fx.Node) -> bool:
@@ -414,26 +418,24 @@ def _call(node: fx.Node, layout: Layout) -> Step | str:
             if node.op == "call_method":
                 return Elementwise(lambda v: getattr(v, target)(*rest, **options))
             return Elementwise(lambda v: target(v, *rest, **options))
-        plain = len(rest) <= 2 and {*options} <= {"kernel_size", "stride", "ceil_mode", "return_indices"}
-        if layout == "first" and not options.get("return_indices", False):
-            if target in _MAX_POOL_CALLS:
-                return Window(name, plain, False)
-            if target in _AVERAGE_POOL_CALLS:
-                return Window(name, plain, True)
-            if target in _ADAPTIVE_POOL_CALLS:
-                return Window(name, True, True)
+        if layout == "first" and target in _POOL_CALLS:
+            kind = _POOL_CALLS[target]
+            named = dict(zip(_POOL_ARGUMENTS[kind], rest, strict=False)) | options
+            if not named.get("return_indices", False):
+                return _window(name, kind, named)
     return f"{name} follows, which is not known to act on each of its units alone"
 
 
-def _pool(name: str, module: Any) -> Window:
-    if type(module) in _ADAPTIVE_POOLS:
+def _window(name: str, kind: str, arguments: Mapping[str, Any]) -> Window:
+    """The step of a pooling, by the arguments of its module or function."""
+    if kind == "adaptive":
         return Window(name, True, True)
-    padded = _largest(module.padding) > 0
-    if type(module) in _MAX_POOLS:
+    padded = _largest(arguments.get("padding", 0)) > 0
+    if kind == "max":
         # padding is −∞, and every window has an entry of its own, unless it is dilated
-        return Window(name, not padded or _largest(module.dilation) == 1, False)
-    counts_padding = padded and module.count_include_pad
-    return Window(name, not counts_padding and getattr(module, "divisor_override", None) is None, True)
+        return Window(name, not padded or _largest(arguments.get("dilation", 1)) == 1, False)
+    counts_padding = padded and arguments.get("count_include_pad", True)
+    return Window(name, not counts_padding and arguments.get("divisor_override") is None, True)
 
 
 def _largest(size: int | tuple[int, ...]) -> int:

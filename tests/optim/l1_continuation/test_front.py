@@ -5,12 +5,16 @@ import math
 import os
 import random
 import re
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from tropigrad.optim.l1_continuation.front import ParetoFront, Point
+from tropigrad.optim.l1_continuation import front as module
+
+ParetoFront: Any = module.ParetoFront  # some calls below are wrong on purpose
+Point: Any = module.Point
 
 
 def scattered(count, seed, grid=None):
@@ -23,11 +27,11 @@ def scattered(count, seed, grid=None):
 CLOUDS = [pytest.param(scattered(40, seed, grid), id=f"{seed}-{grid}") for seed in range(3) for grid in (None, 2)]
 
 
-def network(hidden=4):
+def network(hidden=4) -> Any:
     return nn.Sequential(nn.Linear(3, hidden), nn.BatchNorm1d(hidden), nn.Tanh(), nn.Linear(hidden, 2))
 
 
-def walked(count=5, model=None, **options):
+def walked(count=5, model: Any = None, **options) -> Any:
     """A front of a network whose weights were all different at each point."""
     model = network() if model is None else model
     front = ParetoFront(model=model, **options)
@@ -150,7 +154,7 @@ def test_one_se_is_the_sparsest_within_the_best_ones_standard_error(error, expec
         (lambda f: ParetoFront([("a", 2)]), TypeError, "expected a Point or a pair"),
         (lambda f: f.append((math.nan, 1)), ValueError, "point 3 has loss nan and l1 1.0; expected finite numbers"),
         (lambda f: f.append((1, -1)), ValueError, "l1 >= 0"),
-        (lambda f: f.append(Point(1, 1, nnz="many")), TypeError, "expected a Point"),  # pyright: ignore
+        (lambda f: f.append(Point(1, 1, nnz="many")), TypeError, "expected a Point"),
         (lambda f: ParetoFront(model=3), TypeError, "model is a int; expected a torch.nn.Module"),
         (lambda f: f.merge([(1, 2)]), TypeError, "got a list; expected a ParetoFront"),
     ],
@@ -164,7 +168,7 @@ def test_bad_input(call, kind, words):
 
 def test_points_are_what_was_given():
     front = ParetoFront([(1, 2), Point(0.5, 3, phase="sparse")])
-    front.append(Point(torch.tensor(0.25), torch.tensor(4.0), nnz=torch.tensor(7)))  # pyright: ignore
+    front.append(Point(torch.tensor(0.25), torch.tensor(4.0), nnz=torch.tensor(7)))
     assert front.points == (Point(1, 2), Point(0.5, 3, phase="sparse"), Point(0.25, 4, nnz=7))
     assert list(front) == list(front.points)
     assert len(front) == 3
@@ -272,14 +276,14 @@ def test_a_state_that_is_none_of_the_front_is_refused(state, kind, words):
 
 
 def test_one_name_of_a_shared_parameter_suffices():
-    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model: Any = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     model[1].weight = model[0].weight
     front = ParetoFront(model=model)
     front.append((1, 1), dict(model.named_parameters()))
     before = model[0].weight.detach().clone()
     with torch.no_grad():
         model[0].weight.zero_()
-    assert torch.equal(front.load(0)[1].weight, before)  # pyright: ignore
+    assert torch.equal(front.load(0)[1].weight, before)
 
 
 # ------------------------------------------------------------------------------------------------------------ merged
@@ -295,10 +299,10 @@ def test_a_merged_front_contains_both():
     assert merged.hypervolume(ref) >= max(a.hypervolume(ref), b.hypervolume(ref))
     front = {(p.loss, p.l1) for p in (merged[i] for i in merged.non_dominated())}
     assert front <= {(f[i].loss, f[i].l1) for f in (a, b) for i in f.non_dominated()}
-    weight = b.load(1)[0].weight.detach().clone()  # pyright: ignore
+    weight = b.load(1)[0].weight.detach().clone()
     merged.load(0)
     assert not torch.equal(model[0].weight, weight)
-    assert torch.equal(merged.load(3 + 1)[0].weight, weight)  # pyright: ignore
+    assert torch.equal(merged.load(3 + 1)[0].weight, weight)
     assert (len(a), len(b)) == (3, 4)
 
 
@@ -469,7 +473,7 @@ def test_plot_draws_in_axes_and_what_it_cannot_draw_in_is_named():
     assert len(ParetoFront().plot().axes) == 1
     assert len(ParetoFront([(1, 2), (2, 1)]).plot().axes) == 1
     with pytest.raises(TypeError, match="got a int; expected matplotlib Axes, a path or None"):
-        picture().plot(3)  # pyright: ignore
+        picture().plot(3)
 
 
 def test_it_says_the_essentials():
