@@ -90,7 +90,7 @@ class Task:
 
 
 def _scaled(dataset: Dataset) -> tuple[Tensor, Tensor]:
-    """The features less their mean over training samples, over the spread of all of them; images in colour by channel."""
+    """The features less their mean over the training samples, over the spread of all; images in colour by channel."""
     if is_colour(dataset):
         mean, std = (torch.tensor(x).view(3, 1, 1) for x in (_CIFAR10_MEAN, _CIFAR10_STD))
         images = [x.view(-1, 3, 32, 32) for x in (dataset.x_train, dataset.x_test)]

@@ -133,11 +133,11 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
     interrupted = "; interrupted, --resume goes on" if summary["interrupted"] else ""
     share = knee["nnz"] / summary["parameters"]
     return [
-        f"front   {summary['dataset']}, {summary['method']}: {summary['reached']} points, {summary['non_dominated']} of "
-        f"them not dominated, {summary['epochs']:g} epochs in {summary['seconds']:.3g} s{interrupted}",
-        f"choice  of validation, one standard error: point {chosen['point']}, {chosen['test_accuracy']:.1%} of the test "
-        f"right with {chosen['nnz']} of {summary['parameters']} weights",
-        f"knee    {knee['test_accuracy']:.1%} accuracy with {share:.1%} of the weights; compact: {compact['parameters']} "
-        f"of {summary['parameters']} parameters, {compact['speedup']:.2f} × faster",
+        f"front   {summary['dataset']}, {summary['method']}: {summary['reached']} points, {summary['non_dominated']} "
+        f"of them not dominated, {summary['epochs']:g} epochs in {summary['seconds']:.3g} s{interrupted}",
+        f"choice  of validation, one standard error: point {chosen['point']}, {chosen['test_accuracy']:.1%} of the "
+        f"test right with {chosen['nnz']} of {summary['parameters']} weights",
+        f"knee    {knee['test_accuracy']:.1%} accuracy with {share:.1%} of the weights; compact: "
+        f"{compact['parameters']} of {summary['parameters']} parameters, {compact['speedup']:.2f} × as fast",
         f"files   {'  '.join(summary['files'])}",
     ]

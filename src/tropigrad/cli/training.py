@@ -207,16 +207,14 @@ def train_l1path(
     method: Annotated[
         Literal["held", "mpg", "sweep"],
         typer.Option(
-            help="held: continuation at held λ; mpg: the paper's, by multiobjective proximal gradients; sweep: weighted "
-            "sums, from dense to sparse."
+            help="held: continuation at held λ; mpg: the paper's, by multiobjective proximal gradients; sweep: "
+            "weighted sums, from dense to sparse."
         ),
     ] = "held",
     points: Annotated[int, typer.Option(help="Points in all.")] = 20,
     first_steps: Annotated[int, typer.Option(help="Epochs to the first point.")] = 100,
     correctors: Annotated[int, typer.Option(help="Epochs before each other point.")] = 20,
-    h: Annotated[
-        float | None, typer.Option(help="Step of the correctors (default: 0.1; images in colour 0.01).")
-    ] = None,
+    h: Annotated[float | None, typer.Option(help="Step of the correctors (default: 0.1, colour images 0.01).")] = None,
     batch: Annotated[
         int | None, typer.Option(help="Samples of a mini-batch (default: a tenth of the training samples).")
     ] = None,
