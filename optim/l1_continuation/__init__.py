@@ -1,1 +1,1 @@
-"""The whole ℓ¹ regularization path of a network: how it is walked, and the front of points that comes of it."""
+"""The front of a network's loss and the ℓ¹ norm of its weights."""

@@ -198,3 +198,37 @@ def train_explicit(
         finish(modelled, text_training.summary_lines, out, as_json)
     else:
         finish(classified, training.summary_lines, out, as_json)
+
+
+@train.command("l1path")
+def train_l1path(
+    data: Data = None,
+    data_dir: DataDir = None,
+    method: Annotated[
+        Literal["held", "mpg", "sweep"],
+        typer.Option(
+            help="held: continuation at held λ; mpg: the paper's, by multiobjective proximal gradients; sweep: "
+            "weighted sums, from dense to sparse."
+        ),
+    ] = "held",
+    points: Annotated[int, typer.Option(help="Points in all.")] = 20,
+    first_steps: Annotated[int, typer.Option(help="Epochs to the first point.")] = 100,
+    correctors: Annotated[int, typer.Option(help="Epochs before each other point.")] = 20,
+    h: Annotated[float | None, typer.Option(help="Step of the correctors (default: 0.1, colour images 0.01).")] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Samples of a mini-batch (default: a tenth of the training samples).")
+    ] = None,
+    seed: Seed = 0,
+    resume: Resume = False,
+    out: Out = Path("runs/l1path"),
+    as_json: Json = False,
+) -> None:
+    """The front of a network's loss and ℓ¹ norm, from sparse to dense. Ctrl-C keeps the points so far."""
+    from ..perf_reports.studies import l1path
+
+    recipe = l1path.Recipe(method, points, first_steps, correctors, h, batch, seed)
+
+    def run(progress: Callable[[int, int, str], None]) -> dict[str, Any]:
+        return l1path.train(dataset_of(data, data_dir, seed), out, recipe, resume=resume, progress=progress)
+
+    finish(run, l1path.summary_lines, out, as_json)
