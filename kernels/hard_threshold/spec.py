@@ -397,13 +397,15 @@ register(
         is_wrapped=True,
         has_exact_gradient=lambda kwargs: False,
         implementations=FORWARDS,
-        tuned={"triton": (by_triton.SUMS,)},
         middle={"N": 5, "C": 7, "H": 30, "W": 31},
         left_out={
             "gradcheck": _NO_DERIVATIVE,
             "autocast": "weight and bias may be wider than z, which keeps its dtype, as in torch's batch norm",
             "ends": "the variance of such numbers overflows",
         },
-        tuned={"cpp": (by_cpp.FORWARD, by_cpp.BACKWARD, by_cpp.SUMS)},
+        tuned={
+            "cpp": (by_cpp.FORWARD, by_cpp.BACKWARD, by_cpp.SUMS),
+            "triton": (by_triton.FORWARD, by_triton.BACKWARD, by_triton.SUMS),
+        },
     )
 )
