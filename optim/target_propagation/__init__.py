@@ -1,1 +1,1 @@
-"""Feasible target propagation: hard-threshold networks as convex fits under a combinatorial search for hidden targets."""
+"""Feasible target propagation: convex fits of hard-threshold layers under a search for hidden targets."""

@@ -3,9 +3,9 @@
     units   min_u   Σ_n w_n log(1 + exp(−t_n a_n·u))  +  λ/2 ‖u‖²             of each unit alone, Σ_n w_n = 1
     head    min_V   Σ_n w_n (log Σ_k exp(a_n·V_k) − a_n·V_y)  +  λ/2 ‖V‖²     y = y_n
 
-Both are solved by Newton's method with conjugate gradients, in coordinates in which the rows are orthonormal: rows of one
-layer need one singular value decomposition, after which the Hessian is near a multiple of 1. Rows are scaled to a mean
-norm of 1 before λ is applied. A fit ends early where nothing is left to separate.
+Both are solved by Newton's method, with conjugate gradients where the Hessian is large, in coordinates in which the
+rows are orthonormal: the rows of a layer need one singular value decomposition, after which the Hessian is near a
+multiple of 1. λ is applied to rows of a mean square norm of 1. A fit may end where nothing is left to separate.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ RIDGE = 1e-7  # λ
 _NEWTON_STEPS = 60
 _SMALL = 1e-6  # gradient norm, beside the first one, at which a fit ends
 _ROUNDING = 1e-12  # of the loss, relative: a step that promises less ends a fit
-_DIRECT = 48  # coordinates up to which a unit's Hessian is written out and solved
+_DIRECT = 128  # coordinates up to which a unit's Hessian is written out and solved
 _RANK = 1e-11  # singular values, beside the largest, that count as 0
 
 
@@ -76,26 +76,37 @@ def logistic_slope(m: np.ndarray) -> np.ndarray:
     return -0.5 * (1.0 - np.tanh(0.5 * m))
 
 
+def unit_slope(targets: np.ndarray, weights: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """∂/∂z of Σ w log(1 + exp(−t z)), the loss of units; all [N, U]."""
+    return weights * targets * logistic_slope(targets * z)
+
+
 def softmax(z: np.ndarray) -> np.ndarray:
     raised = np.exp(z - z.max(axis=1, keepdims=True))
     return raised / raised.sum(axis=1, keepdims=True)
 
 
-def fit_units(rows: Rows, targets: np.ndarray, weights: np.ndarray, ridge: float = RIDGE) -> Fit:
+def fit_units(
+    rows: Rows, targets: np.ndarray, weights: np.ndarray, ridge: float = RIDGE, until_separated: bool = True
+) -> Fit:
     """Fits U units, each to targets and weights of its own.
 
     Args:
         targets: [N, U], ±1.
         weights: [N, U], ≥ 0; scaled to a sum of 1 for each unit. A unit without any gets weights of 0.
+        ridge: λ.
+        until_separated: a unit whose rows are separated is not fitted further.
     """
     totals = weights.sum(axis=0)
     task = _Units(rows, targets, weights / np.where(totals > 0, totals, 1.0), ridge)
-    return _newton(rows, task)
+    return _newton(rows, task, until_separated)
 
 
-def fit_classes(rows: Rows, labels: np.ndarray, classes: int, ridge: float = RIDGE) -> Fit:
+def fit_classes(
+    rows: Rows, labels: np.ndarray, classes: int, ridge: float = RIDGE, until_separated: bool = True
+) -> Fit:
     """Fits a head of several classes to labels, [N] int64."""
-    return _newton(rows, _Classes(rows, labels, classes, ridge))
+    return _newton(rows, _Classes(rows, labels, classes, ridge), until_separated)
 
 
 class _Units:
@@ -110,7 +121,7 @@ class _Units:
         return (self.w * logistic(self.targets * z)).sum(axis=0) + 0.5 * (self.ridge * c * c).sum(axis=0)
 
     def slope(self, z: np.ndarray) -> np.ndarray:
-        return self.w * self.targets * logistic_slope(self.targets * z)
+        return unit_slope(self.targets, self.w, z)
 
     def curvature(self, z: np.ndarray) -> np.ndarray:
         return self.w * 0.25 * (1.0 - np.square(np.tanh(0.5 * z)))
@@ -183,7 +194,7 @@ def margins(z: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return z[each, labels] - others.max(axis=1)
 
 
-def _newton(rows: Rows, task: _Units | _Classes) -> Fit:
+def _newton(rows: Rows, task: _Units | _Classes, until_separated: bool) -> Fit:
     c = np.zeros(task.shape)
     z = rows.basis @ c
     value = task.value(z, c)
@@ -192,7 +203,9 @@ def _newton(rows: Rows, task: _Units | _Classes) -> Fit:
         gradient = rows.basis.T @ task.slope(z) + task.ridge * c
         norm = np.sqrt(task.dot(gradient, gradient))
         first = norm if first is None else first
-        going = (norm > _SMALL * first) & ~task.is_separated(z)
+        going = norm > _SMALL * first
+        if until_separated:
+            going &= ~task.is_separated(z)
         if not going.any():
             break
         step = _direction(rows, task, z, gradient * going, norm, first)

@@ -14,11 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .convex_fit import Rows, fit_units, logistic_slope
+from .convex_fit import Rows, fit_units, unit_slope
 from .problem import Head, Problem
 
-_KICKS = 12  # without a better network, after which the search restarts
-_LEAST_FALL = 1e-6  # of the loss, relative, for a proposal to be accepted at equal errors
+_KICKS = 2  # without a better network, after which the search restarts
+_SINGLE_ROWS = 24  # pairs of a unit and a row that are tried
+_TURNED = 2.0  # weight of the row that is turned over, beside 1 of each other row
+_REMEMBERED = 512  # outputs of a layer up to which heads are remembered
+_LEAST_FALL = 1e-2  # of the loss, relative, for a proposal to be accepted at equal errors
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,19 +66,20 @@ class Search:
         self.problem, self.budget, self.generator, self.tell = problem, budget, generator, tell
         self.fits = 0
         self.best: Network | None = None
-        self.modes = ("all", "wrong", "unit")
-        self.variant = "B"
+        self._heads: dict[bytes, Head] = {}  # of the last hidden layer's outputs; small problems meet them again
 
     def run(self, enough: int) -> None:
         """Searches until the head makes `enough` errors or the budget is used up."""
+        with_copies = True
         try:
             while self.best is None or self.best.head.errors > enough:
-                self._descent_with_kicks(enough)
+                self._descent_with_kicks(enough, with_copies)
+                with_copies = not with_copies
         except Spent:
             pass
 
-    def _descent_with_kicks(self, enough: int) -> None:
-        here = self._descend(self._realised(self._random_weights()), enough)
+    def _descent_with_kicks(self, enough: int, with_copies: bool) -> None:
+        here = self._descend(self._started(with_copies), enough)
         patience = _KICKS
         while patience and here.head.errors > enough:
             other = self._descend(self._kicked(here), enough)
@@ -100,10 +104,31 @@ class Search:
 
     def _proposals(self, here: Network) -> Iterator[Network]:
         for depth in range(1, len(self.problem.hidden) + 1):
-            for mode in self.modes:
+            for mode in ("all", "wrong", "unit"):
                 other = self._projected(here, mode, depth)
                 if other is not None:
                     yield other
+        yield from self._single_rows(here)
+
+    def _single_rows(self, here: Network) -> Iterator[Network]:
+        """One unit of the last hidden layer turns over one wrong row; the pairs with most |∂L/∂H| first."""
+        top = len(self.problem.hidden) - 1
+        targets = Targets.of(head_gradient(self.problem, here.head))
+        own = self.problem.hidden[top].signs(here.outputs[top])
+        is_asked = (here.head.margins <= 0)[:, None] & (own != targets.signs)
+        pull = np.where(is_asked, targets.weights, 0.0)
+        rows = self.problem.rows_of(top, here.outputs)
+        for place in np.argsort(-pull, axis=None, kind="stable")[:_SINGLE_ROWS]:
+            n, unit = np.unravel_index(place, pull.shape)
+            if pull[n, unit] == 0:
+                return
+            wanted = Targets(own.copy(), np.zeros_like(own))
+            wanted.signs[n, unit] *= -1
+            wanted.weights[:, unit] = 1.0
+            wanted.weights[n, unit] = _TURNED
+            outputs, weights = self._fitted(top, rows, wanted, here.hidden[top])
+            if not np.array_equal(outputs, here.outputs[top]):
+                yield self._network((*here.hidden[:top], weights), (*here.outputs[:top], outputs))
 
     def _projected(self, here: Network, mode: str, depth: int) -> Network | None:
         """The network after the last `depth` hidden layers were fitted to targets from the layer above each.
@@ -122,59 +147,68 @@ class Search:
         hidden, outputs = list(here.hidden), list(here.outputs)
         for layer in range(top - depth + 1, top + 1):
             rows = self.problem.rows_of(layer, tuple(outputs))
-            hidden[layer] = self._fitted(rows, wanted[layer], hidden[layer])
-            outputs[layer] = self.problem.hidden[layer].outputs(rows.a @ hidden[layer])
+            outputs[layer], hidden[layer] = self._fitted(layer, rows, wanted[layer], hidden[layer])
         if np.array_equal(outputs[top], here.outputs[top]):
             return None
         return self._network(tuple(hidden), tuple(outputs))
 
     def _chosen(self, targets: Targets, here: Network, layer: int, mode: str) -> Targets:
+        """The targets of one proposal.
+
+        "wrong": on rows that the head gets right, units are asked for what they answer, with the mean weight of the
+        others. Left out of the fit, those rows would be turned over at random. "unit": the same of one unit alone.
+        """
         if mode == "all":
             return targets
         wrong = (here.head.margins <= 0)[:, None]
-        own = np.where(here.outputs[layer] > self.problem.hidden[layer].below, 1.0, -1.0)
+        own = self.problem.hidden[layer].signs(here.outputs[layer])
         weights = np.where(wrong, targets.weights, 0.0)
         on_wrong = weights.sum(axis=0)
         if mode == "unit":
             chosen = np.zeros(len(on_wrong))
             chosen[on_wrong.argmax()] = 1.0
             weights = weights * chosen
-        if self.variant == "A":
-            return Targets(targets.signs, weights)
         mean = weights.sum(axis=0) / max(1, wrong.sum())
         return Targets(np.where(wrong, targets.signs, own), np.where(wrong, weights, mean))
 
-    def _fitted(self, rows: Rows, targets: Targets, present: np.ndarray) -> np.ndarray:
-        """The units fitted to their targets; those that have none stay as they are."""
+    def _fitted(self, layer: int, rows: Rows, targets: Targets, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What units realise that were fitted to their targets, and their weights; those without keep theirs."""
         asked = targets.weights.any(axis=0)
         self._count()
         weights = present.copy()
         if asked.any():
             weights[:, asked] = fit_units(rows, targets.signs[:, asked], targets.weights[:, asked]).weights
-        return weights
+        return self.problem.hidden[layer].realised(rows, weights)
 
     # starts
 
-    def _random_weights(self) -> tuple[np.ndarray, ...]:
-        sizes = [self.problem.x.shape[1], *(layer.units for layer in self.problem.hidden)]
-        return tuple(
-            self.generator.standard_normal((size + layer.has_bias, layer.units))
-            for size, layer in zip(sizes, self.problem.hidden, strict=False)
-        )
+    def _started(self, with_copies: bool) -> Network:
+        """A network of random weights, each unit's boundary midway between two rows drawn at random.
 
-    def _realised(self, hidden: tuple[np.ndarray, ...], centred: bool = True) -> Network:
-        """The network of these weights; centred, each unit's threshold lies midway between two random rows."""
+        Args:
+            with_copies: the units of upper layers copy those of the layer below, as far as these go, so that the first
+                layer's outputs are what the head sees.
+        """
+        hidden: list[np.ndarray] = []
         outputs: list[np.ndarray] = []
-        placed = []
-        for layer, (kind, weights) in enumerate(zip(self.problem.hidden, hidden, strict=True)):
+        for layer, kind in enumerate(self.problem.hidden):
             rows = self.problem.rows_of(layer, tuple(outputs))
-            if centred and kind.has_bias:
+            size = rows.a.shape[1] - kind.has_bias
+            weights = self.generator.standard_normal((rows.a.shape[1], kind.units))
+            if kind.has_bias:
                 z = rows.a[:, :-1] @ weights[:-1]
-                two = self.generator.integers(len(z), size=(2, kind.units))
-                weights = np.vstack([weights[:-1], -0.5 * z[two, np.arange(kind.units)].sum(axis=0)])
-            placed.append(weights)
-            outputs.append(kind.outputs(rows.a @ weights))
-        return self._network(tuple(placed), tuple(outputs))
+                each = np.arange(kind.units)
+                one, other = (z[self.generator.integers(len(z), size=kind.units), each] for _ in range(2))
+                weights[-1] = -0.5 * (one + other)
+            if with_copies and layer:
+                copied = min(size, kind.units)
+                weights[:, :copied] = np.eye(len(weights), copied)
+                if kind.has_bias:
+                    weights[-1, :copied] = -0.5 * (kind.below + kind.above)
+            output, weights = kind.realised(rows, weights)
+            hidden.append(weights)
+            outputs.append(output)
+        return self._network(tuple(hidden), tuple(outputs))
 
     def _kicked(self, here: Network) -> Network:
         problem = self.problem
@@ -193,14 +227,25 @@ class Search:
         if problem.hidden[layer].has_bias:
             weights[-1, unit] = -0.5 * direction @ (inputs[wrong] + inputs[other])
         hidden = (*here.hidden[:layer], weights, *here.hidden[layer + 1 :])
-        return self._realised(hidden, centred=False)
+        outputs = list(here.outputs[:layer])
+        placed = list(here.hidden[:layer])
+        for place in range(layer, len(hidden)):
+            output, weights = problem.hidden[place].realised(problem.rows_of(place, tuple(outputs)), hidden[place])
+            outputs.append(output)
+            placed.append(weights)
+        return self._network(tuple(placed), tuple(outputs))
 
     # fits
 
     def _network(self, hidden: tuple[np.ndarray, ...], outputs: tuple[np.ndarray, ...]) -> Network:
         """With the head at its optimum."""
         self._count()
-        head = self.problem.fit_head(self.problem.rows_of(len(hidden), outputs))
+        key = outputs[-1].tobytes() if outputs[-1].size <= _REMEMBERED else b""
+        head = self._heads.get(key)
+        if head is None:
+            head = self.problem.fit_head(self.problem.rows_of(len(hidden), outputs))
+        if key:
+            self._heads[key] = head
         network = Network(hidden, outputs, head)
         if self.best is None or network.value < self.best.value:
             self.best = network
@@ -221,5 +266,5 @@ def head_gradient(problem: Problem, head: Head) -> np.ndarray:
 
 def unit_gradient(targets: Targets, z: np.ndarray, weights: np.ndarray, has_bias: bool) -> np.ndarray:
     """∂/∂H of Σ weights · log(1 + exp(−T z)) over a layer's units, at the outputs H below them."""
-    slope = targets.weights * targets.signs * logistic_slope(targets.signs * z)
+    slope = unit_slope(targets.signs, targets.weights, z)
     return slope @ (weights[:-1] if has_bias else weights).T

@@ -1,8 +1,9 @@
 """Whether a linear unit, or a linear layer of classes, can answer as it should: a test with a certificate either way.
 
-A unit with weights u separates rows a_n with targets t_n = ±1 where t_n u·a_n > 0 for all n. With p_n = t_n a_n / ‖a_n‖
-that is u·p_n > 0 for all n, and by Gordan's theorem exactly one of two things exists: such a u, or λ ≥ 0, Σ λ_n = 1, with
-Σ λ_n p_n = 0. Both are read off the point v of the convex hull of the p_n that is nearest to 0:
+A unit with weights u separates rows a_n with targets t_n = ±1 where t_n u·a_n > 0 for all n. With
+p_n = t_n a_n / ‖a_n‖ that is u·p_n > 0 for all n, and by Gordan's theorem exactly one of two things exists: such a u,
+or λ ≥ 0, Σ λ_n = 1, with Σ λ_n p_n = 0. Both are read off the point v of the convex hull of the p_n that is nearest
+to 0:
 
     min_n v·p_n > 0      v is a separator
     ‖v‖ ≤ tol            λ certifies that no u with ‖u‖ = 1 has u·p_n > tol for all n
@@ -22,6 +23,8 @@ import numpy as np
 SEPARABLE, INSEPARABLE, UNDECIDED = "separable", "inseparable", "undecided"
 Status = Literal["separable", "inseparable", "undecided"]
 _ITERATIONS = 50_000
+_LEAST_ITERATIONS = 1000
+_WORK = 50_000_000  # iterations × points, at most: seconds
 _WHOLE = 2048  # points up to which all their products are held at once: 32 MiB
 _ROUNDING = 1e-14  # ‖v‖² at or below which λ·(v·p) is mostly rounding
 _REFRESH = 1000  # iterations after which v·p_n is computed anew
@@ -58,7 +61,7 @@ def separable_unit(
         rows: [N, D] float64, the a_n, with a column of ones where the unit has a bias.
         targets: [N], the t_n: ±1.
         tol: ‖v‖ at or below which the answer is "inseparable".
-        iterations: Frank–Wolfe steps, at most; then the answer is "undecided".
+        iterations: Frank–Wolfe steps, at most, and fewer of many points; then the answer is "undecided".
     """
     result = separable_classes(rows, (targets > 0).astype(np.int64), 2, tol=tol, iterations=iterations)
     if result.separator is None:
@@ -79,6 +82,11 @@ def separable_classes(
     """
     norms = np.linalg.norm(rows, axis=1)
     points = _Points(rows / np.where(norms > 0, norms, 1)[:, None], labels, classes)
+    iterations = min(iterations, max(_LEAST_ITERATIONS, _WORK // max(1, len(points))))
+    pair = _equal_rows(rows, labels)
+    if pair is not None:  # what is asked of one is refused by the other
+        at = [int(np.flatnonzero((points.row == n) & (points.other == labels[k]))[0]) for n, k in (pair, pair[::-1])]
+        return Separability(INSEPARABLE, None, points.certificate(np.array(at), np.ones(2), 0.0), 0.0, 0)
     zero = np.flatnonzero(norms == 0)
     if len(zero):  # 0 > 0 is asked for: that one point is the certificate
         certificate = points.certificate(np.flatnonzero(points.row == zero[0])[:1], np.ones(1), 0.0)
@@ -128,6 +136,14 @@ def separable_classes(
             product = points.products(points.combine(active))
         square = float(active @ product)
     return Separability(UNDECIDED, None, None, float(np.sqrt(max(square, 0.0))), step)
+
+
+def _equal_rows(rows: np.ndarray, labels: np.ndarray) -> tuple[int, int] | None:
+    """Two equal rows of different labels."""
+    _, first, group = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+    first = first[group.reshape(-1)]
+    unlike = np.flatnonzero(labels[first] != labels)
+    return (int(first[unlike[0]]), int(unlike[0])) if len(unlike) else None
 
 
 class _Points:
