@@ -136,13 +136,16 @@ class _Units:
         return np.square(self.basis).T @ curvature
 
     def solved(self, curvature: np.ndarray, gradient: np.ndarray) -> np.ndarray | None:
-        """Newton's step, exactly, where the Hessians are small."""
+        """Newton's step, exactly, where the Hessians are small; 0 of units without a gradient."""
         size = len(self.ridge)
         if size > _DIRECT:
             return None
-        hessians = (self.basis.T[None] * curvature.T[:, None, :]) @ self.basis
+        going = gradient.any(axis=0)
+        hessians = (self.basis.T[None] * curvature.T[going, None, :]) @ self.basis
         hessians[:, np.arange(size), np.arange(size)] += self.ridge.T
-        return -np.linalg.solve(hessians, gradient.T[:, :, None])[:, :, 0].T
+        step = np.zeros_like(gradient)
+        step[:, going] = -np.linalg.solve(hessians, gradient.T[going, :, None])[:, :, 0].T
+        return step
 
     def is_separated(self, z: np.ndarray) -> np.ndarray:
         return ((self.targets * z > 0) | (self.w == 0)).all(axis=0)

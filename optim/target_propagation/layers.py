@@ -52,9 +52,9 @@ def read_layers(model: Any) -> Layers:
     if not isinstance(model, nn.Sequential):
         raise TypeError(f"{WHERE}: model is a {type(model).__name__}; {_EXPECTED}")
     modules = list(_flat(model))
-    flatten = None
-    if modules and isinstance(modules[0][1], nn.Flatten):
-        flatten = modules.pop(0)[1]
+    flatten = modules[0][1] if modules and isinstance(modules[0][1], nn.Flatten) else None
+    if flatten is not None:
+        del modules[0]
         if (flatten.start_dim, flatten.end_dim) != (1, -1):
             raise ValueError(f"{WHERE}: the model begins with {flatten}; expected nn.Flatten() of all but the first")
     names, linears, thresholds, levels = [], [], [], []

@@ -1,4 +1,4 @@
-"""What is reported of each layer and unit once the weights are written."""
+"""The report on each layer and unit once the weights are written."""
 
 from __future__ import annotations
 

@@ -172,7 +172,7 @@ class Search:
         return Targets(np.where(wrong, targets.signs, own), np.where(wrong, weights, mean))
 
     def _fitted(self, layer: int, rows: Rows, targets: Targets, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What units realise that were fitted to their targets, and their weights; those without keep theirs."""
+        """Fits units to their targets: what they then realise, and their weights. Those without targets stay."""
         asked = targets.weights.any(axis=0)
         self._count()
         weights = present.copy()

@@ -9,8 +9,11 @@ to 0:
     ‖v‖ ≤ tol            λ certifies that no u with ‖u‖ = 1 has u·p_n > tol for all n
 
 v is found by Frank–Wolfe steps with away steps (Guélat & Marcotte, "Some comments on Wolfe's 'away step'", 1986), which
-need no solver of linear programs. For classes the points are p_nk = a_n ⊗ (e_y − e_k) / ‖a_n‖ for all k ≠ y = y_n
-(Kesler's construction), and the separator is a weight a class.
+need no solver of linear programs. Now and then the point nearest to 0 of the active points' affine hull is solved for
+(Wolfe, "Finding the nearest point in a polytope", 1976), which ends the slow approach to a face.
+
+For classes the points are p_nk = a_n ⊗ (e_y − e_k) / ‖a_n‖ for all k ≠ y = y_n (Kesler's construction), and the
+separator is a weight a class.
 """
 
 from __future__ import annotations
@@ -20,14 +23,17 @@ from typing import Literal
 
 import numpy as np
 
-SEPARABLE, INSEPARABLE, UNDECIDED = "separable", "inseparable", "undecided"
 Status = Literal["separable", "inseparable", "undecided"]
+SEPARABLE: Status = "separable"
+INSEPARABLE: Status = "inseparable"
+UNDECIDED: Status = "undecided"
 _ITERATIONS = 50_000
 _LEAST_ITERATIONS = 1000
 _WORK = 50_000_000  # iterations × points, at most: seconds
 _WHOLE = 2048  # points up to which all their products are held at once: 32 MiB
 _ROUNDING = 1e-14  # ‖v‖² at or below which λ·(v·p) is mostly rounding
-_REFRESH = 1000  # iterations after which v·p_n is computed anew
+_CORRECTED = 200  # iterations after which the weights of the active points are solved for
+_LARGEST_SOLVE = 1_000_000_000  # multiplications that this may take
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +49,7 @@ class Certificate:
 
 @dataclass(frozen=True, eq=False)
 class Separability:
-    """What the test came to."""
+    """The answer of the test, and what bears it out."""
 
     status: Status
     separator: np.ndarray | None  # [D, C]: a weight a class, or [D] of a unit; where separable
@@ -131,8 +137,8 @@ def separable_classes(
             active *= 1 + share
             active[at] = 0.0 if share == most else active[at] - share
             product = product + share * (product - column)
-        if step % _REFRESH == 0:
-            active /= active.sum()
+        if step % _CORRECTED == 0:
+            active = points.corrected(active / active.sum())
             product = points.products(points.combine(active))
         square = float(active @ product)
     return Separability(UNDECIDED, None, None, float(np.sqrt(max(square, 0.0))), step)
@@ -190,6 +196,33 @@ class _Points:
     def products(self, combined: np.ndarray) -> np.ndarray:
         z = self.rows @ combined
         return (z[self.row, self.wanted] - z[self.row, self.other]) / 2
+
+    def corrected(self, weights: np.ndarray) -> np.ndarray:
+        """The weights of the active points moved to where their combination is nearest to 0, none below 0."""
+        weights = weights.copy()
+        while len(support := np.flatnonzero(weights)) > 1:
+            written = self.written(support)
+            if written.size * len(support) > _LARGEST_SOLVE:
+                break
+            equations = np.vstack([written.T, np.ones(len(support))])
+            change = np.linalg.lstsq(equations, np.append(-written.T @ weights[support], 0.0), rcond=1e-12)[0]
+            change -= change.mean()
+            falls = change < 0
+            shares = np.where(falls, weights[support] / np.where(falls, -change, 1.0), np.inf)
+            out = int(shares.argmin())
+            weights[support] = np.maximum(weights[support] + min(1.0, shares[out]) * change, 0.0)
+            if shares[out] > 1:
+                break
+            weights[support[out]] = 0.0
+        return weights / weights.sum()
+
+    def written(self, at: np.ndarray) -> np.ndarray:
+        """These points in full, [S, C D]."""
+        full = np.zeros((len(at), self.classes, self.rows.shape[1]))
+        each = np.arange(len(at))
+        full[each, self.wanted[at]] = self.rows[self.row[at]]
+        full[each, self.other[at]] = -self.rows[self.row[at]]
+        return full.reshape(len(at), -1) * np.sqrt(0.5)
 
     def least(self, combined: np.ndarray) -> float:
         return float(self.products(combined).min())

@@ -17,7 +17,7 @@ from .layers import Layers
 from .problem import Head, Problem
 from .report import head_margin, unit_margins
 from .search import Network
-from .separability import INSEPARABLE, SEPARABLE, UNDECIDED, Separability
+from .separability import SEPARABLE, UNDECIDED, Separability, Status
 
 _WIDE = (1e-4, 1e-6)  # ridges: the larger the wider the margin, and the sooner a row is on the wrong side
 _LARGEST = 100.0  # of a head's weights: float16 holds what they add up to
@@ -25,7 +25,7 @@ _LARGEST = 100.0  # of a head's weights: float16 holds what they add up to
 
 @dataclass(frozen=True, eq=False)
 class Written:
-    """What the model answers with the weights that it now holds."""
+    """The weights that the model now holds, and its answers."""
 
     errors: int
     weights: tuple[np.ndarray, ...]  # of each layer as rounded, [D, U], the bias last
@@ -140,8 +140,8 @@ def _float64(values: Tensor) -> np.ndarray:
     return values.double().cpu().numpy()
 
 
-def status_of(margin: float, test: Separability | None) -> str:
-    """Of one unit or head: what its margin shows, or else what the test came to."""
+def status_of(margin: float, test: Separability | None) -> Status:
+    """Tells of one unit or head what its margin shows, or else what the test came to."""
     if margin > 0:
         return SEPARABLE
-    return UNDECIDED if test is None or test.status not in (SEPARABLE, INSEPARABLE) else test.status
+    return UNDECIDED if test is None else test.status
