@@ -62,7 +62,7 @@ def test_one_step_of_the_minibatch_form_is_the_first_proposal(monkeypatch):
     monkeypatch.setattr(np, "array_equal", lambda *_: False)  # the outputs are as before, as the step is small
     search._projected(here, "all", 2)
     monkeypatch.undo()
-    assert np.array_equal(seen["outputs"][0], outputs[0])
+    assert np.array_equal(seen["outputs"][0], here.outputs[0])
     head = here.head.weights - STEP * rows.a.T @ problem.head_slope(here.head.z)
 
     flow = x
