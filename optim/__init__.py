@@ -6,7 +6,17 @@ from .l1_continuation.sweep import L1Sweep
 from .path_space.basis_paths import BasisPaths
 from .path_space.gsgd import GSGD
 from .path_space.path_sgd import PathSGD
+from .target_propagation.solver import FeasibleTargetPropagation
 from .worst_sample import tuning_calls as _tuning_calls  # noqa: F401  registers its iterations with the tuner
 from .worst_sample.subgradient import WorstSampleSubgradient
 
-__all__ = ["GSGD", "BasisPaths", "L1Continuation", "L1Sweep", "ParetoFront", "PathSGD", "WorstSampleSubgradient"]
+__all__ = [
+    "GSGD",
+    "BasisPaths",
+    "FeasibleTargetPropagation",
+    "L1Continuation",
+    "L1Sweep",
+    "ParetoFront",
+    "PathSGD",
+    "WorstSampleSubgradient",
+]

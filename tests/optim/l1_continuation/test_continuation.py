@@ -91,8 +91,9 @@ def test_points_of_a_convex_problem_are_those_of_the_lasso_at_their_own_weight(d
     """The objective is scikit-learn's, to a small share; KKT holds within a share of the largest λ; zeros are exact."""
     linear_model = pytest.importorskip("sklearn.linear_model")
     x, y = data()
+    model = _linear(x.shape[1])
     walk = L1Continuation(
-        _linear(x.shape[1]), _loss, h=0.5, first_steps=200, dense_points=2, sparse_points=3, predictor_steps=3,
+        model, _loss, h=0.5, first_steps=200, dense_points=2, sparse_points=3, predictor_steps=3,
         predictor_lr=0.01, shrinkage=0.03, shrinkages=1, correctors=200,
     )  # fmt: skip
     front = walk.run([(x, y)], progress=False)
@@ -100,7 +101,9 @@ def test_points_of_a_convex_problem_are_those_of_the_lasso_at_their_own_weight(d
     assert len(front) == 6
     for i, point in enumerate(front):
         front.load(i)
-        w, lam = walk.model.weight.detach()[0], point.lam
+        assert point.lam is not None
+        assert point.nnz is not None
+        w, lam = model.weight.detach()[0], point.lam
         d = _gradient(x, y, w)
         assert int((w == 0).sum()) == x.shape[1] - point.nnz
         assert float((d.abs() - lam)[w == 0].clamp(min=0).max().nan_to_num() if (w == 0).any() else 0) <= kkt * largest
@@ -118,14 +121,16 @@ def test_points_of_a_convex_problem_are_those_of_the_lasso_at_their_own_weight(d
 
 def test_a_sweep_of_a_convex_problem_is_the_lasso_path():
     x, y = _drawn()
-    walk = L1Sweep(_linear(x.shape[1]), _loss, lambdas=[0.01, 0.03, 0.1], h=0.2, first_steps=400, correctors=300)
+    model = _linear(x.shape[1])
+    walk = L1Sweep(model, _loss, lambdas=[0.01, 0.03, 0.1], h=0.2, first_steps=400, correctors=300)
     for i, point in enumerate(walk.run([(x, y)], progress=False)):
         walk.front.load(i)
-        w = walk.model.weight.detach()[0]
+        w = model.weight.detach()[0]
         d = _gradient(x, y, w)
-        assert point.lam == [0.01, 0.03, 0.1][i]
-        assert float((d + point.lam * w.sign())[w != 0].abs().max()) <= 1e-6
-        assert float(d[w == 0].abs().max()) <= point.lam + 1e-6
+        lam = [0.01, 0.03, 0.1][i]
+        assert point.lam == lam
+        assert float((d + lam * w.sign())[w != 0].abs().max()) <= 1e-6
+        assert float(d[w == 0].abs().max()) <= lam + 1e-6
 
 
 # ------------------------------------------------------------------------------------------------ walks
