@@ -254,7 +254,7 @@ def _conv2d_backward(
     if needs_bias and db is None:
         db = g.sum((0, 2, 3))
     nothing = g.new_empty(0)
-    return tuple(nothing if x is None else x for x in (dx, dw, db))
+    return nothing if dx is None else dx, nothing if dw is None else dw, nothing if db is None else db
 
 
 def _input_gradient(g: Tensor, weight: Tensor, size: Sequence[int], stride, padding, dilation, groups: int) -> Tensor:

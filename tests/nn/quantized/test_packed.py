@@ -5,6 +5,7 @@ import io
 import pickle
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -38,7 +39,7 @@ def convs(*args, **kwargs):
     return pair(PackedConv2d, nn.Conv2d, *args, **kwargs)
 
 
-def gradients(layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def gradients(layer: Any, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """The value, and the gradients of x and of the parameters under unequal weights."""
     x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
     y = layer(x)
@@ -46,7 +47,7 @@ def gradients(layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return (y.detach(), *torch.autograd.grad(y, (x, *layer.parameters()), g))
 
 
-def check(ours: nn.Module, theirs: nn.Module, x: torch.Tensor) -> None:
+def check(ours: Any, theirs: nn.Module, x: torch.Tensor) -> None:
     (y, *got), (expected_y, *expected) = gradients(ours, x), gradients(theirs, x)
     assert torch.equal(y, expected_y)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
@@ -115,7 +116,7 @@ def test_any_strides(small_chunks):
 
 
 def test_weights_in_channels_last():
-    ours, theirs = (layer.to(memory_format=torch.channels_last) for layer in convs(8, 8, 3, padding=1))
+    ours, theirs = (layer.to(memory_format=torch.channels_last) for layer in convs(8, 8, 3, padding=1))  # pyright: ignore
     check(ours, theirs, signs(5, 8, 9, 8).contiguous(memory_format=torch.channels_last))
     check(ours, theirs, signs(5, 8, 9, 8))
 
@@ -205,7 +206,7 @@ def test_without_a_weight_gradient_nothing_is_packed_or_checked(monkeypatch):
         for layer in (ours, theirs):
             layer.weight.requires_grad_(False)
         assert torch.equal(ours(x), theirs(x))
-        got, expected = (torch.autograd.grad(layer(x).sin().sum(), (x, layer.bias)) for layer in (ours, theirs))
+        got, expected = (torch.autograd.grad(layer(x).sin().sum(), (x, layer.bias)) for layer in (ours, theirs))  # pyright: ignore
         torch.testing.assert_close(got, expected)
         assert kept_bytes(ours, x) <= 4  # flags of nothing
 
