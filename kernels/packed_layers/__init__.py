@@ -88,7 +88,7 @@ def _mapped(name: str):
     def mapped(info, dims, *args):
         one = getattr(torch.ops.tropigrad, name).default
         each = [
-            one(*(x if dim is None else x.select(dim, i) for x, dim in zip(args, dims, strict=True)))
+            one(*(x.select(dim, i) if isinstance(dim, int) else x for x, dim in zip(args, dims, strict=True)))
             for i in range(info.batch_size)
         ]
         stacked = tuple(torch.stack(x) for x in zip(*each, strict=True))
@@ -113,12 +113,20 @@ def _needed(gradients: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor]:
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, packs: bool) -> tuple[Tensor, Tensor, Tensor]:
     """x [..., I], weight [O, I], bias [O] -> y [..., O]; bits of x [N, bytes] and flags, where it packs."""
-    y = linear(x, weight, bias)
+    y = _linear_value(x, weight, bias)
     return y, *(_packed(x.reshape(-1, x.shape[-1]), "PackedLinear") if packs else _no_bits(x))
 
 
+def _linear_value(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """torch's, with the roundings that it has where the weight requires a gradient: it folds more than it does here."""
+    if x.dim() < 3 or x.is_contiguous():
+        return linear(x, weight, bias)
+    y = (x.reshape(-1, x.shape[-1]) @ weight.t()).view(*x.shape[:-1], len(weight))
+    return y if bias is None else y.add_(bias)
+
+
 def _linear_fake(x, weight, bias, packs):
-    y = linear(x, weight, bias)
+    y = _linear_value(x, weight, bias)
     return y, *(_packed_fake(x, x[..., 0].numel(), x.shape[-1]) if packs else _no_bits(x))
 
 
@@ -204,7 +212,7 @@ def _conv2d_fake(x, weight, bias, stride, padding, dilation, groups, mode, margi
 
 
 def _with_margins(x: Tensor, mode: str, margins: Sequence[int]) -> Tensor:
-    return pad(x, list(margins), mode) if any(margins) else x
+    return pad(x, list(margins), mode).to(x.dtype) if any(margins) else x  # autocast would pad in float32
 
 
 def _conv2d_backward(
@@ -246,7 +254,7 @@ def _conv2d_backward(
     if needs_bias and db is None:
         db = g.sum((0, 2, 3))
     nothing = g.new_empty(0)
-    return tuple(nothing if x is None else x for x in (dx, dw, db))
+    return nothing if dx is None else dx, nothing if dw is None else dw, nothing if db is None else db
 
 
 def _input_gradient(g: Tensor, weight: Tensor, size: Sequence[int], stride, padding, dilation, groups: int) -> Tensor:

@@ -1,8 +1,11 @@
 """pack_bits and unpack_bits against numpy, through every backend, and what the operator says about values beside ±1."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+import torch._dynamo.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -92,7 +95,12 @@ def test_both_are_traced():
         return unpack_bits(pack_bits(x), 21)
 
     x = torch.randn(3, 21)
-    for traced in (torch.jit.trace(both, x), torch.fx.symbolic_trace(both), torch.compile(both, fullgraph=True)):
+    traces: tuple[Any, ...] = (
+        torch.jit.trace(both, x),
+        torch.fx.symbolic_trace(both),
+        torch.compile(both, fullgraph=True),
+    )
+    for traced in traces:
         assert torch.equal(traced(x), torch.where(x > 0, 1.0, -1.0))
 
 

@@ -5,6 +5,7 @@ import io
 import pickle
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -38,7 +39,7 @@ def convs(*args, **kwargs):
     return pair(PackedConv2d, nn.Conv2d, *args, **kwargs)
 
 
-def gradients(layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def gradients(layer: Any, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """The value, and the gradients of x and of the parameters under unequal weights."""
     x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
     y = layer(x)
@@ -46,7 +47,7 @@ def gradients(layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return (y.detach(), *torch.autograd.grad(y, (x, *layer.parameters()), g))
 
 
-def check(ours: nn.Module, theirs: nn.Module, x: torch.Tensor) -> None:
+def check(ours: Any, theirs: nn.Module, x: torch.Tensor) -> None:
     (y, *got), (expected_y, *expected) = gradients(ours, x), gradients(theirs, x)
     assert torch.equal(y, expected_y)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
@@ -115,7 +116,7 @@ def test_any_strides(small_chunks):
 
 
 def test_weights_in_channels_last():
-    ours, theirs = (layer.to(memory_format=torch.channels_last) for layer in convs(8, 8, 3, padding=1))
+    ours, theirs = (layer.to(memory_format=torch.channels_last) for layer in convs(8, 8, 3, padding=1))  # pyright: ignore
     check(ours, theirs, signs(5, 8, 9, 8).contiguous(memory_format=torch.channels_last))
     check(ours, theirs, signs(5, 8, 9, 8))
 
@@ -170,38 +171,28 @@ def test_a_bit_is_kept_of_each_element(layers, shape):
     assert kept_bytes(ours, x) == x.nbytes // 32 + 4  # and the flags
 
 
-def test_channels_last_is_packed_as_it_lies():
+def test_channels_last_is_packed_as_it_lies(monkeypatch):
     """The operator that packs is handed the memory of x itself."""
-    seen = []
-
-    class Watching(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if func is torch.ops.tropigrad.pack_bits.default:
-                seen.append(args[0].data_ptr())
-            return func(*args, **(kwargs or {}))
-
+    seen, packs = [], packed_layers.PACK.dispatched
+    monkeypatch.setattr(
+        packed_layers.PACK, "dispatched", lambda x, checked: seen.append(x.data_ptr()) or packs(x, checked)
+    )
     x = signs(4, 16, 8, 8).contiguous(memory_format=torch.channels_last)
-    with Watching():
-        y = PackedConv2d(16, 8, 3)(x)
+    y = PackedConv2d(16, 8, 3)(x)
     assert seen == [x.data_ptr()]
     assert y.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_no_more_than_a_chunk_is_unpacked_at_a_time(small_chunks):
-    made = []
+def test_no_more_than_a_chunk_is_unpacked_at_a_time(small_chunks, monkeypatch):
+    made, unpacks = [], packed_layers.UNPACK.dispatched
 
-    class Watching(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            out = func(*args, **(kwargs or {}))
-            if func is torch.ops.tropigrad.unpack_bits.default:
-                made.append(out.numel())
-            return out
+    def watched(bits, *options):
+        made.append(len(bits))
+        return unpacks(bits, *options)
 
-    x = signs(40, 100).requires_grad_()
-    y = PackedLinear(100, 3)(x)
-    with Watching(), torch.autograd.set_multithreading_enabled(False):
-        y.sum().backward()
-    assert made == [300] * 13 + [100]
+    monkeypatch.setattr(packed_layers.UNPACK, "dispatched", watched)
+    PackedLinear(100, 3)(signs(40, 100)).sum().backward()
+    assert made == [3] * 13 + [1]
 
 
 def test_without_a_weight_gradient_nothing_is_packed_or_checked(monkeypatch):
@@ -215,7 +206,7 @@ def test_without_a_weight_gradient_nothing_is_packed_or_checked(monkeypatch):
         for layer in (ours, theirs):
             layer.weight.requires_grad_(False)
         assert torch.equal(ours(x), theirs(x))
-        got, expected = (torch.autograd.grad(layer(x).sin().sum(), (x, layer.bias)) for layer in (ours, theirs))
+        got, expected = (torch.autograd.grad(layer(x).sin().sum(), (x, layer.bias)) for layer in (ours, theirs))  # pyright: ignore
         torch.testing.assert_close(got, expected)
         assert kept_bytes(ours, x) <= 4  # flags of nothing
 
@@ -388,7 +379,8 @@ dist.init_process_group("gloo", f"file://{folder}/meeting", timedelta(seconds=90
 state, x = torch.load(f"{folder}/state")
 net = nn.Sequential(PackedConv2d(4, 8, 3, padding=1), nn.Flatten(), nn.Hardtanh(), nn.Linear(240, 3))
 net.load_state_dict(state)
-DistributedDataParallel(net)(x[rank::2]).square().sum().backward()
+wrapped = DistributedDataParallel(net)  # kept: without it nothing is averaged
+wrapped(x[rank::2]).square().sum().backward()
 torch.save([parameter.grad for parameter in net.parameters()], f"{folder}/rank{rank}")
 dist.destroy_process_group()
 """
