@@ -18,7 +18,13 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from tropigrad.optim import L1Continuation, L1Sweep
 
-SHORT: dict[str, Any] = dict(first_steps=20, dense_points=2, sparse_points=3, predictor_steps=2, correctors=5)
+SHORT: dict[str, Any] = {
+    "first_steps": 20,
+    "dense_points": 2,
+    "sparse_points": 3,
+    "predictor_steps": 2,
+    "correctors": 5,
+}
 
 
 def network(seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Sequential:
