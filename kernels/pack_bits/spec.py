@@ -8,12 +8,12 @@ from torch import Tensor
 
 from ..contract.misuses import misuse_of
 from ..contract.registry import register
-from ..contract.samples import SPECIAL, Numbers, sampled, short
+from ..contract.samples import INF, NAN, SPECIAL, Numbers, sampled, short
 from ..contract.spec import Contender, Extra, Misuse, Scaling, Sizes, Spec, Workload
 from ..contract.workloads import called, compiled
 from ..runtime.arguments import FLOATS
-from . import PACKS, UNPACKS, by_cpp, by_triton, pack_bits, pack_bits_ref, unpack_bits, unpack_bits_ref
-from .definition import DTYPES, SIGNED, UNPACKED, byte_count
+from . import PACK, PACKS, UNPACKS, by_cpp, by_triton, pack_bits, pack_bits_ref, unpack_bits, unpack_bits_ref
+from .definition import DTYPES, SIGNED, UNPACKED, byte_count, flags_ref
 
 # K first: torch.compile compiles once more where a row has more than one byte, as 9 elements have
 _SHAPES = {"layer": {"K": 16_384, "M": 64}, "large": {"K": 262_144, "M": 64}, "ragged": {"K": 785, "M": 16_384}}
@@ -28,6 +28,16 @@ def inputs(shape: Sizes, dtype: torch.dtype, device: torch.device, seed: int) ->
     """x [M, K], standard normal; integers from −2 to 2, cast."""
     numbers, size = Numbers(seed), (shape["M"], shape["K"])
     return ((numbers.normal if dtype.is_floating_point else numbers.small)(*size).to(dtype).to(device),)
+
+
+def packed(x: Tensor, *, flagged: bool = False) -> Tensor:
+    """pack_bits, or the flags that the operator gives beside the bits."""
+    return PACK(x, True)[1] if flagged else pack_bits(x)
+
+
+def packed_ref(x: Tensor, *, flagged: bool = False) -> Tensor:
+    """The definition of the same."""
+    return flags_ref(x) if flagged else pack_bits_ref(x)
 
 
 def _numpy_packs(x: Tensor):
@@ -63,6 +73,15 @@ def samples(add, numbers: Numbers) -> None:
         )
         add(f"special-{short(dtype)}", x.to(dtype))
         add(f"rows-{short(dtype)}", numbers.small(4, 77).abs().to(dtype))
+        add(f"flags-{short(dtype)}", x.to(dtype), flagged=True)
+        add(f"flags-of-ones-{short(dtype)}", torch.ones(3, 77).to(dtype), flagged=True)
+    signs = numbers.normal(5, 300).sign()
+    for dtype in FLOATS:
+        for id, value in (("signs", 1.0), ("nan", NAN), ("half", 0.5), ("infinity", INF), ("near-one", 1.01)):
+            x = signs.to(dtype)
+            x[3, 290] = value
+            add(f"flags-{id}-{short(dtype)}", x, flagged=True)
+    add("flags-of-nothing", torch.ones(0, 4), flagged=True)
     for dtype in SIGNED:
         add(f"ends-{short(dtype)}", numbers.bounded(dtype, 3, 200) if dtype != torch.int64 else _ends_of(dtype))
     for dtype in (torch.uint8, torch.uint16, torch.uint32, torch.uint64):
@@ -85,6 +104,8 @@ def _ends_of(dtype: torch.dtype) -> Tensor:
 def misuses(device: torch.device) -> list[Misuse]:
     x, bad = torch.ones(2, 3, device=device), misuse_of(pack_bits)
     return [
+        bad("list", TypeError, "x is a list; expected a torch.Tensor", [1.0]),
+        bad("sparse", TypeError, "x has layout torch.sparse_coo", x.to_sparse()),
         bad("complex", TypeError, "x is torch.complex64; expected one of float64", x.to(torch.complex64)),
         bad("scalar", ValueError, r"x has shape \(\); expected \[..., K\]", x[0, 0]),
     ]
@@ -93,21 +114,23 @@ def misuses(device: torch.device) -> list[Misuse]:
 SPEC = register(
     Spec(
         name="pack_bits",
-        op=pack_bits,
-        oracle=pack_bits_ref,
+        op=packed,
+        oracle=packed_ref,
         inputs=inputs,
         shapes=_SHAPES,
         workloads=(PACKING,),
-        variants={"": {}},
+        variants={"bits": {}, "flags": {"flagged": True}},
         dtypes=(*FLOATS, *SIGNED, torch.uint8),
         small_shapes=_SMALL,
         samples=samples,
         particular_misuses=misuses,
+        is_wrapped=True,
         implementations=PACKS,
         no_gradient=_NO_GRADIENT,
         middle={"K": 30_001, "M": 9},
+        left_out={"fx_trace": _TRACED},
         tuned={"cpp": (by_cpp.PACK,), "triton": (by_triton.PACK,)},
-        scalings=lambda kwargs: (Scaling((1,), 0),),
+        scalings=lambda kwargs: () if kwargs.get("flagged") else (Scaling((1,), 0),),
         extra=Extra(inputs_at=lambda problem, dtype, device: inputs(_sizes(problem), dtype, device, 0)),
     )
 )

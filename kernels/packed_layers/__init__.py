@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, linear, pad
+from torch.nn.functional import conv2d, conv_transpose2d, linear, pad
 
 from ..pack_bits import HAS_OTHERS, PACK, UNPACK
 from ..runtime.arguments import looks_at_values
@@ -22,8 +22,8 @@ from ..runtime.dispatch import Gradient, operator
 
 __all__ = ["packed_conv2d", "packed_linear"]
 
-# Elements that are unpacked at a time: on a CPU 1 MiB of float32; on a GPU enough to fill it, beside which a launch is
-# short.
+# Elements that are unpacked at a time: on a CPU 1 MiB of float32, from where on a step takes as long as with one chunk
+# (2^16 up to 1.25 times as long, as products of few samples are slower); on a GPU enough to fill it.
 _CHUNK = {"cpu": 1 << 18}
 _CHUNK_ELSEWHERE = 1 << 24
 
@@ -57,19 +57,21 @@ def _chunks(bits: Tensor, size: int, dtype: torch.dtype) -> Iterator[tuple[int, 
         yield begin, UNPACK.dispatched(bits[begin : begin + count], size, "sign", dtype)
 
 
-def _total(parts: Iterator[Tensor], weight: Tensor, flags: Tensor) -> Tensor:
-    """The sum of the chunks' gradients of the weight; 16 bits in float32, which would lose a little at each chunk.
+def _with(total: Tensor | None, part: Tensor) -> Tensor:
+    """The sum so far and the next chunk's part: of 16 bits in float32, which would lose a little at each chunk."""
+    if total is None:
+        return part
+    return (total.float() if part.dtype.itemsize == 2 else total).add_(part)
 
-    NaN where x held what bits do not.
-    """
-    total = next(parts, None)
-    for part in parts:
-        total = (total.float() if part.dtype.itemsize == 2 else total).add_(part)
-    gradient = torch.empty_like(weight)
-    gradient = gradient.zero_() if total is None else gradient.copy_(total)
-    if gradient.device.type != "cpu":  # where looking at the flags would wait
-        return gradient.masked_fill_(flags != 0, float("nan"))
-    return gradient.fill_(float("nan")) if int(flags) else gradient
+
+def _gradient_of(weight: Tensor, total: Tensor | None, flags: Tensor) -> Tensor:
+    """The sum of all chunks in the weight's layout; NaN where x held what bits do not."""
+    if total is None or total.dtype != weight.dtype or total.stride() != weight.stride():
+        gradient = torch.empty_like(weight)
+        total = gradient.zero_() if total is None else gradient.copy_(total)
+    if total.device.type != "cpu":  # where looking at the flags would wait
+        return total.masked_fill_(flags != 0, float("nan"))
+    return total.fill_(float("nan")) if int(flags) else total
 
 
 def _check_foreseen(needed: bool, packs: bool) -> None:
@@ -128,8 +130,14 @@ def _linear_backward(
     db = g.sum(0) if needs_bias else g.new_empty(0)
     if not needs_weight:
         return dx, g.new_empty(0), db
-    parts = (g[at : at + len(x)].t() @ x for at, x in _chunks(bits, weight.shape[1], g.dtype))
-    return dx, _total(parts, weight, flags), db
+    total = None
+    for at, x in _chunks(bits, weight.shape[1], g.dtype):
+        of_chunk = g[at : at + len(x)].t()
+        if total is None or g.dtype.itemsize == 2:
+            total = _with(total, of_chunk @ x)
+        else:
+            total.addmm_(of_chunk, x)
+    return dx, _gradient_of(weight, total, flags), db
 
 
 def _linear_backward_fake(g, weight, bits, flags, needs_x, needs_weight, needs_bias):
@@ -217,36 +225,42 @@ def _conv2d_backward(
     needs_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """g [N, O, P, Q], size of x [N, C, H, W] -> the gradients of x, weight and bias; [0] where not needed."""
-    N, C, H, W = size
-    options = stride, padding, dilation, False, [0, 0], groups
-    left, right, above, below = margins
-    dx = dw = db = g.new_empty(0)
+    C, H, W = size[1:]
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    dx = dw = db = None
     if needs_x:
-        # of x nothing is read but the size
-        like = g.new_empty(1).expand(N, C, H + above + below, W + left + right)
-        dx = _convolution_backward(g, like, weight, options, 0)
-        dx = _without_margins(dx, size, mode, margins)
-        dx = dx.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    if needs_bias:
-        db = g.sum((0, 2, 3))
+        left, right, above, below = margins
+        padded = H + above + below, W + left + right
+        dx = _input_gradient(g, weight, padded, stride, padding, dilation, groups)
+        dx = _without_margins(dx, size, mode, margins).contiguous(memory_format=order)
     if needs_weight:
+        options = stride, padding, dilation, False, [0, 0], groups, [False, True, needs_bias]
+        total = None
+        for at, x in _chunks(bits, C * H * W, g.dtype):
+            x = x.view(-1, H, W, C).permute(0, 3, 1, 2) if channels_last else x.view(-1, C, H, W)
+            x, of_chunk = _with_margins(x, mode, margins), g[at : at + len(x)]
+            parts = torch.ops.aten.convolution_backward.default(of_chunk, x, weight, [len(weight)], *options)
+            total, db = _with(total, parts[1]), _with(db, parts[2]) if needs_bias else None
+        dw = _gradient_of(weight, total, flags)
+        db = db if db is None else db.to(g.dtype)
+    if needs_bias and db is None:
+        db = g.sum((0, 2, 3))
+    nothing = g.new_empty(0)
+    return tuple(nothing if x is None else x for x in (dx, dw, db))
 
-        def parts() -> Iterator[Tensor]:
-            for at, x in _chunks(bits, C * H * W, g.dtype):
-                x = x.view(-1, H, W, C).permute(0, 3, 1, 2) if channels_last else x.view(-1, C, H, W)
-                x = _with_margins(x, mode, margins)
-                yield _convolution_backward(g[at : at + len(x)], x, weight, options, 1)
 
-        dw = _total(parts(), weight, flags)
-    return dx, dw, db
+def _input_gradient(g: Tensor, weight: Tensor, size: Sequence[int], stride, padding, dilation, groups: int) -> Tensor:
+    """The gradient of the rows and columns that were convolved, of this size: the transposed convolution.
 
-
-def _convolution_backward(g: Tensor, x: Tensor, weight: Tensor, options, place: int) -> Tensor:
-    """The gradient of x (0) or of the weight (1)."""
+    torch's convolution_backward would ask for the input, of which it reads the size alone, and copy a stand-in.
+    """
     if len(g) == 0:
-        return torch.zeros_like(x if place == 0 else weight, memory_format=torch.contiguous_format)
-    mask = [place == 0, place == 1, False]
-    return torch.ops.aten.convolution_backward.default(g, x, weight, None, *options, mask)[place]
+        return g.new_empty((0, weight.shape[1] * groups, *size))
+    left_over = [
+        size[i] + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1 - stride[i] * (g.shape[2 + i] - 1)
+        for i in range(2)
+    ]
+    return conv_transpose2d(g, weight, None, stride, padding, left_over, groups, dilation)
 
 
 def _without_margins(dx: Tensor, size: Sequence[int], mode: str, margins: Sequence[int]) -> Tensor:
