@@ -115,7 +115,7 @@ def _each(operator_of):
 
 
 _BACKWARD = operator(
-    "hard_threshold_backward(Tensor dy, Tensor? z, Tensor? scale, Tensor? shift, Tensor kept, Tensor code, "
+    "hard_threshold_backward(Tensor dy, Tensor? z, Tensor? scale, Tensor? shift, Tensor m, Tensor code, "
     f"bool affine, {_OPTIONS}) -> (Tensor dz, Tensor of_scale, Tensor of_shift)",
     _backward,
     fake=_fake_backward,

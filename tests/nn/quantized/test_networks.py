@@ -250,6 +250,17 @@ def test_it_compiles_into_one_graph(make):
     close(dict(other.named_buffers()), dict(net.named_buffers()))
 
 
+@pytest.mark.slow
+def test_inductor_compiles_convnet8():
+    net = without_dropout(convnet8().double())
+    compiled = torch.compile(copy.deepcopy(net), fullgraph=True)
+    x, y = images(2)
+    logits, grads = step(net, x, y)
+    compiled_logits, compiled_grads = step(compiled, x, y)
+    close({"logits": compiled_logits}, {"logits": logits})
+    close({name.removeprefix("_orig_mod."): grad for name, grad in compiled_grads.items()}, grads)
+
+
 @pytest.mark.parametrize("make", [convnet4, convnet8])
 def test_it_is_exported(make):
     net = make().eval()

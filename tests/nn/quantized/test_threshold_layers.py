@@ -104,6 +104,11 @@ def test_it_compiles_into_one_graph(layer):
     assert equal(run(compiled, z), run(layer, z))
 
 
+def test_inductor_compiles_a_pooled_layer():
+    layer, z = HardThreshold(pool=2), torch.randn(2, 3, 4, 6)
+    assert equal(run(torch.compile(copy.deepcopy(layer), fullgraph=True), z), run(layer, z))
+
+
 def test_it_is_exported(layer):
     z = torch.randn(2, 3, 4, 6)
     batch = torch.export.Dim("batch")
