@@ -19,6 +19,8 @@ namespace {
 using Vector = Simd<Compute>::Vector;
 using Whole = Simd<Compute>::Index;
 constexpr int64_t WIDTH = Simd<Compute>::WIDTH;
+using Group = Eight<Compute>::Vector;
+using WholeGroup = Eight<Compute>::IndexVector;
 constexpr int64_t BLOCK = 512, TASK = 1 << 14;  // elements of y, about
 
 enum Kind { SIGN, STEP, STAIRCASE, SATURATED_RELU };
@@ -78,6 +80,33 @@ inline void each_run(const Call& call, int64_t first, int64_t count, const Visit
     }
 }
 
+// exp(−|x| / PER_UNIT) of vectors.
+struct HalvingOfDouble {
+    static constexpr double PER_UNIT = 1;
+    template <class V>
+    static V of(V x) { return exponential<double>(x < 0 ? x : -x); }
+};
+// As a power of two: exponential() is made for results that are right to the last digits, however small. Here what counts
+// is the error beside 1, which is below 2^-23.
+struct HalvingOfFloat {
+    static constexpr double PER_UNIT = 1.4426950408889634;
+    template <class V>
+    static V of(V x) {
+        using I = Simd<float>::IndexVector;
+        // x + MAGIC is rounded to an integer n, and its low bits hold n + 127, the exponent of 2^n; 0 at −127, so that 2^n is 0
+        constexpr float MAGIC = 0x1.8p23f + 127;
+        // the least relative error of 2^f, |f| ≤ 1/2
+        constexpr float TERMS[] = {1.327647245e-03f, 9.675541893e-03f, 5.550713092e-02f, 2.402212024e-01f, 6.931469440e-01f, 1.000000000e+00f};
+        const V wanted = bit_cast<V>(bit_cast<I>(x) | std::numeric_limits<int32_t>::min());
+        const V size = larger(V{} - 127, wanted);  // a NaN stays
+        const V shifted = size + MAGIC, f = size - (shifted - MAGIC);
+        V y = V{} + TERMS[0];
+        for (int i = 1; i < int(std::size(TERMS)); ++i) y = y * f + TERMS[i];
+        return y * bit_cast<V>(bit_cast<I>(shifted) << 23);
+    }
+};
+using Halving = std::conditional_t<std::is_same_v<Compute, double>, HalvingOfDouble, HalvingOfFloat>;
+
 template <class T>
 std::unique_ptr<T[]> buffer(int64_t count) { return std::unique_ptr<T[]>(new T[count]()); }
 
@@ -90,7 +119,7 @@ class Worker {
           m_(buffer<Compute>(block_)), weight_(buffer<Compute>(block_)), factor_(buffer<Compute>(block_)),
           dm_(buffer<Compute>(block_)), columns_(buffer<Whole>(call.width ? 2 * block_ : 0)),
           column_(buffer<Whole>(call.width ? block_ : 0)), row_(buffer<Whole>(call.width ? block_ : 0)),
-          low_(buffer<uint8_t>(block_)), high_(buffer<uint8_t>(block_)) {}
+          low_(buffer<Whole>(block_)), high_(buffer<Whole>(block_)) {}
 
     void forward(int64_t first, int64_t count) {
         const Compute* const m = maxima(first, count);
@@ -99,27 +128,27 @@ class Worker {
         if (call_.kept == M)
             for (int64_t i = 0; i < count; ++i) call_.kept_m[first + i] = rounded<Element>(m[i]);
         if (call_.kept == BYTE) {
-            factors(m, count);
-            const Compute height = Compute(call_.height);
+            factors(m, count, 1);
+            const Compute* const share = factor_.get();
+            uint8_t* __restrict__ const code = call_.code + first;
             for (int64_t i = 0; i < count; ++i) {
-                const Compute share = factor_[i] / height * 255, raised = share > 0 ? share : Compute(0);  // NaN: 0
-                call_.code[first + i] = uint8_t(bit_cast<Whole>(raised + ROUND));
+                const Compute of_255 = share[i] * 255, raised = of_255 > 0 ? of_255 : Compute(0);  // NaN: 0
+                code[i] = uint8_t(bit_cast<Whole>(raised + ROUND));
             }
         }
         const int planes = call_.planes_of_rule();
-        if (planes) sides(m, count);
-        if (planes == 1) {
-            for (int64_t i = 0; i < count; ++i) low_[i] &= high_[i];
-            write_plane(0, low_.get(), first, count);
-        } else if (planes == 2) {
-            write_plane(0, low_.get(), first, count);
-            write_plane(1, high_.get(), first, count);
+        const Compute low = Compute(call_.low), high = Compute(call_.high);
+        if (planes == 1 && call_.is_open)
+            write_plane(0, m, first, count, [=](Group x) { return (x > low) & (x <= high); });
+        else if (planes == 1)
+            write_plane(0, m, first, count, [=](Group x) { return (x >= low) & (x <= high); });
+        if (planes == 2) {
+            write_plane(0, m, first, count, [=](Group x) { return x >= low; });
+            write_plane(1, m, first, count, [=](Group x) { return x <= high; });
         }
         if (call_.width && call_.kept != Z) {
-            for (int64_t i = 0; i < count; ++i) low_[i] = uint8_t(column_[i] & 1);
-            write_plane(planes, low_.get(), first, count);
-            for (int64_t i = 0; i < count; ++i) low_[i] = uint8_t(row_[i] & 1);
-            write_plane(planes + 1, low_.get(), first, count);
+            write_plane(planes, column_.get(), first, count, [](WholeGroup x) { return x; });
+            write_plane(planes + 1, row_.get(), first, count, [](WholeGroup x) { return x; });
         }
     }
 
@@ -258,16 +287,13 @@ class Worker {
 
     void sides(const Compute* m, int64_t count) {
         const Compute low = Compute(call_.low), high = Compute(call_.high);
-        uint8_t *__restrict__ const above = low_.get(), *__restrict__ const below = high_.get();
-        if (call_.is_open)
-            for (int64_t i = 0; i < count; ++i) above[i] = m[i] > low;
-        else
-            for (int64_t i = 0; i < count; ++i) above[i] = m[i] >= low;
-        for (int64_t i = 0; i < count; ++i) below[i] = m[i] <= high;
+        Whole *__restrict__ const above = low_.get(), *__restrict__ const below = high_.get();
+        for (int64_t i = 0; i < count; ++i) above[i] = m[i] >= low ? -1 : 0;
+        for (int64_t i = 0; i < count; ++i) below[i] = m[i] <= high ? -1 : 0;
     }
 
-    // Of sech² and the ramp. Reads up to a vector beyond `count` only in a copy.
-    void factors(const Compute* m, int64_t count) {
+    // Of sech², whose largest is `height`, and of the ramp.
+    void factors(const Compute* m, int64_t count, Compute height) {
         Compute* const factor = factor_.get();
         if (call_.family == RAMP) {
             for (int64_t i = 0; i < count; ++i) {
@@ -276,11 +302,11 @@ class Worker {
             }
             return;
         }
-        const Compute slope = Compute(call_.slope), offset = Compute(call_.offset), height = Compute(4 * call_.height);
-        const auto of = [&](Vector each) {
-            const Vector a = each * slope + offset, size = a < 0 ? a : -a;
-            const Vector e = exponential<Compute>(size + size), one_more = e + Compute(1);
-            return height * e / (one_more * one_more);
+        // sech²(a) = 4e / (1 + e)², e = exp(−2|a|)
+        const Compute slope = Compute(2 * call_.slope * Halving::PER_UNIT), offset = Compute(2 * call_.offset * Halving::PER_UNIT);
+        const auto of = [=](Vector each) {
+            const Vector e = Halving::of(each * slope + offset), one_more = e + Compute(1);
+            return 4 * height * e / (one_more * one_more);
         };
         int64_t i = 0;
         for (; i + WIDTH <= count; i += WIDTH) store(factor + i, of(load<Vector>(m + i)));
@@ -292,16 +318,28 @@ class Worker {
 
     // ---------------------------------------------------------------------------------------- planes
 
-    void write_plane(int number, uint8_t* each, int64_t first, int64_t count) const {
-        std::fill(each + count, each + ceil_div(count, 8) * 8, uint8_t(0));
-        to_bits(each, count, call_.plane(number) + first / 8);
+    // yes(eight elements): of each 0 or −1.
+    template <class T, class Yes>
+    void write_plane(int number, const T* from, int64_t first, int64_t count, const Yes& yes) const {
+        using V = std::conditional_t<std::is_same_v<T, Compute>, Group, WholeGroup>;
+        uint8_t* __restrict__ const plane = call_.plane(number) + first / 8;
+        const auto byte = [&](const T* eight) {
+            Whole each[8];
+            store(each, WholeGroup(yes(load<V>(eight))));
+            return as_byte(each);
+        };
+        int64_t i = 0;
+        for (; i + 8 <= count; i += 8) plane[i / 8] = byte(from + i);
+        if (i == count) return;
+        T rest[8] = {};
+        std::copy(from + i, from + count, rest);
+        plane[i / 8] = uint8_t(byte(rest) & ((1 << (count - i)) - 1));
     }
-    void read_plane(int number, int64_t first, int64_t count, uint8_t* each) const {
-        from_bits(call_.plane(number) + first / 8, count, each);
-    }
-    void read_plane(int number, int64_t first, int64_t count, Whole* each) {
-        read_plane(number, first, count, low_.get());
-        for (int64_t i = 0; i < count; ++i) each[i] = low_[i] ? -1 : 0;
+
+    // Elements of 0 and −1, up to a multiple of eight.
+    void read_plane(int number, int64_t first, int64_t count, Whole* each) const {
+        const uint8_t* const plane = call_.plane(number) + first / 8;
+        for (int64_t i = 0; i < count; i += 8) store(each + i, from_byte<Compute>(plane[i / 8]));
     }
 
     // ---------------------------------------------------------------------------------------- dx
@@ -361,9 +399,13 @@ class Worker {
                 return;
             case MASK:
                 if (call_.kept == BITS) {
-                    read_plane(0, first, count, low_.get());
-                    const uint8_t* const passes = low_.get();
-                    for (int64_t i = 0; i < count; ++i) dm[i] = passes[i] ? weight[i] : Compute(0);
+                    const uint8_t* const plane = call_.plane(0) + first / 8;
+                    int64_t i = 0;
+                    for (; i + 8 <= count; i += 8) {
+                        const WholeGroup passes = from_byte<Compute>(plane[i / 8]);
+                        store(dm + i, bit_cast<Group>(bit_cast<WholeGroup>(load<Group>(weight + i)) & passes));
+                    }
+                    for (; i < count; ++i) dm[i] = plane[i / 8] >> i % 8 & 1 ? weight[i] : Compute(0);
                 } else if (call_.is_open) {
                     for (int64_t i = 0; i < count; ++i) dm[i] = (m[i] > low) & (m[i] <= high) ? weight[i] : Compute(0);
                 } else {
@@ -377,7 +419,7 @@ class Worker {
                 } else {
                     sides(m, count);
                 }
-                const uint8_t *const above = low_.get(), *const below = high_.get();
+                const Whole *const above = low_.get(), *const below = high_.get();
                 for (int64_t i = 0; i < count; ++i) {
                     const Compute w = weight[i], falls = above[i] ? w : Compute(0), rises = below[i] ? w : Compute(0);
                     dm[i] = w > 0 ? falls : w < 0 ? rises : w;
@@ -388,7 +430,7 @@ class Worker {
                 for (int64_t i = 0; i < count; ++i) dm[i] = weight[i] + std::abs(weight[i]) * m[i];
                 return;
             default: {
-                factors(m, count);
+                factors(m, count, Compute(call_.height));
                 const Compute* const factor = factor_.get();
                 for (int64_t i = 0; i < count; ++i) dm[i] = weight[i] * factor[i];
             }
@@ -437,8 +479,7 @@ class Worker {
     const Call& call_;
     const int64_t block_;
     const std::unique_ptr<Compute[]> x_, pairs_, m_, weight_, factor_, dm_;
-    const std::unique_ptr<Whole[]> columns_, column_, row_;
-    const std::unique_ptr<uint8_t[]> low_, high_;
+    const std::unique_ptr<Whole[]> columns_, column_, row_, low_, high_;
 };
 
 // task(worker, number, first, end) of each task's elements of y.

@@ -1,29 +1,51 @@
-// Bytes that tell yes from no, as bits and back: bit k % 8 of byte k / 8 is that of element k.
+// Eight answers as the bits of a byte and back, the first the lowest bit.
 
 #pragma once
 
 #include "native.hpp"
 
+#ifdef __SSE2__
+#include <immintrin.h>
+#endif
+
 namespace {
 
-// Eight bytes of 0 and 1 as a byte, the first the lowest bit.
+template <class C>
+struct Eight {
+    using Index = typename Simd<C>::Index;
+    typedef C Vector __attribute__((vector_size(8 * sizeof(C))));
+    typedef Index IndexVector __attribute__((vector_size(8 * sizeof(C))));
+};
+
+// Eight bytes of 0 and 1 as a byte.
 inline uint8_t gathered(const uint8_t* each) {
     uint64_t eight;
     std::memcpy(&eight, each, sizeof eight);
     return uint8_t(eight * 0x0102040810204080 >> 56);
 }
 
-// Bits of `count` bytes of 0 and 1, which are followed by zeros up to a multiple of eight.
-inline void to_bits(const uint8_t* each, int64_t count, uint8_t* bits) {
-    for (int64_t i = 0; i < count; i += 8) bits[i / 8] = gathered(each + i);
+// Eight elements at `yes`, each 0 or −1, as a byte.
+template <class I>
+inline uint8_t as_byte(const I* yes) {
+#if defined(__AVX__)
+    if constexpr (sizeof(I) == 4) return uint8_t(_mm256_movemask_ps(load<__m256>(yes)));
+    if constexpr (sizeof(I) == 8)
+        return uint8_t(_mm256_movemask_pd(load<__m256d>(yes)) | _mm256_movemask_pd(load<__m256d>(yes + 4)) << 4);
+#elif defined(__SSE2__)
+    if constexpr (sizeof(I) == 4)
+        return uint8_t(_mm_movemask_ps(load<__m128>(yes)) | _mm_movemask_ps(load<__m128>(yes + 4)) << 4);
+#endif
+    uint8_t each[8];
+    for (int i = 0; i < 8; ++i) each[i] = yes[i] & 1;
+    return gathered(each);
 }
 
-// Bytes of `count` bits, up to a multiple of eight: 0, or not 0.
-inline void from_bits(const uint8_t* bits, int64_t count, uint8_t* each) {
-    for (int64_t i = 0; i < count; i += 8) {
-        const uint64_t eight = (bits[i / 8] * 0x0101010101010101) & 0x8040201008040201;
-        std::memcpy(each + i, &eight, sizeof eight);
-    }
+// A byte as eight elements, each 0 or −1.
+template <class C>
+inline typename Eight<C>::IndexVector from_byte(uint8_t byte) {
+    using V = typename Eight<C>::IndexVector;
+    constexpr V bit = {1, 2, 4, 8, 16, 32, 64, 128};
+    return ((V{} + typename Eight<C>::Index(byte)) & bit) != 0;
 }
 
 }  // namespace
