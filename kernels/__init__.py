@@ -8,6 +8,8 @@ from .hard_threshold import hard_threshold
 from .largest_path import largest_path
 from .log_shift import log_shift
 from .log_shift import spec as _log_shift_spec  # noqa: F401  registers the op
+from .pack_bits import pack_bits, unpack_bits
+from .pack_bits import spec as _pack_bits_spec  # noqa: F401  registers the ops
 from .pair_counts import spec as _pair_counts_spec  # noqa: F401  registers it
 from .path_norm import path_norm
 from .path_norm import spec as _path_norm_spec  # noqa: F401  registers the op
@@ -34,6 +36,7 @@ __all__ = [
     "hard_threshold",
     "largest_path",
     "log_shift",
+    "pack_bits",
     "path_norm",
     "path_values",
     "scatter_step",
@@ -42,6 +45,7 @@ __all__ = [
     "tropical_matmul",
     "tropical_matvec",
     "tropical_winners_grad",
+    "unpack_bits",
 ]
 
 dispatch.load(compiles=False)  # where it lies in the cache: a program that is traced from its first call on has it too

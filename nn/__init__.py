@@ -5,10 +5,11 @@ from .kmedoids import KMedoids, chebyshev_distances, kmedoids
 from .linear_min_max import KMedoidsInit, LinearMinMax
 from .losses import WorstSampleLoss
 from .maxplus import MaxPlusLinear, MinPlusLinear
-from .quantized import HardThreshold, QuantizedReLU
+from .quantized import BatchNormThreshold, HardThreshold, PackedConv2d, PackedLinear, QuantizedReLU
 from .tropical_conv import MaxPlusConv2d, MinPlusConv2d
 
 __all__ = [
+    "BatchNormThreshold",
     "ExplicitLanguageModel",
     "ExplicitMLP",
     "ExplicitSoftmax",
@@ -20,6 +21,8 @@ __all__ = [
     "MaxPlusLinear",
     "MinPlusConv2d",
     "MinPlusLinear",
+    "PackedConv2d",
+    "PackedLinear",
     "QuantizedReLU",
     "WorstSampleLoss",
     "chebyshev_distances",

@@ -53,6 +53,7 @@ _UNWANTED = -1  # as in dispatch.cpp; takes the place of the rank of an output t
 
 # the numbers that torch's C++ gives to dtypes (c10/core/ScalarType.h); they are a part of its file formats, and stay
 _SCALAR_TYPES = {
+    torch.uint8: 0,
     torch.int8: 1,
     torch.int16: 2,
     torch.int32: 3,

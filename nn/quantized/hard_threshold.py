@@ -46,7 +46,7 @@ class HardThreshold(ThresholdOptions, nn.Module):
                 f"{type(self).__name__}: kind is {kind!r}; expected one of 'sign', 'step'; QuantizedReLU is the "
                 "staircase"
             )
-        self.keep_options(kind, None, rule, weighted, save, pool)
+        self._keep_options(kind, None, rule, weighted, save, pool)
 
     @property
     def levels(self) -> tuple[float, float]:
@@ -54,7 +54,7 @@ class HardThreshold(ThresholdOptions, nn.Module):
         return _LEVELS[self.kind]
 
     def forward(self, z: Tensor) -> Tensor:
-        return hard_threshold(z, **self.options())
+        return hard_threshold(z, **self._options())
 
     def extra_repr(self) -> str:
-        return self.shown_options("kind", "rule")
+        return self._shown_options("kind", "rule")

@@ -21,7 +21,7 @@ class ThresholdOptions:
     save: str
     pool: int | None
 
-    def keep_options(self, kind: Any, steps: Any, rule: Any, weighted: Any, save: Any, pool: Any) -> None:
+    def _keep_options(self, kind: Any, steps: Any, rule: Any, weighted: Any, save: Any, pool: Any) -> None:
         """
         Raises:
             TypeError, ValueError: an option is of another type, unknown, or does not fit the others.
@@ -30,11 +30,11 @@ class ThresholdOptions:
         self.steps, self.rule = steps, rule or None
         self.weighted, self.save, self.pool = weighted, save, pool
 
-    def options(self) -> dict[str, Any]:
+    def _options(self) -> dict[str, Any]:
         """The arguments of `hard_threshold`."""
         return {name: getattr(self, name) for name in ("kind", "steps", "rule", "weighted", "save", "pool")}
 
-    def shown_options(self, *names: str) -> str:
+    def _shown_options(self, *names: str) -> str:
         """The options of these names and those that are unusual, for a repr."""
         usual = {"weighted": True, "save": "auto", "pool": None}
         shown = [*names, *(name for name in usual if getattr(self, name) != usual[name])]

@@ -36,7 +36,7 @@ class QuantizedReLU(ThresholdOptions, nn.Module):
         pool: int | None = None,
     ) -> None:
         super().__init__()
-        self.keep_options("staircase", steps, rule, weighted, save, pool)
+        self._keep_options("staircase", steps, rule, weighted, save, pool)
 
     @property
     def levels(self) -> tuple[float, ...]:
@@ -44,7 +44,7 @@ class QuantizedReLU(ThresholdOptions, nn.Module):
         return tuple(k / self.steps for k in range(self.steps + 1))
 
     def forward(self, z: Tensor) -> Tensor:
-        return hard_threshold(z, **self.options())
+        return hard_threshold(z, **self._options())
 
     def extra_repr(self) -> str:
-        return self.shown_options("steps", "rule")
+        return self._shown_options("steps", "rule")
