@@ -42,6 +42,33 @@ def plot(rows: Sequence[Record], path: Path) -> bool:
     return True
 
 
+def draw_comparison(rows: Sequence[Record], path: Path) -> bool:
+    """Draw training loss and test accuracy, a column an experiment; returns False where matplotlib is not installed."""
+    if not rows:
+        return False
+    try:
+        from ...page.figures import drawing
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        return False
+    names = list(dict.fromkeys(row["experiment"] for row in rows))
+    with drawing(3.1 * len(names) + 1, 5.8, nrows=2, ncols=len(names), squeeze=False) as (figure, panels):  # pyright: ignore
+        for (loss, accuracy), name in zip(panels.T, names, strict=True):
+            own = [row for row in rows if row["experiment"] == name]
+            loss.set(yscale="log")
+            for panel, field in ((loss, "loss"), (accuracy, "test_accuracy")):
+                curves(panel, own, field)
+            loss.set_xlabel("")
+            loss.set_title(f"{own[0]['dataset'].split(',')[0]}, {own[0]['network']}")
+        panels[0, 0].set_ylabel("training loss")
+        panels[1, 0].set_ylabel("test accuracy")
+        lines, labels = panels[0, 0].get_legend_handles_labels()
+        figure.legend(lines, labels, loc="outside lower center", ncols=len(labels))
+        replace(path, lambda fresh: figure.savefig(fresh, format="png", dpi=140))
+    return True
+
+
 def curves(panel: Any, rows: Sequence[Record], field: str) -> None:
     """A line over epochs for each method, the mean of its seeds, in a band from their least to their greatest."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter

@@ -19,20 +19,22 @@ from torch.nn import functional
 
 from ....autotune.timing import synchronize
 from ....kernels import hard_threshold
+from ....nn import FTPROP_SETTINGS
 from ...data import Dataset
 from . import networks
 from .images import Batches
+from .networks import SMOOTH
 
 NAME = "ftprop"
 LOSS_TITLE = "Training loss"
 RULES = ("soft_hinge", "sste", "ste", "hinge")  # those that are set side by side, of all that a threshold has
-SMOOTH = ("relu", "saturated_relu")  # activations with a derivative: no target, no rule
 METHODS = (*RULES, *SMOOTH)
 ACTIVATIONS = ("sign", "step", "quantized_relu")
-FULL_EPOCHS = 300  # of the paper's convolutional networks
-DROPS = (200 / 300, 250 / 300)  # shares of the epochs after which the rate falls
-RATES = {"mlp": 1e-3, "convnet4": 2.5e-4, "convnet8": 1e-3}
-WEIGHT_DECAY = {"mlp": 0.0, "convnet4": 5e-4, "convnet8": 5e-4}
+_PAPERS = {name: FTPROP_SETTINGS[name] for name in ("convnet4", "convnet8")}
+FULL_EPOCHS = _PAPERS["convnet4"].epochs
+DROPS = tuple(epoch / FULL_EPOCHS for epoch in _PAPERS["convnet4"].milestones)
+RATES = {"mlp": 1e-3} | {name: settings.lr for name, settings in _PAPERS.items()}
+WEIGHT_DECAY = {"mlp": 0.0} | {name: settings.weight_decay["sign"] for name, settings in _PAPERS.items()}
 
 
 @dataclass(frozen=True)
@@ -79,10 +81,11 @@ class Recipe:
     @property
     def schedule(self) -> str:
         """The schedule, for people; a short one is named as such."""
-        drops = " and ".join(str(drop) for drop in self.drops)
+        drops = " and ".join(str(drop) for drop in dict.fromkeys(self.drops) if 0 < drop < self.epochs)
+        falls = f", a tenth of it after {drops}" if drops else ""
         short = f", a short schedule: the paper's is {FULL_EPOCHS}" if self.is_short else ""
         plural = "s" if self.epochs > 1 else ""
-        return f"{self.epochs} epoch{plural}, rate {RATES[self.network]:g}, a tenth of it after {drops}{short}"
+        return f"{self.epochs} epoch{plural}, rate {RATES[self.network]:g}{falls}{short}"
 
 
 def methods_of(activation: str) -> tuple[str, ...]:

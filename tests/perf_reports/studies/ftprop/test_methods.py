@@ -96,3 +96,21 @@ def test_cifar10_is_scaled_and_drawn_again_in_the_same_way():
     whole = pictures().x_test.view(-1, 3, 32, 32)
     unscaled = x.view(-1, 3, 32, 32) * torch.tensor(images.STD).view(3, 1, 1) + torch.tensor(images.MEAN).view(3, 1, 1)
     torch.testing.assert_close(unscaled, whole, rtol=0, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------ convolutions
+
+
+@pytest.mark.parametrize("method", ["soft_hinge", "saturated_relu"])
+@pytest.mark.parametrize("network", ["convnet4", "convnet8"])
+def test_the_papers_networks_take_cifar10s_images(network, method):
+    training = Training(Recipe(network, method, epochs=1, batch=20), pictures())
+    rows = [row for _ in range(2) if (row := training.advance())]
+    assert rows[-1]["network"] == network
+    assert rows[-1]["loss"] is not None
+    assert training.saved_bytes() < Training(Recipe(network, "relu", batch=20), pictures()).saved_bytes() / 1.5
+
+
+def test_they_take_no_other_images():
+    with pytest.raises(ValueError, match=r"convnet4 takes images of 3 × 32 × 32; three blobs has 16 features"):
+        Training(Recipe("convnet4"), blobs())
