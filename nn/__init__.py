@@ -5,10 +5,23 @@ from .kmedoids import KMedoids, chebyshev_distances, kmedoids
 from .linear_min_max import KMedoidsInit, LinearMinMax
 from .losses import WorstSampleLoss
 from .maxplus import MaxPlusLinear, MinPlusLinear
-from .quantized import BatchNormThreshold, HardThreshold, PackedConv2d, PackedLinear, QuantizedReLU
+from .quantized import (
+    FTPROP_SETTINGS,
+    BatchNormThreshold,
+    HardThreshold,
+    PackedConv2d,
+    PackedLinear,
+    QuantizedReLU,
+    TrainingSettings,
+    alexnet,
+    convnet4,
+    convnet8,
+    resnet18,
+)
 from .tropical_conv import MaxPlusConv2d, MinPlusConv2d
 
 __all__ = [
+    "FTPROP_SETTINGS",
     "BatchNormThreshold",
     "ExplicitLanguageModel",
     "ExplicitMLP",
@@ -24,7 +37,12 @@ __all__ = [
     "PackedConv2d",
     "PackedLinear",
     "QuantizedReLU",
+    "TrainingSettings",
     "WorstSampleLoss",
+    "alexnet",
     "chebyshev_distances",
+    "convnet4",
+    "convnet8",
     "kmedoids",
+    "resnet18",
 ]

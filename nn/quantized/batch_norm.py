@@ -14,6 +14,7 @@ from ...kernels.runtime import memory
 from ...kernels.runtime.arguments import FLOATS, listed
 from ..arguments import check_size
 from .options import ThresholdOptions
+from .tracing import whole
 
 
 class BatchNormThreshold(ThresholdOptions, _NormBase):
@@ -65,9 +66,8 @@ class BatchNormThreshold(ThresholdOptions, _NormBase):
         self._keep_options(kind, steps, rule, weighted, save, pool)
 
     def forward(self, z: Tensor) -> Tensor:
-        if isinstance(z, torch.fx.Proxy):
-            # one call of the module in the graph, as of nn.BatchNorm2d, for which train() and eval() still count
-            return z.tracer.create_proxy("call_module", z.tracer.path_of_module(self), (z,), {})  # pyright: ignore
+        if (traced := whole(self, z)) is not None:
+            return traced
         self._check(z)
         wide = torch.promote_types(z.dtype, torch.float32)
         weight = self.weight if self.affine else z.new_ones(self.num_features, dtype=wide)

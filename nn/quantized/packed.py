@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels.packed_layers import packed_conv2d, packed_linear
+from .tracing import whole
 
 _MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
 
@@ -37,6 +38,8 @@ class PackedLinear(nn.Linear):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        if (traced := whole(self, input)) is not None:
+            return traced
         if not _records(self.weight):
             return super().forward(input)
         x, weight, bias = _under_autocast(input, self.weight, self.bias)
@@ -59,6 +62,8 @@ class PackedConv2d(nn.Conv2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        if (traced := whole(self, input)) is not None:
+            return traced
         packs = _records(self.weight)
         if not packs and not (torch.is_grad_enabled() and input.requires_grad):
             return super().forward(input)

@@ -207,6 +207,11 @@ def test_fx_sees_one_module_that_still_trains_and_evaluates():
     assert torch.equal(traced.state_dict()["1.running_var"], net.state_dict()["1.running_var"])
 
 
+def test_fx_cannot_trace_it_alone():
+    with pytest.raises(TypeError, match=r"^BatchNormThreshold: torch\.fx traces it alone; expected a network"):
+        torch.fx.symbolic_trace(BatchNormThreshold(5))
+
+
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_autocast_gives_what_batch_norm_gives(training):
     ours, theirs = pair(SHAPES["images"], *FORMS["sign"], dtype=torch.float32)
