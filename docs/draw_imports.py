@@ -38,6 +38,7 @@ HOUSE = {
         "nn": "nn: layers, losses",
         "optim": "optim: the public names",
         "path_space": "optim/path_space",
+        "target_propagation": "optim/target_propagation",
         "worst_sample": "optim/worst_sample",
         "distributed": "optim/distributed",
     },

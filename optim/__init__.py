@@ -3,7 +3,8 @@
 from .path_space.basis_paths import BasisPaths
 from .path_space.gsgd import GSGD
 from .path_space.path_sgd import PathSGD
+from .target_propagation.solver import FeasibleTargetPropagation
 from .worst_sample import tuning_calls as _tuning_calls  # noqa: F401  registers its iterations with the tuner
 from .worst_sample.subgradient import WorstSampleSubgradient
 
-__all__ = ["GSGD", "BasisPaths", "PathSGD", "WorstSampleSubgradient"]
+__all__ = ["GSGD", "BasisPaths", "FeasibleTargetPropagation", "PathSGD", "WorstSampleSubgradient"]
