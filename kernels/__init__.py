@@ -5,6 +5,7 @@ from .cooccurrence import spec as _cooccurrence_spec  # noqa: F401  registers th
 from .gather_softmax import gather_softmax
 from .gather_softmax import spec as _gather_softmax_spec  # noqa: F401  registers the op
 from .hard_threshold import hard_threshold
+from .hard_threshold import spec as _hard_threshold_spec  # noqa: F401  registers the op
 from .largest_path import largest_path
 from .log_shift import log_shift
 from .log_shift import spec as _log_shift_spec  # noqa: F401  registers the op

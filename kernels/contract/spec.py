@@ -121,6 +121,8 @@ class Spec:
     is_wrapped: bool = False  # `op` is a function made of the public one, with arguments of its own
     supports: Callable[[torch.dtype, Mapping[str, Any]], bool] = lambda dtype, kwargs: True  # "return_indices" as well
     is_exact: Callable[[Mapping[str, Any]], bool] = lambda kwargs: True  # `==` against the oracle, or a tolerance
+    # the same of gradients, of an op whose value is exact and whose gradient rounds
+    has_exact_gradient: Callable[[Mapping[str, Any]], bool] | None = None
     no_gradient: str = ""  # why the op has none; "" where gradients are compared beside the values
     left_out: Mapping[str, str] = field(default_factory=dict)  # promises that this op does not make, with the reasons
     # the backends of a variant, where it has fewer than there are implementations
@@ -142,6 +144,10 @@ class Spec:
     def is_differentiable(self) -> bool:
         """Whether gradients are compared beside the values."""
         return not self.no_gradient
+
+    def gradient_is_exact(self, kwargs: Mapping[str, Any]) -> bool:
+        """Whether gradients are compared by `==`, which they are where values are, unless the spec says else."""
+        return (self.has_exact_gradient or self.is_exact)(kwargs)
 
     @property
     def parameters(self) -> Mapping[str, inspect.Parameter]:

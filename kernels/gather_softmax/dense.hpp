@@ -7,7 +7,7 @@
 
 #pragma once
 
-#include "exponential.hpp"
+#include "../runtime/native/exponential.hpp"
 
 #include <cmath>
 

@@ -22,17 +22,17 @@ from ..runtime.arguments import FLOATS, listed, under_autocast
 from ..runtime.dispatch import Gradient, operator
 from ..runtime.implementations import Implementations
 from ..runtime.tracing import traceable
-from . import by_torch
+from . import by_cpp, by_torch
 from .definition import KINDS, RULES, Form, Kept, Rule, hard_threshold_ref
 from .layout import code_bytes, y_like
 
 __all__ = ["batch_norm_threshold", "hard_threshold", "hard_threshold_ref"]
 
-FORWARDS = Implementations("hard_threshold", torch=by_torch.forward)
-BACKWARDS = Implementations("hard_threshold", torch=by_torch.backward)
-SUMS = Implementations("hard_threshold", torch=by_torch.sums)
+FORWARDS = Implementations("hard_threshold", source=by_cpp.SOURCE, cpp=by_cpp.forward, torch=by_torch.forward)
+BACKWARDS = Implementations("hard_threshold", source=by_cpp.SOURCE, cpp=by_cpp.backward, torch=by_torch.backward)
+SUMS = Implementations("hard_threshold", source=by_cpp.SOURCE, cpp=by_cpp.sums, torch=by_torch.sums)
 
-_OPTIONS = "str kind, int steps, str rule, bool weighted, str kept, bool pool, bool channels_last"
+_OPTIONS = "str kind, int steps, str rule, bool weighted, str keeps, bool pool, bool channels_last"
 
 # ------------------------------------------------------------------------------------------------ operators
 
@@ -66,15 +66,15 @@ def _backward(
     *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     form = Form(*options)
-    nothing = dy.new_empty((0,))
-    coefficients = of_scale = of_shift = None
+    coefficients = None
+    of_scale, of_shift = dy.new_empty((0,)), dy.new_empty((0,))
     if scale is not None and shift is not None:
         zeros = torch.zeros_like(scale)
         coefficients = torch.stack([scale, zeros, zeros, zeros])
         if affine and z is not None:
-            of_shift, of_scale = SUMS.of(dy)(dy, z, scale, shift, zeros, form)
+            of_shift, of_scale = (x.clone() for x in SUMS.of(dy)(dy, z, scale, shift, zeros, form))
     dz = BACKWARDS.of(dy)(dy, z, scale, shift, kept, code, coefficients, form)
-    return dz, nothing if of_scale is None else of_scale.clone(), nothing if of_shift is None else of_shift.clone()
+    return dz, of_scale, of_shift
 
 
 def _fake_backward(dy, z, scale, shift, kept, code, affine, *options):
@@ -268,11 +268,12 @@ def hard_threshold(
             _check_of_channel(name, x, z)
     if scale is not None and shift is not None:
         scale, shift = scale.to(wide), shift.to(wide)
-    kept = what_is_kept(RULES[kind][rule], save, pool, scale is not None and scale.requires_grad)
+    kept = what_is_kept(RULES[kind][rule], save, pool, scale is not None and _may_need_a_gradient(scale))
     form = Form(kind, steps, rule, weighted, kept, pool is not None, is_channels_last(z, pool))
     return _HARD_THRESHOLD(z, scale, shift, *form, False)[0]
 
 
+@traceable
 def batch_norm_threshold(
     z: Tensor,
     weight: Tensor,
@@ -356,6 +357,11 @@ def what_is_kept(rule: Rule, save: str, pool: int | None, needs_z: bool) -> Kept
     if save != "input" and rule.bits is not None:
         return "bits"
     return "m" if pool else "z"
+
+
+def _may_need_a_gradient(x: Tensor) -> bool:
+    """Whether x requires a gradient; True of any tensor that vmap or another transform wraps, which may hide it."""
+    return x.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(x)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def check_shape(z: Tensor, pool: int | None, affine: bool, op: str = "hard_threshold") -> None:

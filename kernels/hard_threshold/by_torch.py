@@ -47,7 +47,8 @@ def backward(
     dtype = dy.dtype
     if coefficients is not None:
         p, q, center, r = (row.view(-1, *(1,) * (dx.dim() - 2)) for row in coefficients)
-        dx = p * dx if z is None else p * dx + q * (z.to(wide) - center) + r
+        # where q is 0 z does not count, infinite as it may be
+        dx = p * dx if z is None else p * dx + torch.where(q == 0, 0, q * (z.to(wide) - center)) + r
     dz = torch.empty(dx.shape, dtype=dtype, device=dy.device, memory_format=_memory_format(form))
     return dz.copy_(dx)
 

@@ -126,7 +126,7 @@ _LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "hinge": lambda z, t: (1 - t * z).clamp(min=0),
     "lecun_tanh": lambda z, t: 1 + LECUN * (-2 * t * z / 3).tanh(),
     "sste_wide": _integral(-_WIDE, _WIDE),
-    "ramp": lambda z, t: -t * z.sign() * torch.where(z.abs() <= 1, z.abs(), 1.5 - (2 - z.abs()).relu() ** 2 / 2),
+    "ramp": lambda z, t: -t * torch.where(z.abs() <= 1, z, z.sign() * (1.5 - (2 - z.abs()).relu() ** 2 / 2)),
     "sigmoid_2_1": lambda z, t: (-2 * t * z).sigmoid(),
     "sigmoid_2_2": lambda z, t: 2 * (-2 * t * z).sigmoid(),
     "sigmoid_3_2": lambda z, t: 2 * (-3 * t * z).sigmoid(),
@@ -171,9 +171,8 @@ def hard_threshold_ref(
         of_channel = (-1, *(1,) * (z.dim() - 2))
         wide = (wide * scale.view(of_channel) + shift.view(of_channel)).to(z.dtype).to(wide.dtype)
     if pool:
-        wide = max_pool2d(wide.reshape(-1, 1, *wide.shape[-2:]), 2).reshape(
-            *wide.shape[:-2], *(n // 2 for n in z.shape[-2:])
-        )
+        pooled = (*z.shape[:-2], z.shape[-2] // 2, z.shape[-1] // 2)
+        wide = max_pool2d(wide.reshape(-1, 1, *z.shape[-2:]), 2).reshape(pooled) if z.numel() else wide.reshape(pooled)
     if kind == "saturated_relu":
         return wide.relu().clamp(max=1).to(z.dtype)
     return _Threshold.apply(wide, kind, steps, rule or "soft_hinge", weighted).to(z.dtype)

@@ -240,7 +240,9 @@ def _gate(cell: Cell, entries: Sequence[_Entry]) -> Iterator[dict[str, Any]]:
         agreement = agree(ours.outputs, rival.outputs)
         good = agreement.share <= RIVAL_MAY_DIFFER
         if rival is reference:
-            good = agreement.identical if cell.spec.is_exact(cell.workload.options) else agreement.share == 0
+            options = cell.workload.options
+            exact = cell.spec.is_exact(options) and cell.spec.gradient_is_exact(options)
+            good = agreement.identical if exact else agreement.share == 0
         rival.gate = "green" if good else "red"
         if rival is reference:
             ours.gate = rival.gate

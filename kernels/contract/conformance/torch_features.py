@@ -135,7 +135,8 @@ def autocast(spec: Spec, device: torch.device) -> Iterator[Case]:
                 with torch.autocast(device.type, dtype=low):
                     got = [spec.op(*args, **kwargs) for args in (wide, narrow, mixed)]
                 exact = spec.is_exact(kwargs)
-                casts = [wide, narrow if exact else cast(narrow, torch.float32), cast(mixed, torch.float32)]
+                meeting = low if exact and not any(x.dtype == torch.float32 for x in mixed) else torch.float32
+                casts = [wide, narrow if exact else cast(narrow, torch.float32), cast(mixed, meeting)]
                 for label, ours, args in zip(("wide", "narrow", "mixed"), got, casts, strict=True):
                     assert_same(ours, spec.op(*args, **kwargs), True, f"{label} operands under autocast")
 
