@@ -43,7 +43,7 @@ def test_help_names_the_commands_and_loads_no_torch():
     "command",
     [
         *("report", "doctor", "tune", "explain", "cache list", "cache verify", "qualify"),
-        *("train maxplus", "train gsgd"),
+        *("train maxplus", "train gsgd", "train ftprop"),
     ],
 )
 def test_every_command_explains_itself(tropigrad, command):
@@ -219,10 +219,12 @@ def test_doctor_leaves_no_probe_in_the_cache(monkeypatch, tmp_path):
 COMMANDS = (
     "--help", "report --help", "tune --help", "explain --help", "cache --help", "cache list --help",
     "cache verify --help", "cache clear --help", "qualify --help", "doctor --help", "train --help", "train gsgd --help",
-    "train maxplus --help", "explain tropical_matmul M=24 K=40 N=33", "explain tropical_matmul M=24 K=40 N=33 --json",
+    "train maxplus --help", "train ftprop --help", "explain tropical_matmul M=24 K=40 N=33",
+    "explain tropical_matmul M=24 K=40 N=33 --json",
     "doctor -v", "doctor --json", "cache list", "cache verify", "cache list --json", "report --only nonsense×",
     "train maxplus --data iris --iterations 3 --hidden 9 --out {out}",
     "train maxplus --data iris --iterations 3 --hidden 9 --out {out} --json",
+    "train ftprop --data iris --epochs 1 --out {out}",
 )  # fmt: skip
 
 

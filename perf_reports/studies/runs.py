@@ -66,16 +66,18 @@ class Run:
             OSError: the folder cannot be written.
         """
         self.out.mkdir(parents=True, exist_ok=True)
-        saved = time.monotonic()
+        saved, took = time.monotonic(), 0.0
         with interruption() as interrupted:
             while True:
                 tell()
                 if is_done() or interrupted.is_set():
                     break
                 advance()
-                if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                # a large checkpoint, which takes long, is written less often
+                if (began := time.monotonic()) - saved > CHECKPOINT_SECONDS * max(1.0, 4 * took):
                     self._save(*snapshot())
                     saved = time.monotonic()
+                    took = saved - began
             end()
             self._save(*snapshot())
             is_plotted = plot(self.rows, self.out / PLOT)

@@ -200,6 +200,56 @@ def train_explicit(
         finish(classified, training.summary_lines, out, as_json)
 
 
+@train.command("ftprop")
+def train_ftprop(
+    data: Data = None,
+    data_dir: DataDir = None,
+    net: Annotated[
+        Literal["mlp", "convnet4", "convnet8"] | None,
+        typer.Option(help="mlp (two hidden layers of 256), convnet4 or convnet8 (default: convnet4 for cifar10)."),
+    ] = None,
+    rule: Annotated[
+        str | None,
+        typer.Option(
+            help="Train one network, by soft_hinge, sste, ste, hinge or another rule of hard_threshold, or with relu "
+            "or saturated_relu (default: the first four and these two, side by side)."
+        ),
+    ] = None,
+    activation: Annotated[
+        Literal["sign", "step", "quantized_relu"], typer.Option(help="The threshold that the rules are for.")
+    ] = "sign",
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="Epochs in all (default: 20; mlp on larger sets 5; convnets 300 on a GPU, else 5)."),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Networks a method (default: 3 side by side, 1 with --rule).")
+    ] = None,
+    seed: Seed = 0,
+    resume: Resume = False,
+    out: Out = Path("runs/ftprop"),
+    as_json: Json = False,
+) -> None:
+    """A network of hard thresholds, by feasible target propagation; without --rule, all rules side by side."""
+    from ..perf_reports.studies import ftprop
+
+    def run(progress: Callable[[int, int, str], None]) -> dict[str, Any]:
+        dataset = dataset_of(data, data_dir, seed)
+        network = net or ("convnet4" if dataset.name == "cifar10" else "mlp")
+        recipe = ftprop.Recipe(
+            network=network,
+            rule=rule or ftprop.METHODS[0],
+            epochs=ftprop.usual_epochs(network, dataset) if epochs is None else epochs,
+            activation=activation,
+            seed=seed,
+        )
+        methods = ftprop.methods_of(activation) if rule is None else None
+        several = (1 if rule else ftprop.SEEDS) if seeds is None else seeds
+        return ftprop.train(dataset, out, recipe, methods=methods, seeds=several, resume=resume, progress=progress)
+
+    finish(run, ftprop.summary_lines, out, as_json)
+
+
 @train.command("l1path")
 def train_l1path(
     data: Data = None,
