@@ -425,8 +425,8 @@ def _held_step_kernel(
 
 
 @functools.cache
-def _tiling(sizes: tuple[int, ...], chunk: int) -> tuple[int, list[tuple[slice, int, dict[str, Any]]]]:
-    """How many programs a step has, and of each launch its parameters, its programs, and what it is compiled with."""
+def _tiling(sizes: tuple[int, ...], chunk: int) -> tuple[int, list[tuple[slice, int, dict[str, Any], int]]]:
+    """How many programs a step has; of each launch its parameters, programs, compile-time constants, first program."""
     launches, begin = [], 0
     for at in range(0, len(sizes), _MOST):
         here, starts, programs = sizes[at : at + _MOST], [], 0
