@@ -132,7 +132,7 @@ def _as_tensor(alphas: Any, device: torch.device) -> Tensor:
         if not _is_number(alpha):
             raise TypeError(f"proximal_candidates: alphas has a {type(alpha).__name__} in it; expected numbers")
     _check_range(alphas)
-    if torch.jit.is_tracing() and alphas:  # which warns of constants that torch.tensor makes
+    if alphas and torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]  it warns of torch.tensor
         return torch.stack([torch.full((), float(alpha), dtype=torch.float64, device=device) for alpha in alphas])
     return torch.tensor([*map(float, alphas)], dtype=torch.float64, device=device)
 

@@ -8,7 +8,7 @@
 //
 // so that a pass needs the count of the first kind, Σ e, Σ e² and the sum of the rest, and knows the slope too, which is
 // −h Σ (1 − e)². Newton's method inside a bracket is exact on each piece of the piecewise linear g: from λ of the step
-// before, two to four passes find λ to 1e-7 and better, where a grid of candidates spends more work on each element.
+// before, two to five passes find λ to 1e-7 and better, where a grid of candidates spends more work on each element.
 //
 // Sums are made in blocks of BLOCK elements, in double but for what a block's PIECE adds up first, and the blocks' in
 // their order: every number of threads, and every processor, gives the same bits.

@@ -245,7 +245,7 @@ def _proximal_terms_kernel(
         weight, grad = _of(place, weights), _of(place, grads)
         is_penalized = _of(place, PENALIZED)
         lanes = tl.arange(0, BLOCK)
-        COMPUTE: tl.constexpr = tl.float64 if tl.float64 == weights[0].dtype.element_ty else tl.float32
+        COMPUTE: tl.constexpr = tl.float64 if tl.float64 == weights[0].dtype.element_ty else tl.float32  # pyright: ignore[reportAssignmentType]
         c0 = tl.sum(tl.where(which == 0, cands, 0.0), 0)
         c1 = tl.sum(tl.where(which == 1, cands, 0.0), 0)
         c2 = tl.sum(tl.where(which == 2, cands, 0.0), 0)
@@ -340,7 +340,7 @@ def _proximal_move_kernel(
     is_penalized = _of(place, PENALIZED)
     lanes = tl.arange(0, BLOCK)
     ELEMENT: tl.constexpr = weights[0].dtype.element_ty
-    COMPUTE: tl.constexpr = tl.float64 if tl.float64 == ELEMENT else tl.float32
+    COMPUTE: tl.constexpr = tl.float64 if tl.float64 == ELEMENT else tl.float32  # pyright: ignore[reportAssignmentType]
     step, t = (h * _alpha(lam)).to(COMPUTE), (h * _tau(lam)).to(COMPUTE)
     c = (tl.maximum(k - 1.0, 0.0) / (k + acceleration)).to(COMPUTE)
     moves = tl.zeros([BLOCK], COMPUTE) + c > 0  # else nothing of x is looked at
@@ -410,7 +410,7 @@ def _held_step_kernel(
     offs = begin + tl.arange(0, BLOCK)
     mask = offs < end
     ELEMENT: tl.constexpr = weights[0].dtype.element_ty
-    COMPUTE: tl.constexpr = tl.float64 if tl.float64 == ELEMENT else tl.float32
+    COMPUTE: tl.constexpr = tl.float64 if tl.float64 == ELEMENT else tl.float32  # pyright: ignore[reportAssignmentType]
     weight, momenta_here = _of(place, weights), _of(place, momenta)
     d = tl.load(_of(place, grads) + offs, mask, other=0.0).to(COMPUTE)
     v = (momentum.to(COMPUTE) * tl.load(momenta_here + offs, mask, other=0.0).to(COMPUTE) + d).to(ELEMENT)
@@ -425,8 +425,8 @@ def _held_step_kernel(
 
 
 @functools.cache
-def _tiling(sizes: tuple[int, ...], chunk: int) -> tuple[int, list[tuple[slice, int, dict[str, Any]]]]:
-    """How many programs a step has, and of each launch its parameters, its programs, and what it is compiled with."""
+def _tiling(sizes: tuple[int, ...], chunk: int) -> tuple[int, list[tuple[slice, int, dict[str, Any], int]]]:
+    """How many programs a step has; of each launch its parameters, programs, compile-time constants, first program."""
     launches, begin = [], 0
     for at in range(0, len(sizes), _MOST):
         here, starts, programs = sizes[at : at + _MOST], [], 0

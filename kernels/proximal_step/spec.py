@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -199,10 +200,9 @@ def _held_plain(*args: Tensor):
     h, t = 1e-7, 1e-7 * 0.5 / (1 - 0.9)
 
     def call():
-        torch._foreach_mul_(v, 0.9)
-        torch._foreach_add_(v, d)
-        torch._foreach_add_(x, v, alpha=-h)
-        for one in x:
+        for one, slope, velocity in zip(x, d, v, strict=True):
+            velocity.mul_(0.9).add_(slope)
+            one.add_(velocity, alpha=-h)
             one.copy_(torch.sign(one) * torch.clamp(one.abs() - t, min=0))
         return (*x,)
 
@@ -224,7 +224,7 @@ HELD_STEP = Workload(
     "held step",
     (
         Contender("tropigrad", "ours", _held_ours(held_step)),
-        Contender("torch, foreach", "dense", torch.no_grad()(_held_plain)),
+        Contender("eager", "dense", torch.no_grad()(_held_plain)),
     ),
     operations=_count,
     bytes=lambda shape, itemsize: 5 * itemsize * _count(shape),  # x, d and v read, x and v written
@@ -329,7 +329,7 @@ def multiobjective_misuses(device: torch.device) -> list[Misuse]:
 
 
 def held_misuses(device: torch.device) -> list[Misuse]:
-    def call(x, d, v, *, h=0.1, lam=0.1, momentum=0.9, penalized=(True,) * 6):
+    def call(x, d, v, *, h=0.1, lam: Any = 0.1, momentum=0.9, penalized=(True,) * 6):
         held_step(x, d, v, h=h, lam=lam, momentum=momentum, penalized=penalized)
 
     lists = _lists(inputs({"M": 3, "N": 2, "K": 2}, torch.float32, device, 0))
