@@ -1,4 +1,4 @@
-"""What thresholds and networks of them cost: the time of a step, what it saves for its backward, its peak memory.
+"""The costs of thresholds and of networks of them: a step's time, what it saves for its backward, its peak memory.
 
     python -m tropigrad.perf_reports.studies.ftprop.costs OUT [--only NAME] [--quick]
 
@@ -164,7 +164,7 @@ class Step:
 
     @property
     def held_bytes(self) -> int:
-        """Of weights, averages, Adam's state and the images."""
+        """The bytes of weights, averages, Adam's state and the images."""
         tensors = [*self.model.parameters(), *self.model.buffers(), self.x]
         tensors += [x for state in self.optimizer.state.values() for x in state.values()]
         return sum(x.nbytes for x in tensors)
