@@ -1,4 +1,4 @@
-"""What thresholds and networks of them cost: the time of a step, what it saves for its backward, its peak memory.
+"""The costs of thresholds and of networks of them: a step's time, what it saves for its backward, its peak memory.
 
     python -m tropigrad.perf_reports.studies.ftprop.costs OUT [--only NAME] [--quick]
 
@@ -164,7 +164,7 @@ class Step:
 
     @property
     def held_bytes(self) -> int:
-        """Of weights, averages, Adam's state and the images."""
+        """The bytes of weights, averages, Adam's state and the images."""
         tensors = [*self.model.parameters(), *self.model.buffers(), self.x]
         tensors += [x for state in self.optimizer.state.values() for x in state.values()]
         return sum(x.nbytes for x in tensors)
@@ -275,8 +275,10 @@ def table(records: Sequence[Record]) -> str:
     activation = [r for r in times if r["table"] == "activation"]
     if activation:
         parts.append(_activation_table(activation))
-    for network in dict.fromkeys(r["network"] for r in records if r.get("table") in ("step", "memory")):
-        parts.append(_step_table(network, [r for r in records if r.get("network") == network]))
+    of_steps = [r for r in records if r.get("table") in ("step", "memory")]
+    for network, batch in dict.fromkeys((r["network"], r["batch"]) for r in of_steps):
+        own = [r for r in of_steps if (r["network"], r["batch"]) == (network, batch)]
+        parts.append(_step_table(f"{network}, batch {batch}", own))
     batches = [r for r in records if r["kind"] == "largest_batch"]
     if batches:
         title = f"{batches[0]['network']}: the largest batch whose step peaks below {batches[0]['limit'] / 1e9:g} GB"
@@ -291,21 +293,27 @@ def _markdown(title: str, head: Sequence[str], lines: Iterable[Sequence[str]]) -
 
 
 def _activation_table(records: Sequence[Record]) -> str:
-    """Milliseconds, and in brackets how many times as fast as the eager port."""
     sizes = sorted({r["elements"] for r in records})
+    compiled = {r["elements"]: r["median"] for r in records if r["contender"].startswith("torch.compile")}
     lines = []
     for name in dict.fromkeys(r["contender"] for r in records):
         cells = []
         for size in sizes:
             (r,) = (r for r in records if (r["contender"], r["elements"]) == (name, size))
-            is_measured = r["kind"] == "time"
-            cells.append(f"{r['median'] * 1e3:.3g} ms ({r['times_faster']:.3g})" if is_measured else r["why"])
+            if r["kind"] == "left_out":
+                cells.append(r["why"])
+                continue
+            beside = f"; {compiled[size] / r['median']:.3g}" if size in compiled else ""
+            cells.append(f"{r['median'] * 1e3:.3g} ms ({r['times_faster']:.3g}{beside})")
         lines.append((name, *cells))
-    title = "Forward and backward of the activation, one thread; in brackets how many times as fast as the eager port"
+    title = (
+        "Forward and backward of the activation, one thread; in brackets how many times as fast as the eager port, and "
+        "as torch.compile of it"
+    )
     return _markdown(title, ("contender", *(f"{size >> 10:,} Ki elements" for size in sizes)), lines)
 
 
-def _step_table(network: str, records: Sequence[Record]) -> str:
+def _step_table(title: str, records: Sequence[Record]) -> str:
     def figure(name: str, kind: str, table: str, shown: Callable[[Record], str]) -> str:
         own = [r for r in records if (r["contender"], r["kind"], r["table"]) == (name, kind, table)]
         return shown(own[-1]) if own else "–"
@@ -322,9 +330,8 @@ def _step_table(network: str, records: Sequence[Record]) -> str:
         )
         for name in dict.fromkeys(r["contender"] for r in records)
     ]
-    batch = next(r["batch"] for r in records)
     head = ("contender", "a step", "saved for the backward", "peak of a step with Adam")
-    return _markdown(f"{network}, batch {batch}", head, lines)
+    return _markdown(title, head, lines)
 
 
 # ------------------------------------------------------------------------------------------------ the command

@@ -64,7 +64,7 @@ def draw_comparison(rows: Sequence[Record], path: Path) -> bool:
         panels[0, 0].set_ylabel("training loss")
         panels[1, 0].set_ylabel("test accuracy")
         lines, labels = panels[0, 0].get_legend_handles_labels()
-        figure.legend(lines, labels, loc="outside lower center", ncols=len(labels))
+        figure.legend(lines, labels, loc="outside lower center", ncols=min(2 * len(names), len(labels)))
         replace(path, lambda fresh: figure.savefig(fresh, format="png", dpi=140))
     return True
 
