@@ -80,7 +80,8 @@ def backward(
     shape = (*dy.shape[:-2], 2 * dy.shape[-2], 2 * dy.shape[-1]) if form.pool else dy.shape
     order = torch.channels_last if form.channels_last else torch.contiguous_format
     dz = torch.empty(shape, dtype=dy.dtype, device=dy.device, memory_format=order)
-    dy, z = ordered(dy, form), None if z is None else ordered(z, form)
+    dy = ordered(dy, form)
+    z = None if z is None else ordered(z, form)
     scale, shift, coefficients, kept, code = _in_one_piece(scale, shift, coefficients, kept, code)
     _run(
         1, BACKWARD, dz.shape, dy, form, True,

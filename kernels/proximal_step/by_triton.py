@@ -108,7 +108,7 @@ def _total(ptr, PROGRAMS: tl.constexpr, PADDED: tl.constexpr):
 
 @triton.jit
 def _bracket(parts_ptr, record_ptr, h, PROGRAMS: tl.constexpr, PADDED: tl.constexpr):
-    """What is known of the root after the launch that left these parts and this record.
+    """The bracket of the root, after the launch that left these parts and this record.
 
     A record: λ, g and slope at the low end, the same at the high end, λ where it is known, else −1, Σ d² of what is not
     penalised, and from 8 on the candidates that were looked at. NaN as g says that an end was not. Parts: by quantity,
