@@ -164,9 +164,7 @@ def test_forms_give_the_same_by_every_rule(options):
     close(grads, expected)
 
 
-@pytest.mark.parametrize(
-    ("make", "save"), [(convnet4, "auto"), (convnet4, "byte"), (convnet8, "auto")], ids=lambda value: str(value)
-)
+@pytest.mark.parametrize(("make", "save"), [(convnet4, "auto"), (convnet4, "byte"), (convnet8, "auto")])
 def test_forms_give_the_same_in_float32(make, save):
     packed, plain = twins(make, dtype=torch.float32, save=save)
     x, y = images(8, dtype=torch.float32)
