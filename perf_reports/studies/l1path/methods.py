@@ -104,7 +104,7 @@ def is_colour(dataset: Dataset) -> bool:
 
 
 def network(dataset: Dataset, seed: int) -> nn.Sequential:
-    """The study's network of a data set, as torch draws it by seed; the iris network starts at 0.1 I, as released."""
+    """The study's network of a data set, as torch draws it by seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if is_colour(dataset):
@@ -119,6 +119,27 @@ def network(dataset: Dataset, seed: int) -> nn.Sequential:
         for before, behind in pairwise((dataset.features, *hidden, dataset.classes)):
             modules += [nn.Linear(before, behind), activation()]
         return nn.Sequential(*modules[:-1])
+
+
+@torch.no_grad()
+def paper_start(dataset: Dataset) -> nn.Sequential:
+    """The iris network as the paper starts it: 0.1 I in both hidden layers, and 0 elsewhere."""
+    model = network(dataset, 0)
+    for parameter in model.parameters():
+        parameter.zero_()
+    for layer in (model[0], model[2]):
+        nn.init.eye_(layer.weight).mul_(0.1)
+    return model
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, task: Task) -> float:
+    """The share of the test samples that a network has right."""
+    model.eval()
+    right: list[Tensor] = [
+        (model(x).argmax(1) == y).sum() for x, y in zip(task.x_test.split(4096), task.y_test.split(4096), strict=True)
+    ]
+    return float(torch.stack(right).sum()) / len(task.y_test)
 
 
 def walk(model: nn.Module, dataset: Dataset, recipe: Recipe) -> L1Continuation | L1Sweep:

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from ....optim import ParetoFront
 from ...commands import Progress
 from ...data import Dataset
 from ..runs import METRICS, MODEL, ResumeError, interruption, replace, write_metrics
-from .methods import Recipe, Task, network, walk
+from .methods import Recipe, Task, accuracy, network, walk
 
 FRONT, PICTURE, CHECKPOINT = "front.pt", "front.png", "checkpoint"
 _TIMED = 256  # samples of the calls that the compact network is timed by
@@ -80,7 +79,7 @@ def train(
 
 def _left(front: ParetoFront, task: Task, out: Path, config: dict[str, Any]) -> dict[str, Any]:
     """Writes the files of a front, and says what stands in them."""
-    accuracies = [_accuracy(front.load(i), task) for i in range(len(front))]
+    accuracies = [accuracy(front.load(i), task) for i in range(len(front))]
     rows = [{**asdict(point), "test_accuracy": x} for point, x in zip(front, accuracies, strict=True)]
     knee, chosen = front.knee(), front.best("one_se")
     compact = front.compact(knee, example_inputs=task.x_test[:_TIMED])
@@ -114,15 +113,6 @@ def _left(front: ParetoFront, task: Task, out: Path, config: dict[str, Any]) -> 
         },
         "files": files,
     }
-
-
-@torch.no_grad()
-def _accuracy(model: nn.Module, task: Task) -> float:
-    model.eval()
-    right: list[Tensor] = [
-        (model(x).argmax(1) == y).sum() for x, y in zip(task.x_test.split(4096), task.y_test.split(4096), strict=True)
-    ]
-    return float(torch.stack(right).sum()) / len(task.y_test)
 
 
 def summary_lines(summary: dict[str, Any]) -> list[str]:
