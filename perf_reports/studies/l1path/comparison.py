@@ -55,6 +55,8 @@ class Schedule:
         dense, sparse: points after the first.
         first_steps, correctors: epochs to the first point and to each other one, of held λ and MPG.
         batch: samples of a mini-batch; None: a tenth of the training samples; 0: all.
+        spacing: of MPG and held λ.
+        lambdas: the ends of the sweep's grid.
         norms, losses: where the table compares losses and nonzeros; the largest norm is the hypervolume's reference.
         paper: arguments of `Released` that differ from its defaults, and of the predictor of MPG.
     """
@@ -65,6 +67,8 @@ class Schedule:
     correctors: int = 20
     h: float = 0.1
     batch: int | None = None
+    spacing: float = 0.15
+    lambdas: tuple[float, float] = (1e-5, 2e-2)
     norms: tuple[float, ...] = (200.0, 300.0, 400.0)
     losses: tuple[float, ...] = (0.5, 0.2, 0.1)
     paper: tuple[tuple[str, Any], ...] = ()
@@ -76,11 +80,11 @@ class Schedule:
 
 SCHEDULES = {
     "iris": Schedule(
-        22, 6, 1000, 50, h=0.05, batch=0, norms=(10.0, 20.0, 40.0),
+        22, 6, 1000, 50, h=0.05, batch=0, lambdas=(1e-4, 0.1), norms=(10.0, 20.0, 40.0),
         paper=(("shrinkage", 5e-3), ("acceleration", 4), ("predictor", "sgd"), ("predictor_lr", 5e-2),
                ("predictor_steps", 300)),
     ),
-    "digits": Schedule(6, 13, norms=(60.0, 100.0, 150.0)),
+    "digits": Schedule(6, 13, lambdas=(1e-5, 0.1), norms=(60.0, 100.0, 150.0)),
     "mnist": Schedule(),
     "cifar10": Schedule(2, 3, 5, 2, h=0.01, norms=(2000.0, 4000.0, 8000.0), losses=(2.0, 1.8, 1.6),
                         paper=(("predictor_lr", 3e-4), ("predictor_steps", 1), ("shrinkages", 2))),
@@ -201,11 +205,15 @@ def _walked(
     elif method == "mpg":
         names = ("predictor", "predictor_lr", "predictor_steps", "acceleration")
         predictor = {name: paper[name] for name in names if name in paper}
-        walk = L1Continuation(model, loss_fn, spacing=0.15, **common, **length, **counts, **predictor)
+        if dataset.name == "iris":  # whose first point is so near 0 that shares of its norm are no steps
+            predictor |= {"spacing": None, "shrinkage": paper["shrinkage"]}
+        settings = {"spacing": schedule.spacing, **length, **counts, **predictor}
+        walk = L1Continuation(model, loss_fn, **common, **settings)
     elif method == "held":
-        walk = L1Continuation(model, loss_fn, corrector="held", spacing=0.15, **common, **length, **counts)
+        walk = L1Continuation(model, loss_fn, corrector="held", spacing=schedule.spacing, **common, **length, **counts)
     elif method == "sweep":
-        walk = L1Sweep(model, loss_fn, points=schedule.points, **common, **equal)
+        least, most = schedule.lambdas
+        walk = L1Sweep(model, loss_fn, points=schedule.points, least=least, most=most, **common, **equal)
     elif method == "pruning":
         return magnitude_pruning(model, task, points=schedule.points, **common, **equal)
     else:
