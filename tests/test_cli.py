@@ -43,7 +43,7 @@ def test_help_names_the_commands_and_loads_no_torch():
     "command",
     [
         *("report", "doctor", "tune", "explain", "cache list", "cache verify", "qualify"),
-        *("train maxplus", "train gsgd"),
+        *("train maxplus", "train gsgd", "train l1path"),
     ],
 )
 def test_every_command_explains_itself(tropigrad, command):
@@ -222,7 +222,8 @@ COMMANDS = (
     "train maxplus --help", "explain tropical_matmul M=24 K=40 N=33", "explain tropical_matmul M=24 K=40 N=33 --json",
     "doctor -v", "doctor --json", "cache list", "cache verify", "cache list --json", "report --only nonsense×",
     "train maxplus --data iris --iterations 3 --hidden 9 --out {out}",
-    "train maxplus --data iris --iterations 3 --hidden 9 --out {out} --json",
+    "train maxplus --data iris --iterations 3 --hidden 9 --out {out} --json", "train l1path --help",
+    "train l1path --data iris --points 2 --first-steps 2 --correctors 1 --out {out}",
 )  # fmt: skip
 
 
