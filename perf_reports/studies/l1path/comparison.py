@@ -85,7 +85,7 @@ SCHEDULES = {
                ("predictor_steps", 300)),
     ),
     "digits": Schedule(6, 13, lambdas=(1e-5, 0.1), norms=(60.0, 100.0, 150.0)),
-    "mnist": Schedule(),
+    "mnist": Schedule(spacing=0.25),  # at 0.15 sixteen points do not reach as far as the sweep's
     "cifar10": Schedule(2, 3, 5, 2, h=0.01, norms=(2000.0, 4000.0, 8000.0), losses=(2.0, 1.8, 1.6),
                         paper=(("predictor_lr", 3e-4), ("predictor_steps", 1), ("shrinkages", 2))),
     **dict.fromkeys(TABLES, Schedule(5, 11, 200, 50, norms=(10.0, 20.0, 40.0), losses=(0.3, 0.15, 0.1))),
@@ -229,13 +229,13 @@ def _features(model: nn.Module) -> int | None:
 
 
 def fronts(name: str, inputs: Inputs, earlier: Sequence[Record] = ()) -> Iterator[Record]:
-    """All fronts of a data set, held λ first; those of `earlier` stand as they are.
+    """All fronts of a data set, held λ first; those of `earlier` stand as they are. CIFAR-10 has one seed.
 
     Raises:
         DataError: the data is not there, or `earlier` is of another setting.
     """
     schedule = inputs.schedule(name)
-    for seed in range(inputs.seeds):
+    for seed in range(1 if name == "cifar10" else inputs.seeds):  # whose epochs take seconds
         dataset = inputs.dataset(name, seed)
         setting = json.loads(json.dumps({"rows": len(dataset.x_train), **asdict(schedule)}))
         budget = 0
