@@ -43,7 +43,7 @@ def test_help_names_the_commands_and_loads_no_torch():
     "command",
     [
         *("report", "doctor", "tune", "explain", "cache list", "cache verify", "qualify"),
-        *("train maxplus", "train gsgd", "train ftprop"),
+        *("train maxplus", "train gsgd", "train ftprop", "train l1path"),
     ],
 )
 def test_every_command_explains_itself(tropigrad, command):
@@ -225,6 +225,8 @@ COMMANDS = (
     "train maxplus --data iris --iterations 3 --hidden 9 --out {out}",
     "train maxplus --data iris --iterations 3 --hidden 9 --out {out} --json",
     "train ftprop --data iris --epochs 1 --out {out}",
+    "train l1path --help",
+    "train l1path --data iris --points 2 --first-steps 2 --correctors 1 --out {out}",
 )  # fmt: skip
 
 

@@ -139,10 +139,10 @@ class Tracer(ABC):
                 good = self._good_state()
                 is_new = len(self.front) > points
                 what = describe(self.front.points[-1]) if is_new else f"{_words(place)}: loss {loss:.4g}"
-                tell(len(self.front), self._points, what)
                 if folder and (is_new or time.monotonic() - saved > _CHECKPOINT_SECONDS):
                     folder.write(self._state(loaders))
                     saved = time.monotonic()
+                tell(len(self.front), self._points, what)  # which may end the walk: a point is in the checkpoint then
         except NotFinite as error:
             self.model.load_state_dict(good)
             place = f"{_words(self._place())}, batch {error.batch}"

@@ -19,6 +19,11 @@ def fail(message: object, code: int = 2) -> NoReturn:
     raise typer.Exit(code)
 
 
+def say(line: str) -> None:
+    """A line on stderr, above the progress bars where there are some."""
+    print(line, file=sys.stderr, flush=True)
+
+
 @contextmanager
 def bars() -> Iterator[Callable[[str, int, int, str], None]]:
     """Progress bars on stderr, one a stage: the callable takes (stage, done, total, what is being done)."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from ..perf_reports import output
-from .terminal import Json, bars, fail
+from .terminal import Json, bars, fail, say
 
 if TYPE_CHECKING:
     from ..perf_reports.data import Dataset
@@ -279,6 +279,8 @@ def train_l1path(
     recipe = l1path.Recipe(method, points, first_steps, correctors, h, batch, seed)
 
     def run(progress: Callable[[int, int, str], None]) -> dict[str, Any]:
-        return l1path.train(dataset_of(data, data_dir, seed), out, recipe, resume=resume, progress=progress)
+        dataset = dataset_of(data, data_dir, seed)
+        # on stderr, above the bar where there is one: points are what a user waits for
+        return l1path.train(dataset, out, recipe, resume=resume, progress=progress, tell=say)
 
     finish(run, l1path.summary_lines, out, as_json)

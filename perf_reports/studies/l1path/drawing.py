@@ -1,0 +1,54 @@
+"""The picture of the study: all fronts. It needs matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..runs import replace
+
+Record = dict[str, Any]
+_COLORS = {
+    "held": "ours", "mpg": "peer", "sweep": "dense", "released": "other", "pruning": "compiled", "NSGA-II": "muted",
+    "LassoNet": "other",
+}  # fmt: skip
+_LEAST = 1e-3  # of the loss shown
+
+
+def draw(records: Sequence[Record], path: Path) -> bool:
+    """Training loss over ℓ¹, and below it over nonzeros: a column a data set, a line a method and seed.
+
+    Returns False where matplotlib is not installed, or there is no front.
+    """
+    try:
+        from ...page.figures import COLOR, drawing
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        return False
+    rows = [r for r in records if r["kind"] == "front"]
+    names = list(dict.fromkeys(r["dataset"] for r in rows))
+    if not names:
+        return False
+    with drawing(3.1 * len(names) + 0.6, 6, nrows=2, ncols=len(names), squeeze=False) as (figure, panels):  # pyright: ignore
+        lines = {}
+        for column, name in enumerate(names):
+            own = [r for r in rows if r["dataset"] == name]
+            for panel, field in zip(panels[:, column], ("l1", "nnz"), strict=True):
+                for r in own:
+                    points = [r["points"][i] for i in r["non_dominated"]]
+                    points = [p for p in points if p[field] > 0]
+                    style = {"color": COLOR[_COLORS[r["method"]]], "linewidth": 1.2, "alpha": 0.75}
+                    (lines[r["method"]],) = panel.plot(
+                        [p[field] for p in points], [max(p["loss"], _LEAST) for p in points],
+                        "o-" if field == "l1" else "o", markersize=2.5, markeredgewidth=0, **style,
+                    )  # fmt: skip
+                panel.set(xscale="log", yscale="log", xlabel={"l1": "ℓ¹", "nnz": "nonzeros"}[field])
+                panel.grid(axis="y")
+            panels[0, column].set_title(name)
+        for panel in panels[:, 0]:
+            panel.set_ylabel("training loss")
+        figure.legend(list(lines.values()), list(lines), loc="outside lower center", ncols=len(lines))
+        replace(path, lambda fresh: figure.savefig(fresh, format="png", dpi=140))
+    return True
