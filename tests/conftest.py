@@ -1,5 +1,7 @@
 """Where there is no GPU, Triton's interpreter stands in for one; it must be chosen before triton is imported."""
 
+import functools
+import inspect
 import os
 import signal
 import threading
@@ -11,8 +13,35 @@ import torch
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN and threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+def _remember_builtins():
+    """Has Triton's interpreter list the builtins of a module once, not at each call of a function inside a kernel.
+
+    Those lists are half of an interpreted kernel's time.
+    """
+    try:
+        from triton.runtime import interpreter
+    except ImportError:
+        return
+
+    @functools.cache
+    def names(package):
+        return [name for name, member in inspect.getmembers(package) if interpreter.tl.core.is_builtin(member)]
+
+    def patch_builtin(package, *rest):
+        for name in names(package):
+            member = getattr(package, name)
+            if interpreter.tl.core.is_builtin(member):  # not where an outer call has replaced it
+                interpreter._patch_attr(package, name, member, *rest)
+
+    interpreter._patch_builtin = patch_builtin
+
+
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    _remember_builtins()
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers fill the cores already

@@ -54,6 +54,7 @@ def compile(
     num_warps: int = 4,
     divisible: Collection[str] = (),
     maxnreg: int | None = None,
+    enable_fp_fusion: bool = True,
 ) -> MachineCode:
     """Machine code of a `@triton.jit` or `@gluon.jit` kernel.
 
@@ -66,6 +67,7 @@ def compile(
         num_warps: warps of a block.
         divisible: the integer arguments to be taken as multiples of 16, which a launch finds out by itself.
         maxnreg: the most registers that a thread may take; by default the assembler decides.
+        enable_fp_fusion: whether a product and a sum may become one instruction.
 
     Raises:
         RuntimeError: triton is missing or interprets; or a tool of its wheel failed, whose words the message has.
@@ -93,7 +95,8 @@ def compile(
     if isinstance(capability, str):
         family = ("hip", capability, 64 if capability.startswith("gfx9") else 32)  # RDNA's waves are half of CDNA's
     target = triton.backends.compiler.GPUTarget(*family)
-    compiled = triton.compile(source, target=target, options={"num_warps": num_warps, "maxnreg": maxnreg})
+    options = {"num_warps": num_warps, "maxnreg": maxnreg, "enable_fp_fusion": enable_fp_fusion}
+    compiled = triton.compile(source, target=target, options=options)
     return machine_code(compiled, capability)
 
 

@@ -45,6 +45,7 @@ class Launch:
     signature: Mapping[str, str | tuple[str, ...]]
     constants: Mapping[str, Any]
     warps: int
+    fuses: bool = True  # products with sums, as Triton does unless the launch forbids it
 
     @property
     def name(self) -> str:
@@ -85,7 +86,7 @@ def recording() -> Iterator[list[Launch]]:
 
     def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
         launch = _launch(kernel, args, options)
-        key = repr((launch.name, launch.signature, launch.constants, launch.warps))
+        key = repr((launch.name, launch.signature, launch.constants, launch.warps, launch.fuses))
         if key not in seen:
             seen.add(key)
             made.append(launch)
@@ -124,7 +125,7 @@ def _launch(kernel: Any, args: tuple[Any, ...], options: Mapping[str, Any]) -> L
             constants[parameter.name] = value
         else:
             signature[parameter.name] = _type(value)
-    return Launch(kernel, signature, constants, options.get("num_warps", 4))
+    return Launch(kernel, signature, constants, options.get("num_warps", 4), options.get("enable_fp_fusion", True))
 
 
 def _type(value: Any) -> Any:

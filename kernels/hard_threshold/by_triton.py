@@ -262,7 +262,8 @@ def _dz(dx, z, p, q, center, r, AFFINE: tl.constexpr, OF_Z: tl.constexpr):
     if AFFINE:
         dz = p * dx
     if OF_Z:
-        dz = dz + q * (z.to(dx.dtype) - center) + r
+        # where q is 0 z does not count, infinite as it may be
+        dz = dz + tl.where(q == 0, 0.0, q * (z.to(dx.dtype) - center)) + r
     return dz
 
 

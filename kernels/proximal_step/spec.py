@@ -90,12 +90,12 @@ SHAPES = {
 
 
 def _sizes(shape: Sizes) -> tuple[tuple[int, ...], ...]:
-    """The parameters of a net of NETS, of one matrix where K is 0, else of N → M → M → K."""
+    """The parameters of a net of NETS, of one matrix where K is 0, else the weights of N → M → K."""
     N, M, K = shape["N"], shape["M"], shape["K"]
     for name, named in SHAPES.items():
         if shape == named:
             return NETS[name]
-    return ((M, N),) if K == 0 else ((M, N), (M, 1), (M, M), (M, 1), (K, M), (K, 1))
+    return ((M, N),) if K == 0 else ((M, N), (K, M))
 
 
 def _count(shape: Sizes) -> int:
@@ -304,7 +304,7 @@ def _misuses(name: str, call: Callable, device: torch.device) -> list[Misuse]:
         bad("shape", ValueError, rf"{third}\[0\] has shape \(2, 3\); expected \(3, 2\)", 2, lambda x: x.T.contiguous()),
         bad("strides", ValueError, rf"{third}\[0\] has strides .*; expected a tensor with a place for each", 2,
             lambda x: x.new_zeros(3, 4)[:, ::2]),
-        bad("count", ValueError, f"6 of {first}, 6 of d, 6 of {third}, 1 of penalized came", penalized=[True]),
+        bad("count", ValueError, f"2 of {first}, 2 of d, 2 of {third}, 1 of penalized came", penalized=[True]),
         bad("step", ValueError, "h is -1.0; expected a positive number", h=-1.0),
         bad("step-type", TypeError, "h is a str; expected a number", h="1"),
         bad("itself", ValueError, "share memory; expected tensors with places of their own", 2, lambda x: lists[0][0]),
@@ -312,7 +312,7 @@ def _misuses(name: str, call: Callable, device: torch.device) -> list[Misuse]:
 
 
 def multiobjective_misuses(device: torch.device) -> list[Misuse]:
-    def call(p, d, x, *, h=0.1, state=None, acceleration=2.0, penalized=(True,) * 6):
+    def call(p, d, x, *, h=0.1, state=None, acceleration=2.0, penalized=(True,) * 2):
         state = torch.zeros(4, dtype=torch.float64, device=device) if state is None else state
         multiobjective_step(p, d, x, state, h=h, acceleration=acceleration, penalized=penalized)
 
@@ -329,7 +329,7 @@ def multiobjective_misuses(device: torch.device) -> list[Misuse]:
 
 
 def held_misuses(device: torch.device) -> list[Misuse]:
-    def call(x, d, v, *, h=0.1, lam: Any = 0.1, momentum=0.9, penalized=(True,) * 6):
+    def call(x, d, v, *, h=0.1, lam: Any = 0.1, momentum=0.9, penalized=(True,) * 2):
         held_step(x, d, v, h=h, lam=lam, momentum=momentum, penalized=penalized)
 
     lists = _lists(inputs({"M": 3, "N": 2, "K": 2}, torch.float32, device, 0))

@@ -207,7 +207,14 @@ def test_an_interpreted_kernel_is_refused():
 def main(dtype: str, names: str, capabilities: str, every: str) -> None:
     def compiled(launch: Launch, capability: str) -> dict[str, Any]:
         target = int(capability) if capability.isdigit() else capability
-        code = ahead_of_time.compile(launch.kernel, launch.signature, launch.constants, target, launch.warps)
+        code = ahead_of_time.compile(
+            launch.kernel,
+            launch.signature,
+            launch.constants,
+            target,
+            launch.warps,
+            enable_fp_fusion=launch.fuses,
+        )
         constants = {name: value for name, value in launch.constants.items() if isinstance(value, bool | int | str)}
         figures = {"registers": code.registers, "stack": code.stack, "ir": code.ir}
         mix = {"instructions": dict(code.instructions), "loop": dict(code.loop)}

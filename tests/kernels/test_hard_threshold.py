@@ -7,11 +7,13 @@ import torch
 from torch.nn.functional import max_pool2d
 
 from tropigrad.kernels import hard_threshold
-from tropigrad.kernels.hard_threshold import batch_norm_threshold, definition
-from tropigrad.kernels.hard_threshold.definition import RULES
-from tropigrad.kernels.runtime import native
+from tropigrad.kernels.hard_threshold import batch_norm_threshold, by_cpp, by_torch, by_triton, definition
+from tropigrad.kernels.hard_threshold.definition import RULES, Form
+from tropigrad.kernels.runtime import backend, native
 
 NO_COMPILER = native.why_no_compiler()
+NO_TRITON = backend.why_off("triton", torch.device("cpu"))
+BACKWARDS = {"torch": by_torch.backward, "cpp": by_cpp.backward, "triton": by_triton.backward}
 compiled = pytest.mark.skipif(bool(NO_COMPILER), reason=NO_COMPILER or "there is a compiler")
 BACKENDS = ["torch", pytest.param("cpp", marks=compiled)]
 FORMS = [(kind, rule or None, weighted) for kind, rules in RULES.items() for rule in rules
@@ -206,3 +208,32 @@ def test_behind_a_batch_norm(name, pool, options, layout, set_backend):
 def test_behind_a_batch_norm_z_alone_is_kept():
     z, weight, bias = torch.randn(8, 4, 6, 6, requires_grad=True), torch.ones(4), torch.zeros(4)
     assert kept(lambda: batch_norm_threshold(z, weight, bias, 1e-5, pool=2), z) <= 4 * 4 * 4  # numbers of a channel
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torch",
+        pytest.param("cpp", marks=compiled),
+        pytest.param("triton", marks=pytest.mark.skipif(bool(NO_TRITON), reason=NO_TRITON or "it runs here")),
+    ],
+)
+@pytest.mark.parametrize(("pool", "channels_last"), [(False, False), (False, True), (True, False)])
+def test_without_a_slope_an_infinite_z_does_not_count(name, pool, channels_last):
+    """dz = p dx + r of the channels whose q is 0."""
+    form = Form("sign", 0, "sste", True, "z", pool, channels_last)
+    z = torch.randn(2, 8, 4, 6)
+    z[:, ::2, 1, 2], z[:, ::2, 2, 3] = float("inf"), float("-inf")
+    dy = torch.randn(2, 8, 2, 3) if pool else torch.randn_like(z)
+    if channels_last:
+        z, dy = (x.contiguous(memory_format=torch.channels_last) for x in (z, dy))
+    coefficients = torch.randn(4, 8)
+    coefficients[1, ::2] = 0
+    scale, shift, nothing = torch.ones(8), torch.zeros(8), z.new_empty(0)
+    got = BACKWARDS[name](dy, z, scale, shift, nothing, nothing.to(torch.uint8), coefficients, form)
+    leaf = z.clone().requires_grad_()
+    (dx,) = torch.autograd.grad(hard_threshold(leaf, rule="sste", pool=2 if pool else None), leaf, dy)
+    p, q, center, r = coefficients[:, None, :, None, None]
+    expected = p * dx + torch.where(q == 0, 0, q * (z.where(z.isfinite(), 0) - center)) + r
+    assert expected.isfinite().all()
+    torch.testing.assert_close(got, expected)
