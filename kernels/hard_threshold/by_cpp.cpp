@@ -107,19 +107,18 @@ struct HalvingOfFloat {
 };
 using Halving = std::conditional_t<std::is_same_v<Compute, double>, HalvingOfDouble, HalvingOfFloat>;
 
+// Memory of any content; null where nothing is needed of it.
 template <class T>
-std::unique_ptr<T[]> buffer(int64_t count) { return std::unique_ptr<T[]>(new T[count]()); }
+std::unique_ptr<T[]> buffer(int64_t count) { return std::unique_ptr<T[]>(count ? new T[count] : nullptr); }
 
 // What one thread works with.
 class Worker {
  public:
     explicit Worker(const Call& call)
         : call_(call), block_(ceil_div(call.block(), 64) * 64),
-          x_(buffer<Compute>(block_ * call.pooled())), pairs_(buffer<Compute>(call.width ? 2 * block_ : 0)),
-          m_(buffer<Compute>(block_)), weight_(buffer<Compute>(block_)), factor_(buffer<Compute>(block_)),
-          dm_(buffer<Compute>(block_)), columns_(buffer<Whole>(call.width ? 2 * block_ : 0)),
-          column_(buffer<Whole>(call.width ? block_ : 0)), row_(buffer<Whole>(call.width ? block_ : 0)),
-          low_(buffer<Whole>(block_)), high_(buffer<Whole>(block_)) {}
+          pooled_(call.width ? block_ : 0), x_(buffer<Compute>(block_ * call.pooled())), pairs_(buffer<Compute>(2 * pooled_)),
+          m_(buffer<Compute>(block_)), weight_(buffer<Compute>(block_)), dm_(buffer<Compute>(block_)),
+          columns_(buffer<Whole>(2 * pooled_)), column_(buffer<Whole>(pooled_)), row_(buffer<Whole>(pooled_)) {}
 
     void forward(int64_t first, int64_t count) {
         const Compute* const m = maxima(first, count);
@@ -128,8 +127,9 @@ class Worker {
         if (call_.kept == M)
             for (int64_t i = 0; i < count; ++i) call_.kept_m[first + i] = rounded<Element>(m[i]);
         if (call_.kept == BYTE) {
-            factors(m, count, 1);
-            const Compute* const share = factor_.get();
+            Compute* const share = weight_.get();
+            std::fill_n(share, count, Compute(1));
+            by_factor(share, m, count, 1, share);
             uint8_t* __restrict__ const code = call_.code + first;
             for (int64_t i = 0; i < count; ++i) {
                 const Compute of_255 = share[i] * 255, raised = of_255 > 0 ? of_255 : Compute(0);  // NaN: 0
@@ -285,35 +285,40 @@ class Worker {
 
     // ---------------------------------------------------------------------------------------- rules
 
-    void sides(const Compute* m, int64_t count) {
-        const Compute low = Compute(call_.low), high = Compute(call_.high);
-        Whole *__restrict__ const above = low_.get(), *__restrict__ const below = high_.get();
-        for (int64_t i = 0; i < count; ++i) above[i] = m[i] >= low ? -1 : 0;
-        for (int64_t i = 0; i < count; ++i) below[i] = m[i] <= high ? -1 : 0;
-    }
-
-    // Of sech², whose largest is `height`, and of the ramp.
-    void factors(const Compute* m, int64_t count, Compute height) {
-        Compute* const factor = factor_.get();
+    // weight times the factor of sech², whose largest is `height`, or of the ramp; dm may be weight.
+    void by_factor(const Compute* weight, const Compute* m, int64_t count, Compute height, Compute* dm) const {
         if (call_.family == RAMP) {
             for (int64_t i = 0; i < count; ++i) {
                 const Compute left = 2 - std::abs(m[i]), raised = left < 0 ? Compute(0) : left;
-                factor[i] = raised > 1 ? Compute(1) : raised;
+                dm[i] = weight[i] * (raised > 1 ? Compute(1) : raised);
             }
             return;
         }
         // sech²(a) = 4e / (1 + e)², e = exp(−2|a|)
         const Compute slope = Compute(2 * call_.slope * Halving::PER_UNIT), offset = Compute(2 * call_.offset * Halving::PER_UNIT);
-        const auto of = [=](Vector each) {
-            const Vector e = Halving::of(each * slope + offset), one_more = e + Compute(1);
-            return 4 * height * e / (one_more * one_more);
-        };
+        by_vectors<Vector>(weight, count, dm, [=](Vector w, int64_t i, int64_t many) {
+            const Vector e = Halving::of(loaded<Vector>(m + i, many) * slope + offset), one_more = e + Compute(1);
+            return w * (4 * height * e / (one_more * one_more));
+        });
+    }
+
+    template <class V>
+    static V loaded(const Compute* from, int64_t count) {
+        if (count * sizeof(Compute) == sizeof(V)) return load<V>(from);
+        V some{};
+        std::memcpy(&some, from, count * sizeof(Compute));
+        return some;
+    }
+
+    // dm = of(vector of weights, its place, how many of it there are).
+    template <class V, class Of>
+    static void by_vectors(const Compute* weight, int64_t count, Compute* dm, const Of& of) {
+        constexpr int64_t MANY = sizeof(V) / sizeof(Compute);
         int64_t i = 0;
-        for (; i + WIDTH <= count; i += WIDTH) store(factor + i, of(load<Vector>(m + i)));
+        for (; i + MANY <= count; i += MANY) store(dm + i, of(load<V>(weight + i), i, MANY));
         if (i == count) return;
-        Compute rest[WIDTH] = {};
-        std::copy(m + i, m + count, rest);
-        store(factor + i, of(load<Vector>(rest)));
+        const V rest = of(loaded<V>(weight + i, count - i), i, count - i);
+        std::memcpy(dm + i, &rest, (count - i) * sizeof(Compute));
     }
 
     // ---------------------------------------------------------------------------------------- planes
@@ -385,7 +390,7 @@ class Worker {
         return weight;
     }
 
-    void by_rule(const Compute* weight, const Compute* m, int64_t first, int64_t count, Compute* __restrict__ dm) {
+    void by_rule(const Compute* weight, const Compute* m, int64_t first, int64_t count, Compute* __restrict__ dm) const {
         if (call_.kept == BYTE) {
             const uint8_t* const code = call_.code + first;
             const Compute height = Compute(call_.height);
@@ -400,40 +405,36 @@ class Worker {
             case MASK:
                 if (call_.kept == BITS) {
                     const uint8_t* const plane = call_.plane(0) + first / 8;
-                    int64_t i = 0;
-                    for (; i + 8 <= count; i += 8) {
-                        const WholeGroup passes = from_byte<Compute>(plane[i / 8]);
-                        store(dm + i, bit_cast<Group>(bit_cast<WholeGroup>(load<Group>(weight + i)) & passes));
-                    }
-                    for (; i < count; ++i) dm[i] = plane[i / 8] >> i % 8 & 1 ? weight[i] : Compute(0);
+                    by_vectors<Group>(weight, count, dm, [=](Group w, int64_t i, int64_t) {
+                        return bit_cast<Group>(bit_cast<WholeGroup>(w) & from_byte<Compute>(plane[i / 8]));
+                    });
                 } else if (call_.is_open) {
                     for (int64_t i = 0; i < count; ++i) dm[i] = (m[i] > low) & (m[i] <= high) ? weight[i] : Compute(0);
                 } else {
                     for (int64_t i = 0; i < count; ++i) dm[i] = (m[i] >= low) & (m[i] <= high) ? weight[i] : Compute(0);
                 }
                 return;
-            case SIDED: {
+            case SIDED:
                 if (call_.kept == BITS) {
-                    read_plane(0, first, count, low_.get());
-                    read_plane(1, first, count, high_.get());
+                    const uint8_t *const above = call_.plane(0) + first / 8, *const below = call_.plane(1) + first / 8;
+                    by_vectors<Group>(weight, count, dm, [=](Group w, int64_t i, int64_t) {
+                        const WholeGroup falls = (w > 0) & ~from_byte<Compute>(above[i / 8]);
+                        const WholeGroup rises = (w < 0) & ~from_byte<Compute>(below[i / 8]);
+                        return bit_cast<Group>(bit_cast<WholeGroup>(w) & ~(falls | rises));
+                    });
                 } else {
-                    sides(m, count);
-                }
-                const Whole *const above = low_.get(), *const below = high_.get();
-                for (int64_t i = 0; i < count; ++i) {
-                    const Compute w = weight[i], falls = above[i] ? w : Compute(0), rises = below[i] ? w : Compute(0);
-                    dm[i] = w > 0 ? falls : w < 0 ? rises : w;
+                    for (int64_t i = 0; i < count; ++i) {
+                        const Compute w = weight[i];
+                        const bool stays = ((w > 0) & !(m[i] >= low)) | ((w < 0) & !(m[i] <= high));
+                        dm[i] = stays ? Compute(0) : w;
+                    }
                 }
                 return;
-            }
             case ADALINE:
                 for (int64_t i = 0; i < count; ++i) dm[i] = weight[i] + std::abs(weight[i]) * m[i];
                 return;
-            default: {
-                factors(m, count, Compute(call_.height));
-                const Compute* const factor = factor_.get();
-                for (int64_t i = 0; i < count; ++i) dm[i] = weight[i] * factor[i];
-            }
+            default:
+                by_factor(weight, m, count, Compute(call_.height), dm);
         }
     }
 
@@ -477,9 +478,9 @@ class Worker {
     }
 
     const Call& call_;
-    const int64_t block_;
-    const std::unique_ptr<Compute[]> x_, pairs_, m_, weight_, factor_, dm_;
-    const std::unique_ptr<Whole[]> columns_, column_, row_, low_, high_;
+    const int64_t block_, pooled_;  // elements of y that buffers hold, and those of a pool
+    const std::unique_ptr<Compute[]> x_, pairs_, m_, weight_, dm_;
+    const std::unique_ptr<Whole[]> columns_, column_, row_;
 };
 
 // task(worker, number, first, end) of each task's elements of y.
