@@ -27,20 +27,23 @@ enum Kind { SIGN, STEP, STAIRCASE, SATURATED_RELU };
 enum Family { ALL, MASK, SIDED, SECH, RAMP, ADALINE };
 enum Kept { Z, M, BITS, BYTE };
 
-struct Call {  // mirrored in by_cpp.py
+struct Numbers {  // mirrored in by_cpp.py
     int64_t count, channels, inner;  // of y; a channel's elements of z that lie side by side
     int64_t width;                   // of a pooled row; 0: there is no pool
-    int64_t kind, steps, family, is_open, weighted, kept, keeps, threads;
+    int64_t kind, steps, family, is_open, weighted, kept, keeps;
+    int64_t mapped, threads;  // mapped: the backward has coefficients
     double low, high, height, slope, offset;
-    const Element* z;
-    const Compute *scale, *shift;  // [channels]
-    Element *y, *kept_m;
-    uint8_t* code;
-    const Element* dy;
-    const Compute* coefficients;  // [4, channels]
-    Element* dz;
-    const Compute* center;  // [channels]
-    Compute* sums;          // [2, channels]
+};
+
+struct Call : Numbers {
+    const Element *z = nullptr, *dy = nullptr;
+    const Compute *scale = nullptr, *shift = nullptr;  // [channels]
+    Element *y = nullptr, *kept_m = nullptr, *dz = nullptr;
+    uint8_t* code = nullptr;
+    const Compute *coefficients = nullptr, *center = nullptr;  // [4, channels], [channels]
+    Compute* sums = nullptr;                                   // [2, channels]
+
+    explicit Call(const void* numbers) : Numbers(*static_cast<const Numbers*>(numbers)) {}
 
     int64_t pooled() const { return width ? 4 : 1; }  // elements of z for one of y
     int64_t plane_bytes() const { return ceil_div(count, 8); }
@@ -154,12 +157,10 @@ class Worker {
 
     void backward(int64_t first, int64_t count) {
         Element* const target = call_.dz + first * call_.pooled();
-        Compute* const memory = as_computed(target);
-        const bool is_direct = memory && !call_.coefficients;
-        Compute* const dx = gradient(first, count, is_direct ? memory : nullptr);
+        Compute *const memory = as_computed(target), *const dx = gradient(first, count, memory);
         count *= call_.pooled();
         first *= call_.pooled();
-        if (call_.coefficients) mapped(dx, first, count);
+        if (call_.scale) mapped(dx, first, count);
         if (dx != memory)
             for (int64_t i = 0; i < count; ++i) target[i] = rounded<Element>(dx[i]);
     }
@@ -454,24 +455,35 @@ class Worker {
         }
     }
 
-    // dz of dx, in place: p dx + q (z − center) + r. Where q is 0 z does not count, infinite as it may be.
+    // dz of dx, in place: p dx + q (z − center) + r. Where q is 0 z does not count, infinite as it may be. Without
+    // coefficients p is the scale, and the others are 0.
     void mapped(Compute* dx, int64_t first, int64_t count) const {
+        if (!call_.coefficients) {
+            each_run(call_, first, count, [&](int64_t c, int64_t at, int64_t run) {
+                Compute* const d = dx + at;
+                const Compute *const scale = call_.scale + c, by = *scale;
+                if (call_.inner == 1)
+                    for (int64_t i = 0; i < run; ++i) d[i] = scale[i] * d[i];
+                else
+                    for (int64_t i = 0; i < run; ++i) d[i] = by * d[i];
+            });
+            return;
+        }
         const Compute *const p = call_.coefficients, *const q = p + call_.channels, *const center = q + call_.channels,
                       *const r = center + call_.channels;
-        const Element* const z = call_.z ? call_.z + first : nullptr;
+        const Element* const z = call_.z + first;
         each_run(call_, first, count, [&](int64_t c, int64_t at, int64_t run) {
             Compute* const d = dx + at;
             if (call_.inner == 1) {
-                for (int64_t i = 0; i < run; ++i) d[i] = p[c + i] * d[i];
-                for (int64_t i = 0; z && i < run; ++i) {
+                for (int64_t i = 0; i < run; ++i) {
                     const Compute pull = q[c + i] * (widen<Compute>(z[at + i]) - center[c + i]);
-                    d[i] = d[i] + (q[c + i] == 0 ? Compute(0) : pull) + r[c + i];
+                    d[i] = p[c + i] * d[i] + (q[c + i] == 0 ? Compute(0) : pull) + r[c + i];
                 }
                 return;
             }
             const Compute by = p[c], slope = q[c], middle = center[c], plus = r[c];
-            if (!z || slope == 0)
-                for (int64_t i = 0; i < run; ++i) d[i] = by * d[i] + (z ? plus : Compute(0));
+            if (slope == 0)
+                for (int64_t i = 0; i < run; ++i) d[i] = by * d[i] + plus;
             else
                 for (int64_t i = 0; i < run; ++i) d[i] = by * d[i] + slope * (widen<Compute>(z[at + i]) - middle) + plus;
         });
@@ -502,36 +514,49 @@ void each_block(const Call& call, const Task& task) {
     });
 }
 
+template <class... T>
+void take(void* const* addresses, T*&... memory) { ((memory = static_cast<T*>(*addresses++)), ...); }
+
 }  // namespace
 
-extern "C" int hard_threshold_forward(const Call* call) noexcept {
+// Addresses: z, scale, shift, y, m, code. Whatever a form has not is null.
+extern "C" int hard_threshold_forward(const void* numbers, void* const* addresses) noexcept {
     return guarded([&] {
-        each_block(*call, [](Worker& worker, int64_t first, int64_t count) { worker.forward(first, count); });
+        Call call(numbers);
+        take(addresses, call.z, call.scale, call.shift, call.y, call.kept_m, call.code);
+        each_block(call, [](Worker& worker, int64_t first, int64_t count) { worker.forward(first, count); });
         return true;
     });
 }
 
-extern "C" int hard_threshold_backward(const Call* call) noexcept {
+// Addresses: dy, z, scale, shift, m, code, dz, two that are not used, and coefficients where dz is mapped by them.
+extern "C" int hard_threshold_backward(const void* numbers, void* const* addresses) noexcept {
     return guarded([&] {
-        each_block(*call, [](Worker& worker, int64_t first, int64_t count) { worker.backward(first, count); });
+        Call call(numbers);
+        take(addresses, call.dy, call.z, call.scale, call.shift, call.kept_m, call.code, call.dz);
+        if (call.mapped) take(addresses + 9, call.coefficients);
+        each_block(call, [](Worker& worker, int64_t first, int64_t count) { worker.backward(first, count); });
         return true;
     });
 }
 
-extern "C" int hard_threshold_sums(const Call* call) noexcept {
+// Addresses: dy, z, scale, shift, center, sums.
+extern "C" int hard_threshold_sums(const void* numbers, void* const* addresses) noexcept {
     return guarded([&] {
-        const int64_t block = call->block(), length = 2 * call->channels;
-        const int64_t size = block * std::max<int64_t>(1, std::max(TASK, 64 * call->channels) / block);
-        const int64_t tasks = ceil_div(call->count, size);
+        Call call(numbers);
+        take(addresses, call.dy, call.z, call.scale, call.shift, call.center, call.sums);
+        const int64_t block = call.block(), length = 2 * call.channels;
+        const int64_t size = block * std::max<int64_t>(1, std::max(TASK, 64 * call.channels) / block);
+        const int64_t tasks = ceil_div(call.count, size);
         std::vector<double> parts(tasks * length);
-        each_task(*call, size, tasks, [&](Worker& worker, int64_t t, int64_t first, int64_t end) {
+        each_task(call, size, tasks, [&](Worker& worker, int64_t t, int64_t first, int64_t end) {
             for (; first < end; first += block)
                 worker.add_sums(first, std::min(block, end - first), parts.data() + t * length);
         });
         for (int64_t i = 0; i < length; ++i) {
             double sum = 0;
             for (int64_t t = 0; t < tasks; ++t) sum += parts[t * length + i];
-            call->sums[i] = Compute(sum);
+            call.sums[i] = Compute(sum);
         }
         return true;
     });
