@@ -37,6 +37,13 @@ BACKWARDS = Implementations(
 SUMS = Implementations(
     "hard_threshold", source=by_cpp.SOURCE, cpp=by_cpp.sums, triton=by_triton.sums, torch=by_torch.sums
 )
+STATISTICS = Implementations(
+    "batch_norm_threshold",
+    source=by_cpp.SOURCE,
+    cpp=by_cpp.statistics,
+    triton=by_torch.statistics,
+    torch=by_torch.statistics,
+)
 
 _OPTIONS = "str kind, int steps, str rule, bool weighted, str keeps, bool pool, bool channels_last"
 
@@ -151,8 +158,7 @@ _HARD_THRESHOLD = operator(
 
 def _normalized(z: Tensor, weight: Tensor, bias: Tensor, eps: float, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
     form = Form(*options)
-    wide = z.to(torch.promote_types(z.dtype, torch.float32))
-    var, mean = torch.var_mean(wide, [d for d in range(z.dim()) if d != 1], correction=0)
+    mean, var = STATISTICS.of(z)(z, form)
     scale, shift = _scale_and_shift(weight, bias, mean, var, eps)
     return FORWARDS.of(z)(z, scale, shift, form, False)[0], mean, var
 

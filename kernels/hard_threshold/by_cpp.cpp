@@ -1,4 +1,5 @@
-// Hard thresholds: forward, backward, and the sums over a channel that the gradients of an affine map need.
+// Hard thresholds: forward, backward, and sums over a channel: those that the gradients of an affine
+// map need, and those of a batch norm's statistics.
 //
 //   block = some hundred elements of y, or some rows of it where a pool has made them, in the order of memory. Blocks end
 //           where bytes of the bit planes do.
@@ -13,6 +14,7 @@
 #include <cmath>
 #include <memory>
 #include <numeric>
+#include <utility>
 
 namespace {
 
@@ -41,7 +43,6 @@ struct Call : Numbers {
     Element *y = nullptr, *kept_m = nullptr, *dz = nullptr;
     uint8_t* code = nullptr;
     const Compute *coefficients = nullptr, *center = nullptr;  // [4, channels], [channels]
-    Compute* sums = nullptr;                                   // [2, channels]
 
     explicit Call(const void* numbers) : Numbers(*static_cast<const Numbers*>(numbers)) {}
 
@@ -165,45 +166,64 @@ class Worker {
             for (int64_t i = 0; i < count; ++i) target[i] = rounded<Element>(dx[i]);
     }
 
-    // += the sums of a block to [2, channels].
+    // += Σ dx and Σ dx (z − center) of a block to [2, channels].
     void add_sums(int64_t first, int64_t count, double* sums) {
         const Compute* const dx = gradient(first, count, nullptr);
-        count *= call_.pooled();
-        first *= call_.pooled();
+        const Element* const z = call_.z + first * call_.pooled();
+        add_each(first * call_.pooled(), count * call_.pooled(), call_.center, sums, [=](int64_t i, Compute center) {
+            return std::pair(dx[i], dx[i] * (widen<Compute>(z[i]) - center));
+        });
+    }
+
+    // += Σ (z − center) and Σ (z − center)² of z's elements to [2, channels].
+    void add_moments(int64_t first, int64_t count, const double* centers, double* sums) const {
         const Element* const z = call_.z + first;
-        double *const plain = sums, *const centered = sums + call_.channels;
-        each_run(call_, first, count, [&](int64_t c, int64_t at, int64_t run) {
-            if (call_.inner == 1) {
-                for (int64_t i = 0; i < run; ++i) {
-                    plain[c + i] += dx[at + i];
-                    centered[c + i] += dx[at + i] * (widen<Compute>(z[at + i]) - call_.center[c + i]);
-                }
-                return;
-            }
-            constexpr int64_t LANES = 16;
-            const Compute center = call_.center[c];
-            Compute a[LANES] = {}, b[LANES] = {};
-            int64_t i = 0;
-            for (; i + LANES <= run; i += LANES)
-                for (int64_t l = 0; l < LANES; ++l) {
-                    const Compute d = dx[at + i + l];
-                    a[l] += d;
-                    b[l] += d * (widen<Compute>(z[at + i + l]) - center);
-                }
-            for (int64_t l = 0; i < run; ++i, ++l) {
-                a[l] += dx[at + i];
-                b[l] += dx[at + i] * (widen<Compute>(z[at + i]) - center);
-            }
-            for (int64_t half = LANES / 2; half; half /= 2)
-                for (int64_t l = 0; l < half; ++l) a[l] += a[l + half], b[l] += b[l + half];
-            plain[c] += a[0];
-            centered[c] += b[0];
+        add_each(first, count, centers, sums, [=](int64_t i, double center) {
+            const double d = double(widen<Compute>(z[i])) - center;
+            return std::pair(d, d * d);
         });
     }
 
  private:
     // to add it rounds to even; the sum's last bits are the whole number's
     static constexpr Compute ROUND = sizeof(Compute) == 8 ? Compute(0x1.8p52) : Compute(0x1.8p23);
+
+    // ---------------------------------------------------------------------------------------- sums
+
+    // += the sums of both numbers that of(place, center of its channel) gives for each element, to [2, channels].
+    template <class C, class Of>
+    void add_each(int64_t first, int64_t count, const C* centers, double* sums, const Of& of) const {
+        double *const firsts = sums, *const seconds = sums + call_.channels;
+        each_run(call_, first, count, [&](int64_t c, int64_t at, int64_t run) {
+            if (call_.inner == 1) {
+                for (int64_t i = 0; i < run; ++i) {
+                    const auto [u, v] = of(at + i, centers[c + i]);
+                    firsts[c + i] += u;
+                    seconds[c + i] += v;
+                }
+                return;
+            }
+            constexpr int64_t LANES = 16;
+            const C center = centers[c];
+            C a[LANES] = {}, b[LANES] = {};
+            int64_t i = 0;
+            for (; i + LANES <= run; i += LANES)
+                for (int64_t l = 0; l < LANES; ++l) {
+                    const auto [u, v] = of(at + i + l, center);
+                    a[l] += u;
+                    b[l] += v;
+                }
+            for (int64_t l = 0; i < run; ++i, ++l) {
+                const auto [u, v] = of(at + i, center);
+                a[l] += u;
+                b[l] += v;
+            }
+            for (int64_t half = LANES / 2; half; half /= 2)
+                for (int64_t l = 0; l < half; ++l) a[l] += a[l + half], b[l] += b[l + half];
+            firsts[c] += a[0];
+            seconds[c] += b[0];
+        });
+    }
 
     // ---------------------------------------------------------------------------------------- m
 
@@ -514,6 +534,21 @@ void each_block(const Call& call, const Task& task) {
     });
 }
 
+// [2, channels], of add(worker, a block's first element, its elements, sums), the same on any number of threads.
+template <class Add>
+std::vector<double> totals(const Call& call, const Add& add) {
+    const int64_t block = call.block(), length = 2 * call.channels;
+    const int64_t size = block * std::max<int64_t>(1, std::max(TASK, 64 * call.channels) / block);
+    const int64_t tasks = ceil_div(call.count, size);
+    std::vector<double> parts(tasks * length), total(length);
+    each_task(call, size, tasks, [&](Worker& worker, int64_t t, int64_t first, int64_t end) {
+        for (; first < end; first += block) add(worker, first, std::min(block, end - first), parts.data() + t * length);
+    });
+    for (int64_t t = 0; t < tasks; ++t)
+        for (int64_t i = 0; i < length; ++i) total[i] += parts[t * length + i];
+    return total;
+}
+
 template <class... T>
 void take(void* const* addresses, T*&... memory) { ((memory = static_cast<T*>(*addresses++)), ...); }
 
@@ -544,19 +579,36 @@ extern "C" int hard_threshold_backward(const void* numbers, void* const* address
 extern "C" int hard_threshold_sums(const void* numbers, void* const* addresses) noexcept {
     return guarded([&] {
         Call call(numbers);
-        take(addresses, call.dy, call.z, call.scale, call.shift, call.center, call.sums);
-        const int64_t block = call.block(), length = 2 * call.channels;
-        const int64_t size = block * std::max<int64_t>(1, std::max(TASK, 64 * call.channels) / block);
-        const int64_t tasks = ceil_div(call.count, size);
-        std::vector<double> parts(tasks * length);
-        each_task(call, size, tasks, [&](Worker& worker, int64_t t, int64_t first, int64_t end) {
-            for (; first < end; first += block)
-                worker.add_sums(first, std::min(block, end - first), parts.data() + t * length);
+        Compute* sums;
+        take(addresses, call.dy, call.z, call.scale, call.shift, call.center, sums);
+        for (const double sum : totals(call, [](Worker& worker, int64_t first, int64_t count, double* sums) {
+                 worker.add_sums(first, count, sums);
+             }))
+            *sums++ = Compute(sum);
+        return true;
+    });
+}
+
+// Addresses: z, and of each channel the mean and the biased variance.
+extern "C" int hard_threshold_statistics(const void* numbers, void* const* addresses) noexcept {
+    return guarded([&] {
+        Call call(numbers);
+        Compute *mean, *variance;
+        take(addresses, call.z, mean, variance);
+        // the mean can be many times the spread: what is summed, in double, is the difference from some element
+        std::vector<double> centers(call.channels);
+        for (int64_t c = 0; c < call.channels; ++c) {
+            const double some = widen<Compute>(call.z[c * call.inner]);
+            centers[c] = some - some == 0 ? some : 0;
+        }
+        const std::vector<double> moments = totals(call, [&](Worker& worker, int64_t first, int64_t count, double* sums) {
+            worker.add_moments(first, count, centers.data(), sums);
         });
-        for (int64_t i = 0; i < length; ++i) {
-            double sum = 0;
-            for (int64_t t = 0; t < tasks; ++t) sum += parts[t * length + i];
-            call.sums[i] = Compute(sum);
+        const double count = double(call.count / call.channels);
+        for (int64_t c = 0; c < call.channels; ++c) {
+            const double off = moments[c] / count, square = moments[call.channels + c] / count - off * off;
+            mean[c] = Compute(centers[c] + off);
+            variance[c] = Compute(square < 0 ? 0 : square);
         }
         return true;
     });

@@ -40,7 +40,8 @@ class _Call(ctypes.Structure):
 @native.cached
 def _functions(dtype: torch.dtype):
     library = native.required("hard_threshold", SOURCE, dtype)
-    return library.hard_threshold_forward, library.hard_threshold_backward, library.hard_threshold_sums
+    names = "forward", "backward", "sums", "statistics"
+    return tuple(getattr(library, f"hard_threshold_{name}") for name in names)
 
 
 def _call(tuned: Tuned, shape: Sequence[int], x: Tensor, form: Form, keep: bool = False, mapped: bool = False) -> _Call:
@@ -96,6 +97,14 @@ def sums(dy: Tensor, z: Tensor, scale: Tensor | None, shift: Tensor | None, cent
     call = _call(SUMS, z.shape, z, form._replace(kept="z"))
     _run(2, call, z.dtype, dy, z, *_in_one_piece(scale, shift, center), total)
     return total
+
+
+def statistics(z: Tensor, form: Form) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance [C], as `by_torch.statistics`."""
+    mean, variance = z.new_full((2, z.shape[1]), math.nan, dtype=torch.promote_types(z.dtype, torch.float32)).unbind()
+    z = ordered(z, form)
+    _run(3, _call(SUMS, z.shape, z, form._replace(pool=False)), z.dtype, z, mean, variance)
+    return mean, variance
 
 
 def forward_plan(z: Tensor, form: Form, keep: bool) -> dispatch.Plan:

@@ -61,6 +61,13 @@ def sums(dy: Tensor, z: Tensor, scale: Tensor | None, shift: Tensor | None, cent
     return torch.stack([dx.sum(others), (dx * centered).sum(others)])
 
 
+def statistics(z: Tensor, form: Form) -> tuple[Tensor, Tensor]:
+    """z -> mean and biased variance [C] over all but the channels, in float32 or wider."""
+    wide = z.to(torch.promote_types(z.dtype, torch.float32))
+    variance, mean = torch.var_mean(wide, [d for d in range(z.dim()) if d != 1], correction=0)
+    return mean, variance
+
+
 # ------------------------------------------------------------------------------------------------ parts
 
 
