@@ -19,12 +19,12 @@ from torch import Tensor
 
 from ..runtime import memory
 from ..runtime.arguments import FLOATS, listed, under_autocast
-from ..runtime.dispatch import Gradient, operator
+from ..runtime.dispatch import Gradient, Plan, operator
 from ..runtime.implementations import Implementations
 from ..runtime.tracing import traceable
 from . import by_cpp, by_torch, by_triton
 from .definition import KINDS, RULES, Form, Kept, Rule, hard_threshold_ref
-from .layout import code_bytes, y_like
+from .layout import code_bytes, y_like, z_like
 
 __all__ = ["batch_norm_threshold", "hard_threshold", "hard_threshold_ref"]
 
@@ -37,6 +37,13 @@ BACKWARDS = Implementations(
 SUMS = Implementations(
     "hard_threshold", source=by_cpp.SOURCE, cpp=by_cpp.sums, triton=by_triton.sums, torch=by_torch.sums
 )
+STATISTICS = Implementations(
+    "batch_norm_threshold",
+    source=by_cpp.SOURCE,
+    cpp=by_cpp.statistics,
+    triton=by_torch.statistics,
+    torch=by_torch.statistics,
+)
 
 _OPTIONS = "str kind, int steps, str rule, bool weighted, str keeps, bool pool, bool channels_last"
 
@@ -46,6 +53,18 @@ _OPTIONS = "str kind, int steps, str rule, bool weighted, str keeps, bool pool, 
 def _forward(z: Tensor, scale: Tensor | None, shift: Tensor | None, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
     *form, keep = options
     return FORWARDS.of(z)(z, scale, shift, Form(*form), keep)
+
+
+def _forward_plan(z: Tensor, scale: Tensor | None, shift: Tensor | None, *options: Any) -> Plan:
+    *form, keep = options
+    form = Form(*form)
+    if form.channels_last or FORWARDS.backend_of(z) != "cpp" or not _lie_plainly(z, scale, shift):
+        return []
+    return by_cpp.forward_plan(z, form, keep)
+
+
+def _lie_plainly(x: Tensor, *others: Tensor | None) -> bool:
+    return x.numel() > 0 and all(y is None or y.is_contiguous() for y in (x, *others))
 
 
 def _fake(z, scale, shift, *options):
@@ -72,25 +91,24 @@ def _backward(
     *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     form = Form(*options)
-    coefficients = None
     of_scale, of_shift = dy.new_empty((0,)), dy.new_empty((0,))
-    if scale is not None and shift is not None:
-        zeros = torch.zeros_like(scale)
-        coefficients = torch.stack([scale, zeros, zeros, zeros])
-        if affine and z is not None:
-            of_shift, of_scale = (x.clone() for x in SUMS.of(dy)(dy, z, scale, shift, zeros, form))
-    dz = BACKWARDS.of(dy)(dy, z, scale, shift, kept, code, coefficients, form)
+    if affine and scale is not None and z is not None:
+        of_shift, of_scale = (x.clone() for x in SUMS.of(dy)(dy, z, scale, shift, torch.zeros_like(scale), form))
+    dz = BACKWARDS.of(dy)(dy, z, scale, shift, kept, code, None, form)
     return dz, of_scale, of_shift
+
+
+def _backward_plan(dy, z, scale, shift, kept, code, affine, *options) -> Plan:
+    form = Form(*options)
+    if affine or form.channels_last or BACKWARDS.backend_of(dy) != "cpp":
+        return []
+    return by_cpp.backward_plan(dy, form) if _lie_plainly(dy, z, scale, shift, kept, code) else []
 
 
 def _fake_backward(dy, z, scale, shift, kept, code, affine, *options):
     form = Form(*options)
-    shape = (*dy.shape[:-2], 2 * dy.shape[-2], 2 * dy.shape[-1]) if form.pool else dy.shape
-    dz = dy.new_empty(shape).contiguous(
-        memory_format=torch.channels_last if form.channels_last else torch.contiguous_format
-    )
     of_channel = scale if affine and scale is not None else dy.new_empty((0,))
-    return dz, torch.empty_like(of_channel), torch.empty_like(of_channel)
+    return z_like(dy, form), torch.empty_like(of_channel), torch.empty_like(of_channel)
 
 
 def _no_second_gradient(grads, saved, sizes, needs, *options) -> NoReturn:
@@ -119,6 +137,7 @@ _BACKWARD = operator(
     f"bool affine, {_OPTIONS}) -> (Tensor dz, Tensor of_scale, Tensor of_shift)",
     _backward,
     fake=_fake_backward,
+    plan=_backward_plan,
     vmap=_each(lambda: _BACKWARD),
     gradient=Gradient(_no_second_gradient),
 )
@@ -127,6 +146,7 @@ _HARD_THRESHOLD = operator(
     "-> (Tensor y, Tensor kept, Tensor code)",
     _forward,
     fake=_fake,
+    plan=_forward_plan,
     vmap=_each(lambda: _HARD_THRESHOLD),
     gradient=Gradient(
         _gradient, inputs=(1, 2), conditional=(0,), asked=7, answer="z", outputs=(1, 2), detached=(1,), flag=10
@@ -138,8 +158,7 @@ _HARD_THRESHOLD = operator(
 
 def _normalized(z: Tensor, weight: Tensor, bias: Tensor, eps: float, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
     form = Form(*options)
-    wide = z.to(torch.promote_types(z.dtype, torch.float32))
-    var, mean = torch.var_mean(wide, [d for d in range(z.dim()) if d != 1], correction=0)
+    mean, var = STATISTICS.of(z)(z, form)
     scale, shift = _scale_and_shift(weight, bias, mean, var, eps)
     return FORWARDS.of(z)(z, scale, shift, form, False)[0], mean, var
 

@@ -1,4 +1,5 @@
-// Hard thresholds: forward, backward, and the sums over a channel that the gradients of an affine map need.
+// Hard thresholds: forward, backward, and sums over a channel: those that the gradients of an affine
+// map need, and those of a batch norm's statistics.
 //
 //   block = some hundred elements of y, or some rows of it where a pool has made them, in the order of memory. Blocks end
 //           where bytes of the bit planes do.
@@ -13,6 +14,7 @@
 #include <cmath>
 #include <memory>
 #include <numeric>
+#include <utility>
 
 namespace {
 
@@ -27,20 +29,22 @@ enum Kind { SIGN, STEP, STAIRCASE, SATURATED_RELU };
 enum Family { ALL, MASK, SIDED, SECH, RAMP, ADALINE };
 enum Kept { Z, M, BITS, BYTE };
 
-struct Call {  // mirrored in by_cpp.py
+struct Numbers {  // mirrored in by_cpp.py
     int64_t count, channels, inner;  // of y; a channel's elements of z that lie side by side
     int64_t width;                   // of a pooled row; 0: there is no pool
-    int64_t kind, steps, family, is_open, weighted, kept, keeps, threads;
+    int64_t kind, steps, family, is_open, weighted, kept, keeps;
+    int64_t mapped, threads;  // mapped: the backward has coefficients
     double low, high, height, slope, offset;
-    const Element* z;
-    const Compute *scale, *shift;  // [channels]
-    Element *y, *kept_m;
-    uint8_t* code;
-    const Element* dy;
-    const Compute* coefficients;  // [4, channels]
-    Element* dz;
-    const Compute* center;  // [channels]
-    Compute* sums;          // [2, channels]
+};
+
+struct Call : Numbers {
+    const Element *z = nullptr, *dy = nullptr;
+    const Compute *scale = nullptr, *shift = nullptr;  // [channels]
+    Element *y = nullptr, *kept_m = nullptr, *dz = nullptr;
+    uint8_t* code = nullptr;
+    const Compute *coefficients = nullptr, *center = nullptr;  // [4, channels], [channels]
+
+    explicit Call(const void* numbers) : Numbers(*static_cast<const Numbers*>(numbers)) {}
 
     int64_t pooled() const { return width ? 4 : 1; }  // elements of z for one of y
     int64_t plane_bytes() const { return ceil_div(count, 8); }
@@ -107,19 +111,18 @@ struct HalvingOfFloat {
 };
 using Halving = std::conditional_t<std::is_same_v<Compute, double>, HalvingOfDouble, HalvingOfFloat>;
 
+// Memory of any content; null where nothing is needed of it.
 template <class T>
-std::unique_ptr<T[]> buffer(int64_t count) { return std::unique_ptr<T[]>(new T[count]()); }
+std::unique_ptr<T[]> buffer(int64_t count) { return std::unique_ptr<T[]>(count ? new T[count] : nullptr); }
 
 // What one thread works with.
 class Worker {
  public:
     explicit Worker(const Call& call)
         : call_(call), block_(ceil_div(call.block(), 64) * 64),
-          x_(buffer<Compute>(block_ * call.pooled())), pairs_(buffer<Compute>(call.width ? 2 * block_ : 0)),
-          m_(buffer<Compute>(block_)), weight_(buffer<Compute>(block_)), factor_(buffer<Compute>(block_)),
-          dm_(buffer<Compute>(block_)), columns_(buffer<Whole>(call.width ? 2 * block_ : 0)),
-          column_(buffer<Whole>(call.width ? block_ : 0)), row_(buffer<Whole>(call.width ? block_ : 0)),
-          low_(buffer<Whole>(block_)), high_(buffer<Whole>(block_)) {}
+          pooled_(call.width ? block_ : 0), x_(buffer<Compute>(block_ * call.pooled())), pairs_(buffer<Compute>(2 * pooled_)),
+          m_(buffer<Compute>(block_)), weight_(buffer<Compute>(block_)), dm_(buffer<Compute>(block_)),
+          columns_(buffer<Whole>(2 * pooled_)), column_(buffer<Whole>(pooled_)), row_(buffer<Whole>(pooled_)) {}
 
     void forward(int64_t first, int64_t count) {
         const Compute* const m = maxima(first, count);
@@ -128,8 +131,9 @@ class Worker {
         if (call_.kept == M)
             for (int64_t i = 0; i < count; ++i) call_.kept_m[first + i] = rounded<Element>(m[i]);
         if (call_.kept == BYTE) {
-            factors(m, count, 1);
-            const Compute* const share = factor_.get();
+            Compute* const share = weight_.get();
+            std::fill_n(share, count, Compute(1));
+            by_factor(share, m, count, 1, share);
             uint8_t* __restrict__ const code = call_.code + first;
             for (int64_t i = 0; i < count; ++i) {
                 const Compute of_255 = share[i] * 255, raised = of_255 > 0 ? of_255 : Compute(0);  // NaN: 0
@@ -154,55 +158,72 @@ class Worker {
 
     void backward(int64_t first, int64_t count) {
         Element* const target = call_.dz + first * call_.pooled();
-        Compute* const memory = as_computed(target);
-        const bool is_direct = memory && !call_.coefficients;
-        Compute* const dx = gradient(first, count, is_direct ? memory : nullptr);
+        Compute *const memory = as_computed(target), *const dx = gradient(first, count, memory);
         count *= call_.pooled();
         first *= call_.pooled();
-        if (call_.coefficients) mapped(dx, first, count);
+        if (call_.scale) mapped(dx, first, count);
         if (dx != memory)
             for (int64_t i = 0; i < count; ++i) target[i] = rounded<Element>(dx[i]);
     }
 
-    // += the sums of a block to [2, channels].
+    // += Σ dx and Σ dx (z − center) of a block to [2, channels].
     void add_sums(int64_t first, int64_t count, double* sums) {
         const Compute* const dx = gradient(first, count, nullptr);
-        count *= call_.pooled();
-        first *= call_.pooled();
+        const Element* const z = call_.z + first * call_.pooled();
+        add_each(first * call_.pooled(), count * call_.pooled(), call_.center, sums, [=](int64_t i, Compute center) {
+            return std::pair(dx[i], dx[i] * (widen<Compute>(z[i]) - center));
+        });
+    }
+
+    // += Σ (z − center) and Σ (z − center)² of z's elements to [2, channels].
+    void add_moments(int64_t first, int64_t count, const double* centers, double* sums) const {
         const Element* const z = call_.z + first;
-        double *const plain = sums, *const centered = sums + call_.channels;
-        each_run(call_, first, count, [&](int64_t c, int64_t at, int64_t run) {
-            if (call_.inner == 1) {
-                for (int64_t i = 0; i < run; ++i) {
-                    plain[c + i] += dx[at + i];
-                    centered[c + i] += dx[at + i] * (widen<Compute>(z[at + i]) - call_.center[c + i]);
-                }
-                return;
-            }
-            constexpr int64_t LANES = 16;
-            const Compute center = call_.center[c];
-            Compute a[LANES] = {}, b[LANES] = {};
-            int64_t i = 0;
-            for (; i + LANES <= run; i += LANES)
-                for (int64_t l = 0; l < LANES; ++l) {
-                    const Compute d = dx[at + i + l];
-                    a[l] += d;
-                    b[l] += d * (widen<Compute>(z[at + i + l]) - center);
-                }
-            for (int64_t l = 0; i < run; ++i, ++l) {
-                a[l] += dx[at + i];
-                b[l] += dx[at + i] * (widen<Compute>(z[at + i]) - center);
-            }
-            for (int64_t half = LANES / 2; half; half /= 2)
-                for (int64_t l = 0; l < half; ++l) a[l] += a[l + half], b[l] += b[l + half];
-            plain[c] += a[0];
-            centered[c] += b[0];
+        add_each(first, count, centers, sums, [=](int64_t i, double center) {
+            const double d = double(widen<Compute>(z[i])) - center;
+            return std::pair(d, d * d);
         });
     }
 
  private:
     // to add it rounds to even; the sum's last bits are the whole number's
     static constexpr Compute ROUND = sizeof(Compute) == 8 ? Compute(0x1.8p52) : Compute(0x1.8p23);
+
+    // ---------------------------------------------------------------------------------------- sums
+
+    // += the sums of both numbers that of(place, center of its channel) gives for each element, to [2, channels].
+    template <class C, class Of>
+    void add_each(int64_t first, int64_t count, const C* centers, double* sums, const Of& of) const {
+        double *const firsts = sums, *const seconds = sums + call_.channels;
+        each_run(call_, first, count, [&](int64_t c, int64_t at, int64_t run) {
+            if (call_.inner == 1) {
+                for (int64_t i = 0; i < run; ++i) {
+                    const auto [u, v] = of(at + i, centers[c + i]);
+                    firsts[c + i] += u;
+                    seconds[c + i] += v;
+                }
+                return;
+            }
+            constexpr int64_t LANES = 16;
+            const C center = centers[c];
+            C a[LANES] = {}, b[LANES] = {};
+            int64_t i = 0;
+            for (; i + LANES <= run; i += LANES)
+                for (int64_t l = 0; l < LANES; ++l) {
+                    const auto [u, v] = of(at + i + l, center);
+                    a[l] += u;
+                    b[l] += v;
+                }
+            for (int64_t l = 0; i < run; ++i, ++l) {
+                const auto [u, v] = of(at + i, center);
+                a[l] += u;
+                b[l] += v;
+            }
+            for (int64_t half = LANES / 2; half; half /= 2)
+                for (int64_t l = 0; l < half; ++l) a[l] += a[l + half], b[l] += b[l + half];
+            firsts[c] += a[0];
+            seconds[c] += b[0];
+        });
+    }
 
     // ---------------------------------------------------------------------------------------- m
 
@@ -285,35 +306,40 @@ class Worker {
 
     // ---------------------------------------------------------------------------------------- rules
 
-    void sides(const Compute* m, int64_t count) {
-        const Compute low = Compute(call_.low), high = Compute(call_.high);
-        Whole *__restrict__ const above = low_.get(), *__restrict__ const below = high_.get();
-        for (int64_t i = 0; i < count; ++i) above[i] = m[i] >= low ? -1 : 0;
-        for (int64_t i = 0; i < count; ++i) below[i] = m[i] <= high ? -1 : 0;
-    }
-
-    // Of sech², whose largest is `height`, and of the ramp.
-    void factors(const Compute* m, int64_t count, Compute height) {
-        Compute* const factor = factor_.get();
+    // weight times the factor of sech², whose largest is `height`, or of the ramp; dm may be weight.
+    void by_factor(const Compute* weight, const Compute* m, int64_t count, Compute height, Compute* dm) const {
         if (call_.family == RAMP) {
             for (int64_t i = 0; i < count; ++i) {
                 const Compute left = 2 - std::abs(m[i]), raised = left < 0 ? Compute(0) : left;
-                factor[i] = raised > 1 ? Compute(1) : raised;
+                dm[i] = weight[i] * (raised > 1 ? Compute(1) : raised);
             }
             return;
         }
         // sech²(a) = 4e / (1 + e)², e = exp(−2|a|)
         const Compute slope = Compute(2 * call_.slope * Halving::PER_UNIT), offset = Compute(2 * call_.offset * Halving::PER_UNIT);
-        const auto of = [=](Vector each) {
-            const Vector e = Halving::of(each * slope + offset), one_more = e + Compute(1);
-            return 4 * height * e / (one_more * one_more);
-        };
+        by_vectors<Vector>(weight, count, dm, [=](Vector w, int64_t i, int64_t many) {
+            const Vector e = Halving::of(loaded<Vector>(m + i, many) * slope + offset), one_more = e + Compute(1);
+            return w * (4 * height * e / (one_more * one_more));
+        });
+    }
+
+    template <class V>
+    static V loaded(const Compute* from, int64_t count) {
+        if (count * sizeof(Compute) == sizeof(V)) return load<V>(from);
+        V some{};
+        std::memcpy(&some, from, count * sizeof(Compute));
+        return some;
+    }
+
+    // dm = of(vector of weights, its place, how many of it there are).
+    template <class V, class Of>
+    static void by_vectors(const Compute* weight, int64_t count, Compute* dm, const Of& of) {
+        constexpr int64_t MANY = sizeof(V) / sizeof(Compute);
         int64_t i = 0;
-        for (; i + WIDTH <= count; i += WIDTH) store(factor + i, of(load<Vector>(m + i)));
+        for (; i + MANY <= count; i += MANY) store(dm + i, of(load<V>(weight + i), i, MANY));
         if (i == count) return;
-        Compute rest[WIDTH] = {};
-        std::copy(m + i, m + count, rest);
-        store(factor + i, of(load<Vector>(rest)));
+        const V rest = of(loaded<V>(weight + i, count - i), i, count - i);
+        std::memcpy(dm + i, &rest, (count - i) * sizeof(Compute));
     }
 
     // ---------------------------------------------------------------------------------------- planes
@@ -385,7 +411,7 @@ class Worker {
         return weight;
     }
 
-    void by_rule(const Compute* weight, const Compute* m, int64_t first, int64_t count, Compute* __restrict__ dm) {
+    void by_rule(const Compute* weight, const Compute* m, int64_t first, int64_t count, Compute* __restrict__ dm) const {
         if (call_.kept == BYTE) {
             const uint8_t* const code = call_.code + first;
             const Compute height = Compute(call_.height);
@@ -400,40 +426,36 @@ class Worker {
             case MASK:
                 if (call_.kept == BITS) {
                     const uint8_t* const plane = call_.plane(0) + first / 8;
-                    int64_t i = 0;
-                    for (; i + 8 <= count; i += 8) {
-                        const WholeGroup passes = from_byte<Compute>(plane[i / 8]);
-                        store(dm + i, bit_cast<Group>(bit_cast<WholeGroup>(load<Group>(weight + i)) & passes));
-                    }
-                    for (; i < count; ++i) dm[i] = plane[i / 8] >> i % 8 & 1 ? weight[i] : Compute(0);
+                    by_vectors<Group>(weight, count, dm, [=](Group w, int64_t i, int64_t) {
+                        return bit_cast<Group>(bit_cast<WholeGroup>(w) & from_byte<Compute>(plane[i / 8]));
+                    });
                 } else if (call_.is_open) {
                     for (int64_t i = 0; i < count; ++i) dm[i] = (m[i] > low) & (m[i] <= high) ? weight[i] : Compute(0);
                 } else {
                     for (int64_t i = 0; i < count; ++i) dm[i] = (m[i] >= low) & (m[i] <= high) ? weight[i] : Compute(0);
                 }
                 return;
-            case SIDED: {
+            case SIDED:
                 if (call_.kept == BITS) {
-                    read_plane(0, first, count, low_.get());
-                    read_plane(1, first, count, high_.get());
+                    const uint8_t *const above = call_.plane(0) + first / 8, *const below = call_.plane(1) + first / 8;
+                    by_vectors<Group>(weight, count, dm, [=](Group w, int64_t i, int64_t) {
+                        const WholeGroup falls = (w > 0) & ~from_byte<Compute>(above[i / 8]);
+                        const WholeGroup rises = (w < 0) & ~from_byte<Compute>(below[i / 8]);
+                        return bit_cast<Group>(bit_cast<WholeGroup>(w) & ~(falls | rises));
+                    });
                 } else {
-                    sides(m, count);
-                }
-                const Whole *const above = low_.get(), *const below = high_.get();
-                for (int64_t i = 0; i < count; ++i) {
-                    const Compute w = weight[i], falls = above[i] ? w : Compute(0), rises = below[i] ? w : Compute(0);
-                    dm[i] = w > 0 ? falls : w < 0 ? rises : w;
+                    for (int64_t i = 0; i < count; ++i) {
+                        const Compute w = weight[i];
+                        const bool stays = ((w > 0) & !(m[i] >= low)) | ((w < 0) & !(m[i] <= high));
+                        dm[i] = stays ? Compute(0) : w;
+                    }
                 }
                 return;
-            }
             case ADALINE:
                 for (int64_t i = 0; i < count; ++i) dm[i] = weight[i] + std::abs(weight[i]) * m[i];
                 return;
-            default: {
-                factors(m, count, Compute(call_.height));
-                const Compute* const factor = factor_.get();
-                for (int64_t i = 0; i < count; ++i) dm[i] = weight[i] * factor[i];
-            }
+            default:
+                by_factor(weight, m, count, Compute(call_.height), dm);
         }
     }
 
@@ -453,33 +475,44 @@ class Worker {
         }
     }
 
-    // dz of dx, in place: p dx + q (z − center) + r. Where q is 0 z does not count, infinite as it may be.
+    // dz of dx, in place: p dx + q (z − center) + r. Where q is 0 z does not count, infinite as it may be. Without
+    // coefficients p is the scale, and the others are 0.
     void mapped(Compute* dx, int64_t first, int64_t count) const {
+        if (!call_.coefficients) {
+            each_run(call_, first, count, [&](int64_t c, int64_t at, int64_t run) {
+                Compute* const d = dx + at;
+                const Compute *const scale = call_.scale + c, by = *scale;
+                if (call_.inner == 1)
+                    for (int64_t i = 0; i < run; ++i) d[i] = scale[i] * d[i];
+                else
+                    for (int64_t i = 0; i < run; ++i) d[i] = by * d[i];
+            });
+            return;
+        }
         const Compute *const p = call_.coefficients, *const q = p + call_.channels, *const center = q + call_.channels,
                       *const r = center + call_.channels;
-        const Element* const z = call_.z ? call_.z + first : nullptr;
+        const Element* const z = call_.z + first;
         each_run(call_, first, count, [&](int64_t c, int64_t at, int64_t run) {
             Compute* const d = dx + at;
             if (call_.inner == 1) {
-                for (int64_t i = 0; i < run; ++i) d[i] = p[c + i] * d[i];
-                for (int64_t i = 0; z && i < run; ++i) {
+                for (int64_t i = 0; i < run; ++i) {
                     const Compute pull = q[c + i] * (widen<Compute>(z[at + i]) - center[c + i]);
-                    d[i] = d[i] + (q[c + i] == 0 ? Compute(0) : pull) + r[c + i];
+                    d[i] = p[c + i] * d[i] + (q[c + i] == 0 ? Compute(0) : pull) + r[c + i];
                 }
                 return;
             }
             const Compute by = p[c], slope = q[c], middle = center[c], plus = r[c];
-            if (!z || slope == 0)
-                for (int64_t i = 0; i < run; ++i) d[i] = by * d[i] + (z ? plus : Compute(0));
+            if (slope == 0)
+                for (int64_t i = 0; i < run; ++i) d[i] = by * d[i] + plus;
             else
                 for (int64_t i = 0; i < run; ++i) d[i] = by * d[i] + slope * (widen<Compute>(z[at + i]) - middle) + plus;
         });
     }
 
     const Call& call_;
-    const int64_t block_;
-    const std::unique_ptr<Compute[]> x_, pairs_, m_, weight_, factor_, dm_;
-    const std::unique_ptr<Whole[]> columns_, column_, row_, low_, high_;
+    const int64_t block_, pooled_;  // elements of y that buffers hold, and those of a pool
+    const std::unique_ptr<Compute[]> x_, pairs_, m_, weight_, dm_;
+    const std::unique_ptr<Whole[]> columns_, column_, row_;
 };
 
 // task(worker, number, first, end) of each task's elements of y.
@@ -501,36 +534,81 @@ void each_block(const Call& call, const Task& task) {
     });
 }
 
+// [2, channels], of add(worker, a block's first element, its elements, sums), the same on any number of threads.
+template <class Add>
+std::vector<double> totals(const Call& call, const Add& add) {
+    const int64_t block = call.block(), length = 2 * call.channels;
+    const int64_t size = block * std::max<int64_t>(1, std::max(TASK, 64 * call.channels) / block);
+    const int64_t tasks = ceil_div(call.count, size);
+    std::vector<double> parts(tasks * length), total(length);
+    each_task(call, size, tasks, [&](Worker& worker, int64_t t, int64_t first, int64_t end) {
+        for (; first < end; first += block) add(worker, first, std::min(block, end - first), parts.data() + t * length);
+    });
+    for (int64_t t = 0; t < tasks; ++t)
+        for (int64_t i = 0; i < length; ++i) total[i] += parts[t * length + i];
+    return total;
+}
+
+template <class... T>
+void take(void* const* addresses, T*&... memory) { ((memory = static_cast<T*>(*addresses++)), ...); }
+
 }  // namespace
 
-extern "C" int hard_threshold_forward(const Call* call) noexcept {
+// Addresses: z, scale, shift, y, m, code. Whatever a form has not is null.
+extern "C" int hard_threshold_forward(const void* numbers, void* const* addresses) noexcept {
     return guarded([&] {
-        each_block(*call, [](Worker& worker, int64_t first, int64_t count) { worker.forward(first, count); });
+        Call call(numbers);
+        take(addresses, call.z, call.scale, call.shift, call.y, call.kept_m, call.code);
+        each_block(call, [](Worker& worker, int64_t first, int64_t count) { worker.forward(first, count); });
         return true;
     });
 }
 
-extern "C" int hard_threshold_backward(const Call* call) noexcept {
+// Addresses: dy, z, scale, shift, m, code, dz, two that are not used, and coefficients where dz is mapped by them.
+extern "C" int hard_threshold_backward(const void* numbers, void* const* addresses) noexcept {
     return guarded([&] {
-        each_block(*call, [](Worker& worker, int64_t first, int64_t count) { worker.backward(first, count); });
+        Call call(numbers);
+        take(addresses, call.dy, call.z, call.scale, call.shift, call.kept_m, call.code, call.dz);
+        if (call.mapped) take(addresses + 9, call.coefficients);
+        each_block(call, [](Worker& worker, int64_t first, int64_t count) { worker.backward(first, count); });
         return true;
     });
 }
 
-extern "C" int hard_threshold_sums(const Call* call) noexcept {
+// Addresses: dy, z, scale, shift, center, sums.
+extern "C" int hard_threshold_sums(const void* numbers, void* const* addresses) noexcept {
     return guarded([&] {
-        const int64_t block = call->block(), length = 2 * call->channels;
-        const int64_t size = block * std::max<int64_t>(1, std::max(TASK, 64 * call->channels) / block);
-        const int64_t tasks = ceil_div(call->count, size);
-        std::vector<double> parts(tasks * length);
-        each_task(*call, size, tasks, [&](Worker& worker, int64_t t, int64_t first, int64_t end) {
-            for (; first < end; first += block)
-                worker.add_sums(first, std::min(block, end - first), parts.data() + t * length);
+        Call call(numbers);
+        Compute* sums;
+        take(addresses, call.dy, call.z, call.scale, call.shift, call.center, sums);
+        for (const double sum : totals(call, [](Worker& worker, int64_t first, int64_t count, double* sums) {
+                 worker.add_sums(first, count, sums);
+             }))
+            *sums++ = Compute(sum);
+        return true;
+    });
+}
+
+// Addresses: z, and of each channel the mean and the biased variance.
+extern "C" int hard_threshold_statistics(const void* numbers, void* const* addresses) noexcept {
+    return guarded([&] {
+        Call call(numbers);
+        Compute *mean, *variance;
+        take(addresses, call.z, mean, variance);
+        // the mean can be many times the spread: what is summed, in double, is the difference from some element
+        std::vector<double> centers(call.channels);
+        for (int64_t c = 0; c < call.channels; ++c) {
+            const double some = widen<Compute>(call.z[c * call.inner]);
+            centers[c] = some - some == 0 ? some : 0;
+        }
+        const std::vector<double> moments = totals(call, [&](Worker& worker, int64_t first, int64_t count, double* sums) {
+            worker.add_moments(first, count, centers.data(), sums);
         });
-        for (int64_t i = 0; i < length; ++i) {
-            double sum = 0;
-            for (int64_t t = 0; t < tasks; ++t) sum += parts[t * length + i];
-            call->sums[i] = Compute(sum);
+        const double count = double(call.count / call.channels);
+        for (int64_t c = 0; c < call.channels; ++c) {
+            const double off = moments[c] / count, square = moments[call.channels + c] / count - off * off;
+            mean[c] = Compute(centers[c] + off);
+            variance[c] = Compute(square < 0 ? 0 : square);
         }
         return true;
     });

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ...autotune import Space, Tuned
-from ..runtime import native
+from ..runtime import dispatch, native
 from .definition import KINDS, Form, rule_of
-from .layout import channels, code_bytes, ordered, y_like
+from .layout import channels, code_bytes, ordered, y_like, y_shape, z_like, z_shape
 
 SOURCE = Path(__file__).with_name("by_cpp.cpp")
 
@@ -25,40 +27,42 @@ _KEPT = ("z", "m", "bits", "byte")
 
 
 class _Call(ctypes.Structure):
-    """Mirrors `struct Call` in by_cpp.cpp, field by field."""
+    """Mirrors `struct Numbers` in by_cpp.cpp, field by field."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("count", "channels", "inner", "width")),
         *((name, ctypes.c_int64) for name in ("kind", "steps", "family", "is_open", "weighted", "kept", "keeps")),
-        ("threads", ctypes.c_int64),
+        *((name, ctypes.c_int64) for name in ("mapped", "threads")),
         *((name, ctypes.c_double) for name in ("low", "high", "height", "slope", "offset")),
-        *((name, ctypes.c_void_p) for name in ("z", "scale", "shift", "y", "kept_m", "code", "dy")),
-        *((name, ctypes.c_void_p) for name in ("coefficients", "dz", "center", "sums")),
     )
 
 
 @native.cached
 def _functions(dtype: torch.dtype):
     library = native.required("hard_threshold", SOURCE, dtype)
-    functions = library.hard_threshold_forward, library.hard_threshold_backward, library.hard_threshold_sums
-    for function in functions:
-        function.argtypes = [ctypes.POINTER(_Call)]
-    return functions
+    names = "forward", "backward", "sums", "statistics"
+    return tuple(getattr(library, f"hard_threshold_{name}") for name in names)
 
 
-def _run(number: int, tuned: Tuned, shape: torch.Size, like: Tensor, form: Form, keep: bool, **tensors: Tensor | None):
-    """Calls a function of the library, of z.s shape and a tensor like y."""
+def _call(tuned: Tuned, shape: Sequence[int], x: Tensor, form: Form, keep: bool = False, mapped: bool = False) -> _Call:
+    """The numbers of a call, of z's shape and a tensor of its dtype and device."""
     outer, of_channel, inner = channels(shape, form) if len(shape) > 1 else (1, 1, 1)
-    rule, count = rule_of(form), like.numel()
-    config = tuned.config({"N": outer, "C": of_channel, "M": inner, "dtype": str(like.dtype)}, like.device)
-    width = like.shape[-1] if form.pool else 0
-    call = _Call(
+    rule, count, width = rule_of(form), math.prod(shape), 0
+    if form.pool:
+        count, width = count // 4, shape[-1] // 2
+    config = tuned.config({"N": outer, "C": of_channel, "M": inner, "dtype": str(x.dtype)}, x.device)
+    return _Call(
         *(count, of_channel, inner, width, KINDS.index(form.kind), form.steps, _FAMILIES.index(rule.family)),
-        *(rule.is_open, form.weighted, _KEPT.index(form.kept), keep, native.threads(config["threads"], count, _SMALL)),
+        *(rule.is_open, form.weighted, _KEPT.index(form.kept), keep, mapped),
+        native.threads(config["threads"], count, _SMALL),
         *(rule.low, rule.high, rule.height, rule.slope, rule.offset),
-        **{name: x.data_ptr() for name, x in tensors.items() if x is not None},
     )
-    if count and _functions(like.dtype)[number](call):
+
+
+def _run(number: int, call: _Call, dtype: torch.dtype, *tensors: Tensor | None) -> None:
+    """Calls a function of the library with the addresses of these tensors."""
+    addresses = (ctypes.c_void_p * len(tensors))(*(None if x is None else x.data_ptr() for x in tensors))
+    if call.count and _functions(dtype)[number](ctypes.byref(call), addresses):
         raise MemoryError("hard_threshold: no memory for the buffers of its threads")
 
 
@@ -67,8 +71,7 @@ def forward(z: Tensor, scale: Tensor | None, shift: Tensor | None, form: Form, k
     z, y = ordered(z, form), y_like(z, form)
     kept = y.new_empty(y.shape if keep and form.kept == "m" else (0,))
     code = z.new_empty((code_bytes(y.numel(), form) if keep else 0,), dtype=torch.uint8)
-    scale, shift = _in_one_piece(scale, shift)
-    _run(0, FORWARD, z.shape, y, form, keep, z=z, scale=scale, shift=shift, y=y, kept_m=kept, code=code)
+    _run(0, _call(FORWARD, z.shape, z, form, keep), z.dtype, z, *_in_one_piece(scale, shift), y, kept, code)
     return y, kept, code
 
 
@@ -77,16 +80,13 @@ def backward(
     coefficients: Tensor | None, form: Form,
 ) -> Tensor:  # fmt: skip
     """dz, as `by_torch.backward`."""
-    shape = (*dy.shape[:-2], 2 * dy.shape[-2], 2 * dy.shape[-1]) if form.pool else dy.shape
-    order = torch.channels_last if form.channels_last else torch.contiguous_format
-    dz = torch.empty(shape, dtype=dy.dtype, device=dy.device, memory_format=order)
-    dy = ordered(dy, form)
-    z = None if z is None else ordered(z, form)
-    scale, shift, coefficients, kept, code = _in_one_piece(scale, shift, coefficients, kept, code)
-    _run(
-        1, BACKWARD, dz.shape, dy, form, True,
-        dy=dy, z=z, scale=scale, shift=shift, kept_m=kept, code=code, coefficients=coefficients, dz=dz,
-    )  # fmt: skip
+    dz = z_like(dy, form)
+    call = _call(BACKWARD, dz.shape, dy, form, mapped=coefficients is not None)
+    tensors = (
+        *(ordered(dy, form), None if z is None else ordered(z, form), *_in_one_piece(scale, shift, kept, code)),
+        *(dz, None, None, *_in_one_piece(coefficients)),
+    )
+    _run(1, call, dy.dtype, *tensors)
     return dz
 
 
@@ -94,10 +94,36 @@ def sums(dy: Tensor, z: Tensor, scale: Tensor | None, shift: Tensor | None, cent
     """Rows Σ dx, Σ dx (z − center) [2, C], as `by_torch.sums`; z is what was kept."""
     total = center.new_zeros((2, z.shape[1]))
     dy, z = ordered(dy, form), ordered(z, form)
-    scale, shift, center = _in_one_piece(scale, shift, center)
-    form = form._replace(kept="z")
-    _run(2, SUMS, z.shape, dy, form, True, dy=dy, z=z, scale=scale, shift=shift, center=center, sums=total)
+    call = _call(SUMS, z.shape, z, form._replace(kept="z"))
+    _run(2, call, z.dtype, dy, z, *_in_one_piece(scale, shift, center), total)
     return total
+
+
+def statistics(z: Tensor, form: Form) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance [C], as `by_torch.statistics`."""
+    mean, variance = z.new_full((2, z.shape[1]), math.nan, dtype=torch.promote_types(z.dtype, torch.float32)).unbind()
+    z = ordered(z, form)
+    _run(3, _call(SUMS, z.shape, z, form._replace(pool=False)), z.dtype, z, mean, variance)
+    return mean, variance
+
+
+def forward_plan(z: Tensor, form: Form, keep: bool) -> dispatch.Plan:
+    """The plan of `forward` of contiguous tensors. No size is 0."""
+    shape = y_shape(z.shape, form)
+    size = code_bytes(math.prod(shape), form) if keep else 0
+    outputs = (
+        (z.dtype, shape),
+        (z.dtype, shape if keep and form.kept == "m" else (0,)),
+        (torch.uint8, (size,) if size else None),
+    )
+    return dispatch.plan(_functions(z.dtype)[0], outputs, _call(FORWARD, z.shape, z, form, keep))
+
+
+def backward_plan(dy: Tensor, form: Form) -> dispatch.Plan:
+    """The plan of `backward` of contiguous tensors, without coefficients; two empty outputs follow dz. No size is 0."""
+    shape, nothing = z_shape(dy.shape, form), (dy.dtype, (0,))
+    call = _call(BACKWARD, shape, dy, form)
+    return dispatch.plan(_functions(dy.dtype)[1], ((dy.dtype, shape), nothing, nothing), call)
 
 
 def _in_one_piece(*tensors: Tensor | None) -> list[Tensor | None]:

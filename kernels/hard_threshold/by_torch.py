@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .definition import Form, activation, rule_of
-from .layout import ordered, y_like
+from .layout import ordered, y_like, z_like
 
 _BIT = tuple(1 << i for i in range(8))
 
@@ -39,18 +39,18 @@ def backward(
 ) -> Tensor:  # fmt: skip
     """dy and what was kept -> dz.
 
-    coefficients: rows p, q, center, r [4, C] of dz = p dx + q (z − center) + r; None: dz = dx. q, center and r count
-    only where z was kept.
+    coefficients: rows p, q, center, r [4, C] of dz = p dx + q (z − center) + r, which only a call with z has. Without
+    them dz = scale dx, or dx where there is no scale.
     """
     wide = torch.promote_types(dy.dtype, torch.float32)
     dx = _dx(dy, z, scale, shift, kept, code, form)
-    dtype = dy.dtype
-    if coefficients is not None:
+    if coefficients is None and scale is not None:
+        dx = scale.view(-1, *(1,) * (dx.dim() - 2)) * dx
+    elif coefficients is not None and z is not None:
         p, q, center, r = (row.view(-1, *(1,) * (dx.dim() - 2)) for row in coefficients)
         # where q is 0 z does not count, infinite as it may be
-        dx = p * dx if z is None else p * dx + torch.where(q == 0, 0, q * (z.to(wide) - center)) + r
-    dz = torch.empty(dx.shape, dtype=dtype, device=dy.device, memory_format=_memory_format(form))
-    return dz.copy_(dx)
+        dx = p * dx + torch.where(q == 0, 0, q * (z.to(wide) - center)) + r
+    return z_like(dy, form).copy_(dx)
 
 
 def sums(dy: Tensor, z: Tensor, scale: Tensor | None, shift: Tensor | None, center: Tensor, form: Form) -> Tensor:
@@ -61,11 +61,14 @@ def sums(dy: Tensor, z: Tensor, scale: Tensor | None, shift: Tensor | None, cent
     return torch.stack([dx.sum(others), (dx * centered).sum(others)])
 
 
+def statistics(z: Tensor, form: Form) -> tuple[Tensor, Tensor]:
+    """z -> mean and biased variance [C] over all but the channels, in float32 or wider."""
+    wide = z.to(torch.promote_types(z.dtype, torch.float32))
+    variance, mean = torch.var_mean(wide, [d for d in range(z.dim()) if d != 1], correction=0)
+    return mean, variance
+
+
 # ------------------------------------------------------------------------------------------------ parts
-
-
-def _memory_format(form: Form) -> torch.memory_format:
-    return torch.channels_last if form.channels_last else torch.contiguous_format
 
 
 def _affine(z: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:

@@ -26,7 +26,7 @@ from torch import Tensor
 from ...autotune import Space, Tuned
 from ...triton_or_stub import tl, triton
 from .definition import Form, Rule, rule_of
-from .layout import channels, code_bytes, ordered, planes, y_like
+from .layout import channels, code_bytes, ordered, planes, y_like, z_like
 
 _SPACE = Space({"BLOCK": (256, 512, 1024, 2048, 4096), "num_warps": (4, 8)})
 
@@ -496,15 +496,18 @@ def backward(
 ) -> Tensor:  # fmt: skip
     """dy and what was kept -> dz.
 
-    coefficients: rows p, q, center, r [4, C] of dz = p dx + q (z − center) + r; None: dz = dx. q, center and r count
-    only where z was kept.
+    coefficients: rows p, q, center, r [4, C] of dz = p dx + q (z − center) + r, which only a call with z has. Without
+    them dz = scale dx, or dx where there is no scale.
     """
     dy, z = ordered(dy, form), None if z is None else ordered(z, form)
-    shape = (*dy.shape[:-2], 2 * dy.shape[-2], 2 * dy.shape[-1]) if form.pool else dy.shape
-    memory_format = torch.channels_last if form.channels_last else torch.contiguous_format
-    dz = torch.empty(shape, dtype=dy.dtype, device=dy.device, memory_format=memory_format)
+    dz = z_like(dy, form)
     if dy.numel() == 0:
         return dz
+    if (
+        scale is not None and coefficients is None
+    ):  # the kernel takes four rows, of which only z's call reads the others
+        zeros = torch.zeros_like(scale)
+        coefficients = torch.stack([scale, zeros, zeros, zeros])
     config = BACKWARD.config(_problem(dy, form), dy.device)
     grid, sizes, constants = _launch(dy, form, coefficients is not None, config)
     _hard_threshold_bwd_kernel[grid](

@@ -9,6 +9,9 @@ column and its row.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -22,9 +25,27 @@ def ordered(z: Tensor, form: Form) -> Tensor:
 
 def y_like(z: Tensor, form: Form) -> Tensor:
     """An empty y."""
-    if form.pool:
-        return z.new_empty((*z.shape[:-2], z.shape[-2] // 2, z.shape[-1] // 2))
-    return torch.empty_like(z, memory_format=torch.channels_last if form.channels_last else torch.contiguous_format)
+    return _empty(z, y_shape(z.shape, form), form)
+
+
+def z_like(dy: Tensor, form: Form) -> Tensor:
+    """An empty dz."""
+    return _empty(dy, z_shape(dy.shape, form), form)
+
+
+def _empty(like: Tensor, shape: tuple[int, ...], form: Form) -> Tensor:
+    memory_format = torch.channels_last if form.channels_last else torch.contiguous_format
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format)
+
+
+def y_shape(shape: Sequence[int], form: Form) -> tuple[int, ...]:
+    """y's, of z's."""
+    return (*shape[:-2], shape[-2] // 2, shape[-1] // 2) if form.pool else tuple(shape)
+
+
+def z_shape(shape: Sequence[int], form: Form) -> tuple[int, ...]:
+    """z's, of y's."""
+    return (*shape[:-2], 2 * shape[-2], 2 * shape[-1]) if form.pool else tuple(shape)
 
 
 def planes(form: Form) -> int:
@@ -39,9 +60,9 @@ def code_bytes(count: int, form: Form) -> int:
     return (count if form.kept == "byte" else 0) + planes(form) * ((count + 7) // 8)
 
 
-def channels(shape: torch.Size, form: Form) -> tuple[int, int, int]:
+def channels(shape: Sequence[int], form: Form) -> tuple[int, int, int]:
     """(outer, C, inner): x[o, c, i] is how elements of z lie in memory; c is z's dimension 1."""
     C = shape[1]
     if form.channels_last:
         return shape[0] * shape[2] * shape[3], C, 1
-    return shape[0], C, shape[2:].numel()
+    return shape[0], C, math.prod(shape[2:])

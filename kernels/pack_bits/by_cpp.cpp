@@ -6,7 +6,7 @@
 // Packing compares 64 elements at a time, which gives bytes of 0 and 1; a product gathers eight of them into one byte.
 // Unpacking copies the eight elements of a byte from a table.
 
-#include "../runtime/native/native.hpp"
+#include "../runtime/native/bits.hpp"
 
 namespace {
 
@@ -56,12 +56,6 @@ struct Sign {
 };
 
 using Of = Sign<Element>;
-
-inline uint8_t gathered(const uint8_t* positive) {
-    uint64_t eight;  // bytes of 0 and 1, the first the lowest
-    std::memcpy(&eight, positive, sizeof eight);
-    return uint8_t(eight * 0x0102040810204080 >> 56);
-}
 
 int flags_of(const Element* x, int64_t count) {
     bool nan = false, others = false;

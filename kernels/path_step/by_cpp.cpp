@@ -8,7 +8,7 @@
 
 #include "workspace.hpp"
 #include "passes.hpp"
-#include "overlap.hpp"
+#include "../runtime/native/overlap.hpp"
 
 namespace {
 

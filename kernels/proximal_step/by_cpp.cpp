@@ -17,7 +17,7 @@
 #include <memory>
 
 #include "../runtime/native/native.hpp"
-#include "../path_step/overlap.hpp"
+#include "../runtime/native/overlap.hpp"
 
 namespace {
 

@@ -205,6 +205,53 @@ def test_behind_a_batch_norm(name, pool, options, layout, set_backend):
         torch.testing.assert_close(ours, torchs, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "matrix"])
+@pytest.mark.parametrize("offset", [0, 1, 1e4])
+@pytest.mark.parametrize("first", [0, 1e6])
+def test_statistics_to_a_few_last_digits(name, layout, offset, first, set_backend):
+    """Also where the mean is 10⁴ times the spread, and whatever a channel's first element is."""
+    set_backend(name)
+    z = torch.randn(64, 3, 8, 9) + offset
+    z[0, 1, 0, 0] += first
+    z = z[:, :, 0, 0] if layout == "matrix" else z
+    z = z.contiguous(memory_format=torch.channels_last) if layout == "channels_last" else z
+    _, mean, var = batch_norm_threshold(z, torch.ones(3), torch.zeros(3), 1e-5)
+    expected = torch.var_mean(z.double(), [d for d in range(z.dim()) if d != 1], correction=0)
+    for got, wanted in zip((var, mean), expected, strict=True):
+        # float32 has 1.2e-7; a mean near 0 is as exact as what it is the mean of
+        torch.testing.assert_close(got, wanted.float(), rtol=5e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("sample", [0, 3])
+def test_only_a_channel_of_what_is_not_finite_has_no_variance(name, value, sample, set_backend):
+    set_backend(name)
+    z = torch.randn(4, 3, 8, 9)
+    z[sample, 1, 0, 0] = value
+    y, _, var = batch_norm_threshold(z, torch.ones(3), torch.zeros(3), 1e-5)
+    assert var.isnan().tolist() == [False, True, False]
+    assert y[:, 1].isnan().all()
+    assert not y[:, ::2].isnan().any()
+
+
+@compiled
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_statistics_are_the_same_on_any_number_of_threads(layout, set_backend):
+    set_backend("cpp")
+    z = torch.randn(37, 5, 40, 41).contiguous(memory_format=layout)
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(batch_norm_threshold(z, torch.ones(5), torch.zeros(5), 1e-5))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
+
+
 def test_behind_a_batch_norm_z_alone_is_kept():
     z, weight, bias = torch.randn(8, 4, 6, 6, requires_grad=True), torch.ones(4), torch.zeros(4)
     assert kept(lambda: batch_norm_threshold(z, weight, bias, 1e-5, pool=2), z) <= 4 * 4 * 4  # numbers of a channel

@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "../runtime/native/native.hpp"
+#include "native.hpp"
 
 namespace {
 
