@@ -101,7 +101,8 @@ def sums(dy: Tensor, z: Tensor, scale: Tensor | None, shift: Tensor | None, cent
 
 def statistics(z: Tensor, form: Form) -> tuple[Tensor, Tensor]:
     """Mean and biased variance [C], as `by_torch.statistics`."""
-    mean, variance = z.new_full((2, z.shape[1]), math.nan, dtype=torch.promote_types(z.dtype, torch.float32)).unbind()
+    mean = z.new_full((z.shape[1],), math.nan, dtype=torch.promote_types(z.dtype, torch.float32))
+    variance = mean.clone()
     z = ordered(z, form)
     _run(3, _call(SUMS, z.shape, z, form._replace(pool=False)), z.dtype, z, mean, variance)
     return mean, variance
