@@ -22,6 +22,8 @@ def draw(records: Sequence[Record], path: Path) -> bool:
     Returns False where matplotlib is not installed, or there is no front.
     """
     try:
+        from matplotlib.ticker import NullFormatter
+
         from ...page.figures import COLOR, drawing
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
@@ -45,6 +47,9 @@ def draw(records: Sequence[Record], path: Path) -> bool:
                         "o-" if field == "l1" else "o", markersize=2.5, markeredgewidth=0, **style,
                     )  # fmt: skip
                 panel.set(xscale="log", yscale="log", xlabel={"l1": "ℓ¹", "nnz": "nonzeros"}[field])
+                most = max(p[field] for r in own for p in r["points"])
+                panel.set_xlim(left=most / 200)  # further left there is but the loss of 0
+                panel.xaxis.set_minor_formatter(NullFormatter())  # whose labels run into each other
                 panel.grid(axis="y")
             panels[0, column].set_title(name)
         for panel in panels[:, 0]:

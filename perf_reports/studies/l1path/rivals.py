@@ -160,11 +160,14 @@ def nsga2(models: list[nn.Module], task: Task, *, evaluations: int, seed: int = 
     return measured.front
 
 
-def lassonet(task: Task, seed: int) -> list[dict[str, Any]]:
+def lassonet(task: Task, seed: int, iterations: tuple[int, int] = (1000, 100)) -> list[dict[str, Any]]:
     """LassoNet's path of a network with hidden layers of 20 and 20: a row for each point, from dense to sparse.
 
     ℓ¹ and nonzeros are of all its parameters, those of the skip connection too. λ grows by a tenth a point, where the
     package's default of a fiftieth makes four hundred points of it.
+
+    Args:
+        iterations: at the most, to the first point and to each other one; the package's own numbers.
 
     Raises:
         Absent: LassoNet is not installed.
@@ -173,7 +176,7 @@ def lassonet(task: Task, seed: int) -> list[dict[str, Any]]:
     x, y = task.train.x, task.train.y
     x_valid, y_valid = (torch.cat(parts) for parts in zip(*task.validation, strict=True))
     model = package.LassoNetClassifier(
-        hidden_dims=(20, 20), path_multiplier=1.1, verbose=0, torch_seed=seed, random_state=seed
+        hidden_dims=(20, 20), path_multiplier=1.1, n_iters=iterations, verbose=0, torch_seed=seed, random_state=seed
     )
     rows = []
     path = model.path(x.numpy(), y.numpy(), X_val=x_valid.numpy(), y_val=y_valid.numpy(), return_state_dicts=True)

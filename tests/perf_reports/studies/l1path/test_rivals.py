@@ -44,6 +44,6 @@ def test_nsga2_finds_points_by_real_numbers(task):
 
 def test_lassonet_drops_features_along_its_path(task):
     pytest.importorskip("lassonet", reason="it carries its path")
-    rows = rivals.lassonet(task, seed=0)
+    rows = rivals.lassonet(task, seed=0, iterations=(20, 5))
     assert rows[0]["features"] == 16
     assert rows[-1]["features"] == 0
