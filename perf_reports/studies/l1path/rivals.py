@@ -1,4 +1,4 @@
-"""What one would use in place of a walk along the front: magnitude pruning, NSGA-II, and LassoNet on tables.
+"""Rivals of a walk along the front: magnitude pruning, NSGA-II, and LassoNet on tables.
 
 pymoo and LassoNet are no dependencies; where one is not installed, `Absent` says so.
 """

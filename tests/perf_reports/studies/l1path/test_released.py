@@ -1,5 +1,7 @@
 """The released algorithm against its rules, written down once more: its α, its momentum, its phases, its checkpoint."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -19,7 +21,7 @@ def model(seed=0):
     return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
 
 
-SHORT = {"first_steps": 6, "dense_points": 2, "sparse_points": 2, "correctors": 3, "predictor_steps": 2}
+SHORT: dict[str, Any] = {"first_steps": 6, "dense_points": 2, "sparse_points": 2, "correctors": 3, "predictor_steps": 2}
 
 
 def flat(parameters):
@@ -34,9 +36,11 @@ def test_lambda_is_one_of_what_ten_bisections_give():
     front = Released(model(), functional.cross_entropy, **SHORT).run(batch(), progress=False)
     assert [p.phase for p in front] == ["start", "dense", "dense", "sparse", "sparse"]
     for point in front:
+        assert point.lam is not None
         odd = 2048 / (1 + point.lam)
         assert odd == pytest.approx(round(odd), abs=1e-6)
         assert round(odd) % 2 == 1
+    assert front[1].lam is not None
     assert front[1].lam >= 4.88e-4
 
 
@@ -53,9 +57,8 @@ def test_first_steps_are_those_of_the_rules():
         k, p = (0, x) if p.abs().sum() > x.abs().sum() else (k + 1, p)
         last = p
         nn.utils.vector_to_parameters(p.clone(), other.parameters())
-        other.zero_grad()
-        functional.cross_entropy(other(x_in), y_in).backward()
-        d = torch.cat([q.grad.flatten() for q in other.parameters()])
+        loss = functional.cross_entropy(other(x_in), y_in)
+        d = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(other.parameters()))])
         low, high = 0.0, 1.0
         for _ in range(10):
             alpha = (low + high) / 2
@@ -82,8 +85,14 @@ def test_a_walk_that_is_killed_goes_on_to_the_same_bits(tmp_path):
 
 def test_the_iris_rule_ends_a_predictor():
     def epochs(ends):
-        settings = {**SHORT, "predictor": "sgd", "predictor_lr": 0.1, "predictor_steps": 50, "ends": ends}
-        return Released(model(), functional.cross_entropy, **settings).run(batch(), progress=False)[1].epochs
+        settings: dict[str, Any] = {
+            **SHORT,
+            "predictor": "sgd",
+            "predictor_lr": 0.1,
+            "predictor_steps": 50,
+            "ends": ends,
+        }
+        return Released(model(), functional.cross_entropy, **settings).run(batch(), progress=False)[1].epochs or 0
 
     assert epochs(None) == 6 + 50 + 3
     assert epochs((0.0, 100.0)) < 6 + 50 + 3
