@@ -476,6 +476,7 @@ def forward(z: Tensor, scale: Tensor | None, shift: Tensor | None, form: Form, k
     if not keep:
         form = form._replace(kept="z")
     z, y = ordered(z, form), y_like(z, form)
+    scale, shift = _in_one_piece(scale, shift)
     m = y.new_empty(y.shape if form.kept == "m" else (0,))
     code = z.new_empty((code_bytes(y.numel(), form),), dtype=torch.uint8)
     if y.numel() == 0:
@@ -500,6 +501,7 @@ def backward(
     only where z was kept.
     """
     dy, z = ordered(dy, form), None if z is None else ordered(z, form)
+    scale, shift, coefficients = _in_one_piece(scale, shift, coefficients)
     shape = (*dy.shape[:-2], 2 * dy.shape[-2], 2 * dy.shape[-1]) if form.pool else dy.shape
     memory_format = torch.channels_last if form.channels_last else torch.contiguous_format
     dz = torch.empty(shape, dtype=dy.dtype, device=dy.device, memory_format=memory_format)
@@ -516,7 +518,8 @@ def backward(
 
 def sums(dy: Tensor, z: Tensor, scale: Tensor | None, shift: Tensor | None, center: Tensor, form: Form) -> Tensor:
     """dy, z -> rows Σ dx, Σ dx (z − center) [2, C], the sums over all but the channels."""
-    dy, z = ordered(dy, form), ordered(z, form)
+    dy, z, center = ordered(dy, form), ordered(z, form), center.contiguous()
+    scale, shift = _in_one_piece(scale, shift)
     outer, C, inner = channels(dy.shape, form)
     if dy.numel() == 0:
         return center.new_zeros((2, C))
@@ -531,6 +534,10 @@ def sums(dy: Tensor, z: Tensor, scale: Tensor | None, shift: Tensor | None, cent
         **config,
     )  # fmt: skip
     return partial.sum(0, dtype=torch.float64).to(center.dtype)
+
+
+def _in_one_piece(*tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if x is None else x.contiguous() for x in tensors]
 
 
 def _split(outer: int, C: int, inner: int, pool: bool) -> tuple[int, int, int, int]:
