@@ -476,6 +476,7 @@ def forward(z: Tensor, scale: Tensor | None, shift: Tensor | None, form: Form, k
     if not keep:
         form = form._replace(kept="z")
     z, y = ordered(z, form), y_like(z, form)
+    scale, shift = _in_one_piece(scale, shift)
     m = y.new_empty(y.shape if form.kept == "m" else (0,))
     code = z.new_empty((code_bytes(y.numel(), form),), dtype=torch.uint8)
     if y.numel() == 0:
@@ -500,12 +501,11 @@ def backward(
     them dz = scale dx, or dx where there is no scale.
     """
     dy, z = ordered(dy, form), None if z is None else ordered(z, form)
+    scale, shift, coefficients = _in_one_piece(scale, shift, coefficients)
     dz = z_like(dy, form)
     if dy.numel() == 0:
         return dz
-    if (
-        scale is not None and coefficients is None
-    ):  # the kernel takes four rows, of which only z's call reads the others
+    if scale is not None and coefficients is None:  # the kernel takes four rows; the others count only where z was kept
         zeros = torch.zeros_like(scale)
         coefficients = torch.stack([scale, zeros, zeros, zeros])
     config = BACKWARD.config(_problem(dy, form), dy.device)
@@ -519,7 +519,8 @@ def backward(
 
 def sums(dy: Tensor, z: Tensor, scale: Tensor | None, shift: Tensor | None, center: Tensor, form: Form) -> Tensor:
     """dy, z -> rows Σ dx, Σ dx (z − center) [2, C], the sums over all but the channels."""
-    dy, z = ordered(dy, form), ordered(z, form)
+    dy, z, center = ordered(dy, form), ordered(z, form), center.contiguous()
+    scale, shift = _in_one_piece(scale, shift)
     outer, C, inner = channels(dy.shape, form)
     if dy.numel() == 0:
         return center.new_zeros((2, C))
@@ -534,6 +535,10 @@ def sums(dy: Tensor, z: Tensor, scale: Tensor | None, shift: Tensor | None, cent
         **config,
     )  # fmt: skip
     return partial.sum(0, dtype=torch.float64).to(center.dtype)
+
+
+def _in_one_piece(*tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if x is None else x.contiguous() for x in tensors]
 
 
 def _split(outer: int, C: int, inner: int, pool: bool) -> tuple[int, int, int, int]:
