@@ -13,7 +13,7 @@ from torch import Tensor
 from ...autotune import Space, Tuned
 from ..runtime import dispatch, native
 from .definition import KINDS, Form, rule_of
-from .layout import channels, code_bytes, ordered, y_like, y_shape, z_like, z_shape
+from .layout import channels, code_bytes, in_one_piece, ordered, y_like, y_shape, z_like, z_shape
 
 SOURCE = Path(__file__).with_name("by_cpp.cpp")
 
@@ -71,7 +71,7 @@ def forward(z: Tensor, scale: Tensor | None, shift: Tensor | None, form: Form, k
     z, y = ordered(z, form), y_like(z, form)
     kept = y.new_empty(y.shape if keep and form.kept == "m" else (0,))
     code = z.new_empty((code_bytes(y.numel(), form) if keep else 0,), dtype=torch.uint8)
-    _run(0, _call(FORWARD, z.shape, z, form, keep), z.dtype, z, *_in_one_piece(scale, shift), y, kept, code)
+    _run(0, _call(FORWARD, z.shape, z, form, keep), z.dtype, z, *in_one_piece(scale, shift), y, kept, code)
     return y, kept, code
 
 
@@ -83,8 +83,8 @@ def backward(
     dz = z_like(dy, form)
     call = _call(BACKWARD, dz.shape, dy, form, mapped=coefficients is not None)
     tensors = (
-        *(ordered(dy, form), None if z is None else ordered(z, form), *_in_one_piece(scale, shift, kept, code)),
-        *(dz, None, None, *_in_one_piece(coefficients)),
+        *(ordered(dy, form), None if z is None else ordered(z, form), *in_one_piece(scale, shift, kept, code)),
+        *(dz, None, None, *in_one_piece(coefficients)),
     )
     _run(1, call, dy.dtype, *tensors)
     return dz
@@ -95,7 +95,7 @@ def sums(dy: Tensor, z: Tensor, scale: Tensor | None, shift: Tensor | None, cent
     total = center.new_zeros((2, z.shape[1]))
     dy, z = ordered(dy, form), ordered(z, form)
     call = _call(SUMS, z.shape, z, form._replace(kept="z"))
-    _run(2, call, z.dtype, dy, z, *_in_one_piece(scale, shift, center), total)
+    _run(2, call, z.dtype, dy, z, *in_one_piece(scale, shift, center), total)
     return total
 
 
@@ -125,7 +125,3 @@ def backward_plan(dy: Tensor, form: Form) -> dispatch.Plan:
     shape, nothing = z_shape(dy.shape, form), (dy.dtype, (0,))
     call = _call(BACKWARD, shape, dy, form)
     return dispatch.plan(_functions(dy.dtype)[1], ((dy.dtype, shape), nothing, nothing), call)
-
-
-def _in_one_piece(*tensors: Tensor | None) -> list[Tensor | None]:
-    return [None if x is None else x.contiguous() for x in tensors]

@@ -26,7 +26,7 @@ from torch import Tensor
 from ...autotune import Space, Tuned
 from ...triton_or_stub import tl, triton
 from .definition import Form, Rule, rule_of
-from .layout import channels, code_bytes, ordered, planes, y_like, z_like
+from .layout import channels, code_bytes, in_one_piece, ordered, planes, y_like, z_like
 
 _SPACE = Space({"BLOCK": (256, 512, 1024, 2048, 4096), "num_warps": (4, 8)})
 
@@ -476,7 +476,7 @@ def forward(z: Tensor, scale: Tensor | None, shift: Tensor | None, form: Form, k
     if not keep:
         form = form._replace(kept="z")
     z, y = ordered(z, form), y_like(z, form)
-    scale, shift = _in_one_piece(scale, shift)
+    scale, shift = in_one_piece(scale, shift)
     m = y.new_empty(y.shape if form.kept == "m" else (0,))
     code = z.new_empty((code_bytes(y.numel(), form),), dtype=torch.uint8)
     if y.numel() == 0:
@@ -501,7 +501,7 @@ def backward(
     them dz = scale dx, or dx where there is no scale.
     """
     dy, z = ordered(dy, form), None if z is None else ordered(z, form)
-    scale, shift, coefficients = _in_one_piece(scale, shift, coefficients)
+    scale, shift, coefficients = in_one_piece(scale, shift, coefficients)
     dz = z_like(dy, form)
     if dy.numel() == 0:
         return dz
@@ -520,7 +520,7 @@ def backward(
 def sums(dy: Tensor, z: Tensor, scale: Tensor | None, shift: Tensor | None, center: Tensor, form: Form) -> Tensor:
     """dy, z -> rows Σ dx, Σ dx (z − center) [2, C], the sums over all but the channels."""
     dy, z, center = ordered(dy, form), ordered(z, form), center.contiguous()
-    scale, shift = _in_one_piece(scale, shift)
+    scale, shift = in_one_piece(scale, shift)
     outer, C, inner = channels(dy.shape, form)
     if dy.numel() == 0:
         return center.new_zeros((2, C))
@@ -535,10 +535,6 @@ def sums(dy: Tensor, z: Tensor, scale: Tensor | None, shift: Tensor | None, cent
         **config,
     )  # fmt: skip
     return partial.sum(0, dtype=torch.float64).to(center.dtype)
-
-
-def _in_one_piece(*tensors: Tensor | None) -> list[Tensor | None]:
-    return [None if x is None else x.contiguous() for x in tensors]
 
 
 def _split(outer: int, C: int, inner: int, pool: bool) -> tuple[int, int, int, int]:

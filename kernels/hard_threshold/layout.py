@@ -23,6 +23,10 @@ def ordered(z: Tensor, form: Form) -> Tensor:
     return z.contiguous(memory_format=torch.channels_last) if form.channels_last else z.contiguous()
 
 
+def in_one_piece(*tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if x is None else x.contiguous() for x in tensors]
+
+
 def y_like(z: Tensor, form: Form) -> Tensor:
     """An empty y."""
     return _empty(z, y_shape(z.shape, form), form)
