@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...whole_files import replace
+
 _NEVER = -99.0  # what ARPA files write for log10 0
 
 
@@ -29,9 +31,8 @@ def write_bigrams(path: str | os.PathLike, words: Sequence[str], counts: Tensor,
     backoff = (alpha / (mass + alpha)).log10().tolist()
     log_bigram = ((values + alpha * prior[columns]) / (mass[history] + alpha)).log10()
     marks = [mark for mark in ("<unk>", "<s>", "</s>") if mark not in words]
-    path = Path(path)
-    fresh = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
+
+    def write(fresh: Path) -> None:
         with fresh.open("w", encoding="utf-8") as file:
             file.write(f"\\data\\\nngram 1={len(words) + len(marks)}\nngram 2={len(values)}\n\n\\1-grams:\n")
             file.writelines(f"{_NEVER}\t{mark}\t0\n" for mark in marks)
@@ -45,6 +46,5 @@ def write_bigrams(path: str | os.PathLike, words: Sequence[str], counts: Tensor,
                 pairs = zip(log_bigram[entries].tolist(), columns[entries].tolist(), strict=True)
                 file.writelines(f"{p:.9f}\t{word} {words[i]}\n" for p, i in pairs)
             file.write("\n\\end\\\n")
-        os.replace(fresh, path)
-    finally:
-        fresh.unlink(missing_ok=True)
+
+    replace(path, write)

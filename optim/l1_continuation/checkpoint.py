@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .whole_files import replace
+from ...whole_files import replace
 
 _STATE = "state.pt"
 

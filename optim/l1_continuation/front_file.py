@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from ...whole_files import replace
 from .weights import State
-from .whole_files import replace
 
 _KIND, _VERSION = "tropigrad ParetoFront", 1
 _KEYS = {"points": list, "states": list, "penalized": (list, type(None)), "parameters": (list, type(None))}

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .whole_files import replace
+from ...whole_files import replace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,7 +6,6 @@ Every file is replaced as a whole.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import threading
 import time
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from ...whole_files import replace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -114,16 +115,6 @@ def read_checkpoint(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     if other:
         raise ResumeError(f"{path}: a run of another setting: {'; '.join(other)}")
     return state
-
-
-def replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside it, then put in its place: a reader sees the old file or the new one, whole."""
-    fresh = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        write(fresh)
-        os.replace(fresh, path)
-    finally:
-        fresh.unlink(missing_ok=True)
 
 
 @contextmanager

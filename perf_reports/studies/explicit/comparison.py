@@ -20,12 +20,13 @@ from typing import Any
 
 import torch
 
+from ....whole_files import replace
 from ... import data, output
 from ...data import DataError
 from ...durations import format_duration
 from ...environment import machine, versions
 from ...texts import Text, read_speeches, read_text
-from ..runs import replace, write_metrics
+from ..runs import write_metrics
 from . import drawing
 from .language import languages, warm_language
 from .methods import Record, Split, arms, of_images, of_speeches, signs, tuned

@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ....whole_files import replace
 from ... import data, output
 from ...data import DataError, Dataset
 from ...durations import format_duration
 from ...environment import machine, versions
-from ..runs import CHECKPOINT, ResumeError, replace, write_metrics
+from ..runs import CHECKPOINT, ResumeError, write_metrics
 from . import drawing
 from .methods import FULL_EPOCHS, METHODS, Recipe, device
 from .training import last_rows, train

@@ -31,10 +31,11 @@ from torch.nn import functional
 from ....autotune.timing import interleaved
 from ....kernels import hard_threshold
 from ....nn import convnet4, convnet8
+from ....whole_files import replace
 from ... import output
 from ...environment import machine, versions
 from ...measuring.memory import peak_memory
-from ..runs import replace, write_metrics
+from ..runs import write_metrics
 from .eager import eager_port, eager_sign
 from .methods import RATES, WEIGHT_DECAY, device, saved_bytes
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ....whole_files import replace
 from ...commands import Progress
 from ...data import Dataset
 from .. import runs
-from ..runs import replace
 from .methods import LOSS_TITLE, Recipe, Training
 
 

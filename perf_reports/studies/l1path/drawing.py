@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..runs import replace
+from ....whole_files import replace
 
 Record = dict[str, Any]
 _COLORS = {

@@ -13,9 +13,10 @@ from ....optim import ParetoFront
 from ....optim.l1_continuation.compaction import Compacted
 from ....optim.l1_continuation.front import Point
 from ....optim.l1_continuation.tracing import describe
+from ....whole_files import replace
 from ...commands import Progress
 from ...data import Dataset
-from ..runs import METRICS, MODEL, ResumeError, interruption, replace, write_metrics
+from ..runs import METRICS, MODEL, ResumeError, interruption, write_metrics
 from .methods import Recipe, Task, accuracy, network, walk
 
 FRONT, PICTURE, CHECKPOINT = "front.pt", "front.png", "checkpoint"

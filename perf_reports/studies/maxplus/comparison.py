@@ -23,11 +23,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ....whole_files import replace
 from ... import data, output
 from ...data import DataError
 from ...durations import format_duration
 from ...environment import machine, versions
-from ..runs import replace, write_metrics
+from ..runs import write_metrics
 from . import methods
 from .beside_dense import Setting, compare_on
 from .features import view
