@@ -50,7 +50,7 @@ HOUSE = {
         "runtime": "runtime: how a call reaches its kernel",
     },
     "autotune": {"autotune": "which config a kernel runs with"},
-    "src/tropigrad": {"triton_or_stub": "triton_or_stub", "version": "version"},
+    "src/tropigrad": {"triton_or_stub": "triton_or_stub", "version": "version", "whole_files": "whole_files"},
 }
 # of perf_reports, where each file that is no command is among the records
 _FOLDERS = ("studies", "page", "measuring")
