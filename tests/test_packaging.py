@@ -17,9 +17,8 @@ SHIPPED = (".py", ".cpp", ".hpp", ".json", ".html", ".css", ".js")
 
 def sources() -> set[str]:
     """The package's files, by their place in an installed package."""
-    found = {
-        f"tropigrad/{name}" for name in ("__init__.py", "__main__.py", "py.typed", "triton_or_stub.py", "version.py")
-    }
+    ground = ("__init__.py", "__main__.py", "py.typed", "triton_or_stub.py", "version.py", "whole_files.py")
+    found = {f"tropigrad/{name}" for name in ground}
     found |= {f"tropigrad/cli/{path.name}" for path in (ROOT / "src" / "tropigrad" / "cli").glob("*.py")}
     for folder in FOLDERS:
         for path in (ROOT / folder).rglob("*"):
