@@ -98,8 +98,9 @@ def code_of(costs: list[dict[str, Any]], name: str, capability: int | str = 90, 
 
 
 QUICK = [  # a process each
-    ("float32", (), (80, 90, 100), False),
+    ("float32", (), (90,), False),
     ("float16", (), (90,), False),
+    ("float32", (), (80, 100), False),
     ("bfloat16", (), (90,), False),
     ("int16", (), (90,), False),
     ("int8", (), (90,), False),
