@@ -128,9 +128,8 @@ class SaturatedSte(torch.autograd.Function):
     def backward(ctx, dy):  # pyright: ignore[reportIncompatibleMethodOverride]
         (z,) = ctx.saved_tensors
         target, size = -dy.sign(), dy.abs()
-        inside = (1 - target * z).clamp(0, 2)
         dz = -target * size
-        dz[(inside <= 0) | (inside >= 2)] = 0
+        dz[(target * z).abs() > 1] = 0  # not where 1 − t z is beyond 0 or 2: it is rounded
         return dz
 
 
