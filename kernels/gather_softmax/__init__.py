@@ -23,7 +23,7 @@ from ..runtime.arguments import FLOATS, listed, looks_at_values
 from ..runtime.dispatch import Gradient, operator
 from ..runtime.implementations import Implementations
 from ..runtime.tracing import traceable
-from ..runtime.vmap import join_batch, leave_batch
+from ..runtime.vmap import join_batch, leave_batch, one_by_one
 from . import by_cpp, by_torch, by_triton
 from .definition import SPARSE_DTYPES, accumulator, gather_softmax_ref
 
@@ -156,21 +156,7 @@ def _mapped(info, dims, weight, contexts, targets, bias, weights):
         contexts, targets = join_batch((contexts, targets), dims[1:3], info.batch_size)
         results = _READOUT.dispatched(weight, contexts, targets, bias, weights)
         return leave_batch(results, (True,) * 3, info.batch_size, inner)
-    return _one_by_one(_READOUT, info, dims, weight, contexts, targets, bias, weights)
-
-
-def _backward_mapped(info, dims, *args):
-    return _one_by_one(_BACKWARD, info, dims, *args)
-
-
-def _one_by_one(op, info, dims, *args):
-    """Calls the operator for each map: tables of their own share no row."""
-    results = [
-        op.dispatched(*(x if dim is None else x.select(dim, i) for x, dim in zip(args, dims, strict=True)))
-        for i in range(info.batch_size)
-    ]
-    stacked = tuple(torch.stack(x) for x in zip(*results, strict=True))
-    return stacked, (0,) * len(stacked)
+    return one_by_one("gather_softmax")(info, dims, weight, contexts, targets, bias, weights)
 
 
 def _no_vmap(info, dims, *args) -> NoReturn:
@@ -187,7 +173,7 @@ _BACKWARD = operator(
     "-> (Tensor dweight, Tensor dbias, Tensor dweights)",
     _dense_backward,
     fake=_dense_backward_fake,
-    vmap=_backward_mapped,
+    vmap=one_by_one("gather_softmax_backward"),
     gradient=Gradient(_no_second_gradient),
 )
 _READOUT = operator(

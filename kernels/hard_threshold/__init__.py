@@ -22,6 +22,7 @@ from ..runtime.arguments import FLOATS, listed, under_autocast
 from ..runtime.dispatch import Gradient, Plan, operator
 from ..runtime.implementations import Implementations
 from ..runtime.tracing import traceable
+from ..runtime.vmap import one_by_one
 from . import by_cpp, by_torch, by_triton
 from .definition import KINDS, RULES, Form, Kept, Rule, hard_threshold_ref
 from .layout import code_bytes, y_like, z_like
@@ -118,27 +119,13 @@ def _no_second_gradient(grads, saved, sizes, needs, *options) -> NoReturn:
     )
 
 
-def _each(operator_of):
-    """The batching rule of an operator that is called once for each element of the mapped dimension."""
-
-    def mapped(info, dims, *args):
-        columns = [
-            x.unbind(dim) if isinstance(x, Tensor) and dim is not None else [x] * info.batch_size
-            for x, dim in zip(args, dims, strict=True)
-        ]
-        each = [operator_of().dispatched(*row) for row in zip(*columns, strict=True)]
-        return tuple(torch.stack(x) for x in zip(*each, strict=True)), (0,) * len(each[0])
-
-    return mapped
-
-
 _BACKWARD = operator(
     "hard_threshold_backward(Tensor dy, Tensor? z, Tensor? scale, Tensor? shift, Tensor m, Tensor code, "
     f"bool affine, {_OPTIONS}) -> (Tensor dz, Tensor of_scale, Tensor of_shift)",
     _backward,
     fake=_fake_backward,
     plan=_backward_plan,
-    vmap=_each(lambda: _BACKWARD),
+    vmap=one_by_one("hard_threshold_backward"),
     gradient=Gradient(_no_second_gradient),
 )
 _HARD_THRESHOLD = operator(
@@ -147,7 +134,7 @@ _HARD_THRESHOLD = operator(
     _forward,
     fake=_fake,
     plan=_forward_plan,
-    vmap=_each(lambda: _HARD_THRESHOLD),
+    vmap=one_by_one("hard_threshold"),
     gradient=Gradient(
         _gradient, inputs=(1, 2), conditional=(0,), asked=7, answer="z", outputs=(1, 2), detached=(1,), flag=10
     ),
@@ -199,7 +186,7 @@ _NORMALIZED_BACKWARD = operator(
     f"float eps, {_OPTIONS}) -> (Tensor dz, Tensor of_weight, Tensor of_bias)",
     _normalized_backward,
     fake=lambda dy, z, weight, bias, *rest: (torch.empty_like(z), torch.empty_like(weight), torch.empty_like(bias)),
-    vmap=_each(lambda: _NORMALIZED_BACKWARD),
+    vmap=one_by_one("batch_norm_threshold_backward"),
     gradient=Gradient(_no_second_gradient),
 )
 _NORMALIZED = operator(
@@ -207,7 +194,7 @@ _NORMALIZED = operator(
     "-> (Tensor y, Tensor mean, Tensor var)",
     _normalized,
     fake=_fake_normalized,
-    vmap=_each(lambda: _NORMALIZED),
+    vmap=one_by_one("batch_norm_threshold"),
     gradient=Gradient(_normalized_gradient, inputs=(0, 1, 2), outputs=(1, 2), detached=(1, 2)),
 )
 

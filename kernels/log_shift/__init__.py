@@ -23,6 +23,7 @@ from ..runtime.csr import csr_tensor
 from ..runtime.dispatch import Gradient, operator
 from ..runtime.implementations import Implementations
 from ..runtime.tracing import traceable
+from ..runtime.vmap import one_by_one
 from . import by_cpp, by_triton, definition
 from .definition import dtype_of, factor_of, is_transposed, log_shift_ref
 
@@ -76,18 +77,11 @@ def _gradient(grads, saved, sizes, needs, number, factor) -> list[Tensor]:
     return [g for g, needed in zip(gradients, needs, strict=False) if needed and g is not None]
 
 
-def _mapped(info, dims, counts, eps, number, factor):
-    many = counts.unbind(dims[0]) if dims[0] is not None else [counts] * info.batch_size
-    offsets = [eps] * info.batch_size if eps is None or dims[1] is None else eps.unbind(dims[1])
-    each = [_LOG_SHIFT.dispatched(x, e, number, factor) for x, e in zip(many, offsets, strict=True)]
-    return tuple(torch.stack(x) for x in zip(*each, strict=True)), (0, 0)
-
-
 _LOG_SHIFT = operator(
     "log_shift(Tensor counts, Tensor? eps, float number, float factor) -> (Tensor weight, Tensor log_mass)",
     _forward,
     fake=_fake,
-    vmap=_mapped,
+    vmap=one_by_one("log_shift"),
     gradient=Gradient(_gradient, inputs=(0, 1), outputs=(1,)),
 )
 

@@ -19,6 +19,7 @@ from torch.nn.functional import conv2d, conv_transpose2d, linear, pad
 from ..pack_bits import HAS_OTHERS, PACK, UNPACK
 from ..runtime.arguments import looks_at_values
 from ..runtime.dispatch import Gradient, operator
+from ..runtime.vmap import one_by_one
 
 __all__ = ["packed_conv2d", "packed_linear"]
 
@@ -80,21 +81,6 @@ def _check_foreseen(needed: bool, packs: bool) -> None:
             "packed layers: the weight needs a gradient for which no input was kept; expected "
             "weight.requires_grad=True when the layer is called"
         )
-
-
-def _mapped(name: str):
-    """A batching rule that calls the operator for each map: weights of their own share no product."""
-
-    def mapped(info, dims, *args):
-        one = getattr(torch.ops.tropigrad, name).default
-        each = [
-            one(*(x.select(dim, i) if isinstance(dim, int) else x for x, dim in zip(args, dims, strict=True)))
-            for i in range(info.batch_size)
-        ]
-        stacked = tuple(torch.stack(x) for x in zip(*each, strict=True))
-        return stacked, (0,) * len(stacked)
-
-    return mapped
 
 
 def _no_second_gradient(grads, saved, sizes, needs, *options) -> NoReturn:
@@ -166,14 +152,14 @@ _LINEAR_BACKWARD = operator(
     "bool needs_bias) -> (Tensor dx, Tensor dweight, Tensor dbias)",
     _linear_backward,
     fake=_linear_backward_fake,
-    vmap=_mapped("packed_linear_backward"),
+    vmap=one_by_one("packed_linear_backward"),
     gradient=Gradient(_no_second_gradient),
 )
 packed_linear = operator(
     "packed_linear(Tensor x, Tensor weight, Tensor? bias, bool packs) -> (Tensor y, Tensor bits, Tensor flags)",
     _linear,
     fake=_linear_fake,
-    vmap=_mapped("packed_linear"),
+    vmap=one_by_one("packed_linear"),
     gradient=Gradient(_linear_gradient, inputs=(1,), outputs=(1, 2)),
 )
 
@@ -319,7 +305,7 @@ _CONV2D_BACKWARD = operator(
     "bool needs_x, bool needs_weight, bool needs_bias) -> (Tensor dx, Tensor dweight, Tensor dbias)",
     _conv2d_backward,
     fake=_conv2d_backward_fake,
-    vmap=_mapped("packed_conv2d_backward"),
+    vmap=one_by_one("packed_conv2d_backward"),
     gradient=Gradient(_no_second_gradient),
 )
 packed_conv2d = operator(
@@ -327,6 +313,6 @@ packed_conv2d = operator(
     "-> (Tensor y, Tensor bits, Tensor flags)",
     _conv2d,
     fake=_conv2d_fake,
-    vmap=_mapped("packed_conv2d"),
+    vmap=one_by_one("packed_conv2d"),
     gradient=Gradient(_conv2d_gradient, inputs=(1,), outputs=(1, 2)),
 )

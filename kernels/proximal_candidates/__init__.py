@@ -25,6 +25,7 @@ from ..runtime.arguments import FLOATS, listed, looks_at_values, under_autocast
 from ..runtime.dispatch import Plan, operator
 from ..runtime.implementations import Implementations
 from ..runtime.tracing import traceable
+from ..runtime.vmap import one_by_one
 from . import by_cpp, by_triton
 from .definition import proximal_candidates_ref
 
@@ -54,20 +55,11 @@ def _fake(x, d, alphas, h) -> tuple[Tensor, Tensor]:
     return x.new_empty((alphas.shape[0], *x.shape)), x.new_empty((alphas.shape[0],), dtype=torch.float64)
 
 
-def _mapped(info, dims, x, d, alphas, h):
-    each = [
-        [one] * info.batch_size if dim is None else one.unbind(dim)
-        for one, dim in zip((x, d, alphas), dims, strict=False)
-    ]
-    results = [_CANDIDATES.dispatched(*one, h) for one in zip(*each, strict=True)]
-    return tuple(torch.stack(x) for x in zip(*results, strict=True)), (0, 0)
-
-
 _CANDIDATES = operator(
     "proximal_candidates(Tensor x, Tensor d, Tensor alphas, float h) -> (Tensor y, Tensor g)",
     _candidates,
     fake=_fake,
-    vmap=_mapped,
+    vmap=one_by_one("proximal_candidates"),
     plan=_plan,
 )
 

@@ -1,9 +1,14 @@
-"""vmap for operators whose tensors begin with a batch dimension: the mapped dimension joins the batch and leaves it."""
+"""vmap for operators whose tensors begin with a batch dimension: the mapped dimension joins the batch and leaves it.
+
+Where it cannot join, as weights of their own share no product, the operator is called for each map.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -30,3 +35,18 @@ def leave_batch(
     """Results [size · inner, ...] -> [size, inner, ...] and their mapped dimensions. Results not produced stay."""
     outs = tuple(x.unflatten(0, (size, inner)) if made else x for x, made in zip(results, produced, strict=True))
     return outs, tuple(0 if made else None for made in produced)
+
+
+def one_by_one(name: str) -> Callable[..., tuple[tuple[Tensor, ...], tuple[int, ...]]]:
+    """The batching rule that calls `torch.ops.tropigrad.<name>`, which returns several tensors, for each map."""
+
+    def mapped(info: Any, dims: Any, *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        once = getattr(torch.ops.tropigrad, name).default
+        each = [
+            once(*(x.select(dim, i) if isinstance(dim, int) else x for x, dim in zip(args, dims, strict=True)))
+            for i in range(info.batch_size)
+        ]
+        stacked = tuple(torch.stack(x) for x in zip(*each, strict=True))
+        return stacked, (0,) * len(stacked)
+
+    return mapped

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .correctors import Corrector, Held, Multiobjective
-from .tracing import Tracer, checked_count, checked_number
+from .tracing import Tracer, checked_count, checked_number, checked_positive
 
 _STRIDE = 0.15  # of log ‖θ‖₁ between held points, where no spacing is asked for
 _WIDEST = math.log(4.0)  # of log λ in one step
@@ -82,11 +82,11 @@ class L1Continuation(Tracer):
         seed: int = 0,
     ) -> None:
         super().__init__(model, loss_fn, penalize, seed)
-        where, positive = self.where, "a positive finite number"
-        self.h = checked_number(where, "h", h, positive, _is_positive)
-        self.shrinkage = checked_number(where, "shrinkage", shrinkage, positive, _is_positive)
-        self.acceleration = checked_number(where, "acceleration", acceleration, positive, _is_positive)
-        self.predictor_lr = checked_number(where, "predictor_lr", predictor_lr, positive, _is_positive)
+        where = self.where
+        self.h = checked_positive(where, "h", h)
+        self.shrinkage = checked_positive(where, "shrinkage", shrinkage)
+        self.acceleration = checked_positive(where, "acceleration", acceleration)
+        self.predictor_lr = checked_positive(where, "predictor_lr", predictor_lr)
         self.first_steps = checked_count(where, "first_steps", first_steps, 1)
         self.dense_points = checked_count(where, "dense_points", dense_points, 0)
         self.sparse_points = checked_count(where, "sparse_points", sparse_points, 0)
@@ -113,10 +113,6 @@ class L1Continuation(Tracer):
     @property
     def _points(self) -> int:
         return 1 + self.dense_points + self.sparse_points
-
-    @property
-    def _is_done(self) -> bool:
-        return self.position["phase"] == "done"
 
     # -------------------------------------------------------------------------------------------- the walk
 
@@ -268,7 +264,3 @@ class L1Continuation(Tracer):
         self._optimizer.load_state_dict(state["optimizer"])
         if self.corrector_kind == "held" and self.position["phase"] != "start":
             self.corrector = Held(self.weights, self.h)
-
-
-def _is_positive(x: float) -> bool:
-    return 0 < x < math.inf

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .correctors import Held
-from .tracing import Tracer, checked_count, checked_number
+from .tracing import Tracer, checked_count, checked_number, checked_positive
 
 
 class L1Sweep(Tracer):
@@ -44,17 +44,17 @@ class L1Sweep(Tracer):
         seed: int = 0,
     ) -> None:
         super().__init__(model, loss_fn, penalize, seed)
-        where, positive = self.where, "a positive finite number"
-        self.h = checked_number(where, "h", h, positive, _is_positive)
+        where = self.where
+        self.h = checked_positive(where, "h", h)
         self.first_steps = checked_count(where, "first_steps", first_steps, 1)
         self.correctors = checked_count(where, "correctors", correctors, 1)
         if lambdas is None:
             checked_count(where, "points", points, 1)
-            checked_number(where, "least", least, positive, _is_positive)
+            checked_positive(where, "least", least)
             checked_number(where, "most", most, "a finite number of at least `least`", lambda x: least <= x < math.inf)
             ratio = (most / least) ** (1 / max(points - 1, 1))
             lambdas = [least * ratio**i for i in range(points)]
-        self.lambdas = [checked_number(where, "a λ of lambdas", x, positive, _is_positive) for x in lambdas]
+        self.lambdas = [checked_positive(where, "a λ of lambdas", x) for x in lambdas]
         if not self.lambdas or self.lambdas != sorted(self.lambdas):
             raise ValueError(
                 f"{where}: lambdas is {self.lambdas}; expected one number at least, ascending: dense to sparse"
@@ -68,10 +68,6 @@ class L1Sweep(Tracer):
     @property
     def _points(self) -> int:
         return len(self.lambdas)
-
-    @property
-    def _is_done(self) -> bool:
-        return self.position["phase"] == "done"
 
     def _begin(self) -> None:
         self.position = {"phase": "sweep", "point": 0, "epoch": 0}
@@ -95,7 +91,3 @@ class L1Sweep(Tracer):
             else:
                 self._hold()
         return loss
-
-
-def _is_positive(x: float) -> bool:
-    return 0 < x < math.inf

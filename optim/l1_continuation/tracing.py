@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import sys
@@ -57,8 +58,8 @@ class Tracer(ABC):
     def _advance(self) -> float: ...  # an epoch; returns its mean loss
 
     @property
-    @abstractmethod
-    def _is_done(self) -> bool: ...
+    def _is_done(self) -> bool:
+        return self.position["phase"] == "done"
 
     @property
     @abstractmethod
@@ -187,9 +188,10 @@ class Tracer(ABC):
             epochs=self.count,
             seconds=self._elapsed(),
         )
+        state = self.weights.state()
         if self._folder:
-            self._folder.write_point(len(self.front), self.weights.state())
-        self.front.append(point, self.weights.state())
+            self._folder.write_point(len(self.front), state)
+        self.front.append(point, state)
         return point
 
     def _new_front(self) -> ParetoFront:
@@ -266,3 +268,7 @@ def checked_number(where: str, name: str, value: Any, expected: str, fits: Calla
     if isinstance(value, bool) or not isinstance(value, int | float) or not fits(value):
         raise ValueError(f"{where}: {name} is {value!r}; expected {expected}")
     return float(value)
+
+
+def checked_positive(where: str, name: str, value: Any) -> float:
+    return checked_number(where, name, value, "a positive finite number", lambda x: 0 < x < math.inf)

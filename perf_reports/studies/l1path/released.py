@@ -105,10 +105,6 @@ class Released(Tracer):
     def _points(self) -> int:
         return 1 + self.dense_points + self.sparse_points
 
-    @property
-    def _is_done(self) -> bool:
-        return self.position["phase"] == "done"
-
     def _begin(self) -> None:
         self.position = {"phase": "start", "point": 0, "stage": "correct", "epoch": 0}
         self._start: dict[str, Tensor] = {}
