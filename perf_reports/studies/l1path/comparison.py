@@ -349,13 +349,14 @@ def _table_of_tables(name: str, records: list[Record]) -> str:
             lines += [(method, *reasons[:1])] if reasons else []
             continue
         chosen = [r["points"][r["chosen"]] for r in own]
-        few = [_few_features(r) for r in own]
+        few = [point for r in own if (point := _few_features(r))]
+        of_few = f"{_spread([p['test_accuracy'] for p in few])} with {_mean([p['features'] for p in few], '.3g')}"
         lines.append((
             method,
             _mean([len(r["points"]) for r in own], ".3g"),
             format_duration(statistics.median(r["seconds"] for r in own)),
             f"{_spread([p['test_accuracy'] for p in chosen])} with {_mean([p['features'] for p in chosen], '.3g')}",
-            f"{_spread([p['test_accuracy'] for p in few])} with {_mean([p['features'] for p in few], '.3g')}",
+            of_few if few else "no such point",
             _mean([p["nnz"] for p in chosen], ".0f"),
         ))  # fmt: skip
     head = (
@@ -365,11 +366,11 @@ def _table_of_tables(name: str, records: list[Record]) -> str:
     return _table(f"{name}, {rows[0]['setting']['rows']} training samples", head, lines)
 
 
-def _few_features(record: Record) -> Record:
-    """The point of the least held-out loss among those that read at most a third of the features."""
+def _few_features(record: Record) -> Record | None:
+    """The point of the least held-out loss among those that read at most a third of the features, if there are any."""
     most = max(p["features"] for p in record["points"]) / 3
     few = [p for p in record["points"] if p["features"] <= most]
-    return min(few or record["points"], key=lambda p: p["val_loss"])
+    return min(few, key=lambda p: p["val_loss"], default=None)
 
 
 def _least(record: Record, field: str, bounded: str, bound: float) -> float | None:

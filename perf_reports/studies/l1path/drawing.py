@@ -11,9 +11,10 @@ from ....whole_files import replace
 Record = dict[str, Any]
 _COLORS = {
     "held": "ours", "mpg": "peer", "sweep": "dense", "released": "other", "pruning": "compiled", "NSGA-II": "muted",
-    "LassoNet": "other",
+    "LassoNet": "ink",
 }  # fmt: skip
 _LEAST = 1e-3  # of the loss shown
+_ACROSS = 3  # data sets side by side: more would be too small to read on a page
 
 
 def draw(records: Sequence[Record], path: Path) -> bool:
@@ -33,11 +34,20 @@ def draw(records: Sequence[Record], path: Path) -> bool:
     names = list(dict.fromkeys(r["dataset"] for r in rows))
     if not names:
         return False
-    with drawing(3.1 * len(names) + 0.6, 6, nrows=2, ncols=len(names), squeeze=False) as (figure, panels):  # pyright: ignore
+    across = min(len(names), _ACROSS)
+    down = -(-len(names) // across)
+    with drawing(3.1 * across + 0.6, 5.4 * down + 0.6, nrows=2 * down, ncols=across, squeeze=False) as drawn:  # pyright: ignore
+        figure, panels = drawn
         lines = {}
-        for column, name in enumerate(names):
+        for number in range(len(names), across * down):
+            for panel in panels[-2:, number % across]:
+                panel.set_axis_off()
+        for number, name in enumerate(names):
+            row, column = divmod(number, across)
+            pair = panels[2 * row : 2 * row + 2, column]
             own = [r for r in rows if r["dataset"] == name]
-            for panel, field in zip(panels[:, column], ("l1", "nnz"), strict=True):
+            losses = [max(r["points"][i]["loss"], _LEAST) for r in own for i in r["non_dominated"]]
+            for panel, field in zip(pair, ("l1", "nnz"), strict=True):
                 for r in own:
                     points = [r["points"][i] for i in r["non_dominated"]]
                     points = [p for p in points if p[field] > 0]
@@ -46,12 +56,14 @@ def draw(records: Sequence[Record], path: Path) -> bool:
                         [p[field] for p in points], [max(p["loss"], _LEAST) for p in points],
                         "o-" if field == "l1" else "o", markersize=2.5, markeredgewidth=0, **style,
                     )  # fmt: skip
-                panel.set(xscale="log", yscale="log", xlabel={"l1": "ℓ¹", "nnz": "nonzeros"}[field])
+                panel.set(xscale="log", xlabel={"l1": "ℓ¹", "nnz": "nonzeros"}[field])
+                if max(losses) > 10 * min(losses):  # within a decade a logarithmic axis has no round numbers to show
+                    panel.set(yscale="log")
                 most = max(p[field] for r in own for p in r["points"])
                 panel.set_xlim(left=most / 200)  # further left there is but the loss of 0
                 panel.xaxis.set_minor_formatter(NullFormatter())  # whose labels run into each other
                 panel.grid(axis="y")
-            panels[0, column].set_title(name)
+            pair[0].set_title(name)
         for panel in panels[:, 0]:
             panel.set_ylabel("training loss")
         figure.legend(list(lines.values()), list(lines), loc="outside lower center", ncols=len(lines))

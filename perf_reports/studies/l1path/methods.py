@@ -37,7 +37,7 @@ class Recipe:
         batch: samples of a mini-batch; None: a tenth of the training samples.
     """
 
-    method: str = "held"
+    method: str = "sweep"
     points: int = 20
     first_steps: int = 100
     correctors: int = 20

@@ -255,12 +255,12 @@ def train_l1path(
     data: Data = None,
     data_dir: DataDir = None,
     method: Annotated[
-        Literal["held", "mpg", "sweep"],
+        Literal["sweep", "held", "mpg"],
         typer.Option(
-            help="held: continuation at held λ; mpg: the paper's, by multiobjective proximal gradients; sweep: "
-            "weighted sums, from dense to sparse."
+            help="sweep: weighted sums, from dense to sparse; held: continuation at held λ, which needs no grid; mpg: "
+            "the paper's, by multiobjective proximal gradients."
         ),
-    ] = "held",
+    ] = "sweep",
     points: Annotated[int, typer.Option(help="Points in all.")] = 20,
     first_steps: Annotated[int, typer.Option(help="Epochs to the first point.")] = 100,
     correctors: Annotated[int, typer.Option(help="Epochs before each other point.")] = 20,
