@@ -63,7 +63,7 @@ def _linear_gradients(ctx: Any, dy: Tensor, winners: Tensor) -> tuple[Tensor | N
 
 
 def linear_min_max(x: Tensor, A: Tensor, W1: Tensor, W2: Tensor) -> Tensor:
-    """f of LinearMinMax: x [N, d] → [N, K]. The gradients are sparse tensors: of W1 and W2 of two indices, of A of one."""
+    """f of LinearMinMax: x [N, d] → [N, K]. Gradients are sparse: of W1 and W2 with two indices, of A with one."""
     if is_recorded(x, A, W1, W2):
         return _LinearMinMax.apply(x, A, W1, W2)
     return tropical_matmul(tropical_matmul(x @ A.T, W1.T, semiring="min_plus"), W2.T)
