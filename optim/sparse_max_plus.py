@@ -85,7 +85,7 @@ class SparseMaxPlus(torch.optim.Optimizer):
             raise
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As of any optimizer. Moments keep their own dtypes, where torch's would give them the parameter's."""
+        """Loads what state_dict() gave. Moments keep their own dtypes, where torch would give them the parameter's."""
         loaded: dict[str, Any] = {}
 
         def look(_: Any, final: dict[str, Any]) -> None:  # behind all hooks that may have changed it
