@@ -5,6 +5,7 @@ from .kmedoids import KMedoids, chebyshev_distances, kmedoids
 from .linear_min_max import KMedoidsInit, LinearMinMax
 from .losses import WorstSampleLoss
 from .maxplus import MaxPlusLinear, MinPlusLinear
+from .maxplus_networks import MaxPlusMLP, ResidualMaxPlus
 from .quantized import (
     FTPROP_SETTINGS,
     BatchNormThreshold,
@@ -32,11 +33,13 @@ __all__ = [
     "LinearMinMax",
     "MaxPlusConv2d",
     "MaxPlusLinear",
+    "MaxPlusMLP",
     "MinPlusConv2d",
     "MinPlusLinear",
     "PackedConv2d",
     "PackedLinear",
     "QuantizedReLU",
+    "ResidualMaxPlus",
     "TrainingSettings",
     "WorstSampleLoss",
     "alexnet",
