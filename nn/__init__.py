@@ -6,6 +6,7 @@ from .linear_min_max import KMedoidsInit, LinearMinMax
 from .losses import WorstSampleLoss
 from .maxplus import MaxPlusLinear, MinPlusLinear
 from .maxplus_networks import MaxPlusMLP, ResidualMaxPlus
+from .pruning import PrunedUnits, prune_units
 from .quantized import (
     FTPROP_SETTINGS,
     BatchNormThreshold,
@@ -38,6 +39,7 @@ __all__ = [
     "MinPlusLinear",
     "PackedConv2d",
     "PackedLinear",
+    "PrunedUnits",
     "QuantizedReLU",
     "ResidualMaxPlus",
     "TrainingSettings",
@@ -47,5 +49,6 @@ __all__ = [
     "convnet4",
     "convnet8",
     "kmedoids",
+    "prune_units",
     "resnet18",
 ]

@@ -33,6 +33,7 @@ class MaxPlusMLP(nn.Module):
     Args:
         in_features: d.  hidden: the size of the only hidden layer, or a sequence of sizes.  classes: K.
         bias: whether the linear layers have one.
+        sparse: whether the gradients of the max-plus weights are sparse tensors, as in MaxPlusLinear.
         lag: how far behind a unit starts for outputs that are not its own, > 0, in the units of the linear layers'
             outputs. The wider, the nearer is the start to a maxout with fixed groups.
         device, dtype: of the parameters; a floating point dtype.
@@ -53,12 +54,13 @@ class MaxPlusMLP(nn.Module):
         classes: int,
         *,
         bias: bool = True,
+        sparse: bool = False,
         lag: float = 2.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        sizes = tuple(hidden) if isinstance(hidden, Sequence) and not isinstance(hidden, str) else (hidden,)
+        sizes = (hidden,) if isinstance(hidden, int | str) or not isinstance(hidden, Sequence) else tuple(hidden)
         if not sizes:
             raise ValueError(f"MaxPlusMLP: hidden is {hidden!r}; expected a size, or at least one of them")
         for name, size in (("in_features", in_features), *(("hidden", s) for s in sizes), ("classes", classes)):
@@ -70,7 +72,7 @@ class MaxPlusMLP(nn.Module):
         layers: list[nn.Module] = []
         for inputs, units, outputs in zip((in_features, *sizes[1:]), sizes, (*sizes[1:], classes), strict=True):
             layers.append(nn.Linear(inputs, units, bias=bias, device=device, dtype=dtype))
-            layers.append(MaxPlusLinear(units, outputs, device=device, dtype=dtype))
+            layers.append(MaxPlusLinear(units, outputs, device=device, dtype=dtype, sparse=sparse))
         self.layers = nn.Sequential(*layers)
         self.reset_parameters()
 
@@ -104,7 +106,7 @@ class ResidualMaxPlus(nn.Module):
 
     Args:
         features: d.  hidden: units of the linear layer; by default d.
-        bias, lag: of the linear and of the max-plus layer, as in MaxPlusMLP.
+        bias, sparse, lag: of the linear and of the max-plus layer, as in MaxPlusMLP.
         device, dtype: of the parameters; a floating point dtype.
 
     Shapes:
@@ -121,6 +123,7 @@ class ResidualMaxPlus(nn.Module):
         hidden: int | None = None,
         *,
         bias: bool = True,
+        sparse: bool = False,
         lag: float = 2.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -134,7 +137,7 @@ class ResidualMaxPlus(nn.Module):
         self.lag = lag
         self.layers = nn.Sequential(
             nn.Linear(features, hidden, bias=bias, device=device, dtype=dtype),
-            MaxPlusLinear(hidden, features, device=device, dtype=dtype),
+            MaxPlusLinear(hidden, features, device=device, dtype=dtype, sparse=sparse),
         )
         self.scale = nn.Parameter(torch.empty(features, device=device, dtype=dtype))
         self.reset_parameters()

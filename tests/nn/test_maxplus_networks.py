@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,7 +53,8 @@ def test_gradients_are_those_of_the_definition(make):
 
 
 def test_sizes_are_those_of_the_blocks():
-    model = MaxPlusMLP(6, [12, 7], np.int64(3))
+    classes: Any = np.int64(3)
+    model = MaxPlusMLP(6, [12, 7], classes)
     assert [tuple(p.shape) for p in model.parameters()] == [(12, 6), (12,), (7, 12), (7, 7), (7,), (3, 7)]
     assert model.hidden == (12, 7)
     assert [type(layer) for layer in model.layers] == [nn.Linear, MaxPlusLinear] * 2
@@ -63,7 +65,7 @@ def test_sizes_are_those_of_the_blocks():
 
 @pytest.mark.parametrize(("hidden", "classes"), [(12, 5), (5, 5), (3, 7)], ids=str)
 def test_each_output_starts_with_units_of_its_own(hidden, classes):
-    weight = MaxPlusMLP(6, hidden, classes, lag=1.5).layers[1].weight
+    weight = MaxPlusMLP(6, hidden, classes, lag=1.5).get_parameter("layers.1.weight")
     assert set(weight.unique().tolist()) == {0.0, -1.5}
     own = weight == 0
     assert own.any(dim=1).all()  # an output without a unit would not learn
@@ -86,7 +88,7 @@ def test_shifted_scores_give_shifted_outputs():
             parameter.copy_(torch.randint(-9, 9, parameter.shape))
         x = x.round()
         before = model(x)
-        model.layers[0].bias.add_(4)
+        model.get_parameter("layers.0.bias").add_(4)
     assert torch.equal(model(x), before + 4)
 
 
@@ -126,7 +128,7 @@ def test_a_block_is_its_definition(shape):
 
 def test_a_block_is_as_lipschitz_as_it_says():
     model = block(dtype=torch.float64)
-    bound = 1 + model.scale.abs().max() * model.layers[0].weight.abs().sum(dim=1).max()
+    bound = 1 + model.scale.abs().max() * model.get_parameter("layers.0.weight").abs().sum(dim=1).max()
     x, near = torch.randn(2, 500, 6, dtype=torch.float64)
     moved = (model(x) - model(near)).abs().amax(dim=1)
     assert (moved <= bound * (x - near).abs().amax(dim=1) * (1 + 1e-12)).all()
@@ -143,8 +145,8 @@ def test_a_deep_stack_learns_from_its_start():
         loss.backward()
         optimizer.step()
     assert (model(x).argmax(dim=1) == y).double().mean() > 0.9
-    for module in model[1:-1]:
-        assert module.scale.abs().min() > 0  # none has stayed out of it
+    for block in range(1, 13):
+        assert model.get_parameter(f"{block}.scale").abs().min() > 0  # none has stayed out of it
 
 
 # ------------------------------------------------------------------------------------------------ as a module
@@ -209,6 +211,21 @@ def test_under_autocast_it_trains(make):
 
 
 @pytest.mark.parametrize("make", MODULES)
+def test_sparse_gradients_are_the_dense_ones(make):
+    torch.manual_seed(0)
+    model = make(dtype=torch.float64)
+    sparse = make(dtype=torch.float64, sparse=True)
+    sparse.load_state_dict(model.state_dict())
+    x, upstream = torch.randn(40, 6, dtype=torch.float64), torch.randn(40, 1, dtype=torch.float64)
+    for network in (model, sparse):
+        (network(x) * upstream).sum().backward()
+    for (name, ours), dense in zip(sparse.named_parameters(), model.parameters(), strict=True):
+        is_tropical = name.endswith(("layers.1.weight", "layers.3.weight", "layers.5.weight"))
+        assert ours.grad.is_sparse == is_tropical, name
+        torch.testing.assert_close(ours.grad.to_dense(), dense.grad)
+
+
+@pytest.mark.parametrize("make", MODULES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 def test_parameters_have_the_dtype_asked_for(make, dtype):
     model = make(dtype=dtype)
@@ -221,7 +238,7 @@ def test_it_can_be_made_without_memory():
         model = MaxPlusMLP(6, [12, 7], 3)
     model = model.to_empty(device="cpu")
     model.reset_parameters()
-    assert set(model.layers[3].weight.unique().tolist()) == {0.0, -2.0}
+    assert set(model.get_parameter("layers.3.weight").unique().tolist()) == {0.0, -2.0}
 
 
 # ------------------------------------------------------------------------------------------------ errors
