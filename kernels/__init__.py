@@ -2,6 +2,8 @@
 
 from .cooccurrence import cooccurrence
 from .cooccurrence import spec as _cooccurrence_spec  # noqa: F401  registers the op
+from .feature_fragility import feature_fragility
+from .feature_fragility import spec as _fragility_spec  # noqa: F401  registers the op
 from .gather_softmax import gather_softmax
 from .gather_softmax import spec as _gather_softmax_spec  # noqa: F401  registers the op
 from .hard_threshold import hard_threshold
@@ -36,6 +38,7 @@ from .tropical_winners_grad import tropical_winners_grad
 __all__ = [
     "Tournament",
     "cooccurrence",
+    "feature_fragility",
     "gather_softmax",
     "hard_threshold",
     "largest_path",

@@ -1,6 +1,7 @@
 """Torch modules and losses over the kernels."""
 
 from .explicit import ExplicitLanguageModel, ExplicitMLP, ExplicitSoftmax
+from .fragility import Fragility, fragility
 from .kmedoids import KMedoids, chebyshev_distances, kmedoids
 from .linear_min_max import KMedoidsInit, LinearMinMax
 from .losses import CVaRLoss, WorstSampleLoss, best_temperature
@@ -29,6 +30,7 @@ __all__ = [
     "ExplicitLanguageModel",
     "ExplicitMLP",
     "ExplicitSoftmax",
+    "Fragility",
     "HardThreshold",
     "KMedoids",
     "KMedoidsInit",
@@ -50,6 +52,7 @@ __all__ = [
     "chebyshev_distances",
     "convnet4",
     "convnet8",
+    "fragility",
     "kmedoids",
     "prune_units",
     "resnet18",
