@@ -3,7 +3,7 @@
 from .explicit import ExplicitLanguageModel, ExplicitMLP, ExplicitSoftmax
 from .kmedoids import KMedoids, chebyshev_distances, kmedoids
 from .linear_min_max import KMedoidsInit, LinearMinMax
-from .losses import WorstSampleLoss
+from .losses import CVaRLoss, WorstSampleLoss, best_temperature
 from .maxplus import MaxPlusLinear, MinPlusLinear
 from .quantized import (
     FTPROP_SETTINGS,
@@ -23,6 +23,7 @@ from .tropical_conv import MaxPlusConv2d, MinPlusConv2d
 __all__ = [
     "FTPROP_SETTINGS",
     "BatchNormThreshold",
+    "CVaRLoss",
     "ExplicitLanguageModel",
     "ExplicitMLP",
     "ExplicitSoftmax",
@@ -40,6 +41,7 @@ __all__ = [
     "TrainingSettings",
     "WorstSampleLoss",
     "alexnet",
+    "best_temperature",
     "chebyshev_distances",
     "convnet4",
     "convnet8",
