@@ -39,6 +39,7 @@ HOUSE = {
         "optim": "optim: the public names",
         "l1_continuation": "optim/l1_continuation",
         "path_space": "optim/path_space",
+        "sparse_max_plus": "optim/sparse_max_plus",
         "target_propagation": "optim/target_propagation",
         "worst_sample": "optim/worst_sample",
         "distributed": "optim/distributed",

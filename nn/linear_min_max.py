@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from ..kernels import tropical_matmul
 from .arguments import check_positive, check_size
 from .kmedoids import KMedoids, kmedoids
+from .sparse_gradients import linear_min_max
 from .units import units_by_class
 
 
@@ -43,9 +44,19 @@ class KMedoidsInit:
 
 @fx.wrap  # becomes one node of a traced graph: shapes are known only when the graph runs
 def _linear(x: Tensor, A: Tensor) -> Tensor:
+    _check_features(x, A)
+    return x @ A.T
+
+
+@fx.wrap
+def _scores_with_sparse_gradients(x: Tensor, A: Tensor, W1: Tensor, W2: Tensor) -> Tensor:
+    _check_features(x, A)
+    return _rows_of(x, linear_min_max(x.reshape(-1, A.shape[1]), A, W1, W2))
+
+
+def _check_features(x: Tensor, A: Tensor) -> None:
     if x.dim() == 0 or x.shape[-1] != A.shape[1]:
         raise ValueError(f"LinearMinMax: x has shape {tuple(x.shape)}; expected [..., {A.shape[1]}] (in_features)")
-    return x @ A.T
 
 
 @fx.wrap
@@ -61,6 +72,9 @@ class LinearMinMax(nn.Module):
     Args:
         in_features: d.  hidden: q.  classes: K.
         train_a: whether A gets gradients; it is a Parameter either way.
+        sparse: whether the gradients of W1, W2 and A are sparse tensors, as of nn.Embedding: of W2 and W1 an entry for
+            each entry of f's gradient that is not 0, uncoalesced; of A the rows that won, summed up.
+            `optim.SparseMaxPlus` and torch.optim.SparseAdam take them. They cannot be differentiated again.
         device, dtype: of the parameters A [2d, d], W1 [q, 2d] and W2 [K, q]; a floating point dtype.
 
     Shapes:
@@ -77,6 +91,7 @@ class LinearMinMax(nn.Module):
         classes: int,
         *,
         train_a: bool = False,
+        sparse: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -86,6 +101,7 @@ class LinearMinMax(nn.Module):
         self.in_features = in_features
         self.hidden = hidden
         self.classes = classes
+        self.sparse = sparse
 
         def parameter(*shape: int, requires_grad: bool = True) -> nn.Parameter:
             return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype), requires_grad=requires_grad)
@@ -119,6 +135,8 @@ class LinearMinMax(nn.Module):
         return tropical_matmul(u, self.W2.T)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.sparse:
+            return _scores_with_sparse_gradients(x, self.A, self.W1, self.W2)
         z = self.linear(x).reshape(-1, 2 * self.in_features)
         return _rows_of(x, self.max_units(self.min_units(z)))
 
@@ -220,5 +238,5 @@ class LinearMinMax(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"in_features={self.in_features}, hidden={self.hidden}, classes={self.classes}, "
-            f"train_a={self.A.requires_grad}"
+            f"train_a={self.A.requires_grad}{', sparse=True' if self.sparse else ''}"
         )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..kernels import tropical_matmul
 from .arguments import check_size
+from .sparse_gradients import tropical_linear
 
 
 class _TropicalLinear(nn.Module):
@@ -22,12 +23,15 @@ class _TropicalLinear(nn.Module):
         out_features: int,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        sparse: bool = False,
     ) -> None:
         super().__init__()
         for name, size in (("in_features", in_features), ("out_features", out_features)):
             check_size(type(self).__name__, name, size)
         self.in_features = in_features
         self.out_features = out_features
+        self.sparse = sparse
         self.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
         self.reset_parameters()
 
@@ -44,10 +48,13 @@ class _TropicalLinear(nn.Module):
             raise ValueError(
                 f"{type(self).__name__}: x has shape {tuple(x.shape)}; expected [..., {self.in_features}] (in_features)"
             )
+        if self.sparse:
+            return tropical_linear(x, self.weight, self.semiring, type(self).__name__)
         return tropical_matmul(x.unsqueeze(-2), self.weight.T, semiring=self.semiring).squeeze(-2)
 
     def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}"
+        sparse = ", sparse=True" if self.sparse else ""
+        return f"in_features={self.in_features}, out_features={self.out_features}{sparse}"
 
 
 class MaxPlusLinear(_TropicalLinear):
@@ -58,6 +65,9 @@ class MaxPlusLinear(_TropicalLinear):
     Args:
         in_features, out_features: sizes I and O, at least 1.
         device, dtype: of the weight [O, I]; a floating point dtype.
+        sparse: whether the gradient of the weight is a sparse tensor, as of nn.Embedding: an entry for each output
+            whose gradient is not 0, uncoalesced. `optim.SparseMaxPlus`, torch.optim.SparseAdam and torch.optim.SGD
+            take it. It cannot be differentiated again.
 
     Shapes:
         x [..., I], in the dtype of the weight → y [..., O].

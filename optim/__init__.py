@@ -6,6 +6,7 @@ from .l1_continuation.sweep import L1Sweep
 from .path_space.basis_paths import BasisPaths
 from .path_space.gsgd import GSGD
 from .path_space.path_sgd import PathSGD
+from .sparse_max_plus import SparseMaxPlus
 from .target_propagation.solver import FeasibleTargetPropagation
 from .worst_sample import tuning_calls as _tuning_calls  # noqa: F401  registers its iterations with the tuner
 from .worst_sample.subgradient import WorstSampleSubgradient
@@ -18,5 +19,6 @@ __all__ = [
     "L1Sweep",
     "ParetoFront",
     "PathSGD",
+    "SparseMaxPlus",
     "WorstSampleSubgradient",
 ]
