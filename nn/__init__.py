@@ -5,6 +5,8 @@ from .kmedoids import KMedoids, chebyshev_distances, kmedoids
 from .linear_min_max import KMedoidsInit, LinearMinMax
 from .losses import CVaRLoss, WorstSampleLoss, best_temperature
 from .maxplus import MaxPlusLinear, MinPlusLinear
+from .maxplus_networks import MaxPlusMLP, ResidualMaxPlus
+from .pruning import PrunedUnits, prune_units
 from .quantized import (
     FTPROP_SETTINGS,
     BatchNormThreshold,
@@ -33,11 +35,14 @@ __all__ = [
     "LinearMinMax",
     "MaxPlusConv2d",
     "MaxPlusLinear",
+    "MaxPlusMLP",
     "MinPlusConv2d",
     "MinPlusLinear",
     "PackedConv2d",
     "PackedLinear",
+    "PrunedUnits",
     "QuantizedReLU",
+    "ResidualMaxPlus",
     "TrainingSettings",
     "WorstSampleLoss",
     "alexnet",
@@ -46,5 +51,6 @@ __all__ = [
     "convnet4",
     "convnet8",
     "kmedoids",
+    "prune_units",
     "resnet18",
 ]

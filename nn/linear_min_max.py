@@ -137,7 +137,7 @@ class LinearMinMax(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.sparse:
             return _scores_with_sparse_gradients(x, self.A, self.W1, self.W2)
-        z = self.linear(x).reshape(-1, 2 * self.in_features)
+        z = self.linear(x).reshape(-1, self.A.shape[0])  # 2d, or fewer where prune_units has been
         return _rows_of(x, self.max_units(self.min_units(z)))
 
     @torch.no_grad()
@@ -171,7 +171,7 @@ class LinearMinMax(nn.Module):
             TypeError: dtypes; what is no tensor, and no number.
             ValueError: sizes or devices that do not fit; non-finite features; labels out of range, a class without
                 samples, fewer than two classes; fewer hidden units than classes, or more than samples; weights beyond
-                the dtype, of which none is written.
+                the dtype, of which none is written; a network that was pruned.
         """
         classes = self._check_samples(x, y, scale, margin)
         counts = torch.bincount(classes, minlength=self.classes)
@@ -200,6 +200,11 @@ class LinearMinMax(nn.Module):
     def _check_samples(self, x: Tensor, y: Tensor, scale: float, margin: float) -> Tensor:
         """The labels as int64, or an error that names what does not fit."""
         where = "LinearMinMax.init_kmedoids"
+        if self.A.shape[0] != 2 * self.in_features:
+            raise ValueError(
+                f"{where}: A has {self.A.shape[0]} rows, as prune_units has left it; expected {2 * self.in_features}: "
+                "make a new network"
+            )
         for name, value in (("x", x), ("y", y)):
             if not isinstance(value, Tensor):
                 raise TypeError(f"{where}: {name} is a {type(value).__name__}; expected a torch.Tensor")

@@ -9,6 +9,7 @@ W1 [300, 1568] is 470,000 numbers, of which a batch of 128 samples moves 1280 at
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
@@ -25,7 +26,7 @@ def tropical_linear(x: Tensor, weight: Tensor, semiring: str, layer: str) -> Ten
     """y = x ⊗ weightᵀ, x [..., I] and weight [O, I]; the gradient of the weight is a sparse tensor of two indices."""
     rows = x.reshape(-1, x.shape[-1])
     if is_recorded(x, weight):
-        y = _TropicalLinear.apply(rows, weight, semiring, layer)
+        y = _apart(_TropicalLinear)(rows, weight, semiring, layer)
     else:
         y = tropical_matmul(rows, weight.T, semiring=semiring)
     return y.view(*x.shape[:-1], weight.shape[0])
@@ -34,6 +35,17 @@ def tropical_linear(x: Tensor, weight: Tensor, semiring: str, layer: str) -> Ten
 def is_recorded(*tensors: Tensor) -> bool:
     """Whether autograd records what is made of these."""
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
+def _apart(function: type[torch.autograd.Function]) -> Callable[..., Tensor]:
+    """Applies it; a graph of torch.compile ends before, as none can hold a tensor of an unknown number of entries."""
+    if torch.compiler.is_compiling():
+        torch._dynamo.graph_break(msg=_NO_GRAPH)
+        return torch.compiler.disable(function.apply, reason=_NO_GRAPH)
+    return function.apply
+
+
+_NO_GRAPH = "sparse=True: sparse gradients are made outside graphs; with fullgraph=True expected sparse=False"
 
 
 class _TropicalLinear(torch.autograd.Function):
@@ -58,25 +70,31 @@ def _linear_gradients(ctx: Any, dy: Tensor, winners: Tensor) -> tuple[Tensor | N
         dx = dx[0].to(ctx.x_dtype)
     if ctx.needs_input_grad[1]:
         at, values = _nonzero(dy)
-        dw = _sparse((at % O, winners.view(-1)[at].long()), values.to(ctx.weight_dtype), (O, I))
+        places = torch.empty((2, len(at)), dtype=torch.int64, device=at.device)
+        torch.remainder(at, O, out=places[0])
+        places[1] = winners.view(-1)[at]
+        dw = _sparse(places, values, ctx.weight_dtype, (O, I))
     return dx, dw
 
 
 def linear_min_max(x: Tensor, A: Tensor, W1: Tensor, W2: Tensor) -> Tensor:
     """f of LinearMinMax: x [N, d] → [N, K]. Gradients are sparse: of W1 and W2 with two indices, of A with one."""
     if is_recorded(x, A, W1, W2):
-        return _LinearMinMax.apply(x, A, W1, W2)
+        return _apart(_LinearMinMax)(x, A, W1, W2)
     return tropical_matmul(tropical_matmul(x @ A.T, W1.T, semiring="min_plus"), W2.T)
 
 
 class _LinearMinMax(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, A: Tensor, W1: Tensor, W2: Tensor) -> Tensor:
-        u, lowest = tropical_matmul(x @ A.T, W1.T, semiring="min_plus", return_indices=True)
+        u, leaves = tropical_matmul(x @ A.T, W1.T, semiring="min_plus", return_indices=True)
         f, units = tropical_matmul(u, W2.T, return_indices=True)
-        leaves = lowest.gather(1, units)  # of those minima that an output took
-        needs_x, needs_A = ctx.needs_input_grad[:2]
-        ctx.save_for_backward(units, leaves, x if needs_A else None, A if needs_x else None)
+        (N, K), needs = f.shape, ctx.needs_input_grad
+        places = torch.empty((3, N, K), dtype=torch.int64, device=f.device)  # of each output: class, unit, leaf
+        places[0] = torch.arange(K, device=f.device)
+        places[1] = units
+        torch.gather(leaves, 1, units, out=places[2])  # of those minima that an output took
+        ctx.save_for_backward(places, x if needs[1] else None, A if needs[0] else None)
         ctx.sizes, ctx.dtypes = (A.shape, W1.shape, W2.shape), [w.dtype for w in (x, A, W1, W2)]
         return f
 
@@ -86,32 +104,34 @@ class _LinearMinMax(torch.autograd.Function):
 
 
 def _min_max_gradients(
-    ctx: Any, df: Tensor, units: Tensor, leaves: Tensor, x: Tensor | None, A: Tensor | None
+    ctx: Any, df: Tensor, places: Tensor, x: Tensor | None, A: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     needs_x, needs_A, needs_W1, needs_W2 = ctx.needs_input_grad
     of_x, of_A, of_W1, of_W2 = ctx.dtypes
+    of_A_size, of_W1_size, of_W2_size = ctx.sizes
     dx = dA = dW1 = dW2 = None
     if needs_x:
         assert A is not None
-        winners = leaves[None].to(winner_dtype(len(A)))
+        winners = places[2:].to(winner_dtype(len(A)))
         dz, _ = tropical_winners_scatter(df[None], winners, None, None, len(A), "min_plus", True, False)
         dx = (dz[0].to(of_A) @ A).to(of_x)
     if needs_A or needs_W1 or needs_W2:
-        K = df.shape[1]
         at, values = _nonzero(df)
-        unit, leaf = units.view(-1)[at], leaves.view(-1)[at]
+        places = places.view(3, -1)
+        if len(values) < places.shape[1]:
+            places = places.index_select(1, at)
         if needs_W2:
-            dW2 = _sparse((at % K, unit), values.to(of_W2), ctx.sizes[2])
+            dW2 = _sparse(places[:2], values, of_W2, of_W2_size)
         if needs_W1:
-            dW1 = _sparse((unit, leaf), values.to(of_W1), ctx.sizes[1])
+            dW1 = _sparse(places[1:], values, of_W1, of_W1_size)
         if needs_A:
             assert x is not None
-            dA = _rows_gradient(leaf, at // K, values, x, ctx.sizes[0], of_A)
+            dA = _rows_gradient(places[2], at // df.shape[1], values, x, of_A, of_A_size)
     return dx, dA, dW1, dW2
 
 
 def _rows_gradient(
-    rows: Tensor, samples: Tensor, values: Tensor, x: Tensor, sizes: torch.Size, dtype: torch.dtype
+    rows: Tensor, samples: Tensor, values: Tensor, x: Tensor, dtype: torch.dtype, size: torch.Size
 ) -> Tensor:
     """Row i is Σ values · x[sample] over the entries of i. Summed up here: it is never more than the dense gradient."""
     rows, order = rows.sort(stable=True)
@@ -119,7 +139,7 @@ def _rows_gradient(
     offsets = counts.cumsum(0) - counts
     summed = F.embedding_bag(samples[order], x, offsets, mode="sum", per_sample_weights=values[order].to(x.dtype))
     return torch.sparse_coo_tensor(
-        distinct[None], summed.to(dtype), sizes, is_coalesced=True, device=x.device, check_invariants=False
+        distinct[None], summed.to(dtype), size, is_coalesced=True, device=x.device, check_invariants=False
     )
 
 
@@ -127,11 +147,13 @@ def _nonzero(grad: Tensor) -> tuple[Tensor, Tensor]:
     """The places of the entries that are not 0, in order, and the entries."""
     flat = grad.reshape(-1)
     at = flat.nonzero().squeeze(1)
-    return at, flat[at]
+    return at, flat if len(at) == len(flat) else flat.index_select(0, at)
 
 
-def _sparse(at: tuple[Tensor, Tensor], values: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    return torch.sparse_coo_tensor(torch.stack(at), values, sizes, device=values.device, check_invariants=False)
+def _sparse(places: Tensor, values: Tensor, dtype: torch.dtype, size: tuple[int, ...]) -> Tensor:
+    """The gradient with values of its own, which programs may scale in place."""
+    values = values.to(dtype, copy=True)
+    return torch.sparse_coo_tensor(places, values, size, device=values.device, check_invariants=False)
 
 
 # ------------------------------------------------------------------------------------------------ once

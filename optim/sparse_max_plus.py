@@ -138,10 +138,11 @@ class SparseMaxPlus(torch.optim.Optimizer):
         """All steps, or, where one fails, none: dense ones are computed aside, and listed ones are taken back."""
         for step in dense:
             step.compute()
+        lists.sort(key=lambda each: each.p.numel())
         restores: list[Callable[[], None]] = []
         try:
             for i, each in enumerate(lists):
-                if i + 1 < len(lists) and each.group["check_finite"]:  # the last one fails as a whole
+                if i + 1 < len(lists) and each.group["check_finite"]:  # the last, the largest, fails as a whole
                     restores.append(each.restorer())
                 each.take()
         except BaseException:

@@ -7,7 +7,8 @@ list. Duplicates are summed before the rule, which is not linear in g for all ru
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import combinations
 from numbers import Real
 from typing import Any, NoReturn
@@ -21,12 +22,15 @@ from ..runtime.dispatch import Plan, operator
 from ..runtime.implementations import Implementations
 from . import by_cpp, by_triton
 from .definition import (
+    ARGUMENTS,
     RULES,
     STATE,
     STATE_OVERLAPS,
     compute_dtype,
     fresh_state,
     moved,
+    not_finite,
+    options_of,
     polyak_step,
     scatter_step_ref,
     state_form,
@@ -48,19 +52,22 @@ def _step(
     rate: Tensor | None,
     rule: str,
     momentum: float,
+    decay: float,
     eps: float,
     moment: Tensor | None,
+    square: Tensor | None,
     touched: Tensor | None,
     number: Tensor | None,
+    check_finite: bool,
     deterministic: bool | None,
 ) -> None:
     """param [R, ...], with columns [R, C, ...], any strides; rows and columns [nnz]; values [nnz, ...].
 
-    rate: takes the place of lr, [], on the CPU or on param's device. moment: velocity or sum, shaped as param; touched
-    [R] or [R, C] and number []: of momentum. All written in place.
+    rate: takes the place of lr, [], on the CPU or on param's device. moment: velocity, sum or mean, and square, shaped
+    as param; touched, of momentum, [R] or [R, C]; number []: of the steps there were. All written in place.
     """
     if param.dim() > (2 if columns is None else 3):
-        others = rule, momentum, eps, moment, touched, number, deterministic
+        others = rule, momentum, decay, eps, moment, square, touched, number, check_finite, deterministic
         _step_in_one(param, rows, columns, values, lr, rate, *others)
         return
     chosen = _STEPS.backend_of(param)
@@ -73,9 +80,10 @@ def _step(
     rows, values = rows.contiguous(), values.contiguous()
     columns = None if columns is None else columns.contiguous()
     if chosen == "cpp" and param.numel() and values.numel():
-        by_cpp.step(param, rows, columns, values, lr, rule, momentum, eps, moment, touched, number)
+        kept = moment, square, touched, number
+        by_cpp.step(param, rows, columns, values, lr, rule, momentum, decay, eps, *kept, check_finite)
     else:
-        written = [x for x in (param, moment, touched, number) if x is not None]
+        written = [x for x in (param, moment, square, touched, number) if x is not None]
         _check_apart(*written)
         rows, values = memory.apart(rows, *written), memory.apart(values, *written)
         columns = None if columns is None else memory.apart(columns, *written)
@@ -83,32 +91,39 @@ def _step(
         if deterministic is None:
             deterministic = torch.are_deterministic_algorithms_enabled()
         with torch.no_grad():
-            param_rows, moment_rows = _as_rows(param, columns), None if moment is None else _as_rows(moment, columns)
+            param_rows = _as_rows(param, columns)
+            moments = [None if x is None else _as_rows(x, columns) for x in (moment, square)]
             touched = touched if touched is None or columns is not None else touched.unsqueeze(1)
             values = values.view(len(rows), param_rows.shape[-1])
             _check_range(param_rows, rows, columns)
-            others = rule, momentum, eps, moment_rows, touched, number, deterministic
+            others = rule, momentum, decay, eps, *moments, touched, number, deterministic
             step = _STEPS.functions["torch" if chosen == "cpp" else chosen]  # C++ takes nothing empty
-            step(param_rows, rows, columns, values, pace, *others)
+            is_watched = check_finite and looks_at_values(param.device)
+            written = (param_rows, *moments, touched, number)
+            with _taken_back_unless_finite(written, rows, columns) if is_watched else nullcontext():
+                step(param_rows, rows, columns, values, pace, *others)
     if not param.is_inference():  # such a tensor has no version
         torch.autograd.graph.increment_version(param)
 
 
-def _checked_step(param, rows, columns, values, lr, rate, rule, momentum, eps, *others) -> None:
+def _checked_step(param, rows, columns, values, lr, rate, rule, momentum, decay, eps, *others) -> None:
     if param.is_cpu:  # where the public function leaves that to the operator
-        _check_layouts(param, rows, columns, values, rule, others[:3])
-    _step(param, rows, columns, values, lr, rate, rule, momentum, eps, *others)
+        _check_layouts(param, rows, columns, values, rule, others[:4])
+    _step(param, rows, columns, values, lr, rate, rule, momentum, decay, eps, *others)
 
 
-def _check_layouts(param, rows, columns, values, rule: str, moments: Sequence[Tensor | None]) -> None:
+def _check_layouts(param, rows, columns, values, rule: str, kept: Sequence[Tensor | None]) -> None:
     _check_tensors(param, (rows,) if columns is None else (rows, columns), values)
     if STATE[rule]:
-        state = {name: x for name, x in zip(STATE[rule], moments, strict=False) if x is not None}
+        state = {name: x for name, x in zip(ARGUMENTS[rule], kept, strict=True) if x is not None}
         _check_state(param, rule, state, 1 if columns is None else 2)
 
 
-def _plan(param, rows, columns, values, lr, rate, rule, momentum, eps, moment, touched, number, deterministic) -> Plan:
-    _check_layouts(param, rows, columns, values, rule, (moment, touched, number))
+def _plan(
+    param, rows, columns, values, lr, rate, rule, momentum, decay, eps, moment, square, touched, number, check_finite,
+    deterministic,
+) -> Plan:  # fmt: skip
+    _check_layouts(param, rows, columns, values, rule, (moment, square, touched, number))
     lists = rows, values, *(() if columns is None else (columns,))
     if (
         param.dim() > (2 if columns is None else 3)
@@ -118,10 +133,13 @@ def _plan(param, rows, columns, values, lr, rate, rule, momentum, eps, moment, t
         or _STEPS.backend_of(param) != "cpp"
     ):
         return []
-    return by_cpp.plan(param, rows, columns, values, rule)
+    return by_cpp.plan(param, rows, columns, values, rule, check_finite)
 
 
-def _step_in_one(param, rows, columns, values, lr, rate, rule, momentum, eps, moment, *others) -> None:
+def _step_in_one(
+    param, rows, columns, values, lr, rate, rule, momentum, decay, eps, moment, square, touched, number,
+    check_finite, deterministic,
+) -> None:  # fmt: skip
     """Trailing dimensions as one; where no single stride serves them, in a copy of param that is copied back."""
     first = 1 if columns is None else 2
     trailing = range(first, param.dim() - 1)
@@ -129,9 +147,11 @@ def _step_in_one(param, rows, columns, values, lr, rate, rule, momentum, eps, mo
     with torch.no_grad():
         whole = param.flatten(first)
         if is_copied:
-            _check_apart(param, *(x for x in (moment, *others[:2]) if x is not None))
-        moment = None if moment is None else moment.flatten(first)
-        _step(whole, rows, columns, values.flatten(1), lr, rate, rule, momentum, eps, moment, *others)
+            _check_apart(param, *(x for x in (moment, square, touched, number) if x is not None))
+        moment, square = (None if x is None else x.flatten(first) for x in (moment, square))
+        kept = moment, square, touched, number
+        options = rule, momentum, decay, eps, *kept, check_finite, deterministic
+        _step(whole, rows, columns, values.flatten(1), lr, rate, *options)
         if is_copied:
             param.copy_(whole.view(param.shape))
             if not param.is_inference():
@@ -172,31 +192,60 @@ def _check_range(param: Tensor, rows: Tensor, columns: Tensor | None) -> None:
                 )
 
 
-def _step_by_torch(
-    param, rows, columns, values, lr, rule, momentum, eps, moment, touched, number, deterministic
-) -> None:
-    """Distinct coordinates by sorting, their sums, and the rule on what was gathered."""
-    R, C, D = param.shape
+@contextmanager
+def _taken_back_unless_finite(written: Sequence[Tensor | None], rows: Tensor, columns: Tensor | None) -> Iterator[None]:
+    """Raises FloatingPointError where the step inside left weights or state that are not finite, and takes it back.
+
+    written: param, moment and square [R, C, D], touched [R, C] and number [], as far as the rule has them.
+    """
+    tensors = [x for x in written if x is not None]
+    at, *_ = _distinct(tensors[0], rows, columns)
+    before = [x[at] if x.dim() else x.clone() for x in tensors]
+    yield
+    is_bad = torch.zeros_like(at[0], dtype=torch.bool)
+    for x in tensors:
+        if x.is_floating_point():
+            is_bad |= ~x[at].isfinite().all(1)
+    if not is_bad.any():
+        return
+    for x, was in zip(tensors, before, strict=True):
+        x[at if x.dim() else ...] = was
+    first = int(is_bad.int().argmax())
+    raise FloatingPointError(not_finite([int(x[first]) for x in at[: 1 if columns is None else 2]]))
+
+
+def _distinct(param: Tensor, rows: Tensor, columns: Tensor | None) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+    """The distinct entries that are listed, as rows and columns in order; which in the list count, and as which."""
+    R, C = param.shape[:2]
     columns = torch.zeros_like(rows) if columns is None else columns
     kept = (rows >= 0) & (columns >= 0) & (rows < R) & (columns < C)
     keys, place = torch.unique(rows[kept].long() * C + columns[kept], return_inverse=True)
+    return (keys // max(C, 1), keys % max(C, 1)), kept, place
+
+
+def _step_by_torch(
+    param, rows, columns, values, lr, rule, momentum, decay, eps, moment, square, touched, number, deterministic
+) -> None:
+    """Distinct coordinates by sorting, their sums, and the rule on what was gathered."""
+    at, kept, place = _distinct(param, rows, columns)
     dtype = compute_dtype(param.dtype)
-    g = torch.zeros((len(keys), D), dtype=dtype, device=param.device)
+    g = torch.zeros((len(at[0]), param.shape[2]), dtype=dtype, device=param.device)
     g.index_put_((place,), values[kept].to(dtype), accumulate=True)  # which sorts where it must be deterministic
-    at = keys // max(C, 1), keys % max(C, 1)
     since = None
     if number is not None:
         number.add_(1)
+    if touched is not None:
         since = (number - touched[at]).unsqueeze(-1)
         touched[at] = number
     g = polyak_step(lr, g) if rule == "polyak" else g
-    w, new_moment = moved(
-        param[at].to(dtype), g, None if moment is None else moment[at], since,
-        lr=lr, rule=rule, momentum=momentum, eps=eps,
+    w, new_moment, new_square = moved(
+        param[at].to(dtype), g, None if moment is None else moment[at], None if square is None else square[at],
+        since, number, lr=lr, rule=rule, momentum=momentum, decay=decay, eps=eps,
     )  # fmt: skip
     param[at] = w.to(param.dtype)
-    if moment is not None:
-        moment[at] = new_moment
+    for old, new in ((moment, new_moment), (square, new_square)):
+        if old is not None:
+            old[at] = new
 
 
 _STEPS = Implementations(
@@ -207,8 +256,8 @@ _STEPS = Implementations(
 
 _STEP = operator(
     "scatter_step(Tensor(a!) param, Tensor rows, Tensor? columns, Tensor values, float lr, Tensor? rate, str rule, "
-    "float momentum, float eps, Tensor(b!)? moment, Tensor(c!)? touched, Tensor(d!)? number, bool? deterministic) "
-    "-> ()",
+    "float momentum, float decay, float eps, Tensor(b!)? moment, Tensor(c!)? square, Tensor(d!)? touched, "
+    "Tensor(e!)? number, bool check_finite, bool? deterministic) -> ()",
     _checked_step,
     fake=lambda *args: None,
     vmap=_no_vmap,
@@ -227,7 +276,9 @@ def scatter_step(
     rule: str = "sgd",
     state: dict[str, Tensor] | None = None,
     momentum: float = 0.9,
-    eps: float = 1e-10,
+    decay: float | None = None,
+    eps: float | None = None,
+    check_finite: bool = False,
     deterministic: bool | None = None,
 ) -> dict[str, Tensor]:
     """One step of an optimizer on the listed entries of `param`, in place: w ← rule(w, g), g = Σ values of the entry.
@@ -239,13 +290,19 @@ def scatter_step(
     |            |                                                        | touch), step (how many there were)        |
     | "adagrad"  | q ← q + g², w ← w − lr g / (√q + eps)                  | sum (q)                                   |
     | "polyak"   | w ← w − γ g, γ = lr / ‖g‖², the norm over all entries  | none                                      |
+    | "adam"     | m ← m + (1 − β)(g − m), v ← v + (1 − α)(g² − v),       | mean (m), square (v), step (t, how many   |
+    |            | w ← w − lr √(1 − αᵗ) / (1 − βᵗ) · m / (√v + eps)       | there were)                               |
+    | "rmsprop"  | v ← α v + (1 − α) g², w ← w − lr g / (√v + eps)        | square (v)                                |
 
+    β is `momentum`, α is `decay`. Adam is lazy as torch.optim.SparseAdam is: m and v of an entry rest while it is not
+    listed, and t counts the steps of the state, not those of the entry. RMSprop is lazy likewise.
     A momentum that decays lazily forgets as the dense one does, and moves weights only when they are touched. Polyak's
     lr is the gap F − F* of the loss to its target, in the units of the loss; where g = 0 nothing moves. Sums and state
     are float32 for 16-bit weights, which are rounded once. What is too large for its dtype is inf, as in torch.optim;
     else finite gradients leave finite weights. Sources: Duchi, Hazan, Singer, "Adaptive subgradient
     methods", JMLR 2011, fig. 1; Polyak, "Minimization of unsmooth functionals", 1969; Nesterov, "Subgradient methods
-    for huge-scale optimization problems", 2012.
+    for huge-scale optimization problems", 2012; Kingma, Ba, "Adam", ICLR 2015, the rate as at the end of section 2;
+    Tieleman, Hinton, "RMSprop", Coursera lecture 6.5, 2012.
 
     Args:
         param: weights [R], [R, ...] or [R, C, ...] of float64, float32, float16 or bfloat16; any strides that do not
@@ -256,10 +313,12 @@ def scatter_step(
             lr may be views of param or of the state: the step is that on copies of them.
         lr: a finite number, or a tensor [] on the CPU or on param's device, where a CUDA graph reads it anew at each
             replay.
-        rule: one of the four above.
+        rule: one of the six above.
         state: what the last call returned; None or an empty dict, which is filled in, before the first.
         momentum: β in [0, 1).
-        eps: at least 0, in the units of g.
+        decay: α in [0, 1); None: 0.999 for "adam", 0.99 for "rmsprop".
+        eps: at least 0, in the units of g; None: 1e-10 for "adagrad", 1e-8 for "adam" and "rmsprop".
+        check_finite: refuse a step that would not leave every listed weight and its state finite.
         deterministic: the same bits each time; None: as torch.use_deterministic_algorithms says. On the CPU always, for
             any number of threads; on a GPU all but "sgd" in float32 and float64, whose atomic additions come in any
             order without it.
@@ -273,6 +332,8 @@ def scatter_step(
             memory: elements of param, or the state with it. Nothing was written.
         IndexError: an index outside [−1, size), with nothing written: on the CPU, and on a GPU inside
             torch.autograd.detect_anomaly(), as it costs a synchronisation; elsewhere on a GPU the entry is skipped.
+        FloatingPointError: with check_finite, a listed weight or its state would be NaN or infinite, with nothing
+            written: on the CPU, and on a GPU inside torch.autograd.detect_anomaly(); elsewhere on a GPU nothing looks.
     """
     at: tuple[Any, ...] = tuple(indices) if isinstance(indices, (list, tuple)) else (indices,)
     if state is not None and not isinstance(state, dict):
@@ -282,7 +343,7 @@ def scatter_step(
     fits = _fit(param, at, values, lr, rule, state)
     if not fits:
         _check_tensors(param, at, values)
-    _check_options(param, lr, rule, momentum, eps)
+    decay, eps = _check_options(param, lr, rule, momentum, decay, eps)
     kept = STATE[rule]
     if not state:
         fresh = fresh_state(param, rule, len(at)) if kept else {}
@@ -293,9 +354,9 @@ def scatter_step(
     rows, columns = at if len(at) == 2 else (at[0], None)
     if columns is not None and columns.dtype != rows.dtype:
         rows, columns = rows.long(), columns.long()
-    moments = (*map(state.get, kept), None, None, None)[:3]
+    moments = map(state.get, ARGUMENTS[rule])
     rate = lr if isinstance(lr, Tensor) else None
-    options = rule, float(momentum), float(eps), *moments, deterministic
+    options = rule, float(momentum), float(decay), float(eps), *moments, bool(check_finite), deterministic
     if torch.compiler.is_compiling():
         if rate is None:  # to a compiler a number would be a constant
             rate = torch.tensor(float(lr), dtype=torch.float64, device="cpu")
@@ -363,7 +424,10 @@ def _check_tensors(param: Tensor, at: tuple[Tensor, ...], values: Tensor) -> Non
         raise ValueError("scatter_step: param's elements share memory; expected one place for each: param.contiguous()")
 
 
-def _check_options(param: Tensor, lr: float | Tensor, rule: str, momentum: float, eps: float) -> None:
+def _check_options(
+    param: Tensor, lr: float | Tensor, rule: str, momentum: float, decay: float | None, eps: float | None
+) -> tuple[float, float]:
+    """decay and eps, for None those of the rule."""
     if rule not in RULES:
         raise ValueError(f"scatter_step: rule is {rule!r}; expected one of {', '.join(map(repr, RULES))}")
     if isinstance(lr, Tensor):
@@ -377,13 +441,17 @@ def _check_options(param: Tensor, lr: float | Tensor, rule: str, momentum: float
         raise TypeError(f"scatter_step: lr is a {type(lr).__name__}; expected a number or a tensor of shape ()")
     elif not torch.compiler.is_compiling():
         _checked_rate(float(lr))
-    for name, x in (("momentum", momentum), ("eps", eps)):
+    decay, eps = options_of(rule, decay, eps)
+    for name, x in (("momentum", momentum), ("decay", decay), ("eps", eps)):
         if not isinstance(x, (int, float, Real)):
             raise TypeError(f"scatter_step: {name} is a {type(x).__name__}; expected a number")
     if not 0 <= momentum < 1:
         raise ValueError(f"scatter_step: momentum is {momentum}; expected a number in [0, 1)")
+    if not 0 <= decay < 1:
+        raise ValueError(f"scatter_step: decay is {decay}; expected a number in [0, 1)")
     if not 0 <= eps < math.inf:
         raise ValueError(f"scatter_step: eps is {eps}; expected at least 0, and finite")
+    return decay, eps
 
 
 def _checked_rate(lr: float) -> float:

@@ -6,21 +6,23 @@
 //
 // Values are added in the order of the list whatever the number of threads, which share out buckets: always the same
 // bits. All indices are looked at before anything is written, and operands may lie in one another: the step is that on
-// copies of what it reads.
+// copies of what it reads. A step that is to be finite is first made without a write, and looked at.
 
 #include "../runtime/native/native.hpp"
 
 #include <cmath>
+#include <iterator>
 #include <memory>
 
 namespace {
 
-enum Rule { SGD, MOMENTUM, ADAGRAD, POLYAK };
+enum Rule { SGD, MOMENTUM, ADAGRAD, POLYAK, ADAM, RMSPROP };  // RULES of definition.py
 
 constexpr int64_t MOST_BUCKETS = 1 << 11;
 constexpr int64_t AHEAD = 16;  // entries whose place in W is asked for before their turn
 constexpr std::size_t MOST_KEPT = 32 << 20;  // bytes of each kind of buffer that a thread keeps for its next call
 constexpr uint32_t LAST = UINT32_MAX;
+constexpr int64_t NO_KEY = INT64_MAX, NO_ENTRY = -1;
 
 struct Problem {
     int64_t count, rows, columns, width;
@@ -30,8 +32,9 @@ struct Problem {
     int64_t of_row, of_column, of_inner;   // strides of param
     int64_t entries_a_bucket;
     Rule rule;
-    double lr, momentum, eps;
-    Compute* moment;                       // velocity or sum [rows · columns, width], contiguous
+    bool must_be_finite;
+    double lr, momentum, decay, eps;
+    Compute *moment, *square;              // velocity, sum or mean, and mean square [rows · columns, width], contiguous
     int32_t* touched;                      // [rows · columns]: the step of the last touch
     int32_t step;                          // the number of this one
     int threads;
@@ -92,41 +95,80 @@ inline Element* at(const Problem& p, int64_t key) {
     return p.param + key / p.columns * p.of_row + key % p.columns * p.of_column;
 }
 
-// The rule on the row of W at `key`; G is Element or Compute. norm: ‖g‖, of Polyak's alone.
-template <class G>
-void move(const Problem& p, int64_t key, const G* g, Compute lr, Compute norm) {
+struct Rates {  // of one step, as the rules take them
+    Compute lr, norm;  // ‖g‖ is of Polyak's alone
+    Compute mean, square, root;  // 1 − momentum, 1 − decay and its root
+};
+
+// The rule on the row of W at `key`; G is Element or Compute. Where WRITES is false nothing is written, and returned is
+// whether all that would be is finite.
+template <bool WRITES, class G>
+bool move(const Problem& p, int64_t key, const G* g, const Rates& rates) {
     Element* const w = at(p, key);
-    Compute* const moment = p.moment + key * p.width;
-    const auto step = [&](int64_t j, Compute delta) {
-        Element& x = w[j * p.of_inner];
-        x = rounded(widen<Compute>(x) - delta);
+    Compute *const moment = p.moment + key * p.width, *const square = p.square + key * p.width;
+    const Compute lr = rates.lr, eps = Compute(p.eps);
+    bool is_finite = true;
+    const auto keep = [&](Compute& place, Compute x) {
+        if constexpr (WRITES) place = x;
+        else is_finite &= bool(std::isfinite(x));
+        return x;
+    };
+    const auto put = [&](int64_t j, Compute x) {
+        if constexpr (WRITES) w[j * p.of_inner] = rounded(x);
+        else is_finite &= bool(std::isfinite(Rounding(false)(x)));
+    };
+    const auto weight = [&](int64_t j) { return widen<Compute>(w[j * p.of_inner]); };
+    const auto step = [&](int64_t j, Compute delta) { put(j, weight(j) - delta); };
+    // lr · x / (√v + eps). √v ≥ √(1 − decay) |g|, but where v is too small to be told from 0; nothing by 0 is no step
+    const auto step_over_root = [&](int64_t j, Compute x, Compute v, Compute g) {
+        const Compute root = std::sqrt(v), least = rates.root * std::abs(g);
+        const Compute below = (v < std::numeric_limits<Compute>::min() && least > root ? least : root) + eps;
+        const Compute from = weight(j), to = from - lr * (x / below);
+        put(j, below == 0 ? from : to);
     };
     switch (p.rule) {
     case MOMENTUM: {
         const int32_t since = p.step - p.touched[key];
         const Compute decay = Compute(since == 1 ? p.momentum : std::pow(p.momentum, since));
-        p.touched[key] = p.step;
-        for (int64_t j = 0; j < p.width; ++j) {
-            moment[j] = decay * moment[j] + widen<Compute>(g[j]);
-            step(j, lr * moment[j]);
-        }
+        if constexpr (WRITES) p.touched[key] = p.step;
+        for (int64_t j = 0; j < p.width; ++j)
+            step(j, lr * keep(moment[j], decay * moment[j] + widen<Compute>(g[j])));
         break;
     }
     case ADAGRAD:
         for (int64_t j = 0; j < p.width; ++j) {
-            const Compute x = widen<Compute>(g[j]);
-            moment[j] += x * x;
-            if (x == 0) continue;  // without eps it would be 0 / 0
+            const Compute x = widen<Compute>(g[j]), sum = keep(moment[j], moment[j] + x * x);
+            if (x == 0) {  // without eps it would be 0 / 0
+                if constexpr (!WRITES) put(j, weight(j));
+                continue;
+            }
             // √q ≥ |g|, but where g² is too small to be told from 0
-            step(j, lr * (x / (std::max(std::sqrt(moment[j]), std::abs(x)) + Compute(p.eps))));
+            step(j, lr * (x / (std::max(std::sqrt(sum), std::abs(x)) + eps)));
+        }
+        break;
+    case ADAM:
+        for (int64_t j = 0; j < p.width; ++j) {
+            const Compute x = widen<Compute>(g[j]), m = moment[j], v = square[j];
+            const Compute mean = keep(moment[j], m + (x - m) * rates.mean);
+            const Compute following = v + (x * x - v) * rates.square;
+            const bool is_full = v == std::numeric_limits<Compute>::infinity();  // ∞ − ∞ would be NaN
+            step_over_root(j, mean, keep(square[j], is_full ? v : following), x);
+        }
+        break;
+    case RMSPROP:
+        for (int64_t j = 0; j < p.width; ++j) {
+            const Compute x = widen<Compute>(g[j]);
+            const Compute v = keep(square[j], square[j] * Compute(p.decay) + rates.square * x * x);
+            step_over_root(j, x, v, x);
         }
         break;
     case POLYAK:
-        for (int64_t j = 0; j < p.width; ++j) step(j, lr * (widen<Compute>(g[j]) / norm));
+        for (int64_t j = 0; j < p.width; ++j) step(j, lr * (widen<Compute>(g[j]) / rates.norm));
         break;
     default:
         for (int64_t j = 0; j < p.width; ++j) step(j, lr * widen<Compute>(g[j]));
     }
+    return is_finite;
 }
 
 // SCALAR: an entry carries its value, and sums grow in place. Otherwise it carries its position in the list, and the
@@ -171,7 +213,8 @@ public:
         buckets = std::max<int64_t>(1, ((keys - 1) >> shift) + 1);
     }
 
-    bool run() {
+    // Returns whether all indices are in range. culprit: an entry of the least key that would not be finite, if one is.
+    bool run(int64_t& culprit) {
         if (!partition()) return false;
         int64_t longest = 0;
         for (const int64_t size : sizes) longest = std::max(longest, size);
@@ -186,6 +229,7 @@ public:
             }
         }
         double lr = p.lr, norm = 1;
+        bool rests = false;  // where Polyak's g is 0
         if (p.rule == POLYAK) {
             std::vector<double> squares(buckets, 0.0);
             for_each_task(p.threads, buckets, [&](int thread, int64_t b) {
@@ -199,13 +243,33 @@ public:
             });
             norm = 0;
             for (const double x : squares) norm += x;
-            if (norm == 0) return true;
-            norm = std::sqrt(norm);
-            lr /= norm;  // once more by the norm is g: lr / ‖g‖² can be infinite where the step is not
+            rests = norm == 0;
+            norm = rests ? 1 : std::sqrt(norm);
+            lr = rests ? 0 : lr / norm;  // once more by the norm is g: lr / ‖g‖² can be infinite where the step is not
         }
+        if (p.rule == ADAM) lr = lr * std::sqrt(1 - std::pow(p.decay, p.step)) / (1 - std::pow(p.momentum, p.step));
+        const Rates rates{Compute(lr), Compute(norm), Compute(1 - p.momentum), Compute(1 - p.decay),
+                          Compute(std::sqrt(1 - p.decay))};
+        bool is_reduced = p.rule == POLYAK;
+        if (p.must_be_finite) {
+            std::vector<int64_t> bad(buckets, NO_KEY);
+            for_each_task(p.threads, buckets, [&](int thread, int64_t b) {
+                if (!is_reduced) reduce(b, scratch[thread]);
+                visit(b, scratch[thread], [&](int64_t key, const auto* g) {
+                    if (!move<false>(p, key, g, rates)) bad[b] = std::min(bad[b], key);
+                });
+            });
+            is_reduced = true;
+            const int64_t least = *std::min_element(bad.begin(), bad.end());
+            bool in_range = true;
+            for (int64_t i = 0; least != NO_KEY && culprit == NO_ENTRY; ++i)
+                if (key(i, in_range) == least) culprit = i;
+            if (culprit != NO_ENTRY) return true;
+        }
+        if (rests) return true;
         for_each_task(p.threads, buckets, [&](int thread, int64_t b) {
-            if (p.rule != POLYAK) reduce(b, scratch[thread]);
-            visit(b, scratch[thread], [&](int64_t key, const auto* g) { move(p, key, g, Compute(lr), Compute(norm)); });
+            if (!is_reduced) reduce(b, scratch[thread]);
+            visit(b, scratch[thread], [&](int64_t key, const auto* g) { move<true>(p, key, g, rates); });
         });
         return true;
     }
@@ -335,6 +399,7 @@ private:
             const int64_t ahead = (b << shift) + e[std::min(u + AHEAD, size - 1)].low;
             __builtin_prefetch(at(p, ahead), 1);
             if (p.moment) __builtin_prefetch(p.moment + ahead * p.width, 1);
+            if (p.square) __builtin_prefetch(p.square + ahead * p.width, 1);
             if constexpr (SCALAR) {
                 see(key, &e[u].payload);
             } else {
@@ -356,42 +421,47 @@ private:
 };
 
 template <class Index>
-bool step(const Problem& p) {
-    return p.width == 1 ? Step<Index, true>(p).run() : Step<Index, false>(p).run();
+bool step(const Problem& p, int64_t& culprit) {
+    return p.width == 1 ? Step<Index, true>(p).run(culprit) : Step<Index, false>(p).run(culprit);
 }
 
 constexpr int STATE_OVERLAPS = 3, RATE_IS_NOT_FINITE = 4;  // statuses beside those of native.hpp
 
 }  // namespace
 
-
 // What by_cpp.py lays out once for calls of the same shapes and strides, as a row of integers.
 struct Call {
-    int64_t count, rows, columns, width, of_row, of_column, of_inner, entries_a_bucket, has_wide_indices, rule, threads;
+    int64_t count, rows, columns, width, of_row, of_column, of_inner, entries_a_bucket, has_wide_indices, rule,
+        must_be_finite, threads;
 };
 
-// addresses: param, row and column indices, values, lr, a rate that takes its place, momentum, eps, moment, touched, and
-// the number of steps there were, counted up here; null for what a call is without. What is written must not overlap;
-// what is read may overlap it.
+// addresses: param, row and column indices, values, lr, a rate that takes its place, momentum, decay, eps, moment,
+// square, touched, and the number of steps there were, counted up here; null for what a call is without. What is
+// written must not overlap; what is read may overlap it. Returns −1 − the culprit where a step that must be finite is not.
 extern "C" int scatter_step(const Call* call, void* const* addresses) noexcept {
     const auto number_at = [&](int i) { return *static_cast<const double*>(addresses[i]); };
-    const double lr = number_at(addresses[5] ? 5 : 4), momentum = number_at(6), eps = number_at(7);
+    const double lr = number_at(addresses[5] ? 5 : 4), momentum = number_at(6), decay = number_at(7), eps = number_at(8);
     void* const param = addresses[0];
     const void *const row_index = addresses[1], *const column_index = addresses[2], *const values = addresses[3];
-    void* const moment = addresses[8];
-    auto *const touched = static_cast<int32_t*>(addresses[9]), *const number = static_cast<int32_t*>(addresses[10]);
+    void *const moment = addresses[9], *const square = addresses[10];
+    auto *const touched = static_cast<int32_t*>(addresses[11]), *const number = static_cast<int32_t*>(addresses[12]);
     if (!std::isfinite(lr)) return RATE_IS_NOT_FINITE;
     bool overlaps = false;
+    int64_t culprit = NO_ENTRY;
     const int status = guarded([&] {
         const Call& c = *call;
         Problem p{c.count, c.rows, c.columns, c.width, row_index, column_index,
                         static_cast<const Element*>(values), static_cast<Element*>(param), c.of_row, c.of_column,
-                        c.of_inner, c.entries_a_bucket, Rule(c.rule), lr, momentum, eps,
-                        static_cast<Compute*>(moment), touched, number ? *number + 1 : 0, int(c.threads)};
+                        c.of_inner, c.entries_a_bucket, Rule(c.rule), c.must_be_finite != 0, lr, momentum, decay, eps,
+                        static_cast<Compute*>(moment), static_cast<Compute*>(square), touched,
+                        number ? *number + 1 : 0, int(c.threads)};
         const int64_t keys = c.rows * c.columns;
-        const Span state[] = {span(p.moment, keys * c.width), span(touched, keys), span(number, 1)};
-        for (const Span& x : state) overlaps = overlaps || param_lies_in(p, x);
-        overlaps = overlaps || state[0].meets(state[1]) || state[0].meets(state[2]) || state[1].meets(state[2]);
+        const Span state[] = {span(p.moment, keys * c.width), span(p.square, keys * c.width), span(touched, keys),
+                              span(number, 1)};
+        for (const Span* x = std::begin(state); x != std::end(state); ++x) {
+            overlaps = overlaps || param_lies_in(p, *x);
+            for (const Span* y = std::begin(state); y != x; ++y) overlaps = overlaps || x->meets(*y);
+        }
         if (overlaps) return false;
         std::vector<Element> own;
         const Span values_span = span(p.values, c.count * c.width);
@@ -401,8 +471,9 @@ extern "C" int scatter_step(const Call* call, void* const* addresses) noexcept {
             own.assign(p.values, p.values + c.count * c.width);
             p.values = own.data();
         }
-        return c.has_wide_indices ? step<int64_t>(p) : step<int32_t>(p);
+        return c.has_wide_indices ? step<int64_t>(p, culprit) : step<int32_t>(p, culprit);
     });
+    if (culprit != NO_ENTRY) return int(-1 - culprit);
     if (number && status == DONE) ++*number;
     return overlaps ? STATE_OVERLAPS : status;
 }

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...autotune import Space, Tuned
 from ..runtime import dispatch, native
-from .definition import RULES, STATE_OVERLAPS
+from .definition import RULES, STATE_OVERLAPS, not_finite
 
 SOURCE = Path(__file__).with_name("by_cpp.cpp")
 
@@ -31,7 +31,8 @@ class _Call(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("count", "rows", "columns", "width")),
         *((name, ctypes.c_int64) for name in ("of_row", "of_column", "of_inner")),
-        *((name, ctypes.c_int64) for name in ("entries_a_bucket", "has_wide_indices", "rule", "threads")),
+        *((name, ctypes.c_int64) for name in ("entries_a_bucket", "has_wide_indices", "rule")),
+        *((name, ctypes.c_int64) for name in ("must_be_finite", "threads")),
     )
 
 
@@ -48,21 +49,27 @@ def step(
     lr: float,
     rule: str,
     momentum: float,
+    decay: float,
     eps: float,
     moment: Tensor | None,
+    square: Tensor | None,
     touched: Tensor | None,
     number: Tensor | None,
+    check_finite: bool,
 ) -> None:
     """`_step` of the package; rows, columns and values are contiguous, and no size is 0.
 
     Raises:
         IndexError: an index is out of range.
         ValueError: the state lies in param or in itself.
-        MemoryError: there is no room for a copy of the entries. Nothing was written, in any of the three cases.
+        FloatingPointError: with check_finite, the step would not leave all that it writes finite.
+        MemoryError: there is no room for a copy of the entries. Nothing was written, in any of the four cases.
     """
     tensors = param, rows, columns, values
-    others = float(lr), None, float(momentum), float(eps), moment, touched, number
-    status, _ = dispatch.run(plan(*tensors, rule), *tensors, *others)
+    others = float(lr), None, float(momentum), float(decay), float(eps), moment, square, touched, number
+    status, _ = dispatch.run(plan(*tensors, rule, check_finite), *tensors, *others)
+    if status < 0:
+        raise FloatingPointError(not_finite([int(x[-1 - status]) for x in (rows, columns) if x is not None]))
     if status == 1:
         raise MemoryError(f"scatter_step: no memory for a copy of {len(rows)} entries")
     if status == 3:
@@ -76,7 +83,9 @@ def step(
         )
 
 
-def plan(param: Tensor, rows: Tensor, columns: Tensor | None, values: Tensor, rule: str) -> dispatch.Plan:
+def plan(
+    param: Tensor, rows: Tensor, columns: Tensor | None, values: Tensor, rule: str, check_finite: bool
+) -> dispatch.Plan:
     """The plan of `step` for tensors that lie in memory as these do."""
     sizes, strides = param.shape, param.stride()
     R, (C, of_row, of_column) = sizes[0], (1, strides[0], strides[0])
@@ -99,6 +108,7 @@ def plan(param: Tensor, rows: Tensor, columns: Tensor | None, values: Tensor, ru
         entries_a_bucket=bucket,
         has_wide_indices=rows.dtype == torch.int64,
         rule=RULES.index(rule),
+        must_be_finite=check_finite,
         threads=native.threads(config["threads"], nnz * D, _SMALL),
     )
     return dispatch.plan(_function(param.dtype), (), call)

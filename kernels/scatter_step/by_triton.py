@@ -67,9 +67,18 @@ def _place(row_ptr, column_ptr, i, mask, stride_r, stride_c, HAS_COLUMNS: tl.con
 
 
 @triton.jit
+def _over_root(w, lr, x, square, g, DECAY: tl.constexpr, EPS: tl.constexpr, LEAST: tl.constexpr):
+    """w − lr x / (√v + eps). √v ≥ √(1 − decay) |g|, but where v is too small to be told from 0; by 0 is no step."""
+    root = tl.sqrt(square)
+    root = tl.where(square < LEAST, tl.maximum(root, ((1 - DECAY) ** 0.5) * tl.abs(g)), root) + EPS
+    return tl.where(root == 0, w, w - lr * (x / root))
+
+
+@triton.jit
 def _apply(
-    key, at, d, mask, g, lr, norm, moment_ptr, touched, number, D,
-    RULE: tl.constexpr, LOG2_MOMENTUM: tl.constexpr, EPS: tl.constexpr,
+    key, at, d, mask, g, lr, norm, moment_ptr, square_ptr, touched, number, D,
+    RULE: tl.constexpr, MOMENTUM: tl.constexpr, LOG2_MOMENTUM: tl.constexpr, DECAY: tl.constexpr, EPS: tl.constexpr,
+    LEAST: tl.constexpr,
 ):  # fmt: skip
     """The rule on elements d, which lie at `at`, of the rows of W at `key`. norm: ‖g‖, of Polyak's alone."""
     w = tl.load(at, mask=mask, other=0).to(g.dtype)
@@ -84,6 +93,19 @@ def _apply(
         tl.store(moment_ptr + key * D + d, moment, mask=mask)
         root = tl.maximum(tl.sqrt(moment), tl.abs(g))  # √q ≥ |g|, but where g² is too small to be told from 0
         w = tl.where(g == 0, w, w - lr * (g / (root + EPS)))  # without EPS 0 / 0 where g is 0
+    elif RULE == "adam":
+        moment = tl.load(moment_ptr + key * D + d, mask=mask, other=0)
+        moment += (g - moment) * (1 - MOMENTUM)
+        tl.store(moment_ptr + key * D + d, moment, mask=mask)
+        square = tl.load(square_ptr + key * D + d, mask=mask, other=0)
+        # ∞ − ∞ would be NaN
+        square = tl.where(square == float("inf"), square, square + (g * g - square) * (1 - DECAY))
+        tl.store(square_ptr + key * D + d, square, mask=mask)
+        w = _over_root(w, lr, moment, square, g, DECAY, EPS, LEAST)
+    elif RULE == "rmsprop":
+        square = tl.load(square_ptr + key * D + d, mask=mask, other=0) * DECAY + (1 - DECAY) * g * g
+        tl.store(square_ptr + key * D + d, square, mask=mask)
+        w = _over_root(w, lr, g, square, g, DECAY, EPS, LEAST)
     elif RULE == "polyak":
         w -= lr * (g / norm)
     else:
@@ -92,8 +114,16 @@ def _apply(
 
 
 @triton.jit
-def _rate(lr_ptr, lr, dtype: tl.constexpr, HAS_LR: tl.constexpr):
-    return tl.load(lr_ptr).to(dtype) if HAS_LR else lr
+def _rate(
+    lr_ptr, lr, number, dtype: tl.constexpr, RULE: tl.constexpr, LOG2_MOMENTUM: tl.constexpr, LOG2_DECAY: tl.constexpr,
+    HAS_LR: tl.constexpr,
+):  # fmt: skip
+    """lr; of Adam's lr √(1 − decayᵗ) / (1 − momentumᵗ), t = number."""
+    rate = tl.load(lr_ptr).to(dtype) if HAS_LR else lr
+    if RULE == "adam":
+        t = number.to(tl.float64)
+        rate = (rate * tl.sqrt(1 - tl.exp2(t * LOG2_DECAY)) / (1 - tl.exp2(t * LOG2_MOMENTUM))).to(dtype)
+    return rate
 
 
 @triton.jit
@@ -109,12 +139,13 @@ def _few_kernel(
     values_ptr,  # [nnz, D], contiguous
     lr_ptr,  # [], or lr; of Polyak's [lr / ‖g‖, ‖g‖]
     lr,
-    moment_ptr,  # [R, C, D], contiguous
+    moment_ptr, square_ptr,  # [R, C, D], contiguous
     touched_ptr,  # [R, C] int32, contiguous
     number_ptr,  # [] int32
     norm_ptr,  # [nnz]: ‖g‖² of each entry, if RULE is "norm", which moves nothing
     nnz, R, total, C, D, stride_r, stride_c, stride_d,
-    RULE: tl.constexpr, LOG2_MOMENTUM: tl.constexpr, EPS: tl.constexpr, HAS_COLUMNS: tl.constexpr, HAS_LR: tl.constexpr,
+    RULE: tl.constexpr, MOMENTUM: tl.constexpr, LOG2_MOMENTUM: tl.constexpr, DECAY: tl.constexpr,
+    LOG2_DECAY: tl.constexpr, EPS: tl.constexpr, LEAST: tl.constexpr, HAS_COLUMNS: tl.constexpr, HAS_LR: tl.constexpr,
     COMPUTE: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     i = tl.program_id(0)
@@ -125,7 +156,9 @@ def _few_kernel(
     leads = (key < total) & (tl.sum(((keys == key) & (j < i)).to(tl.int32), 0) == 0)
     touched, number = 0, 0
     if RULE == "momentum":
-        touched, number = tl.load(touched_ptr + key, mask=leads, other=0), tl.load(number_ptr)
+        touched = tl.load(touched_ptr + key, mask=leads, other=0)
+    if RULE == "momentum" or RULE == "adam":
+        number = tl.load(number_ptr)
     norm = tl.full([], 0, tl.float64)
     for start in range(0, D, BLOCK_D):
         d = tl.arange(0, BLOCK_D).to(tl.int64) + start
@@ -139,10 +172,11 @@ def _few_kernel(
         if RULE == "norm":
             norm += tl.sum(g.to(tl.float64) * g.to(tl.float64), 0)
         else:
-            rate, norm_g = _rate(lr_ptr, lr, COMPUTE, HAS_LR), _norm(lr_ptr, COMPUTE, RULE)
+            rate = _rate(lr_ptr, lr, number, COMPUTE, RULE, LOG2_MOMENTUM, LOG2_DECAY, HAS_LR)
+            norm_g = _norm(lr_ptr, COMPUTE, RULE)
             _apply(
-                key, param_ptr + place + d * stride_d, d, mask, g, rate, norm_g, moment_ptr, touched, number, D,
-                RULE, LOG2_MOMENTUM, EPS,
+                key, param_ptr + place + d * stride_d, d, mask, g, rate, norm_g, moment_ptr, square_ptr, touched,
+                number, D, RULE, MOMENTUM, LOG2_MOMENTUM, DECAY, EPS, LEAST,
             )  # fmt: skip
     if RULE == "norm":
         tl.store(norm_ptr + i, norm)
@@ -161,7 +195,7 @@ def _atomic_kernel(
     key = _key(row_ptr, column_ptr, i, i < nnz, R, C, total, HAS_COLUMNS)
     good = key < total
     place = _place(row_ptr, column_ptr, i, good, stride_r, stride_c, HAS_COLUMNS)[:, None]
-    rate = _rate(lr_ptr, lr, COMPUTE, HAS_LR)
+    rate = _rate(lr_ptr, lr, 0, COMPUTE, "sgd", 0.0, 0.0, HAS_LR)
     for start in range(0, D, BLOCK_D):
         d = tl.arange(0, BLOCK_D)[None, :].to(tl.int64) + start
         mask = good[:, None] & (d < D)
@@ -211,10 +245,11 @@ def _pieces_kernel(
 @triton.jit
 def _sorted_kernel(
     param_ptr, row_ptr, column_ptr, key_ptr, order_ptr, values_ptr, partial_ptr, lr_ptr, lr,
-    moment_ptr, touched_ptr, number_ptr,
+    moment_ptr, square_ptr, touched_ptr, number_ptr,
     norm_ptr,  # [programs]: ‖g‖² of each program's entries, if RULE is "norm", which moves nothing
     nnz, total, D, stride_r, stride_c, stride_d,
-    RULE: tl.constexpr, LOG2_MOMENTUM: tl.constexpr, EPS: tl.constexpr, HAS_COLUMNS: tl.constexpr, HAS_LR: tl.constexpr,
+    RULE: tl.constexpr, MOMENTUM: tl.constexpr, LOG2_MOMENTUM: tl.constexpr, DECAY: tl.constexpr,
+    LOG2_DECAY: tl.constexpr, EPS: tl.constexpr, LEAST: tl.constexpr, HAS_COLUMNS: tl.constexpr, HAS_LR: tl.constexpr,
     COMPUTE: tl.constexpr, PIECE: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -245,11 +280,14 @@ def _sorted_kernel(
             place = _place(row_ptr, column_ptr, first, leads, stride_r, stride_c, HAS_COLUMNS)[:, None]
             touched, number = tl.zeros([BLOCK, 1], tl.int32), 0
             if RULE == "momentum":
-                touched, number = tl.load(touched_ptr + key, mask=leads, other=0)[:, None], tl.load(number_ptr)
-            rate, norm_g = _rate(lr_ptr, lr, COMPUTE, HAS_LR), _norm(lr_ptr, COMPUTE, RULE)
+                touched = tl.load(touched_ptr + key, mask=leads, other=0)[:, None]
+            if RULE == "momentum" or RULE == "adam":
+                number = tl.load(number_ptr)
+            rate = _rate(lr_ptr, lr, number, COMPUTE, RULE, LOG2_MOMENTUM, LOG2_DECAY, HAS_LR)
+            norm_g = _norm(lr_ptr, COMPUTE, RULE)
             _apply(
                 key.to(tl.int64)[:, None], param_ptr + place + d * stride_d, d, leads[:, None] & (d < D), g, rate,
-                norm_g, moment_ptr, touched, number, D, RULE, LOG2_MOMENTUM, EPS,
+                norm_g, moment_ptr, square_ptr, touched, number, D, RULE, MOMENTUM, LOG2_MOMENTUM, DECAY, EPS, LEAST,
             )  # fmt: skip
     if RULE == "norm":
         tl.store(norm_ptr + tl.program_id(0), norm)
@@ -268,8 +306,10 @@ def step(
     lr: float | Tensor,
     rule: str,
     momentum: float,
+    decay: float,
     eps: float,
     moment: Tensor | None,
+    square: Tensor | None,
     touched: Tensor | None,
     number: Tensor | None,
     deterministic: bool,
@@ -295,8 +335,10 @@ def step(
 
     chosen = laid_out(STEP.config(problem, param.device))
     has_columns, columns = columns is not None, rows if columns is None else columns
-    constants = {"LOG2_MOMENTUM": math.log2(momentum) if momentum else -math.inf, "EPS": eps}
-    sizes = (C, D, *param.stride())
+    constants = {"MOMENTUM": momentum, "DECAY": decay, "EPS": eps, "LEAST": torch.finfo(dtype).tiny}
+    for name in ("MOMENTUM", "DECAY"):
+        constants[f"LOG2_{name}"] = math.log2(constants[name]) if constants[name] else -math.inf
+    sizes, kept = (C, D, *param.stride()), (moment, square, touched, number)
     if nnz > FEW and rule == "sgd" and param.dtype == dtype and not deterministic:
         _atomic_kernel[(triton.cdiv(nnz, chosen["BLOCK"]),)](
             param, rows, columns, values, *_rates(lr, param), nnz, R, total, *sizes,
@@ -307,7 +349,7 @@ def step(
 
         def launch(rule: str, lr: float | Tensor, norm: Tensor, layout: dict[str, Any]) -> None:
             _few_kernel[(nnz,)](
-                param, rows, columns, values, *_rates(lr, param), moment, touched, number, norm, nnz, R, total, *sizes,
+                param, rows, columns, values, *_rates(lr, param), *kept, norm, nnz, R, total, *sizes,
                 RULE=rule, HAS_COLUMNS=has_columns, HAS_LR=isinstance(lr, Tensor), **constants,
                 **{**layout, "BLOCK": triton.next_power_of_2(nnz)},
             )  # fmt: skip
@@ -325,7 +367,7 @@ def step(
 
         def launch(rule: str, lr: float | Tensor, norm: Tensor, layout: dict[str, Any]) -> None:
             _sorted_kernel[(triton.cdiv(nnz, layout["BLOCK"]),)](
-                param, rows, columns, keys, order, values, partial, *_rates(lr, param), moment, touched, number, norm,
+                param, rows, columns, keys, order, values, partial, *_rates(lr, param), *kept, norm,
                 nnz, total, D, *param.stride(), RULE=rule, HAS_COLUMNS=has_columns, HAS_LR=isinstance(lr, Tensor),
                 PIECE=PIECE, **constants, **layout,
             )  # fmt: skip

@@ -224,7 +224,7 @@ def misuses(device: torch.device) -> list[Misuse]:
         bad("vector", ValueError, r"param has shape \(4,\); expected \[R, C, ...\]", w[0], at, v),
         bad("device", ValueError, "param is on .* and values on meta; expected one device", w, at, v.to("meta")),
         bad("expanded", ValueError, "param's elements share memory", shared, at, v),
-        bad("rule", ValueError, "rule is 'adam'; expected one of 'sgd', 'momentum'", w, at, v, rule="adam"),
+        bad("rule", ValueError, "rule is 'lion'; expected one of 'sgd', 'momentum'", w, at, v, rule="lion"),
         bad("lr", TypeError, "lr is a str; expected a number or a tensor", w, at, v, lr="0.1"),
         bad("lr-shape", ValueError, r"lr is torch.float32 of shape \(2,\); expected one float", w, at, v, lr=v),
         bad("momentum", ValueError, r"momentum is 1.0; expected a number in \[0, 1\)", w, at, v, momentum=1.0),

@@ -18,6 +18,7 @@ from tropigrad.kernels import scatter_step
 from tropigrad.kernels.runtime import backend
 from tropigrad.kernels.runtime.arguments import FLOATS
 from tropigrad.kernels.scatter_step import RULES, by_triton, scatter_step_ref
+from tropigrad.kernels.scatter_step.definition import ARGUMENTS, fresh_state, options_of
 
 CPU = torch.device("cpu")
 BACKENDS = [
@@ -193,12 +194,12 @@ def test_runs_are_cut_into_pieces(config, rule, monkeypatch):
     values = torch.randn(len(rows), 1, dtype=torch.float64)
 
     def stepped(config) -> torch.Tensor:
-        w, state = torch.zeros(4, 1, 1, dtype=torch.float64), torch.zeros(4, 1, 1, dtype=torch.float64)
-        touched, number = torch.zeros(4, 1, dtype=torch.int32), torch.zeros((), dtype=torch.int32)
-        clock = (touched, number) if rule == "momentum" else (None, None)
-        moment = state if rule in ("momentum", "adagrad") else None
+        w = torch.zeros(4, 1, 1, dtype=torch.float64)
+        state = fresh_state(w, rule, 2)
+        moment, square, touched, number = map(state.get, ARGUMENTS[rule])
         with override("scatter_step.triton", config):
-            by_triton.step(w, rows, None, values, 0.1, rule, 0.9, 1e-10, moment, *clock, deterministic=True)
+            options = rule, 0.9, *options_of(rule, None, None), moment, square, touched, number
+            by_triton.step(w, rows, None, values, 0.1, *options, deterministic=True)
         return w
 
     w = stepped(config)
@@ -213,7 +214,7 @@ def test_runs_are_cut_into_pieces(config, rule, monkeypatch):
 def test_in_any_order_what_is_out_of_range_is_masked():
     rows = torch.cat([torch.arange(70) % 4, torch.tensor([4, -1, -2, 2**40, -(2**40)])])
     w = torch.zeros(4, 1, 1)
-    by_triton.step(w, rows, None, torch.ones(75, 1), 1.0, "sgd", 0, 0, None, None, None, deterministic=False)
+    by_triton.step(w, rows, None, torch.ones(75, 1), 1.0, "sgd", 0, 0, 0, None, None, None, None, deterministic=False)
     assert w.flatten().tolist() == [-18, -18, -17, -17]
 
 
@@ -566,15 +567,18 @@ def test_vmap_is_refused_by_name():
 @pytest.mark.parametrize("power", [60, -60])
 @pytest.mark.parametrize("rule", RULES)
 def test_a_power_of_two_goes_through_the_step(name, rule, power, dtype):
-    """Of sgd and momentum in w and g; of Adagrad in g, without eps; of Polyak with w, lr by the square: bit for bit."""
+    """Of sgd and momentum in w and g; of Adagrad, Adam and RMSprop in g, without eps; of Polyak with w, lr by the
+    square: bit for bit.
+    """
     scale = 2.0**power
-    of_w, of_lr = {"adagrad": (1.0, 1.0), "polyak": (scale, scale**2)}.get(rule, (scale, 1.0))
+    of_w, of_lr = {"polyak": (scale, scale**2), "sgd": (scale, 1.0), "momentum": (scale, 1.0)}.get(rule, (1.0, 1.0))
+    options: dict[str, Any] = {"rule": rule, "momentum": 0.5, "decay": 0.5, "eps": 0.0}
     w, i = torch.randn(6, 3, dtype=dtype), torch.tensor([5, 0, 5, 2])
     other, states = w * of_w, ({}, {})
     for _ in range(3):
         g = torch.randn(4, 3, dtype=dtype)
-        scatter_step(w, i, g, lr=0.25, rule=rule, momentum=0.5, eps=0.0, state=states[0])
-        scatter_step(other, i, g * scale, lr=0.25 * of_lr, rule=rule, momentum=0.5, eps=0.0, state=states[1])
+        scatter_step(w, i, g, lr=0.25, state=states[0], **options)
+        scatter_step(other, i, g * scale, lr=0.25 * of_lr, state=states[1], **options)
     assert torch.equal(other, w * of_w)
 
 
