@@ -6,23 +6,16 @@ A group of None is one process, which is its own and only rank.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-T = TypeVar("T")
-
 
 def rank_in(group: dist.ProcessGroup | None) -> int:
     return 0 if group is None else group.rank()
-
-
-def largest(candidates: Iterable[T], key: Callable[[T], Any]) -> T:
-    """The largest of the ranks' candidates; of equal ones that of the lowest rank, as one process would choose."""
-    return max(candidates, key=key)
 
 
 def digest(tensors: Iterable[Tensor]) -> str:

@@ -83,6 +83,8 @@ def why_not(state: State) -> str:
     """Why a run must be dense in every iteration; "" where it can keep caches."""
     if state.settings.train_a:
         return "A is trained, and moves a leaf of every unit"
+    if state.mass > 1:
+        return f"F is the mean of {state.mass:.6g} samples, whose steps move hundreds of weights"
     if state.weights.w1.dtype not in (torch.float32, torch.float64):
         return f"the weights are {state.weights.w1.dtype}"
     return ""

@@ -42,6 +42,14 @@ def check_number(name: str, value: float, dtype: torch.dtype, positive: bool) ->
     return float(value)
 
 
+def check_share(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{WHERE}: {name} is {value!r}; expected a number")
+    if not 0 < value <= 1:
+        raise ValueError(f"{WHERE}: {name} is {value}; expected a share of the samples, more than 0 and at most 1")
+    return float(value)
+
+
 def check_count(n: int) -> int:
     try:
         count = operator.index(n)

@@ -12,6 +12,14 @@ at n = n*: at most four entries with the hinge and A fixed. Duplicates add up, a
 of the features, each product and sum rounded, and a step is rounded before it is added: so every path to the same
 weights gives the same activations, bit for bit.
 
+With a level α, F is not the largest ℓ but the mean of the worst share α of the samples (Rockafellar & Uryasev):
+
+    F = (1/M) Σ ω_n ℓ_n,    M = max(1, α N),    ω_n = 1 for the ⌈M⌉ − 1 largest ℓ_n, M − ⌈M⌉ + 1 for the next, else 0
+
+At ties the lower n is the larger. g is the same sum of the samples' subgradients: for each entry, ω_n c_k in the order
+of n, then of k, in float64, and the sum divided by M. A sample whose hinge is 0 has the subgradient 0. M = 1 is the
+worst sample, in its very bits. Subgradients of many samples may cancel to 0: the run has ended, and is stationary.
+
 A step that would leave a weight that is not finite is not taken: nothing is written, and the run has diverged.
 
 Steps: "polyak", γ = (F − L) / ‖g‖², with a level L that starts at the target and is raised by path-based level control
@@ -19,15 +27,16 @@ where the iterates travel without getting there; "sqrt", γ = c / (‖g‖ √(t
 which Σγ = ∞ and Σγ² < ∞. F is piecewise linear with the hinge and not convex: limit points are stationary at best.
 
 Network and sparse subgradient: Enaieh & Fercoq, arXiv 2603.04133; steps: Nesterov, "Subgradient methods for huge-scale
-optimization problems", 2012; level control: Brännlund, 1993, and Nedić & Bertsekas, 2001. The full text of the first
-was not available to us; losses, steps and settings are our own.
+optimization problems", 2012; level control: Brännlund, 1993, and Nedić & Bertsekas, 2001; the mean of the worst share:
+Rockafellar & Uryasev, "Optimization of conditional value-at-risk", 2000. The full text of the first was not available
+to us; losses, steps and settings are our own.
 """
 
 from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -41,7 +50,7 @@ STEPS = ("polyak", "sqrt", "power")
 PATIENCE = 20.0  # first steps that the iterates may travel without descent before the level is raised
 IDLE = 100  # iterations within the rounding of the target, and no better, that end a run
 
-GOING, MET, ROUNDED, DIVERGED = range(4)  # Progress.status
+GOING, MET, ROUNDED, DIVERGED, STATIONARY = range(5)  # Progress.status
 
 
 class Weights(NamedTuple):
@@ -58,6 +67,7 @@ class Settings:
     target: float = 0.0  # the level that F is hoped to reach; reaching it ends the run
     length: float = 0.0  # c, of "sqrt" and "power"; 0: the length of Polyak's first step
     train_a: bool = False
+    alpha: float | None = None  # the share of the samples whose mean is F; None: the worst sample
 
 
 class Progress(ctypes.Structure):
@@ -141,14 +151,18 @@ def _log_sum_exp(scores: list[float]) -> tuple[float, list[float]]:
     return top + math.log(total), [term / total for term in terms]
 
 
-def loss_gradient(f: Tensor, y: int, settings: Settings) -> list[tuple[int, float]]:
-    """(k, c_k) of one sample's scores f [K], those that are not 0, by ascending k."""
+def loss_gradients(f: Tensor, y: Tensor, settings: Settings) -> list[list[tuple[int, float]]]:
+    """(k, c_k) of each sample's scores, f [n, K], those that are not 0, by ascending k; of a hinge of 0, none."""
     if settings.loss == "hinge":
-        rivals = f + settings.margin
-        rivals[y] = -math.inf
-        return sorted([(int(rivals.max(dim=0).indices), 1.0), (y, -1.0)])
-    softmax = _log_sum_exp(f.tolist())[1]
-    return [(k, c) for k, p in enumerate(softmax) if (c := p - (k == y)) != 0]
+        labels = y.long().unsqueeze(1)
+        rivals = (f + settings.margin).scatter(1, labels, -math.inf).max(dim=1)
+        has_loss = (rivals.values - f.gather(1, labels).squeeze(1) > 0).tolist()
+        pairs = zip(rivals.indices.tolist(), y.tolist(), has_loss, strict=True)
+        return [sorted([(rival, 1.0), (own, -1.0)]) if lossy else [] for rival, own, lossy in pairs]
+    samples = zip(f.tolist(), y.tolist(), strict=True)
+    return [
+        [(k, c) for k, p in enumerate(_log_sum_exp(scores)[1]) if (c := p - (k == own)) != 0] for scores, own in samples
+    ]
 
 
 def step_length(settings: Settings, progress: Progress, loss: float, squared_norm: float) -> float | None:
@@ -207,7 +221,21 @@ class State:
     best: Weights  # of the least F
     best_right: Weights | None  # of the most validation samples classified rightly; None without any
     progress: Progress
-    times_worst: Tensor  # [training] int64
+    times_worst: Tensor  # [training] int64; of all ranks where several share the samples out
+
+    @property
+    def mass(self) -> float:
+        """M, the number of samples whose mean is F."""
+        return mass_of(self.settings, len(self.times_worst))
+
+
+def mass_of(settings: Settings, samples: int) -> float:
+    """M; a whole number where α N is one but for rounding."""
+    if settings.alpha is None:
+        return 1.0
+    mass = settings.alpha * samples
+    whole = round(mass)
+    return max(1.0, whole if math.isclose(mass, whole, rel_tol=1e-12) else mass)
 
 
 class Moves(NamedTuple):
@@ -223,33 +251,56 @@ def moves_between(one: Weights, other: Weights) -> Moves:
     return Moves([(j, i) for j, i in leaves], [(k, j) for k, j in readouts], sorted({i for i, _ in rows}))
 
 
+class Seen(NamedTuple):
+    """A sample of the tail."""
+
+    loss: float  # ℓ_n
+    n: int
+    largest: float  # max |f_nk|, whose rounding is that of ℓ_n
+    routes: list[tuple[int, int, int, float]]  # (k, J_k, I_Jk, c_k)
+    x: Tensor | None  # where A is trained
+
+
 class Observation(NamedTuple):
     """All that an iteration needs of the samples."""
 
-    loss: float  # F
-    worst: int  # n*
-    largest: float  # max |f_n*k|, whose rounding is that of F
-    routes: list[tuple[int, int, int, float]]  # (k, J_k, I_Jk, c_k) of n*
-    x: Tensor | None  # of n*, where A is trained
+    tail: list[Seen]  # n* first
     right: int  # validation samples classified rightly; −1 without any
 
 
+def worst_of(samples: Iterable[Seen], mass: float) -> list[Seen]:
+    """The ⌈mass⌉ worst, the worst first; of equal ones the first, and NaN before all."""
+    return sorted(samples, key=lambda seen: (not math.isnan(seen.loss), -seen.loss, seen.n))[: math.ceil(mass)]
+
+
+def weighted(tail: list[Seen], mass: float) -> list[tuple[Seen, float]]:
+    """The samples of the tail and their weights ω, by ascending n."""
+    weights = [1.0] * (len(tail) - 1) + [mass - (len(tail) - 1)]
+    return sorted(zip(tail, weights, strict=True), key=lambda pair: pair[0].n)
+
+
 def observe(state: State, losses: Tensor, activations: Activations) -> Observation:
-    """losses: ℓ of the training samples; n* is the first that attains their maximum."""
+    """losses: ℓ of the training samples, whose tail is the Observation's; at ties, the first."""
     samples, settings = state.samples, state.settings
-    top = losses.max(dim=0)
-    n = int(top.indices)
-    f = activations.f[n]
-    routes = []
-    for k, c in loss_gradient(f, int(samples.y[n]), settings):
-        j = int(activations.j[n, k])
-        routes.append((k, j, int(activations.i[n, j]), c))
+    count = min(math.ceil(state.mass), len(losses))
+    order = losses.max(dim=0).indices[None] if count == 1 else losses.sort(descending=True, stable=True).indices
+    tail = order[:count]
+    f, y = activations.f[tail], samples.y[tail]
+    j = activations.j[tail].long()
+    i = activations.i[tail].long().gather(1, j).tolist()
+    gradients = loss_gradients(f, y, settings)
+    routes = [
+        [(k, units[k], leaves[k], c) for k, c in gradient]
+        for units, leaves, gradient in zip(j.tolist(), i, gradients, strict=True)
+    ]
+    xs = samples.x[tail] if settings.train_a else [None] * count
+    largest = f.double().abs().amax(dim=1).tolist()
+    seen = map(Seen, losses[tail].tolist(), tail.tolist(), largest, routes, xs)
     right = -1
     if state.best_right is not None:
         predicted = activations.f[samples.training :].max(dim=1).indices
         right = int((predicted == samples.y[samples.training :]).sum())
-    x = samples.x[n] if settings.train_a else None
-    return Observation(float(top.values), n, float(f.double().abs().max()), routes, x, right)
+    return Observation([*seen], right)
 
 
 class Dense:
@@ -293,7 +344,8 @@ class Dense:
     def _observe(self) -> None:
         """The present iterate: F, whether it is the best, whether it is the last."""
         state, progress, seen = self.state, self.state.progress, self.seen
-        progress.loss, progress.worst = seen.loss, seen.worst
+        losses = [weight * sample.loss for sample, weight in weighted(seen.tail, state.mass)]
+        progress.loss, progress.worst = reduce(add, losses) / state.mass, seen.tail[0].n
         state.times_worst[progress.worst] += 1
         previous = progress.best_loss
         if progress.loss < previous:
@@ -305,7 +357,7 @@ class Dense:
                 progress.best_right, progress.best_right_iteration = progress.right, progress.iteration
                 progress.best_right_loss = progress.loss
                 _copy(state.best_right, state.weights)
-        rounding = torch.finfo(state.weights.w2.dtype).eps * seen.largest
+        rounding = torch.finfo(state.weights.w2.dtype).eps * max(sample.largest for sample in seen.tail)
         near = previous <= progress.loss <= state.settings.target + rounding
         progress.idle = progress.idle + 1 if near else 0
         if not math.isfinite(progress.loss):
@@ -316,34 +368,35 @@ class Dense:
             progress.status = ROUNDED
 
     def _advance(self) -> bool:
-        """To the next iterate, or nowhere, with the status DIVERGED, where a weight of it would not be finite."""
+        """To the next iterate, or nowhere: with the status DIVERGED, where a weight of it would not be finite; with
+        STATIONARY, where no weight would move."""
         state, settings, progress = self.state, self.state.settings, self.state.progress
-        weights, x = state.weights, self.seen.x
-        g2: list[tuple[int, int, float]] = []
+        weights, mass = state.weights, state.mass
+        g2: dict[tuple[int, int], float] = {}
         g1: dict[tuple[int, int], float] = {}
-        ga: dict[int, float] = {}
-        for k, j, i, c in self.seen.routes:
-            g2.append((k, j, c))
-            g1[j, i] = g1.get((j, i), 0.0) + c
-            ga[i] = ga.get(i, 0.0) + c
-        squares = [c * c for _, _, c in g2] + [c * c for c in g1.values()]
-        if x is not None:
-            x_square = reduce(add, x.double().square().tolist())
-            squares += [c * c * x_square for c in ga.values()]
-        gamma = step_length(settings, progress, progress.loss, reduce(add, squares))
+        for sample, weight in weighted(self.seen.tail, mass):
+            for k, j, i, c in sample.routes:
+                g2[k, j] = g2.get((k, j), 0.0) + weight * c
+                g1[j, i] = g1.get((j, i), 0.0) + weight * c
+        for g in (g2, g1):
+            for entry in g:
+                g[entry] /= mass
+        rows = self._rows() if settings.train_a else {}
+        squares = [c * c for c in g2.values()] + [c * c for c in g1.values()] + [row.square for row in rows.values()]
+        squared_norm = reduce(add, squares, 0.0)
+        if squared_norm == 0:
+            progress.status = STATIONARY
+            return False
+        gamma = step_length(settings, progress, progress.loss, squared_norm)
         if gamma is None:
             moves = moves_between(weights, state.best)
             _copy(weights, state.best)
         else:
-            moves = Moves(list(g1), [(k, j) for k, j, _ in g2], [] if x is None else list(ga))
-            steps = [(weights.w2[k, j], -(gamma * c)) for k, j, c in g2]
+            moves = Moves(list(g1), list(g2), list(rows))
+            steps = [(weights.w2[k, j], -(gamma * c)) for (k, j), c in g2.items()]
             steps += [(weights.w1[j, i], -(gamma * c)) for (j, i), c in g1.items()]
             moved = [(weight, weight + step) for weight, step in steps]
-            if x is not None:
-                rows = [
-                    (weights.a[i], torch.tensor(-(gamma * c), dtype=torch.float64, device="cpu")) for i, c in ga.items()
-                ]
-                moved += [(row, row + x * step.to(x)) for row, step in rows]
+            moved += [(weights.a[i], weights.a[i] + row.step(gamma)) for i, row in rows.items()]
             if not torch.cat([after.flatten() for _, after in moved]).isfinite().all():
                 progress.status = DIVERGED
                 return False
@@ -352,6 +405,34 @@ class Dense:
         progress.iteration += 1
         self.follow(moves)
         return True
+
+    def _rows(self) -> dict[int, _Row]:
+        """g_A, row by row."""
+        terms: dict[int, list[tuple[float, Tensor]]] = {}  # the coefficient of each sample that the row has part in
+        for sample, weight in weighted(self.seen.tail, self.state.mass):
+            assert sample.x is not None
+            of_sample: dict[int, float] = {}
+            for _, _, i, c in sample.routes:
+                of_sample[i] = of_sample.get(i, 0.0) + weight * c
+            for i, c in of_sample.items():
+                terms.setdefault(i, []).append((c, sample.x))
+        return {i: _Row(of_row, self.state.mass) for i, of_row in terms.items()}
+
+
+class _Row:
+    """A row of g_A, (1/M) Σ c_n x_n. That of one sample is c x: its step is rounded for c, then for each x."""
+
+    def __init__(self, terms: list[tuple[float, Tensor]], mass: float) -> None:
+        c, x = terms[0]
+        self._dtype = x.dtype
+        self._c, self._x = c / mass, x
+        if len(terms) > 1:
+            self._c, self._x = 1.0, reduce(add, (c * x.double() for c, x in terms)) / mass
+        self.square = self._c * self._c * reduce(add, self._x.double().square().tolist())
+
+    def step(self, gamma: float) -> Tensor:
+        c = torch.tensor(-(gamma * self._c), dtype=torch.float64, device="cpu")
+        return (self._x * c.to(self._x)).to(self._dtype)
 
 
 def _copy(target: Weights, source: Weights) -> None:

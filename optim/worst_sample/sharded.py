@@ -2,22 +2,20 @@
 
     F = max over ranks of max_n ℓ_n,    n* = the first sample, in the order of the ranks, that attains it
 
-Each rank keeps the activations of its own samples. An iteration is one exchange, of every rank's worst sample: its
-loss, its number, its routes (at most four entries of g with the hinge) and, where A is trained, its features. All ranks
-then take the same step from the same numbers: their weights stay equal, and equal to those of one process, bit for bit.
+or, with α, the mean of the worst share of all ranks' samples. Each rank keeps the activations of its own samples. An
+iteration is one exchange, of every rank's worst samples, as many as F may have part in: of each its loss, its number,
+its routes (at most four entries of g with the hinge) and, where A is trained, its features. All ranks then take the
+same step from the same numbers: their weights stay equal, and equal to those of one process, bit for bit.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch.distributed as dist
 from torch import Tensor
 
 from ...kernels.runtime.ranks import of_ranks
-from ..distributed import largest
 from .by_cpp import Sparse
-from .definition import Dense, Moves, State
+from .definition import Dense, Moves, Observation, State, worst_of
 
 
 class Sharded(Dense):
@@ -40,8 +38,8 @@ class Sharded(Dense):
 
     def _exchange(self) -> None:
         ours = self._own.seen
-        ours = ours._replace(worst=ours.worst + self._first)
-        everybody = of_ranks(ours, self._group)
-        worst = largest(everybody, key=lambda seen: (math.isnan(seen.loss), seen.loss))
+        numbered = [sample._replace(n=sample.n + self._first) for sample in ours.tail]
+        everybody = of_ranks(ours._replace(tail=numbered), self._group)
         right = sum(seen.right for seen in everybody) if ours.right >= 0 else -1
-        self.seen = worst._replace(right=right)
+        candidates = (sample for seen in everybody for sample in seen.tail)
+        self.seen = Observation(worst_of(candidates, self.state.mass), right)

@@ -12,10 +12,10 @@ The kept weights follow by a journal of the moved entries, each of which is copi
 from __future__ import annotations
 
 from ...triton_or_stub import tl, triton
-from .definition import DIVERGED, GOING, IDLE, MET, PATIENCE, ROUNDED
+from .definition import DIVERGED, GOING, IDLE, MET, PATIENCE, ROUNDED, STATIONARY
 from .samples import INFINITY, NOBODY, first_largest
 
-RETURN = 4  # status: the iterates must go back to the best ones
+RETURN = STATIONARY + 1  # status: the iterates must go back to the best ones
 _GOING, _MET, _ROUNDED = tl.constexpr(GOING), tl.constexpr(MET), tl.constexpr(ROUNDED)
 _DIVERGED, _RETURN = tl.constexpr(DIVERGED), tl.constexpr(RETURN)
 _PATIENCE, _IDLE = tl.constexpr(PATIENCE), tl.constexpr(IDLE)

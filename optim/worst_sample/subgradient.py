@@ -29,6 +29,7 @@ from .checks import (
     check_model,
     check_number,
     check_samples,
+    check_share,
     check_squares,
     check_weights,
 )
@@ -36,7 +37,7 @@ from .definition import DIVERGED, GOING, LOSSES, STEPS, Dense, Samples, Settings
 from .loops import LOOPS
 from .sharded import Sharded
 
-_STATUS = ("going", "target met", "within rounding of the target", "diverged")
+_STATUS = ("going", "target met", "within rounding of the target", "diverged", "stationary")
 _BACKENDS = {**dict.fromkeys(MEMORIES, "cpp"), "program": "triton", "graph": "triton", "dense": "torch"}  # by memory
 _SLICE_SECONDS = 0.2  # at the end of which Ctrl-C is heard and progress told
 
@@ -59,7 +60,7 @@ class WorstSample(NamedTuple):
 
 
 class WorstSampleSubgradient:
-    """Trains a linear-min-max network in place, on the sample with the largest loss.
+    """Trains a linear-min-max network in place, on the sample with the largest loss, or on the worst share of them.
 
         F = max_n ℓ_n,    ℓ_n = max(0, max_{k≠y} (Δ + f_nk) − f_ny)  or the cross-entropy,    W ← W − γ g
 
@@ -92,6 +93,9 @@ class WorstSampleSubgradient:
         length: c, the length of the first step of "sqrt" and "power"; by default that of Polyak's.
         train_A: whether A moves; by default whether it requires a gradient. Then an iteration costs O(N (d + q)).
         validation: (x, y) of samples with no part in F: the iterate that classifies most of them rightly is kept too.
+        alpha: in (0, 1]: F is the mean of the worst share α of the samples, as CVaR is: of ⌈α N⌉ of them, the last with
+            the weight that is left. 1 is the mean of all; with α N ≤ 1, or None, F is the largest ℓ. With a `group`, N
+            counts the samples of all ranks.
 
     Raises:
         TypeError, ValueError: what does not fit, and what was expected; activations of the start beyond the dtype.
@@ -115,6 +119,7 @@ class WorstSampleSubgradient:
         length: float | None = None,
         train_A: bool | None = None,
         validation: tuple[Tensor, Tensor] | None = None,
+        alpha: float | None = None,
     ) -> None:
         check_group(WHERE, group)
         check_choice("step", step, STEPS)
@@ -125,6 +130,7 @@ class WorstSampleSubgradient:
         margin = check_number("margin", margin, weights.w2.dtype, positive=True)
         target = check_number("target", target, torch.float64, positive=False)
         length = 0.0 if length is None else check_number("length", length, torch.float64, positive=True)
+        alpha = None if alpha is None else check_share("alpha", alpha)
         train_A = weights.a.requires_grad if train_A is None else bool(train_A)
         weights = Weights(*(w.detach() for w in weights))
         labels = check_samples("x", "y", x, y, weights)
@@ -137,7 +143,7 @@ class WorstSampleSubgradient:
             validation_labels = check_samples("validation[0]", "validation[1]", *validation, weights)
             samples.x = torch.cat([samples.x, validation[0].detach()])
             samples.y = torch.cat([labels, validation_labels])
-        settings = Settings(loss, margin, step, target, length, train_A)
+        settings = Settings(loss, margin, step, target, length, train_A, alpha)
         watched = None if validation is None else len(validation[0])
         share = _Share(settings, digest(weights), len(x), watched, labels.unique().tolist())
         shares = _shares_of_ranks(share, group)
@@ -238,7 +244,8 @@ class WorstSampleSubgradient:
 
     @property
     def status(self) -> str:
-        """ "going", or why the run has ended: "target met", "within rounding of the target", "diverged"."""
+        """ "going", or why the run has ended: "target met", "within rounding of the target", "diverged", or
+        "stationary", where the subgradients of the worst share cancel."""
         return _STATUS[self._state.progress.status]
 
     @property
@@ -461,6 +468,9 @@ def _choose(state: State, memory: str, is_shared: bool) -> tuple[str, str]:
             return "program", "program: winner caches, and many iterations in one Triton program"
         if not reason:
             return "graph", "graph: winner caches, one launch an iteration, and many iterations in one CUDA graph"
+    if chosen == "cpp" and state.mass > 1:
+        reason = f"F is the mean of {state.mass:.6g} samples, whose steps move hundreds of weights"
+        return "dense", f"every iteration is dense: {reason}"
     if chosen != "cpp" or not is_available(dtype):
         return "dense", f"every iteration is dense: {reason}"
     sizes = {name: bytes_needed(N, p, q, K, weights.a.element_size(), name) for name in MEMORIES}

@@ -13,7 +13,7 @@ from .figures import COLOR, drawing, save
 
 Record = Mapping[str, Any]
 
-_LINES = ("ours", "dense", "other", "peer", "compiled")  # ours is the first method of a study
+_LINES = ("ours", "dense", "other", "peer", "compiled", "muted")  # ours is the first method of a study
 
 
 def draw(records: Sequence[Record], study: str, out: Path, loss_title: str) -> str | None:
@@ -43,7 +43,8 @@ def draw(records: Sequence[Record], study: str, out: Path, loss_title: str) -> s
         accuracy.set_title("Test accuracy")
         accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
         handles, labels = loss.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(methods), handlelength=1.6)
+        columns = len(methods) if len(methods) <= 5 else -(-len(methods) // 2)
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=1.6)
         return save(figure, out, f"training-{study}")
 
 

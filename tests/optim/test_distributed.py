@@ -8,16 +8,12 @@ import torch
 import torch.distributed as dist
 
 from tropigrad.kernels.runtime.ranks import check_group, of_ranks
-from tropigrad.optim.distributed import check_equal, digest, largest, rank_in
+from tropigrad.optim.distributed import check_equal, digest, rank_in
 
 
 def test_one_process_is_its_own_only_rank():
     assert of_ranks("mine", None) == ["mine"]
     assert rank_in(None) == 0
-
-
-def test_of_equal_candidates_the_lowest_rank_s_is_taken():
-    assert largest([(1.0, "rank 0"), (2.0, "rank 1"), (2.0, "rank 2")], key=lambda pair: pair[0]) == (2.0, "rank 1")
 
 
 def test_a_digest_is_of_shapes_dtypes_and_bits():

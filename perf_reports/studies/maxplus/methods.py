@@ -31,6 +31,7 @@ LOSS_TITLE = "Worst-sample loss"
 # One grey level of the digits is 1/16 of their range: in the units of the scores, 4. The margin asks for that much.
 SCALE = 64.0
 MARGIN = 4.0
+START_SAMPLES = 3000  # what mini-batches need to begin well: the medoids move afterwards
 clock: Callable[[], float] = time.perf_counter  # of the methods' training; the comparison may set another
 
 
@@ -52,6 +53,8 @@ class DenseLinearMinMax(LinearMinMax):
 
 class Method:
     """One way of training a network, an iteration at a time; its clock stands still while it is judged."""
+
+    end = "F is 0, to rounding"  # why it is done
 
     def __init__(self, name: str, role: str, model: LinearMinMax, dataset: Dataset, margin: float) -> None:
         self.name = name
@@ -107,7 +110,7 @@ class Method:
         scores = LinearMinMax.max_units(
             self.model, LinearMinMax.min_units(self.model, self.model.linear(self.dataset.x_test))
         )
-        return _accuracy(scores, self.dataset.y_test)
+        return accuracy(scores, self.dataset.y_test)
 
     def record(self, loss: float) -> dict[str, Any]:
         """The present iterate, just evaluated, as a line of the results."""
@@ -120,7 +123,7 @@ class Method:
             "iteration": self.iteration,
             "seconds": self.seconds,
             "loss": loss,
-            "train_accuracy": _accuracy(self.scores, self.dataset.y_train),
+            "train_accuracy": accuracy(self.scores, self.dataset.y_train),
             "test_accuracy": self.test_accuracy(),
         }
 
@@ -307,20 +310,20 @@ class Perceptron(Method):
 
     @torch.no_grad()
     def test_accuracy(self) -> float:
-        return _accuracy(self.net(self.dataset.x_test), self.dataset.y_test)
+        return accuracy(self.net(self.dataset.x_test), self.dataset.y_test)
 
 
 def _batches(samples: int, size: int, order: torch.Generator) -> tuple[Tensor, ...]:
     return torch.randperm(samples, generator=order, device="cpu").split(size)
 
 
-def _accuracy(scores: Tensor, targets: Tensor) -> float:
+def accuracy(scores: Tensor, targets: Tensor) -> float:
     return (scores.argmax(dim=1) == targets).double().mean().item()
 
 
 @torch.no_grad()
 def accuracy_of(model: LinearMinMax, x: Tensor, y: Tensor) -> float:
-    return _accuracy(model(x), y)
+    return accuracy(model(x), y)
 
 
 def start(dataset: Dataset, hidden: int, seed: int, scale: float, margin: float) -> tuple[LinearMinMax, KMedoidsInit]:
@@ -328,6 +331,16 @@ def start(dataset: Dataset, hidden: int, seed: int, scale: float, margin: float)
     model = LinearMinMax(dataset.features, hidden, dataset.classes, device="cpu")
     generator = torch.Generator().manual_seed(seed)
     return model, model.init_kmedoids(dataset.x_train, dataset.y_train, scale, margin=margin, generator=generator)
+
+
+def quick_start(
+    dataset: Dataset, hidden: int, seed: int, scale: float, margin: float
+) -> tuple[LinearMinMax, KMedoidsInit]:
+    """`start`, with the medoids sought among at most START_SAMPLES samples: as many of each class, drawn by seed."""
+    samples = max(START_SAMPLES, hidden)
+    if len(dataset.y_train) > samples:
+        dataset = dataset.subset(samples // dataset.classes, 1, seed)
+    return start(dataset, hidden, seed, scale, margin)
 
 
 def dense_copy(model: LinearMinMax) -> DenseLinearMinMax:

@@ -23,8 +23,8 @@ from .methods import MARGIN, NAME, SCALE, accuracy_of, kernel_copy, logged, star
 
 _ANSWER_SECONDS = 0.5
 _BETTER = (
-    "Adam on mini-batches of the mean cross-entropy, of scores times a temperature, trains this network to a better "
-    "accuracy: docs/systems/maxplus-networks.md"
+    "Adam on mini-batches of the mean cross-entropy trains this network to a better accuracy: leave --objective worst "
+    "out, and the objective that wins on the validation samples is taken"
 )
 
 
@@ -33,7 +33,7 @@ class _Samples(NamedTuple):
     y: Tensor
 
 
-def _hold_out(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, _Samples | None, Tensor]:
+def hold_out(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, _Samples | None, Tensor]:
     """The data without a share of each class's training samples; these, or None where there are none; the rows left."""
     generator, y = torch.Generator().manual_seed(seed), dataset.y_train
     held = torch.zeros(len(y), dtype=torch.bool, device="cpu")
@@ -46,6 +46,14 @@ def _hold_out(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, _Samp
         return dataset, None, left
     kept = dataclasses.replace(dataset, x_train=x[~held], y_train=y[~held])
     return kept, _Samples(x[held], y[held]), left
+
+
+def kept_iterate(optimizer: WorstSampleSubgradient, model: LinearMinMax, validation: tuple[Tensor, Tensor]) -> Iterate:
+    """The iterate that is right most often on the held-out samples: of equals that of the least F, else the first."""
+    best, first = optimizer.best, optimizer.best_validation
+    twin = kernel_copy(model)
+    twin.load_state_dict(best.weights)
+    return best if accuracy_of(twin, *validation) == first.accuracy else first
 
 
 def _remarks(kept: Mapping[str, Any]) -> list[str]:
@@ -116,7 +124,7 @@ def train(
         raise ValueError(f"train: validation is {validation}; expected a share in [0, 1)")
     if keep not in ("validation", "loss"):
         raise ValueError(f"train: keep is {keep!r}; expected 'validation' or 'loss'")
-    dataset, held_out, rows_left = _hold_out(dataset, validation, seed)
+    dataset, held_out, rows_left = hold_out(dataset, validation, seed)
     if hidden is None:
         hidden = min(300, max(dataset.classes, len(dataset.y_train) // 4))
     seen = view(features, dataset.x_train, seed)
@@ -188,13 +196,7 @@ def train(
         )
 
     def kept() -> Iterate:
-        best = optimizer.best
-        if watched is None or keep == "loss":
-            return best
-        twin = kernel_copy(model)
-        twin.load_state_dict(best.weights)
-        first = optimizer.best_validation
-        return best if accuracy_of(twin, *watched) == first.accuracy else first
+        return optimizer.best if watched is None or keep == "loss" else kept_iterate(optimizer, model, watched)
 
     def advance() -> None:
         nonlocal pace, spent

@@ -67,36 +67,75 @@ def train_maxplus(
     hidden: Annotated[
         int | None, typer.Option(help="Hidden units (default: 300, or a quarter of the samples where that is less).")
     ] = None,
-    iterations: Annotated[int, typer.Option(help="Iterations in all; it ends sooner where the loss is 0.")] = 300,
+    objective: Annotated[
+        Literal["auto", "mean", "cvar", "worst"],
+        typer.Option(
+            help="mean or cvar (of a batch the mean or the worst share), worst (of all the worst sample: the paper's), "
+            "or auto: the one that wins on held-out samples."
+        ),
+    ] = "auto",
+    alpha: Annotated[float, typer.Option(help="cvar: the worst share.")] = 0.1,
+    temperature: Annotated[
+        float | None, typer.Option(help="mean, cvar: T of the cross-entropy of scores / T (default: sought).")
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="mean, cvar: of the first step; it falls along a cosine (default: sought).")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="mean, cvar: in all (default: 10, of few samples 1,500 batches).")
+    ] = None,
+    rule: Annotated[
+        Literal["adam", "rmsprop", "adagrad", "sgd"], typer.Option(help="mean, cvar: the optimizer's.")
+    ] = "adam",
+    iterations: Annotated[
+        int, typer.Option(help="worst: iterations in all; it ends sooner where the loss is 0.")
+    ] = 300,
     seed: Seed = 0,
-    margin: Annotated[float, typer.Option(help="Of the hinge, in the units of the scores.")] = 4.0,
-    scale: Annotated[float, typer.Option(help="λ of A = λ[I; −I]; a power of two.")] = 64.0,
-    step: Annotated[Literal["polyak", "sqrt", "power"], typer.Option(help="The step rule.")] = "polyak",
-    loss: Annotated[Literal["hinge", "cross_entropy"], typer.Option(help="Of each sample.")] = "hinge",
-    memory: Annotated[Literal["auto", "trees", "winners"], typer.Option(help="What an iteration keeps.")] = "auto",
-    train_a: Annotated[bool, typer.Option("--train-a", help="Let A move as well.")] = False,
+    margin: Annotated[float, typer.Option(help="worst: of the hinge, in the units of the scores.")] = 4.0,
+    scale: Annotated[
+        float | None,
+        typer.Option(help="λ of A = λ[I; −I] at the start; a power of two (default: 64 for worst, 1 for the others)."),
+    ] = None,
+    step: Annotated[Literal["polyak", "sqrt", "power"], typer.Option(help="worst: the step rule.")] = "polyak",
+    loss: Annotated[Literal["hinge", "cross_entropy"], typer.Option(help="worst: of each sample.")] = "hinge",
+    memory: Annotated[
+        Literal["auto", "trees", "winners"], typer.Option(help="worst: what an iteration keeps.")
+    ] = "auto",
+    train_a: Annotated[
+        bool | None,
+        typer.Option(
+            "--train-a/--fix-a", help="Whether A moves (default: with mean and cvar it does, with worst not)."
+        ),
+    ] = None,
     validation: Annotated[
-        float, typer.Option(help="Share of the training samples that is held out to choose an iterate by.")
+        float, typer.Option(help="Share of the training samples that is held out to choose by.")
     ] = 0.1,
     keep: Annotated[
         Literal["validation", "loss"],
-        typer.Option(help="The iterate that is left: the best on the validation samples, or of the least worst loss."),
+        typer.Option(
+            help="worst: the iterate that is left, the best on the validation samples or of the least worst loss."
+        ),
     ] = "validation",
     resume: Resume = False,
     out: Out = Path("runs/maxplus"),
     as_json: Json = False,
 ) -> None:
-    """A linear-min-max network, by sparse subgradients of the worst-sample loss. Ctrl-C keeps a checkpoint."""
+    """A linear-min-max network, by the objective that wins on held-out samples. Ctrl-C keeps a checkpoint."""
     from ..perf_reports.studies import maxplus
 
     settings: dict[str, Any] = {"features": features, "hidden": hidden, "iterations": iterations, "seed": seed}
-    settings |= {"scale": scale, "margin": margin, "step": step, "loss": loss, "memory": memory, "train_a": train_a}
-    settings |= {"validation": validation, "keep": keep}
+    settings |= {"margin": margin, "step": step, "loss": loss, "memory": memory, "validation": validation}
+    if objective == "worst":
+        settings |= {"scale": 64.0 if scale is None else scale, "train_a": bool(train_a), "keep": keep}
+    else:
+        settings |= {"objective": objective, "alpha": alpha, "temperature": temperature, "rate": rate, "rule": rule}
+        settings |= {"epochs": epochs, "scale": scale, "train_a": train_a}
 
     def run(progress: Callable[[int, int, str], None]) -> dict[str, Any]:
-        return maxplus.train(dataset_of(data, data_dir, seed), out, **settings, resume=resume, progress=progress)
+        train = maxplus.train if objective == "worst" else maxplus.train_objective
+        return train(dataset_of(data, data_dir, seed), out, **settings, resume=resume, progress=progress)
 
-    finish(run, maxplus.summary_lines, out, as_json)
+    finish(run, maxplus.summary_lines if objective == "worst" else maxplus.objective_lines, out, as_json)
 
 
 @train.command("gsgd")

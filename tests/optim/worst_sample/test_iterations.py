@@ -29,7 +29,7 @@ from tropigrad.optim.worst_sample.definition import (
     ROUNDED,
     activate_ref,
     linear,
-    loss_gradient,
+    loss_gradients,
     sample_losses,
     step_length,
 )
@@ -369,7 +369,7 @@ def test_how_a_run_on_caches_ends(caches, form, status, options):
             assert trace.argmin() > 0
             state.settings = Settings(**options, target=float(trace.min()))
         if status == ROUNDED:  # F is above the target by less than its rounding, as it has been for long
-            loss = Dense(on_device(run_of(3, ties=False, **FEW))).seen.loss
+            loss = Dense(on_device(run_of(3, ties=False, **FEW))).seen.tail[0].loss
             state.settings = Settings(target=loss * (1 - 1e-12))
             state.progress = beginning(state.settings)
             state.progress.loss = state.progress.best_loss = loss
@@ -479,8 +479,8 @@ def test_the_subgradient_is_autograd_s(loss):
 
 def test_the_hinge_has_two_coefficients_and_ties_go_to_the_first():
     f = torch.tensor([1.0, 3.0, 3.0, 0.0])
-    assert loss_gradient(f, 3, Settings()) == [(1, 1.0), (3, -1.0)]
-    assert loss_gradient(f, 1, Settings()) == [(1, -1.0), (2, 1.0)]
+    both = loss_gradients(f.expand(2, 4), torch.tensor([3, 1]), Settings())
+    assert both == [[(1, 1.0), (3, -1.0)], [(1, -1.0), (2, 1.0)]]
     assert sample_losses(f[None], torch.tensor([3]), Settings(margin=0.5)).item() == 3.5
 
 

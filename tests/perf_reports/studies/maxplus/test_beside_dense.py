@@ -30,10 +30,11 @@ def test_comparison_records(small):
         if r["kind"] == "training":
             curves.setdefault(r["method"], []).append(r)
     summaries = [r for r in records if r["kind"] == "training_summary"]
-    assert records[-5:] == summaries
-    names = ["sparse", "dense autograd", "fused dense", "mini-batch Adam", "MLP, Adam"]
+    assert records[-6:] == summaries
+    by_batches = ["mean, mini-batches", "CVaR 10%, mini-batches"]
+    names = ["worst sample, sparse", "dense autograd", "fused dense", *by_batches, "MLP, Adam"]
     assert [r["method"] for r in summaries] == list(curves) == names
-    ours = curves["sparse"]
+    ours = curves["worst sample, sparse"]
     for rival in ("dense autograd", "fused dense"):
         for field in ("iteration", "loss", "train_accuracy", "test_accuracy"):
             assert [r[field] for r in ours] == [r[field] for r in curves[rival]]
@@ -53,7 +54,14 @@ def test_a_method_stops_when_its_time_is_up(small, monkeypatch):
     summaries = {r["method"]: r for r in beside_dense.compare(None, True) if r["kind"] == "training_summary"}
     assert summaries["dense autograd"]["iterations"] == 0
     assert summaries["dense autograd"]["stopped"] == "0 s of training done"
-    assert summaries["sparse"]["iterations"] > 0
+    assert summaries["worst sample, sparse"]["iterations"] > 0
+
+
+def test_the_objectives_begin_at_the_same_start_in_the_same_units(small):
+    rows = [r for r in beside_dense.compare(None, True) if r["kind"] == "training" and r["iteration"] == 0]
+    first = {r["method"]: (r["loss"], r["train_accuracy"], r["test_accuracy"]) for r in rows}
+    assert first["mean, mini-batches"] == pytest.approx(first["worst sample, sparse"], rel=1e-5)
+    assert first["CVaR 10%, mini-batches"] == first["mean, mini-batches"]
 
 
 def test_a_folder_of_data_is_sampled(small, tmp_path):

@@ -82,11 +82,11 @@ def test_a_run_that_helps_nobody_says_so_and_keeps_the_start(tmp_path):
     assert summary["best_loss"] < summary["first_loss"]
     assert summary["kept_iteration"] == 0
     assert summary["test_accuracy"] == summary["first_test_accuracy"]
-    start, _ = methods.start(training._hold_out(data, 0.5, 3)[0], 9, 3, methods.SCALE, methods.MARGIN)
+    start, _ = methods.start(training.hold_out(data, 0.5, 3)[0], 9, 3, methods.SCALE, methods.MARGIN)
     assert all(torch.equal(w, start.state_dict()[name]) for name, w in kept_model(tmp_path).state_dict().items())
     said = "\n".join(maxplus.summary_lines(summary))
     assert "no iterate is right more often on the validation samples than the start, and the start is kept" in said
-    assert "Adam on mini-batches of the mean cross-entropy" in said
+    assert "leave --objective worst out" in said
     assert "as kept: iterate 0" in said
 
 
@@ -115,7 +115,7 @@ def test_a_run_that_helps_says_nothing(tmp_path):
 
 def test_no_sample_is_both_trained_on_and_held_out():
     data = separable()
-    left, held, at = training._hold_out(data, 0.25, seed=3)
+    left, held, at = training.hold_out(data, 0.25, seed=3)
     assert held is not None
     assert [int((held.y == label).sum()) for label in range(3)] == [5, 5, 5]
     assert torch.equal(left.x_train, data.x_train[at])
@@ -135,7 +135,7 @@ def test_a_class_of_one_sample_is_not_held_out(tmp_path):
 
 def test_the_worst_sample_is_numbered_as_in_the_data_set(tmp_path):
     data = separable()
-    left, _, at = training._hold_out(data, 0.5, 1)
+    left, _, at = training.hold_out(data, 0.5, 1)
     model, _ = methods.start(left, HIDDEN, 1, methods.SCALE, methods.MARGIN)
     optimizer = WorstSampleSubgradient(model, left.x_train, left.y_train, margin=methods.MARGIN)
     optimizer.step(20)
@@ -259,7 +259,7 @@ def command():
 
 def test_command_trains_and_resumes(command, tmp_path):
     pytest.importorskip("sklearn", reason="scikit-learn carries the data")
-    words = ("--data", "iris", "--hidden", 12, "--out", tmp_path, "--json")
+    words = ("--data", "iris", "--objective", "worst", "--hidden", 12, "--out", tmp_path, "--json")
     first = command(*words, "--iterations", 5)
     assert first.exit_code == 0, first.output
     assert json.loads(first.stdout)["iterations"] == 5
@@ -271,7 +271,19 @@ def test_command_trains_and_resumes(command, tmp_path):
 
 def test_command_trains_on_features(command, tmp_path):
     pytest.importorskip("sklearn", reason="scikit-learn carries the data")
-    words = ("--data", "digits", "--features", "components", "--hidden", 20, "--iterations", 2, "--json")
+    words = (
+        "--data",
+        "digits",
+        "--objective",
+        "worst",
+        "--features",
+        "components",
+        "--hidden",
+        20,
+        "--iterations",
+        2,
+        "--json",
+    )
     result = command(*words, "--out", tmp_path)
     assert result.exit_code == 0, result.output
     summary = json.loads(result.stdout)
@@ -281,7 +293,7 @@ def test_command_trains_on_features(command, tmp_path):
 
 def test_command_says_what_it_did(command, tmp_path):
     pytest.importorskip("sklearn", reason="scikit-learn carries the data")
-    result = command("--data", "iris", "--iterations", 3, "--out", tmp_path)
+    result = command("--data", "iris", "--objective", "worst", "--iterations", 3, "--out", tmp_path)
     assert result.exit_code == 0, result.output
     assert "test accuracy" in result.stdout
     assert "worst sample   " in result.stdout
