@@ -95,9 +95,10 @@ class Baseline:
             known = self.figures.get(environment)
             if known is None:
                 others = sorted(e for e in self.figures if e.startswith(f"tier {tier}"))
+                held = ", ".join(others) or f"nothing of tier {tier}"
                 raise BaselineError(
-                    f"the baseline has nothing of {environment}; it has {', '.join(others) or f'nothing of tier {tier}'}: "
-                    "measure with those versions, or add these with --update"
+                    f"the baseline has nothing of {environment}; it has {held}: measure with those versions, or add "
+                    "these with --update"
                 )
             now = {_place(record): record for record in measured}
             for place in sorted({*known, *now}):

@@ -10,7 +10,7 @@ GATE = [
 
 from __future__ import annotations
 
-import importlib.util
+import runpy
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -82,8 +82,8 @@ class Declaration:
     calls: tuple[Call, ...]
 
     @classmethod
-    def read(cls, path: Path) -> Declaration:
-        """Run the file and take its list GATE; a callable GATE is called.
+    def read(cls, path: Path, tier: int) -> Declaration:
+        """Run the file and take its list GATE; where GATE is a function, it is called with the tier.
 
         Raises:
             DeclarationError: no such file, no list GATE in it, an entry of another kind, two of one name, or none at
@@ -91,14 +91,10 @@ class Declaration:
         """
         if not path.is_file():
             raise DeclarationError(f"{path}: no such file; expected a declaration, a Python file with a list {NAME}")
-        spec = importlib.util.spec_from_file_location("tropigrad_gate_declaration", path.resolve())
-        assert spec and spec.loader
-        module = importlib.util.module_from_spec(spec)
         sys.path.insert(0, str(path.resolve().parent))
         try:
-            spec.loader.exec_module(module)
-            entries = getattr(module, NAME, None)
-            entries = entries() if callable(entries) else entries
+            entries = runpy.run_path(str(path)).get(NAME)
+            entries = entries(tier) if callable(entries) else entries
         except Exception as error:
             raise DeclarationError(f"{path}: it raises {type(error).__name__}: {error}") from error
         finally:
@@ -106,7 +102,7 @@ class Declaration:
         if not isinstance(entries, (list, tuple)):
             raise DeclarationError(f"{path}: {NAME} is {type(entries).__name__}; expected a list of Kernel and Call")
         if not entries:
-            raise DeclarationError(f"{path}: {NAME} is empty; expected a Kernel or a Call, or there is nothing to gate")
+            raise DeclarationError(f"{path}: {NAME} is empty: it names no kernel; expected a Kernel or a Call")
         for entry in entries:
             if not isinstance(entry, (Kernel, Call)):
                 raise DeclarationError(f"{path}: {NAME} holds a {type(entry).__name__}; expected Kernel and Call")

@@ -32,6 +32,7 @@ class Outcome:
     differences: list[Difference] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
+    revision: str = ""  # of the repository that holds the declaration; "" outside of one
 
     @property
     def exit_code(self) -> int:
@@ -68,7 +69,7 @@ def check(
         update: take what was measured as the new baseline of these versions; what differs is told all the same.
         progress: called as (stage, done, total, what is being done).
     """
-    outcome = Outcome(versions=versions())
+    outcome = Outcome(versions=versions(), revision=_revision(declaration.parent))
     try:
         for tier in tiers:
             records, failures = _measured(declaration, tier, progress)
@@ -90,6 +91,11 @@ def check(
     return outcome
 
 
+def _revision(folder: Path) -> str:
+    done = subprocess.run(["git", "-C", str(folder), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
 def _measured(declaration: Path, tier: int, progress: StageProgress) -> tuple[list[dict[str, Any]], list[str]]:
     """The records of a tier, and what went wrong."""
     environment = {**os.environ, "TRITON_INTERPRET": _INTERPRETS[tier]}
@@ -99,7 +105,8 @@ def _measured(declaration: Path, tier: int, progress: StageProgress) -> tuple[li
     jobs = done = 0
     finished = False
     worker = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-    assert worker.stdout and worker.stderr
+    assert worker.stdout
+    assert worker.stderr
     try:
         for line in worker.stdout:
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -25,14 +26,19 @@ def _cells(d: Difference) -> tuple[str, ...]:
     return d.verdict, d.of, d.target, d.figure, before, after, d.change
 
 
+def _change(d: Difference) -> str:
+    return f"{d.figure}: {d.before} -> {d.after} ({d.change})"
+
+
 def verdict(outcome: Outcome) -> str:
     """One line: whether the gate is open."""
     red, measured = len(worse(outcome.differences)), len(outcome.records)
     if red:
-        return f"regression: {red} figure{'s are' if red > 1 else ' is'} worse than the baseline, of {measured} measured kernels and calls"
+        figures = "1 figure is" if red == 1 else f"{red} figures are"
+        return f"regression: {figures} worse than in the baseline; {measured} kernels and calls were measured"
     if outcome.exit_code == NOT_MEASURED:
         return f"could not measure: {len(outcome.failures)} of what was asked for; nothing that was measured is worse"
-    return f"passed: {measured} kernels and calls, none worse than the baseline"
+    return f"passed: {measured} kernels and calls, none worse than in the baseline"
 
 
 def lines(outcome: Outcome, *, is_update: bool = False) -> list[str]:
@@ -69,15 +75,16 @@ def annotations(outcome: Outcome, declaration: Path) -> list[str]:
     def escaped(text: str) -> str:
         return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
-    told = [
-        f"::error file={declaration},title=performance::{escaped(f'{d.of}, {d.target}: {d.figure} {d.before} -> {d.after} ({d.change})')}"
-        for d in _sorted(worse(outcome.differences))
-    ]
+    red = [f"{d.of}, {d.target}: {_change(d)}" for d in _sorted(worse(outcome.differences))]
+    told = [f"::error file={declaration},title=performance::{escaped(text)}" for text in red]
     return told + [f"::warning file={declaration},title=not measured::{escaped(x)}" for x in outcome.failures]
 
 
 def write_junit(outcome: Outcome, path: Path) -> None:
-    """JUnit's XML: a test case a kernel or call and target; a failure where a figure is worse, an error where none was had."""
+    """JUnit's XML: a test case for each kernel or call and target.
+
+    It fails where a figure is worse; what could not be measured is an error.
+    """
     red = worse(outcome.differences)
     suites = ElementTree.Element("testsuites", name="tropigrad perf gate")
     for tier in sorted({r["tier"] for r in outcome.records}):
@@ -93,7 +100,7 @@ def write_junit(outcome: Outcome, path: Path) -> None:
         for record in records:
             case = ElementTree.SubElement(suite, "testcase", classname=record["target"], name=record["of"])
             if found := _of(red, record):
-                text = "\n".join(f"{d.figure}: {d.before} -> {d.after} ({d.change})" for d in found)
+                text = "\n".join(map(_change, found))
                 ElementTree.SubElement(case, "failure", message=f"{len(found)} figures are worse").text = text
     if outcome.failures:
         suite = ElementTree.SubElement(
@@ -118,7 +125,8 @@ def _of(differences: Sequence[Difference], record: dict[str, Any]) -> list[Diffe
 
 def write_records(outcome: Outcome, path: Path) -> None:
     """JSON Lines: the versions, what was measured, what differs, what failed, the verdict."""
-    rows: list[dict[str, Any]] = [{"kind": "gate", "versions": outcome.versions}]
+    head = {"kind": "gate", "time": datetime.now(UTC).isoformat(timespec="seconds"), "git_revision": outcome.revision}
+    rows: list[dict[str, Any]] = [{**head, "versions": outcome.versions}]
     rows += [{"kind": "measured", **record} for record in outcome.records]
     rows += [{"kind": "difference", **vars(d)} for d in _sorted(outcome.differences)]
     rows += [{"kind": "not measured", "reason": failure} for failure in outcome.failures]

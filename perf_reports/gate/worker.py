@@ -2,7 +2,7 @@
 
     python -m tropigrad.perf_reports.gate.worker FILE TIER
 
-A process a tier, as Triton either compiles or interprets; the gate starts it with TRITON_INTERPRET as the tier needs it.
+A process a tier, as Triton either compiles or interprets: the gate sets TRITON_INTERPRET as the tier needs it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .declaration import Declaration, DeclarationError
 def main(arguments: list[str]) -> int:
     path, tier = Path(arguments[0]), int(arguments[1])
     try:
-        declaration = Declaration.read(path)
+        declaration = Declaration.read(path, tier)
     except DeclarationError as error:
         print(json.dumps({"refused": str(error)}))
         return 2

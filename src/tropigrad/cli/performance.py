@@ -1,4 +1,4 @@
-"""`tropigrad perf`: the gate."""
+"""`tropigrad perf`: the gate, two revisions timed, history."""
 
 from __future__ import annotations
 
@@ -59,3 +59,64 @@ def gate(
         print("\n".join(outputs.annotations(outcome, declaration)))
     print("\n".join(outputs.lines(outcome, is_update=update)))
     raise typer.Exit(outcome.exit_code)
+
+
+@perf.command("compare")
+def compare(
+    before: Annotated[str, typer.Argument(help="A revision that git knows.")],
+    after: Annotated[str, typer.Argument(help="Another; HEAD, say.")] = "HEAD",
+    declaration: Annotated[
+        Path, typer.Option(help="A Python file with a list GATE; its calls of tier 2 are timed.")
+    ] = Path("perf_gate.py"),
+    seconds: Annotated[float, typer.Option(help="The most that the first measurement takes.")] = 600.0,
+) -> None:
+    """Time the calls of two revisions in processes that take turns. Exit codes: 0 none slower, 1 slower, 2 not measured.
+
+    A call is slower where the interval of the ratio excludes 1, the ratio is at least 1.03, and both hold twice.
+    """
+    from ..perf_reports.commands import BadRequest
+    from ..perf_reports.gate import DeclarationError, timed
+
+    try:
+        with bars() as progress:
+            verdicts = timed.measure(
+                declaration.resolve().parent, declaration, (before, after), budget_s=seconds, progress=progress
+            )
+    except (BadRequest, DeclarationError) as error:
+        fail(error)
+    except KeyboardInterrupt:
+        fail("interrupted: nothing is decided")
+    print("\n".join(timed.lines(verdicts)))
+    raise typer.Exit(1 if any(v.is_regression for v in verdicts) else 0)
+
+
+@perf.command("history")
+def history(
+    files: Annotated[list[Path], typer.Argument(help="results.jsonl of reports, or --jsonl of gates.")],
+    out: Annotated[Path, typer.Option(help="The picture.")] = Path("perf_history.png"),
+    only: Annotated[list[str] | None, typer.Option(help="Series whose names hold this; repeatable.")] = None,
+    export: Annotated[
+        list[Path] | None,
+        typer.Option(help="Also write .parquet, .csv, .asv.json or .pytest-benchmark.json; repeatable."),
+    ] = None,
+) -> None:
+    """Draw figures over revisions, with the places where they changed for good."""
+    from ..perf_reports.commands import BadRequest
+    from ..perf_reports.gate import history as histories
+
+    try:
+        series = histories.read(files)
+        if only:
+            series = {name: points for name, points in series.items() if any(word in name for word in only)}
+        if not series:
+            fail(f"--only {', '.join(only or ())}: no series has such a name")
+        for path in export or ():
+            histories.export(series, path)
+        histories.draw(series, out)
+    except BadRequest as error:
+        fail(error)
+    except ModuleNotFoundError as error:
+        fail(f"history needs {error.name}: pip install 'tropigrad[reports]'")
+    except OSError as error:
+        fail(f"{error.filename or out}: {error.strerror or error}")
+    print("\n".join([*histories.lines(series), f"picture: {out}"]))
