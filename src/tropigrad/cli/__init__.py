@@ -11,7 +11,7 @@ import typer
 
 from .. import __version__
 from ..perf_reports import output
-from . import reports, training, tuning
+from . import performance, reports, training, tuning
 
 
 def run() -> None:
@@ -25,6 +25,7 @@ for command in (reports.report, reports.doctor, tuning.tune, tuning.explain, tun
     app.command()(command)
 app.add_typer(tuning.cache, name="cache")
 app.add_typer(training.train, name="train")
+app.add_typer(performance.perf, name="perf")
 
 
 def _version(asked: bool) -> None:

@@ -1,0 +1,80 @@
+"""Tier 0: what the machine code of a kernel costs on each target, compiled ahead of time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from ...autotune.machine import ahead_of_time
+from ...autotune.machine.cost import MachineCode
+from .declaration import Kernel
+
+# opcode prefixes, of NVIDIA and AMD
+_MEMORY = {
+    "global loads": ("LDG", "LDGSTS", "UTMALDG", "global_load", "buffer_load", "flat_load"),
+    "global stores": ("STG", "RED", "UTMASTG", "global_store", "buffer_store", "flat_store"),
+    "shared memory": ("LDS", "STS", "LDSM", "STSM", "ds_"),
+    "local memory": ("LDL", "STL", "scratch_"),
+    "barriers": ("BAR", "WARPSYNC", "DEPBAR", "s_barrier", "s_waitcnt"),
+}
+
+
+def figures(code: MachineCode) -> dict[str, int]:
+    """The figures that the gate holds a kernel to: more is worse of each."""
+    loop = code.loop if sum(code.loop.values()) > 1 else {}  # a listing ends in a branch to itself
+    told = {
+        "registers": code.registers,
+        "stack bytes": code.stack,
+        "shared bytes": code.shared,
+        "instructions": sum(code.instructions.values()),
+        "loop instructions": sum(loop.values()),
+    }
+    for kind, prefixes in _MEMORY.items():
+        told[f"loop {kind}"] = _count(loop, prefixes)
+    return told
+
+
+def _count(mix: Mapping[str, int], prefixes: Sequence[str]) -> int:
+    return sum(count for opcode, count in mix.items() if opcode.startswith(tuple(prefixes)))
+
+
+def target_name(target: int | str) -> str:
+    return f"sm_{target}" if isinstance(target, int) else target
+
+
+def measure(kernels: Sequence[Kernel], tell: Callable[[str], object] = lambda what: None) -> Iterator[dict[str, Any]]:
+    """A record for each kernel and target: its figures and its loop's mix, or why it does not compile."""
+    jobs = [(kernel, target) for kernel in kernels for target in kernel.targets]
+
+    def compiled(job: tuple[Kernel, int | str]) -> dict[str, Any]:
+        kernel, target = job
+        record: dict[str, Any] = {"tier": 0, "of": kernel.key, "target": target_name(target)}
+        try:
+            _check(kernel)
+            code = ahead_of_time.compile(
+                kernel.function, kernel.signature, kernel.constants, target, kernel.warps, enable_fp_fusion=kernel.fuses
+            )
+        except Exception as error:  # whatever a compiler says is for the reader of the table
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            return record | {"error": f"{type(error).__name__}: {' / '.join(lines[-3:]) if lines else 'no message'}"}
+        return record | {"figures": figures(code), "mix": dict(sorted(code.loop.items()))}
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for (kernel, target), record in zip(jobs, pool.map(compiled, jobs), strict=True):
+            tell(f"{kernel.key} for {target_name(target)}")
+            yield record
+
+
+def _check(kernel: Kernel) -> None:
+    names = getattr(kernel.function, "arg_names", None)
+    if names is None:
+        return  # compile says that it is not jitted
+    told = {*kernel.signature, *kernel.constants}
+    missing, unknown = [name for name in names if name not in told], sorted(told - set(names))
+    if missing or unknown:
+        raise ValueError(
+            f"the signature does not fit: {', '.join(missing) or 'nothing'} missing, "
+            f"{', '.join(unknown) or 'nothing'} unknown; expected {', '.join(names)}"
+        )

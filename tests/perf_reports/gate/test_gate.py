@@ -1,0 +1,208 @@
+"""The gate on somebody else's kernels: planted regressions are caught, and what cannot be measured is never green."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from tropigrad.perf_reports import gate
+from tropigrad.perf_reports.gate import Baseline, BaselineError, outputs
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+KERNELS = """
+import torch, triton, triton.language as tl
+
+@triton.jit
+def total(x_ptr, y_ptr, columns, BLOCK: tl.constexpr):
+    row = tl.program_id(0)
+    sums = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, columns, BLOCK):
+        j = start + tl.arange(0, BLOCK)
+        x = tl.load(x_ptr + row * columns + j, mask=j < columns, other=0.0)
+        sums += x
+    tl.store(y_ptr + row, tl.sum(sums, 0))
+
+def totals(x):
+    y = torch.empty(x.shape[0])
+    total[(x.shape[0],)](x, y, x.shape[1], BLOCK=64)
+    return y
+
+def scaled(x):
+    return x.mul(2.0)
+"""
+GATE = """
+import torch
+from kernels import scaled, total, totals
+from tropigrad.perf_reports.gate import Call, Kernel
+
+X = torch.ones(3, 100)
+GATE = [
+    Kernel(total, {"x_ptr": "*fp32", "y_ptr": "*fp32", "columns": "i32"}, {"BLOCK": TILE}, targets=(90,)),
+    Call("totals", lambda: totals(X), tiers=(1,)),
+    Call("scaled", lambda: scaled(X), tiers=(2,)),
+]
+"""
+PLANTED = {  # name: (tier, what is replaced, by what, tile, figures that must be red)
+    "an extra load in the inner loop": (
+        0, "        sums += x\n",
+        "        sums += x * tl.load(y_ptr + j, mask=j < columns, other=0.0)\n", 1024, {"loop global loads"},
+    ),
+    "a spilled tile": (0, "BLOCK: tl.constexpr", "BLOCK: tl.constexpr", 65536, {"stack bytes"}),
+    "an extra load, counted": (
+        1, "        sums += x\n", "        sums += x * tl.load(x_ptr + j, mask=j < columns, other=0.0)\n", 1024,
+        {"elements loaded", "bytes loaded"},
+    ),
+    "an extra dispatch": (2, "x.mul(2.0)", "x.mul(2.0).neg_()", 1024, {"dispatched operators"}),
+    "an extra allocation": (2, "x.mul(2.0)", "x.mul(2.0).contiguous().clone()", 1024, {"tensors allocated"}),
+    "a materialised tensor": (
+        2, "x.mul(2.0)", "(x[:, :, None] * torch.tensor([2.0])).sum(2)", 1024,
+        {"bytes allocated", "dispatched operators"},
+    ),
+    "more work in Python": (
+        2, "    return x.mul(2.0)", "    for _ in range(50): pass\n    return x.mul(2.0)", 1024,
+        {"bytecode instructions"},
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    """A repository of a stranger with its baseline."""
+    folder = tmp_path_factory.mktemp("stranger")
+    write(folder)
+    outcome = gate.check(folder / "perf_gate.py", folder / "perf_baseline.json", update=True)
+    assert (outcome.failures, outcome.exit_code) == ([], 0)
+    return folder
+
+
+def write(folder: Path, old: str = "", new: str = "", tile: int = 1024) -> None:
+    assert old in KERNELS
+    (folder / "kernels.py").write_text(KERNELS.replace(old, new) if old else KERNELS)
+    (folder / "perf_gate.py").write_text(GATE.replace("TILE", str(tile)))
+
+
+def check(folder: Path, *tiers: int) -> gate.Outcome:
+    return gate.check(folder / "perf_gate.py", folder / "perf_baseline.json", tiers=tiers)
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_regression_is_caught(name, repository):
+    tier, old, new, tile, figures = PLANTED[name]
+    write(repository, old, new, tile)
+    outcome = check(repository, tier)
+    assert outcome.failures == []
+    assert figures <= {d.figure for d in outcome.differences if d.verdict == "worse"}
+    assert outcome.exit_code == 1
+
+
+def test_an_unchanged_kernel_passes_and_twice_the_same(repository):
+    write(repository)
+    outcome = check(repository, 0, 1, 2)
+    assert (outcome.differences, outcome.failures, outcome.exit_code) == ([], [], 0)
+
+
+def test_a_kernel_that_does_not_compile_is_named_and_not_green(repository):
+    write(repository, "tl.store(y_ptr + row, tl.sum(sums, 0))", "tl.store(y_ptr + row, nothing)")
+    outcome = check(repository, 0)
+    assert outcome.exit_code == 2
+    assert "total, sm_90" in outcome.failures[0]
+    assert "nothing" in outcome.failures[0]  # the compiler's own line
+
+
+@pytest.mark.parametrize(
+    ("gate_text", "words"),
+    [
+        pytest.param("GATE = []", "GATE is empty: it names no kernel", id="empty"),
+        pytest.param("x = 1", "GATE is NoneType; expected a list", id="none"),
+        pytest.param("GATE = [3]", "GATE holds a int; expected Kernel and Call", id="kind"),
+        pytest.param("raise OSError('torn')", "it raises OSError: torn", id="raises"),
+        pytest.param(GATE.replace("TILE", "8").replace('"columns": "i32"', '"rows": "i32"'),
+                     "columns missing, rows unknown", id="signature"),
+        pytest.param(GATE.replace("TILE", "8").replace("GATE = [", "GATE = 2 * ["), "two kernels are called 'total'",
+                     id="twice"),
+    ],
+)  # fmt: skip
+def test_a_declaration_that_does_not_fit_is_refused(gate_text, words, repository):
+    write(repository)
+    (repository / "perf_gate.py").write_text(gate_text)
+    outcome = check(repository, 0)
+    assert outcome.exit_code == 2
+    assert words in " ".join(outcome.failures)
+
+
+def test_baselines_of_another_kind_are_refused(repository, tmp_path):
+    write(repository)
+    records = [{"tier": 0, "of": "k", "target": "sm_90", "figures": {"registers": 3}}]
+    ours, theirs = (
+        {"triton": "3.7.1", "torch": "2", "python": "3.11.7"},
+        {"triton": "9.9", "torch": "2", "python": "3.11"},
+    )
+    with pytest.raises(BaselineError, match=r"nothing of tier 0, triton 3\.7\.1; it has tier 0, triton 9\.9"):
+        Baseline().updated(records, theirs).compare(records, ours)
+    path = tmp_path / "b.json"
+    for text, words in (("{", "no baseline of this gate"), ('{"schema": 99, "figures": {}}', "its schema is 99")):
+        path.write_text(text)
+        with pytest.raises(BaselineError, match=words):
+            Baseline.read(path)
+    with pytest.raises(BaselineError, match="no baseline; make one with --update"):
+        Baseline.read(tmp_path / "absent.json")
+
+
+def test_figures_within_tolerance_better_new_and_gone():
+    versions = {"triton": "3", "torch": "2", "python": "3.11.7"}
+
+    def record(of: str, tier: int, **figures: int) -> dict:
+        return {"tier": tier, "of": of, "target": "t", "figures": {k.replace("_", " "): v for k, v in figures.items()}}
+
+    before = [
+        record("a", 2, bytecode_instructions=10_000),
+        record("b", 2, dispatched_operators=3),
+        record("gone", 2, x=1),
+    ]
+    now = [record("a", 2, bytecode_instructions=10_150), record("b", 2, dispatched_operators=2), record("new", 2, x=1)]
+    differences = Baseline().updated(before, versions).compare(now, versions)
+    assert {d.of: d.verdict for d in differences} == {
+        "a": "within tolerance",
+        "b": "better",
+        "gone": "gone",
+        "new": "new",
+    }
+    outcome = gate.Outcome(now, differences, [], versions)
+    assert outcome.exit_code == 0
+    assert "--update" in "\n".join(outputs.lines(outcome))
+
+
+def test_outputs_for_people_ci_and_machines(tmp_path):
+    difference = gate.Difference(0, "k", "sm_90", "registers", 40, 50, "worse")
+    records = [{"tier": 0, "of": "k", "target": "sm_90", "figures": {"registers": 50}}]
+    outcome = gate.Outcome(
+        records, [difference], ["t, host: it\nbroke"], {"triton": "3", "torch": "2", "python": "3.11"}
+    )
+    assert "worse  k" in outputs.lines(outcome)[1]
+    assert "| worse | k | sm_90 | registers | 40 | 50 | +25.0% |" in outputs.markdown(outcome)
+    assert outputs.github_annotations(outcome, Path("g.py")) == [
+        "::error file=g.py,title=performance::k, sm_90: registers: 40 -> 50 (+25.0%25)",
+        "::warning file=g.py,title=not measured::t, host: it%0Abroke",
+    ]
+    outputs.write_junit(outcome, tmp_path / "j.xml")
+    root = ElementTree.parse(tmp_path / "j.xml").getroot()
+    assert [x.tag for x in root.iter() if x.tag in ("failure", "error")] == ["failure", "error"]
+    outputs.write_records(outcome, tmp_path / "g.jsonl")
+    kinds = [json.loads(line)["kind"] for line in (tmp_path / "g.jsonl").read_text().splitlines()]
+    assert kinds == ["gate", "measured", "difference", "not measured", "verdict"]
+
+
+def test_the_command_in_a_strangers_repository(repository):
+    write(repository)
+    environment = {**os.environ, "GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(repository / "summary.md")}
+    command = [sys.executable, "-m", "tropigrad", "perf", "gate", "--tier", "2"]
+    done = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (
+        0, "passed: 1 kernels and calls, none worse than in the baseline"
+    )  # fmt: skip
+    assert "passed" in (repository / "summary.md").read_text()
