@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from pathlib import Path
 
 import torch
@@ -44,9 +45,9 @@ class _Problem(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("N", "training", "d", "p", "q", "K", "columns")),
         *(
             (name, ctypes.c_int64)
-            for name in ("loss", "step", "trains_a", "has_trees", "idle_limit", "small", "threads")
+            for name in ("loss", "step", "trains_a", "has_trees", "idle_limit", "small", "threads", "tail")
         ),
-        *((name, ctypes.c_double) for name in ("margin", "target", "patience")),
+        *((name, ctypes.c_double) for name in ("margin", "target", "patience", "mass")),
         *((name, ctypes.c_void_p) for name in ("x", "xt", "y")),
         *((f"{of}{name}", ctypes.c_void_p) for of in ("", "best_", "best_right_") for name in Weights._fields),
         *((name, ctypes.c_void_p) for name in ("z", "zt", "u", "ut", "unit_bound", "score_bound")),
@@ -166,6 +167,8 @@ class Sparse:
             margin=settings.margin,
             target=settings.target,
             patience=PATIENCE,
+            tail=math.ceil(state.mass),
+            mass=state.mass,
             progress=ctypes.pointer(state.progress),
         )
         self._wide = index == torch.int32

@@ -1,10 +1,12 @@
-// The iterations: a subgradient at the worst sample, a step, and the memory that follows what moved.
+// The iterations: a subgradient at the worst sample or samples, a step, and the memory that follows what moved.
 //
 // n* comes from a tournament of two levels: the largest ℓ of each block of samples in which an ℓ changed, then of all
-// blocks. All weights change before the first leaf is looked at; a leaf that is read before its turn is then merely found
+// blocks. The tail, where F is the mean of more than one sample, comes from a selection among all ℓ. All weights change before the first leaf is looked at; a leaf that is read before its turn is then merely found
 // unchanged.
 
 #pragma once
+
+#include <functional>
 
 #include "samples.hpp"
 
@@ -48,7 +50,7 @@ struct Snapshot {
             for (int64_t i = 0; i < s.p; ++i)
                 if (std::exchange(now.w1[j * s.p + i], kept.w1[j * s.p + i]) != kept.w1[j * s.p + i])
                     moves.leaves.push_back({j, i});
-            if (int64_t(moves.leaves.size() - before) * 16 > s.p) {
+            if (int64_t(moves.leaves.size() - before) * 4 > s.p) {
                 moves.leaves.resize(before);
                 moves.whole.push_back(j);
             }
@@ -92,15 +94,42 @@ double step_length(const Problem& s, double loss, double squared_norm) {
     return (loss - level) / squared_norm;
 }
 
-template <class Key>
-void accumulate(std::vector<std::pair<Key, double>>& sums, Key key, double c) {
-    for (auto& [known, sum] : sums)
-        if (known == key) {
-            sum += c;
-            return;
+using Leaf = std::pair<int64_t, int64_t>;
+
+// Entries of a matrix as sums of terms, in the order of their first terms.
+struct Sums {
+    const int64_t columns;
+    std::vector<std::pair<Leaf, double>> entries;
+    std::vector<int32_t> places;  // [rows, columns]: where an entry is, from 1 on; empty where there are a few
+
+    Sums(int64_t rows, int64_t columns, bool many) : columns(columns), places(many ? rows * columns : 0) {}
+
+    void clear() {
+        if (!places.empty())
+            for (const auto& [leaf, sum] : entries) places[leaf.first * columns + leaf.second] = 0;
+        entries.clear();
+    }
+    void add(Leaf leaf, double c) {
+        if (places.empty()) {
+            for (auto& [other, sum] : entries)
+                if (other == leaf) {
+                    sum += c;
+                    return;
+                }
+        } else {
+            int32_t& place = places[leaf.first * columns + leaf.second];
+            if (place) {
+                entries[place - 1].second += c;
+                return;
+            }
+            place = int32_t(entries.size()) + 1;
         }
-    sums.push_back({key, c});
-}
+        entries.push_back({leaf, c});
+    }
+    void divide(double mass) {
+        for (auto& [leaf, sum] : entries) sum /= mass;
+    }
+};
 
 template <class Memory, class Index>
 struct Loop {
@@ -110,6 +139,10 @@ struct Loop {
     const int64_t training_blocks = ceil_div(s.training, BLOCK);
     const int64_t blocks = training_blocks + ceil_div(s.N - s.training, BLOCK);
     std::vector<int64_t> worst = std::vector<int64_t>(training_blocks), right = std::vector<int64_t>(blocks);
+    std::vector<int64_t> tail;       // the s.tail worst samples, ascending
+    std::vector<double> weights;     // ω of these
+    std::vector<T> values;           // ℓ, for the selection
+    Sums g1{s.q, s.p, s.tail > 1}, g2{s.K, s.q, s.tail > 1};
 
     int64_t begin(int64_t block) const {
         return block < training_blocks ? block * BLOCK : s.training + (block - training_blocks) * BLOCK;
@@ -136,7 +169,8 @@ struct Loop {
                 if (std::isnan(s.z[n * s.columns + i])) s.losses[n] = std::numeric_limits<T>::quiet_NaN(), any = true;
         return any;
     }
-    void apply(const Moves& moves) {
+    void apply(Moves moves) {
+        std::sort(moves.leaves.begin(), moves.leaves.end());  // those of a unit together
         const auto visit = [&](int64_t block) {
             const bool moved = memory.move(moves, begin(block), end(block));
             if (spoil(moves, block) || moved) summarise(block);
@@ -149,12 +183,40 @@ struct Loop {
         best.note(moves);
         best_right.note(moves);
     }
-    void observe() {
-        Progress& now = *s.progress;
+    int64_t find_worst() const {
         int64_t n = worst[0];
         for (int64_t sample : worst)
             if (s.losses[sample] > s.losses[n] || s.losses[sample] != s.losses[sample]) n = sample;
-        now.worst = n, now.loss = s.losses[n];
+        return n;
+    }
+    // The tail and its weights; `n` is the worst sample.
+    void select(int64_t n) {
+        if (s.tail == 1 || std::isnan(s.losses[n])) {
+            tail = {n}, weights = {1};
+            return;
+        }
+        values.assign(s.losses, s.losses + s.training);
+        std::nth_element(values.begin(), values.begin() + (s.tail - 1), values.end(), std::greater<T>());
+        const T least = values[s.tail - 1];
+        int64_t ties = s.tail - std::count_if(values.begin(), values.begin() + s.tail, [&](T x) { return x > least; });
+        tail.clear();
+        weights.assign(s.tail, 1.0);
+        for (int64_t m = 0; m < s.training; ++m) {
+            if (s.losses[m] < least || (s.losses[m] == least && ties == 0)) continue;
+            if (s.losses[m] == least && --ties == 0) weights[tail.size()] = s.mass - double(s.tail - 1);
+            tail.push_back(m);
+        }
+    }
+    void observe() {
+        Progress& now = *s.progress;
+        const int64_t n = find_worst();
+        select(n);
+        double total = 0, largest = 0;
+        for (size_t r = 0; r < tail.size(); ++r) {
+            total += weights[r] * double(s.losses[tail[r]]);
+            for (int64_t k = 0; k < s.K; ++k) largest = std::max(largest, std::abs(double(s.f[k * s.N + tail[r]])));
+        }
+        now.worst = n, now.loss = total / s.mass;
         ++s.times_worst[n];
         const double previous = now.best_loss;
         if (now.loss < previous) {
@@ -170,43 +232,53 @@ struct Loop {
                 best_right.keep();
             }
         }
-        double largest = 0;
-        for (int64_t k = 0; k < s.K; ++k) largest = std::max(largest, std::abs(double(s.f[k * s.N + n])));
         const double rounding = double(std::numeric_limits<T>::epsilon()) * largest;
         now.idle = previous <= now.loss && now.loss <= s.target + rounding ? now.idle + 1 : 0;
         if (!std::isfinite(now.loss)) now.status = DIVERGED;
         else if (now.loss <= s.target) now.status = MET;
         else if (now.idle >= s.idle_limit) now.status = ROUNDED;
     }
-    // Whether there is a next iterate: none where a weight of it would not be finite, and then nothing is written.
+    // Whether there is a next iterate: none where a weight of it would not be finite, or where none would move; then
+    // nothing is written.
     bool advance() {
         Progress& now = *s.progress;
-        const int64_t n = now.worst;
         const Index* const I = static_cast<Index*>(s.unit_winner);
         const Index* const J = static_cast<Index*>(s.score_winner);
         std::vector<double> coefficients(s.K);
-        if (s.loss == CROSS_ENTROPY) log_sum_exp(s, n, coefficients.data());
-        else coefficients[best_rival(s, n)] = 1;
-        coefficients[s.y[n]] -= 1;
-
-        using Leaf = std::pair<int64_t, int64_t>;
-        std::vector<std::pair<Leaf, double>> g2, g1;
-        std::vector<std::pair<int64_t, double>> ga;
-        for (int64_t k = 0; k < s.K; ++k) {
-            if (coefficients[k] == 0) continue;
-            const int64_t j = J[k * s.N + n], i = I[j * s.N + n];
-            g2.push_back({{k, j}, coefficients[k]});
-            accumulate(g1, Leaf{j, i}, coefficients[k]);
-            accumulate(ga, i, coefficients[k]);
+        std::vector<std::pair<int64_t, double>> ga;  // where A is trained: of a single sample
+        g1.clear(), g2.clear();
+        for (size_t r = 0; r < tail.size(); ++r) {
+            const int64_t n = tail[r];
+            if (s.loss == HINGE && !(s.losses[n] > 0)) continue;
+            std::fill(coefficients.begin(), coefficients.end(), 0.0);
+            if (s.loss == CROSS_ENTROPY) log_sum_exp(s, n, coefficients.data());
+            else coefficients[best_rival(s, n)] = 1;
+            coefficients[s.y[n]] -= 1;
+            for (int64_t k = 0; k < s.K; ++k) {
+                if (coefficients[k] == 0) continue;
+                const int64_t j = J[k * s.N + n], i = I[j * s.N + n];
+                const double c = weights[r] * coefficients[k];
+                g2.add({k, j}, c);
+                g1.add({j, i}, c);
+                if (!s.trains_a) continue;
+                const auto row = std::find_if(ga.begin(), ga.end(), [&](const auto& row) { return row.first == i; });
+                if (row == ga.end()) ga.push_back({i, c});
+                else row->second += c;
+            }
         }
+        g1.divide(s.mass), g2.divide(s.mass);
         double squares = 0;
-        for (const auto& [leaf, c] : g2) squares += c * c;
-        for (const auto& [leaf, c] : g1) squares += c * c;
-        const T* x = s.x + n * s.d;
+        for (const auto& [leaf, c] : g2.entries) squares += c * c;
+        for (const auto& [leaf, c] : g1.entries) squares += c * c;
+        const T* x = s.x + now.worst * s.d;
         if (s.trains_a) {
             double x_square = 0;
             for (int64_t l = 0; l < s.d; ++l) x_square += double(x[l]) * double(x[l]);
             for (const auto& [i, c] : ga) squares += c * c * x_square;
+        }
+        if (squares == 0) {
+            now.status = STATIONARY;
+            return false;
         }
         const double gamma = step_length(s, now.loss, squares);
         Moves moves;
@@ -215,9 +287,9 @@ struct Loop {
         } else {
             const auto stays_finite = [](T weight, double step) { return std::isfinite(T(weight + T(step))); };
             bool finite = true;
-            for (const auto& [leaf, c] : g2)
+            for (const auto& [leaf, c] : g2.entries)
                 finite &= stays_finite(s.weights.w2[leaf.first * s.q + leaf.second], -(gamma * c));
-            for (const auto& [leaf, c] : g1)
+            for (const auto& [leaf, c] : g1.entries)
                 finite &= stays_finite(s.weights.w1[leaf.first * s.p + leaf.second], -(gamma * c));
             if (s.trains_a)
                 for (const auto& [i, c] : ga)
@@ -232,9 +304,9 @@ struct Loop {
                 weight += T(step);
                 return weight != before;
             };
-            for (const auto& [leaf, c] : g2)
+            for (const auto& [leaf, c] : g2.entries)
                 if (add(s.weights.w2[leaf.first * s.q + leaf.second], -(gamma * c))) moves.readouts.push_back(leaf);
-            for (const auto& [leaf, c] : g1)
+            for (const auto& [leaf, c] : g1.entries)
                 if (add(s.weights.w1[leaf.first * s.p + leaf.second], -(gamma * c))) moves.leaves.push_back(leaf);
             if (s.trains_a)
                 for (const auto& [i, c] : ga) {
@@ -254,6 +326,7 @@ struct Loop {
     int64_t run(int64_t iterations, double* trace) {
         for (int64_t block = 0; block < blocks; ++block) summarise(block);
         if (std::isinf(s.progress->loss)) observe();
+        else select(find_worst());
         int64_t done = 0;
         for (; done < iterations && s.progress->status == GOING && advance(); ++done) {
             observe();

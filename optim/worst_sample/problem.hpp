@@ -8,7 +8,7 @@ namespace {
 
 using T = Element;
 
-enum Ends : int64_t { GOING, MET, ROUNDED, DIVERGED };
+enum Ends : int64_t { GOING, MET, ROUNDED, DIVERGED, STATIONARY };
 enum Losses : int64_t { HINGE, CROSS_ENTROPY };
 enum Steps : int64_t { POLYAK, SQRT, POWER };
 
@@ -27,7 +27,9 @@ struct Problem {  // _Problem of by_cpp.py, field by field
     int64_t loss, step, trains_a, has_trees, idle_limit;
     int64_t small;  // leaves that an iteration looks at before it takes threads
     int64_t threads;
+    int64_t tail;  // samples that F is of, ⌈mass⌉
     double margin, target, patience;
+    double mass;  // M of definition.py: 1 where F is of the worst sample
     const T *x, *xt;  // [N, d]; [d, N], null where A is fixed
     const int32_t* y;
     Weights weights, best, best_right;  // best_right: null without validation samples

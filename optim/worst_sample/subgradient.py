@@ -468,8 +468,8 @@ def _choose(state: State, memory: str, is_shared: bool) -> tuple[str, str]:
             return "program", "program: winner caches, and many iterations in one Triton program"
         if not reason:
             return "graph", "graph: winner caches, one launch an iteration, and many iterations in one CUDA graph"
-    if chosen == "cpp" and state.mass > 1:
-        reason = f"F is the mean of {state.mass:.6g} samples, whose steps move hundreds of weights"
+    if chosen == "cpp" and state.settings.train_a and state.mass > 1:
+        reason = f"F is the mean of {state.mass:.6g} samples, whose steps move A in most of its rows"
         return "dense", f"every iteration is dense: {reason}"
     if chosen != "cpp" or not is_available(dtype):
         return "dense", f"every iteration is dense: {reason}"

@@ -4,6 +4,9 @@
 // The winner stays as long as it beats the first bound. Where it does not, the better of the two wins as long as it beats
 // the second. Where that fails too a leaf that attains the second bound wins, if there is one; else all leaves are read
 // again. O(1) a sample, and O(p) for the few that are read.
+//
+// Leaves that move by the hundreds are entered together, all of a unit at a time: of these the best two are found first,
+// which takes a pass over their values alone, and then meet what is known of the others.
 
 #pragma once
 
@@ -77,12 +80,135 @@ struct Winners {
         least = now_third < least ? now_third : least;
     }
 
-    // The winner has fallen behind.
-    void decide_score(int64_t n, int64_t k) const {
+    // Leaves of one minimum or maximum that have moved, each a row over samples: sign · row + weight.
+    template <bool MAXIMUM>
+    struct Entrants {
+        static constexpr size_t TOGETHER = 4;
+        std::vector<const T*> rows;
+        std::vector<T> signs, weights;
+        std::vector<Index> indices;
+
+        void add(const T* row, T sign, T weight, Index index) {
+            rows.push_back(row), signs.push_back(sign), weights.push_back(weight), indices.push_back(index);
+        }
+        size_t count() const { return rows.size(); }
+        void clear() { rows.clear(), signs.clear(), weights.clear(), indices.clear(); }
+        // Rows that beat none, to a multiple of TOGETHER.
+        void fill() {
+            while (count() % TOGETHER) add(rows[0], T(0), Podium<MAXIMUM>::WORST, indices[0]);
+        }
+    };
+
+    // The best two of the entrants, of each sample of a block: the value and place of one, the value of the other.
+    template <bool MAXIMUM>
+    struct Heats {
+        using Wide = typename Simd<T>::Index;
+        alignas(CACHE_LINE) T first[BLOCK], second[BLOCK];
+        alignas(CACHE_LINE) Wide leader[BLOCK];
+        alignas(CACHE_LINE) uint8_t winner_moved[BLOCK], second_moved[BLOCK];
+
+        template <int LANES>
+        void run_lanes(const Entrants<MAXIMUM>& entrants, size_t from, int64_t n) {
+            using Best = Order<MAXIMUM>;
+            using V = typename Lanes<T, LANES>::Vector;
+            using W = typename Lanes<Wide, LANES>::Vector;
+            V best = load<V>(first + n), next = load<V>(second + n);
+            W place = load<W>(leader + n);
+            for (size_t e = from; e < from + Entrants<MAXIMUM>::TOGETHER; ++e) {
+                const V v = load<V>(entrants.rows[e] + n) * entrants.signs[e] + entrants.weights[e];
+                const W leads = Best::beats(v, best);
+                const V beaten = leads ? best : v;
+                next = Best::beats(beaten, next) ? beaten : next;
+                place = leads ? W{} + Wide(entrants.indices[e]) : place;
+                best = leads ? v : best;
+            }
+            store(first + n, best), store(second + n, next), store(leader + n, place);
+        }
+        // `entrants` by ascending place, filled up; `moved` [leaves]: whether a leaf is one of them.
+        void run(const Entrants<MAXIMUM>& entrants, const uint8_t* moved, const Standings<Index>& all, int64_t count) {
+            constexpr int WIDTH = Simd<T>::WIDTH;
+            std::fill(first, first + count, Podium<MAXIMUM>::WORST);
+            std::fill(second, second + count, Podium<MAXIMUM>::WORST);
+            std::fill(leader, leader + count, Wide(entrants.indices[0]));
+            for (size_t e = 0; e < entrants.count(); e += Entrants<MAXIMUM>::TOGETHER) {
+                int64_t n = 0;
+                for (; n + WIDTH <= count; n += WIDTH) run_lanes<WIDTH>(entrants, e, n);
+                for (; n < count; ++n) run_lanes<1>(entrants, e, n);
+            }
+            for (int64_t n = 0; n < count; ++n) winner_moved[n] = moved[all.winner[n]];
+            for (int64_t n = 0; n < count; ++n) second_moved[n] = moved[all.second[n]];
+        }
+    };
+
+    // The entrants meet the others. `unsure`: where the winner is an entrant, and none beats the bound of the others.
+    template <bool MAXIMUM, int LANES>
+    static inline void meet_lanes(const Heats<MAXIMUM>& heats, int64_t n, const Standings<Index>& all, uint8_t* unsure,
+                                  uint8_t* changed) {
+        using Best = Order<MAXIMUM>;
+        using Wide = typename Simd<T>::Index;
+        using V = typename Lanes<T, LANES>::Vector;
+        using W = typename Lanes<Wide, LANES>::Vector;
+        using Narrow = typename Lanes<Index, LANES>::Vector;
+        using Flags = typename Lanes<uint8_t, LANES>::Vector;
+        const V best = load<V>(heats.first + n), next = load<V>(heats.second + n);
+        const W leader = load<W>(heats.leader + n);
+        const W won_moved = __builtin_convertvector(load<Flags>(heats.winner_moved + n), W) != 0;
+        const W second_moved = __builtin_convertvector(load<Flags>(heats.second_moved + n), W) != 0;
+        const V before = load<V>(all.value + n), bound = load<V>(all.bound + n), third = load<V>(all.third + n);
+        const W won = __builtin_convertvector(load<Narrow>(all.winner + n), W);
+        const W second = __builtin_convertvector(load<Narrow>(all.second + n), W);
+
+        const V others = second_moved ? third : bound;  // none that stayed beats this, but the winner
+        const W wins = ~won_moved & (Best::beats(best, before) | ((best == before) & (leader < won)));
+        const W leads = wins | (won_moved & Best::beats(best, others)), is_unsure = won_moved & ~leads;
+        const V next_other = Best::beats(next, others) ? next : others, best_other = Best::beats(best, others) ? best : others;
+        const V next_before = Best::beats(next, before) ? next : before;
+        const V next_third = Best::beats(next, third) ? next : third, best_third = Best::beats(best, third) ? best : third;
+        const W follows = ~won_moved & ~wins & (second_moved | Best::beats(best, bound));  // behind a winner that stayed
+
+        const V of_loser = follows ? next_other : best_third, of_winner = (won_moved & ~second_moved) ? next_third : next_other;
+        const V rival = wins ? next_before : next_other;
+        const V now = leads ? best : before, now_bound = leads ? rival : best_other, now_third = leads ? of_winner : of_loser;
+        const W now_second = wins ? won : (follows ? leader : second);
+        store(all.value + n, V(is_unsure ? before : now));
+        store(all.bound + n, V(is_unsure ? bound : now_bound));
+        store(all.third + n, V(is_unsure ? third : now_third));
+        store(all.winner + n, __builtin_convertvector(W(leads ? leader : won), Narrow));
+        store(all.second + n, __builtin_convertvector(W(is_unsure ? second : now_second), Narrow));
+        store(unsure + n, __builtin_convertvector(W(is_unsure), Flags));
+        store(changed + n, __builtin_convertvector(W((now != before) & ~is_unsure), Flags));
+    }
+    template <bool MAXIMUM>
+    static void meet(const Heats<MAXIMUM>& heats, int64_t count, const Standings<Index>& all, uint8_t* unsure,
+                     uint8_t* changed) {
+        constexpr int WIDTH = Simd<T>::WIDTH;
+        int64_t n = 0;
+        for (; n + WIDTH <= count; n += WIDTH) meet_lanes<MAXIMUM, WIDTH>(heats, n, all, unsure, changed);
+        for (; n < count; ++n) meet_lanes<MAXIMUM, 1>(heats, n, all, unsure, changed);
+    }
+
+    // Sample n of the block is unsure: whether its best entrant and the second, at `leaf(i)`, decide it.
+    template <bool MAXIMUM, class Leaf>
+    static bool settle_heat(const Heats<MAXIMUM>& heats, int64_t n, const Standings<Index>& here, const Leaf& leaf) {
+        using Best = Order<MAXIMUM>;
+        if (heats.second_moved[n]) return false;  // so none that stayed is known, and no entrant beats the third
+        Index first = Index(heats.leader[n]), next = *here.second;
+        T x = heats.first[n], y = leaf(next);
+        if (Best::beats(y, x) || (x == y && next < first)) std::swap(first, next), std::swap(x, y);
+        if (!Best::beats(x, *here.third)) return false;
+        const T third = Best::beats(heats.second[n], *here.third) ? heats.second[n] : *here.third;
+        *here.value = x, *here.winner = first, *here.second = next, *here.third = third;
+        *here.bound = Best::beats(y, third) ? y : third;
+        return true;
+    }
+
+    // The winner has fallen behind; `settles`: what is kept of the second and third may decide it.
+    void decide_score(int64_t n, int64_t k, bool settles = true) const {
         const T *u = s.u + n * s.q, *w = s.weights.w2 + k * s.q;
         const Standings<Index> here = scores + (k * s.N + n);
         const auto at = [&](T value, int64_t without) { return find(u, w, s.q, PLUS, value, without); };
-        if (here.template settle<true>([&](int64_t j) { return u[j] + w[j]; }) || here.tie(at)) return;
+        if (settles && here.template settle<true>([&](int64_t j) { return u[j] + w[j]; })) return;
+        if (here.tie(at)) return;
         Podium<true> podium;
         podium.enter_all(u, w, s.q, PLUS);
         here.decide(podium, at);
@@ -216,6 +342,19 @@ struct Winners {
         });
     }
 
+    // The unit j of samples `open` of the block, whose winner has fallen behind all that is known.
+    void decide_units(Block& block, int64_t j, const int64_t* open, int64_t count) const {
+        const T* const value = s.ut + j * s.N + block.begin;
+        for (int64_t r = 0; r < count; ++r) {
+            const int64_t m = open[r], next = open[std::min(r + 1, count - 1)];
+            const T* row = s.z + (block.begin + next) * s.columns;
+            for (int64_t at = 0; at < s.columns; at += CACHE_LINE / sizeof(T)) __builtin_prefetch(row + at);
+            const T before = value[m];
+            decide_unit(block.begin + m, j);
+            block.changed[m] = value[m] != before;
+        }
+    }
+
     void leaf(Block& block, int64_t j, int64_t i) const {
         const bool is_negated = i >= s.columns;
         const Standings<Index> here = units + (j * s.N + block.begin);
@@ -233,14 +372,107 @@ struct Winners {
             if (settle_unit(block.begin + m, j)) block.changed[m] = here.value[m] != before;
             else open[count++] = m;
         });
-        for (int64_t r = 0; r < count; ++r) {
-            const int64_t m = open[r], next = open[std::min(r + 1, count - 1)];
-            for (int64_t at = 0; at < s.columns; at += CACHE_LINE / sizeof(T)) __builtin_prefetch(row(next) + at);
-            const T before = here.value[m];
-            decide_unit(block.begin + m, j);
-            block.changed[m] = here.value[m] != before;
-        }
+        decide_units(block, j, open, count);
         spread(block, j);
+    }
+
+    static constexpr size_t FEW = 32;  // leaves that are entered one by one: with cross-entropy a step moves K
+
+    // What a thread needs to enter many leaves.
+    struct Crowd {
+        Entrants<false> leaves;
+        Entrants<true> readouts;
+        Heats<false> minima;
+        Heats<true> maxima;
+        std::vector<uint8_t> moved;  // [max(p, q)], all 0 in between
+        std::vector<T> tops;         // [q]: the best of the values, before and after, of units that changed
+    };
+
+    // Leaves `first` to `last` are all of unit j.
+    void enter_unit(Block& block, Crowd& crowd, const std::pair<int64_t, int64_t>* first,
+                    const std::pair<int64_t, int64_t>* last) const {
+        const int64_t j = first->first;
+        const Standings<Index> here = units + (j * s.N + block.begin);
+        crowd.leaves.clear();
+        for (auto leaf = first; leaf != last; ++leaf) {
+            const int64_t i = leaf->second;
+            const bool is_negated = i >= s.columns;
+            crowd.leaves.add(s.zt + (is_negated ? i - s.columns : i) * s.N + block.begin, T(is_negated ? -1 : 1),
+                             s.weights.w1[j * s.p + i], Index(i));
+            crowd.moved[i] = 1;
+        }
+        crowd.leaves.fill();
+        crowd.minima.run(crowd.leaves, crowd.moved.data(), here, block.count);
+        for (auto leaf = first; leaf != last; ++leaf) crowd.moved[leaf->second] = 0;
+        meet<false>(crowd.minima, block.count, here, block.unsure, block.changed);
+        const auto row = [&](int64_t m) { return s.z + (block.begin + m) * s.columns; };
+        const auto column = [&](int64_t i) { return i < s.columns ? i : i - s.columns; };
+        each_set(block.unsure, block.count, [&](int64_t m) { __builtin_prefetch(row(m) + column(here.second[m])); });
+        int64_t open[BLOCK], count = 0;
+        const T* const w = s.weights.w1 + j * s.p;
+        each_set(block.unsure, block.count, [&](int64_t m) {
+            const T before = here.value[m];
+            const T* z = row(m);
+            const auto leaf = [&](int64_t i) { return i < s.columns ? z[i] + w[i] : w[i] - z[i - s.columns]; };
+            if (settle_heat<false>(crowd.minima, m, here + m, leaf)) block.changed[m] = here.value[m] != before;
+            else open[count++] = m;
+        });
+        decide_units(block, j, open, count);
+    }
+
+    // The scores of class k, after some of its leaves have moved.
+    void enter_score(Block& block, Crowd& crowd, int64_t k, const std::vector<int64_t>& leaves) const {
+        const Standings<Index> here = scores + (k * s.N + block.begin);
+        const T* const w = s.weights.w2 + k * s.q;
+        crowd.readouts.clear();
+        for (int64_t j : leaves) {
+            crowd.readouts.add(s.ut + j * s.N + block.begin, T(1), w[j], Index(j));
+            crowd.moved[j] = 1;
+        }
+        crowd.readouts.fill();
+        crowd.maxima.run(crowd.readouts, crowd.moved.data(), here, block.count);
+        for (int64_t j : leaves) crowd.moved[j] = 0;
+        uint8_t changed[BLOCK];
+        meet<true>(crowd.maxima, block.count, here, block.unsure, changed);
+        for (int64_t m = 0; m < block.count; ++m) block.touched[m] |= changed[m];
+        each_set(block.unsure, block.count, [&](int64_t m) {
+            const T before = here.value[m];
+            const T* u = s.u + (block.begin + m) * s.q;
+            if (!settle_heat<true>(crowd.maxima, m, here + m, [&](int64_t j) { return u[j] + w[j]; }))
+                decide_score(block.begin + m, k, false);
+            block.touched[m] |= here.value[m] != before;
+        });
+        block.floors[k] = *std::min_element(here.third, here.third + block.count);
+    }
+
+    void enter_many(Block& block, const Moves& moves) const {
+        static thread_local Crowd crowd;
+        crowd.moved.assign(std::max(s.p, s.q), 0);
+        crowd.tops.resize(s.q);
+        std::vector<int64_t> changed, leaves;
+        for (size_t first = 0, last; first < moves.leaves.size(); first = last) {
+            const int64_t j = moves.leaves[first].first;
+            for (last = first; last < moves.leaves.size() && moves.leaves[last].first == j;) ++last;
+            enter_unit(block, crowd, moves.leaves.data() + first, moves.leaves.data() + last);
+            const T* u = s.ut + j * s.N + block.begin;
+            T top = -std::numeric_limits<T>::infinity();
+            bool any = false;
+            each_set(block.changed, block.count, [&](int64_t m) {
+                top = std::max({top, u[m], std::exchange(s.u[(block.begin + m) * s.q + j], u[m])});
+                any = true;
+            });
+            if (any) changed.push_back(j), crowd.tops[j] = top;
+        }
+        for (int64_t k = 0; k < s.K; ++k) {
+            leaves.clear();
+            for (int64_t j : changed)
+                if (!(crowd.tops[j] + s.weights.w2[k * s.q + j] < block.floors[k])) leaves.push_back(j);
+            for (auto [of, j] : moves.readouts)
+                if (of == k) leaves.push_back(j);
+            std::sort(leaves.begin(), leaves.end());
+            leaves.erase(std::unique(leaves.begin(), leaves.end()), leaves.end());
+            if (!leaves.empty()) enter_score(block, crowd, k, leaves);
+        }
     }
 
     // Whether a loss or a prediction changed.
@@ -258,8 +490,12 @@ struct Winners {
         }
         for (int64_t i : moves.rows)
             for (int64_t j = 0; j < s.q; ++j) leaf(block, j, i);
-        for (auto [j, i] : moves.leaves) leaf(block, j, i);
-        for (auto [k, j] : moves.readouts) readout(block, k, j);
+        if (moves.leaves.size() > FEW) {
+            enter_many(block, moves);
+        } else {
+            for (auto [j, i] : moves.leaves) leaf(block, j, i);
+            for (auto [k, j] : moves.readouts) readout(block, k, j);
+        }
         const bool any = std::any_of(block.touched, block.touched + block.count, [](uint8_t flag) { return flag; });
         if (any) judge(s, begin, block.count, block.touched);
         return any;

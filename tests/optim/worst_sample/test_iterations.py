@@ -73,6 +73,23 @@ def assert_same(one, other):
     assert torch.equal(one.state.times_worst, other.state.times_worst)
 
 
+def assert_bounds_hold(sparse):
+    """No leaf but the winner beats the first bound, none but winner and runner-up the second."""
+    weights, kept = sparse.state.weights, sparse._buffers
+    z = linear(sparse.state.samples.x, weights.a)
+    u, i, _, j = sparse.activations
+    for leaves, sign, winner, of in (
+        (z[:, None, :] + weights.w1, 1, i, "unit"),
+        (u[:, None, :] + weights.w2, -1, j, "score"),
+    ):
+        others = (sign * leaves).scatter(2, winner[..., None], math.inf)
+        bound, third, second = (kept[f"{of}_{name}"].T for name in ("bound", "third", "second"))
+        assert (others.min(dim=2).values >= sign * bound).all()
+        others = others.scatter(2, second.long()[..., None], math.inf)
+        assert (others.min(dim=2).values >= sign * third).all()
+        assert (sign * bound <= sign * third).all()
+
+
 VARIANTS = {
     "hinge": {},
     "A trained": {"train_a": True},
@@ -207,23 +224,10 @@ def test_any_number_of_threads_leaves_the_same_bits():
 @pytest.mark.parametrize("options", [{}, {"train_a": True}, {"loss": "cross_entropy"}], ids=["", "A", "entropy"])
 @pytest.mark.parametrize("ties", [True, False], ids=["ties", "any numbers"])
 def test_what_is_kept_of_the_rivals_holds(options, ties):
-    """No leaf but the winner beats the first bound, none but winner and runner-up the second."""
     sparse = Sparse(run_of(6, N=600, p=20, q=12, ties=ties, **options), "winners")
     for _ in range(5):
         advance(sparse, 15)
-        weights, kept = sparse.state.weights, sparse._buffers
-        z = linear(sparse.state.samples.x, weights.a)
-        u, i, _, j = sparse.activations
-        for leaves, sign, winner, of in (
-            (z[:, None, :] + weights.w1, 1, i, "unit"),
-            (u[:, None, :] + weights.w2, -1, j, "score"),
-        ):
-            others = (sign * leaves).scatter(2, winner[..., None], math.inf)
-            bound, third, second = (kept[f"{of}_{name}"].T for name in ("bound", "third", "second"))
-            assert (others.min(dim=2).values >= sign * bound).all()
-            others = others.scatter(2, second.long()[..., None], math.inf)
-            assert (others.min(dim=2).values >= sign * third).all()
-            assert (sign * bound <= sign * third).all()
+        assert_bounds_hold(sparse)
 
 
 def test_fused_products_activate_as_the_definition():

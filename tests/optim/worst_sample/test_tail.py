@@ -5,11 +5,13 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tropigrad.optim.worst_sample import Dense, Settings
+from tropigrad.optim.worst_sample import Dense, Settings, Sparse
 from tropigrad.optim.worst_sample.definition import STATIONARY, mass_of
 
-from .test_iterations import advance, assert_same, run_of
+from .test_iterations import MEMORIES, advance, assert_bounds_hold, assert_same, needs_compiler, run_of
 from .test_subgradient import MARGIN, begun, blobs, equal, equal_weights
 
 N = 60  # of run_of
@@ -98,6 +100,109 @@ def test_subgradients_that_cancel_end_the_run():
     assert state.progress.status == STATIONARY
     assert state.progress.loss == 1.0  # Δ, as of scores that are equal
     assert not all(torch.equal(ours, theirs) for ours, theirs in zip(state.weights, before, strict=True))
+
+
+# ------------------------------------------------------------------------------------------------ caches
+
+
+VARIANTS = {
+    "hinge": {},
+    "cross-entropy": {"loss": "cross_entropy"},
+    "sqrt": {"step": "sqrt"},
+    "power": {"step": "power", "length": 1.5},
+    "target": {"target": 0.5, "margin": 3.0},
+}
+SIZES = {
+    "few leaves": {},
+    "many leaves": {"p": 70, "q": 33, "K": 7},  # that are entered together
+    "several blocks": {"N": 1300, "p": 70, "q": 33, "watched": 600},
+    "float64": {"p": 40, "q": 21, "dtype": torch.float64},
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("alpha", SHARES)
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("ties", [True, False], ids=["ties", "any numbers"])
+def test_iterates_equal_the_definition_bit_for_bit(memory, alpha, sizes, ties):
+    options = {**sizes, "ties": ties, "alpha": alpha}
+    dense, sparse = Dense(run_of(1, **options)), Sparse(run_of(1, **options), memory)
+    for iterations in (1, 1, 7, 20):
+        assert torch.equal(advance(dense, iterations), advance(sparse, iterations))
+        assert_same(dense, sparse)
+
+
+@needs_compiler
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("ties", [True, False], ids=["ties", "any numbers"])
+def test_every_step_equals_the_definition_bit_for_bit(options, ties):
+    for seed in range(4):
+        for alpha in (0.5, 0.03):
+            both = {**options, "ties": ties, "alpha": alpha, "p": 40, "q": 21}
+            dense, sparse = Dense(run_of(seed, **both)), Sparse(run_of(seed, **both), "winners")
+            for iterations in (1, 40):
+                assert torch.equal(advance(dense, iterations), advance(sparse, iterations))
+                assert_same(dense, sparse)
+
+
+@needs_compiler
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    p=st.integers(1, 60),
+    q=st.integers(1, 40),
+    K=st.integers(2, 5),
+    alpha=st.floats(1 / 64, 1),
+    ties=st.booleans(),
+)
+def test_any_network(seed, p, q, K, alpha, ties):
+    sizes = {"N": 40, "p": p, "q": q, "K": K, "alpha": alpha, "ties": ties}
+    dense = Dense(run_of(seed, **sizes))
+    others = [Sparse(run_of(seed, **sizes), memory) for memory in MEMORIES]
+    trace = advance(dense, 12)
+    for other in others:
+        assert torch.equal(trace, advance(other, 12))
+        assert_same(dense, other)
+
+
+@needs_compiler
+def test_going_back_to_the_best_is_exact():
+    """Contradictory labels: the level is raised, and the iterates go back, which moves most weights."""
+    runs = []
+    for make in (Dense, lambda state: Sparse(state, "winners")):
+        state = run_of(5, ties=False, watched=9, alpha=0.2, p=40, q=21)
+        state.samples.x[30:40] = state.samples.x[:10]
+        state.samples.y[30:40] = (state.samples.y[:10] + 1) % 3
+        runs.append(make(state))
+    dense, sparse = runs
+    assert torch.equal(advance(dense, 300), advance(sparse, 300))
+    assert dense.state.progress.raises >= 2
+    assert_same(dense, sparse)
+
+
+@needs_compiler
+@pytest.mark.parametrize("ties", [True, False], ids=["ties", "any numbers"])
+def test_what_is_kept_of_the_rivals_holds(ties):
+    """No leaf but the winner beats the first bound, none but winner and runner-up the second."""
+    sparse = Sparse(run_of(6, N=600, p=60, q=30, ties=ties, alpha=0.3), "winners")
+    for _ in range(5):
+        advance(sparse, 5)
+        assert_bounds_hold(sparse)
+
+
+@needs_compiler
+def test_any_number_of_threads_leaves_the_same_bits():
+    before = torch.get_num_threads()
+    runs = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            runs.append(Sparse(run_of(3, N=3000, p=40, q=20, ties=False, alpha=0.2), "winners"))
+            advance(runs[-1], 25)
+    finally:
+        torch.set_num_threads(before)
+    assert_same(*runs)
 
 
 # ------------------------------------------------------------------------------------------------ the optimizer
