@@ -32,7 +32,7 @@ def plot(rows: Sequence[Record], path: Path) -> bool:
             raise
         return False
     with drawing(10, 4.3, ncols=2) as (figure, (loss, accuracy)):  # pyright: ignore
-        loss.set(yscale="log")
+        _scale(loss, rows)
         curves(loss, rows, "loss")
         loss.set_title("Training loss")
         curves(accuracy, rows, "test_accuracy")
@@ -56,7 +56,7 @@ def draw_comparison(rows: Sequence[Record], path: Path) -> bool:
     with drawing(3.1 * len(names) + 1, 5.8, nrows=2, ncols=len(names), squeeze=False) as (figure, panels):  # pyright: ignore
         for (loss, accuracy), name in zip(panels.T, names, strict=True):
             own = [row for row in rows if row["experiment"] == name]
-            loss.set(yscale="log")
+            _scale(loss, own)
             for panel, field in ((loss, "loss"), (accuracy, "test_accuracy")):
                 curves(panel, own, field)
             loss.set_xlabel("")
@@ -67,6 +67,13 @@ def draw_comparison(rows: Sequence[Record], path: Path) -> bool:
         figure.legend(lines, labels, loc="outside lower center", ncols=min(2 * len(names), len(labels)))
         replace(path, lambda fresh: figure.savefig(fresh, format="png", dpi=140))
     return True
+
+
+def _scale(panel: Any, rows: Sequence[Record]) -> None:
+    """Logarithmic, unless the losses lie within a decade, in which such an axis has hardly a number to show."""
+    losses = [row["loss"] for row in rows if row["loss"]]
+    if losses and max(losses) > 10 * min(losses):
+        panel.set(yscale="log")
 
 
 def curves(panel: Any, rows: Sequence[Record], field: str) -> None:
