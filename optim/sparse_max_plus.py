@@ -194,7 +194,7 @@ class _List(NamedTuple):
                 state.clear()
             if isinstance(error, FloatingPointError):
                 raise FloatingPointError(
-                    f"{_WHERE}: of a parameter {tuple(self.p.shape)}: {error}; no parameter was written"
+                    f"{_WHERE}: of a parameter {tuple(self.p.shape)}: {error}, of any parameter"
                 ) from error
             raise
 
@@ -246,7 +246,7 @@ class _DenseStep:
                     if not _is_finite(x):
                         raise FloatingPointError(
                             f"{_WHERE}: the step would write {name} of a parameter {tuple(p.shape)} that are not "
-                            f"finite in {p.dtype}; no parameter was written"
+                            f"finite in {p.dtype}; nothing was written, of any parameter"
                         )
 
     def write(self) -> None:
