@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from tropigrad.kernels.scatter_step import scatter_step, scatter_step_ref
 from tropigrad.nn import LinearMinMax, MaxPlusLinear, MinPlusLinear
-from tropigrad.optim import SparseMaxPlus
+from tropigrad.optim import SparseMaxPlus, sparse_max_plus
 
 RULES = ("sgd", "momentum", "adagrad", "rmsprop", "adam")
 TORCH = {  # the same rule, of all entries; fused where torch has it
@@ -410,6 +410,27 @@ def test_a_step_that_is_not_finite_writes_nothing(rule, bad, value, started):
     for number, state in states.items():
         for name, x in state.items():
             assert torch.equal(x, after[number][name])
+
+
+@pytest.mark.parametrize("whole", [0, 16], ids=["listed entries", "whole tensors"])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("steps", [0, 3])
+def test_steps_taken_before_the_failing_one_are_taken_back(monkeypatch, whole, rule, steps):
+    monkeypatch.setattr(sparse_max_plus, "_WHOLE", whole)
+    model, (x, y) = network(), samples()
+    optimizer = SparseMaxPlus(model.parameters(), 0.05, rule)
+    train(model, optimizer, steps)
+    model.zero_grad()
+    F.cross_entropy(model(x), y).backward()
+    model.W1.grad._values()[5] = math.nan  # the largest, which is stepped last
+    before, states = weights(model), copy.deepcopy(optimizer.state_dict()["state"])
+    with pytest.raises(FloatingPointError, match="nothing was written, of any parameter"):
+        optimizer.step()
+    for p, old in zip(model.parameters(), before, strict=True):
+        assert torch.equal(p, old)
+    for number, state in optimizer.state_dict()["state"].items():
+        assert state.keys() == states.get(number, {}).keys()
+        assert all(torch.equal(x, states[number][name]) for name, x in state.items())
 
 
 def test_without_the_check_it_is_written():
