@@ -74,7 +74,7 @@ class LinearMinMax(nn.Module):
         train_a: whether A gets gradients; it is a Parameter either way.
         sparse: whether the gradients of W1, W2 and A are sparse tensors, as of nn.Embedding: of W2 and W1 an entry for
             each entry of f's gradient that is not 0, uncoalesced; of A the rows that won, summed up.
-            `optim.SparseMaxPlus` and torch.optim.SparseAdam take them. They cannot be differentiated again.
+            `optim.SparseMaxPlus` and torch.optim.SparseAdam take them. All else as in MaxPlusLinear.
         device, dtype: of the parameters A [2d, d], W1 [q, 2d] and W2 [K, q]; a floating point dtype.
 
     Shapes:

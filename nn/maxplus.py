@@ -69,7 +69,9 @@ class MaxPlusLinear(_TropicalLinear):
         device, dtype: of the weight [O, I]; a floating point dtype.
         sparse: whether the gradient of the weight is a sparse tensor, as of nn.Embedding: an entry for each output
             whose gradient is not 0, uncoalesced. `optim.SparseMaxPlus`, torch.optim.SparseAdam and torch.optim.SGD
-            take it. It cannot be differentiated again.
+            take it. It cannot be differentiated again, and a graph of torch.compile ends before such a layer. To count
+            the entries, a GPU is waited for. DistributedDataParallel takes sparse gradients of nn.Embedding alone: have
+            it ignore the weight, and reduce the gradient by torch.distributed.all_reduce, which gloo has for them.
 
     Shapes:
         x [..., I], in the dtype of the weight → y [..., O].

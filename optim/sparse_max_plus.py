@@ -39,10 +39,11 @@ class SparseMaxPlus(torch.optim.Optimizer):
     | "adam"     | m ← m + (1 − β₁)(g − m), v ← v + (1 − β₂)(g² − v),                            | SparseAdam |
     |            | w ← w − lr √(1 − β₂ᵗ) / (1 − β₁ᵗ) · m / (√v + eps), t steps of this parameter |            |
 
-    The third column names the optimizer of torch.optim whose iterates these are, for sparse gradients. Other entries,
-    their moments included, stay as they are. A dense gradient touches all entries, by the rule's dense form: that of
-    torch.optim.SGD, Adagrad, RMSprop and Adam, fused where torch has it. A parameter may have the one at one step and
-    the other at the next. Moments are float32 for 16-bit weights, which are rounded once.
+    Other entries, their moments included, stay as they are. The third column names the optimizer of torch.optim whose
+    steps on a sparse gradient these are: SGD's to the bit, the others' to the last place. A dense gradient touches all
+    entries, by the rule's dense form: that of torch.optim.SGD, Adagrad, RMSprop and Adam, fused where torch has it. A
+    parameter may have the one at one step and the other at the next. Moments are float32 for 16-bit weights, which are
+    rounded once.
 
     Args:
         params: parameters or groups of them. Of each group lr, rule, momentum, decay, eps and check_finite can be set.
@@ -194,7 +195,7 @@ class _List(NamedTuple):
                 state.clear()
             if isinstance(error, FloatingPointError):
                 raise FloatingPointError(
-                    f"{_WHERE}: of a parameter {tuple(self.p.shape)}: {error}; no parameter was written"
+                    f"{_WHERE}: of a parameter {tuple(self.p.shape)}: {error}, of any parameter"
                 ) from error
             raise
 
@@ -246,7 +247,7 @@ class _DenseStep:
                     if not _is_finite(x):
                         raise FloatingPointError(
                             f"{_WHERE}: the step would write {name} of a parameter {tuple(p.shape)} that are not "
-                            f"finite in {p.dtype}; no parameter was written"
+                            f"finite in {p.dtype}; nothing was written, of any parameter"
                         )
 
     def write(self) -> None:

@@ -1,3 +1,4 @@
+# pyright: reportOptionalMemberAccess=false, reportArgumentType=false
 """Sparse gradients of the tropical layers: those that the dense form gives, as lists, and what torch does with them."""
 
 import copy
@@ -10,7 +11,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._dynamo.exc import Unsupported
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from tropigrad.nn import LinearMinMax, MaxPlusLinear, MinPlusLinear, WorstSampleLoss
 
@@ -285,9 +288,9 @@ def test_hooks_and_checkpoints():
     x, y = samples()
     ours, dense = twins(stack())
     layouts = []
-    ours[0].weight.register_hook(lambda g: layouts.append(g.layout))
+    ours.get_parameter("0.weight").register_hook(lambda g: layouts.append(g.layout))
     for model in (ours, dense):
-        F.cross_entropy(torch.utils.checkpoint.checkpoint(model, x, use_reentrant=False), y).backward()
+        F.cross_entropy(checkpoint(model, x, use_reentrant=False), y).backward()
     assert layouts == [torch.sparse_coo]
     for mine, theirs in zip(ours.parameters(), dense.parameters(), strict=True):
         torch.testing.assert_close(mine.grad.to_dense(), theirs.grad)
@@ -316,7 +319,7 @@ def test_torch_compile_breaks_its_graph_there(make):
 
 @pytest.mark.parametrize("make", [network, stack], ids=["LinearMinMax", "stack"])
 def test_a_full_graph_is_refused_by_name(make):
-    with pytest.raises(torch._dynamo.exc.Unsupported, match="sparse=True: sparse gradients are made outside graphs"):
+    with pytest.raises(Unsupported, match="sparse=True: sparse gradients are made outside graphs"):
         torch.compile(make(), fullgraph=True, backend="eager")(samples()[0])
     with torch.no_grad():
         x, model = samples()[0], make()

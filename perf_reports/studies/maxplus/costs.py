@@ -7,9 +7,13 @@ points, from its start, so that all sizes are trained alike: Polyak's steps, hin
     python -m tropigrad.perf_reports.studies.maxplus.costs [OUT]     writes costs.jsonl and iteration-costs.png
     python -m tropigrad.perf_reports.studies.maxplus.costs OUT --mnist DIR    real data instead, to runs.jsonl
     … --device cuda                                                          the caches in Triton, on a GPU
+    python -m tropigrad.perf_reports.studies.maxplus.costs OUT --batches     training by mini-batches, to batches.jsonl
 
 The second measures the digits, q = 300, and MNIST, q = 100, from their k-medoids: an iteration costs most at first,
 where many samples tie, so stretches of the run are told apart. Processor time is of all threads, theirs that wait too.
+
+Mini-batches: forward, backward and step of the mean cross-entropy, with sparse gradients and with dense ones. The
+methods take turns on one thread, and times are its processor time, which others on the machine disturb least.
 """
 
 from __future__ import annotations
@@ -27,11 +31,13 @@ from typing import Any
 import torch
 
 from ....nn import LinearMinMax, WorstSampleLoss
+from ....optim import SparseMaxPlus
 from ....optim.worst_sample import Dense, Samples, Settings, Sparse, State, Weights, activate, beginning
 from ....optim.worst_sample.by_triton import Cached
 from ... import output
 from ...data import Dataset, load, read_mnist
 from ...environment import machine
+from ...measuring.memory import peak_memory
 
 SIZES = {
     "N": [(N, 128, 100) for N in (1000, 3000, 10_000, 30_000, 100_000)],
@@ -42,6 +48,7 @@ REPEATS, WARM_UP, ITERATIONS = 7, 20, 20  # each sample is the mean of so many i
 TREES_UP_TO = 1 << 28  # N q p: two bytes each
 SCALE, MARGIN = 64.0, 4.0
 STRETCHES, EACH = (0, 100, 200, 400, 600), 10  # bounds in iterations; so many make a sample
+BATCH, LEAVES, UNITS, BATCHES = 128, 1568, 300, 200  # of mini-batch training
 EACH_ON_GPU = 50  # more than a call's look at the run takes, and a graph's fill
 
 
@@ -165,6 +172,79 @@ def measure_real(folder: Path, device: str = "cpu") -> Iterator[dict[str, Any]]:
     yield from measure_run(read_mnist(folder), 100, autograd=False, device=device)  # whose candidates take 38 GB
 
 
+OPTIMIZERS: dict[str, tuple[bool, Callable[[list[torch.Tensor]], torch.optim.Optimizer]]] = {  # and whether sparse
+    "sparse, SparseMaxPlus": (True, SparseMaxPlus),
+    "sparse, SparseMaxPlus unchecked": (True, lambda parameters: SparseMaxPlus(parameters, check_finite=False)),
+    "sparse, SparseAdam": (True, torch.optim.SparseAdam),
+    "dense, Adam": (False, torch.optim.Adam),
+    "dense, Adam foreach": (False, lambda parameters: torch.optim.Adam(parameters, foreach=True)),
+    "dense, Adam fused": (False, lambda parameters: torch.optim.Adam(parameters, fused=True)),
+}
+
+
+def measure_batches(
+    batch: int = BATCH, p: int = LEAVES, q: int = UNITS, batches: int = BATCHES, classes: int = 10
+) -> Iterator[dict[str, Any]]:
+    """One record a method and part of a step: raw samples of processor seconds, of one thread, and the peak memory.
+
+    "gradient + step" is backward and step. The peak is that of the first step with the moments that it makes, beyond
+    the weights and the data.
+    """
+    state = run_of(batch * 8, p, q, classes)
+    x, y = state.samples.x[:batch], state.samples.y[:batch].long()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for trained in (False, True):
+            runs, peaks = {}, {}
+            for method, (sparse, make) in OPTIMIZERS.items():
+                model = LinearMinMax(p // 2, q, classes, train_a=trained, sparse=sparse)
+                for own, start in zip((model.A, model.W1, model.W2), state.weights, strict=True):
+                    own.data.copy_(start / SCALE)
+                runs[method] = model, make([w for w in model.parameters() if w.requires_grad])
+                memory = peak_memory(lambda run=runs[method]: (torch.tensor(_timed_step(run, x, y)),))[1]
+                peaks[method] = None if memory is None else memory.peak_bytes
+            times: dict[str, list[tuple[float, ...]]] = {method: [] for method in runs}
+            for _ in range(batches):
+                for method, run in runs.items():
+                    times[method].append(_timed_step(run, x, y))
+            for method, samples in times.items():
+                for part, seconds in zip(PARTS, map(list, zip(*samples, strict=True)), strict=True):
+                    yield {
+                        "kind": "batch_cost",
+                        "method": method,
+                        "A": "trained" if trained else "fixed",
+                        "part": part,
+                        "batch": batch,
+                        "p": p,
+                        "q": q,
+                        "classes": classes,
+                        "seconds": seconds,
+                        "median": statistics.median(seconds),
+                        "least": min(seconds),
+                        "peak_bytes": peaks[method],
+                    }
+    finally:
+        torch.set_num_threads(threads)
+
+
+PARTS = ("forward", "backward", "step", "gradient + step")
+
+
+def _timed_step(run: Any, x: torch.Tensor, y: torch.Tensor) -> tuple[float, ...]:
+    """The processor seconds of each of PARTS, of one step of a run: a model and its optimizer."""
+    model, optimizer = run
+    optimizer.zero_grad()
+    begin = time.thread_time()
+    loss = torch.nn.functional.cross_entropy(8 * model(x), y)
+    forward = time.thread_time()
+    loss.backward()
+    backward = time.thread_time()
+    optimizer.step()
+    end = time.thread_time()
+    return forward - begin, backward - forward, end - backward, end - forward
+
+
 def draw(records: list[dict[str, Any]], path: Path) -> None:
     """Three panels: the least time of an iteration over N, p and q."""
     from ...page.figures import COLOR, drawing
@@ -193,19 +273,25 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("out", nargs="?", type=Path, default=Path("perf_reports/out"))
     parser.add_argument("--mnist", type=Path, metavar="DIR", help="a folder with MNIST-format files")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--batches", action="store_true", help="mini-batch training instead, on the CPU")
     chosen = parser.parse_args(arguments)
     chosen.out.mkdir(parents=True, exist_ok=True)
-    names = ("data", "hidden", "method", "iterations") if chosen.mnist else ("method", "N", "p", "q")
-    measured = measure_real(chosen.mnist, chosen.device) if chosen.mnist else measure(device=chosen.device)
+    if chosen.batches:
+        stem, names, measured = "batches", ("method", "A", "part"), measure_batches()
+    elif chosen.mnist:
+        stem, names = "runs", ("data", "hidden", "method", "iterations")
+        measured = measure_real(chosen.mnist, chosen.device)
+    else:
+        stem, names, measured = "costs", ("method", "N", "p", "q"), measure(device=chosen.device)
     records = []
-    with (chosen.out / ("runs.jsonl" if chosen.mnist else "costs.jsonl")).open("w", encoding="utf-8") as file:
+    with (chosen.out / f"{stem}.jsonl").open("w", encoding="utf-8") as file:
         file.write(json.dumps({"kind": "run", "machine": machine()}) + "\n")
         for record in measured:
             file.write(json.dumps(record) + "\n")
-            processor = f", processor {record['processor'] * 1e6:.4g} µs" if chosen.mnist else ""
+            processor = f", processor {record['processor'] * 1e6:.4g} µs" if stem == "runs" else ""
             print(*(record[name] for name in names), f"{record['median'] * 1e6:.4g} µs{processor}", flush=True)
             records.append(record)
-    if not chosen.mnist and chosen.device == "cpu":
+    if stem == "costs" and chosen.device == "cpu":
         draw(records, chosen.out / "iteration-costs.png")
 
 

@@ -69,3 +69,17 @@ def test_a_run_that_is_done_at_its_start_has_no_cost():
         list(costs.measure_run(data.Dataset(x, torch.arange(20) % 2, x, torch.arange(20) % 2, "corners"), 20, False))
         == []
     )
+
+
+def test_mini_batches_are_measured_by_parts_and_all_methods_take_turns(tmp_path, monkeypatch):
+    measure = costs.measure_batches
+    monkeypatch.setattr(costs, "measure_batches", lambda: measure(batch=8, p=12, q=10, batches=3, classes=3))
+    threads = torch.get_num_threads()
+    costs.main([str(tmp_path), "--batches"])
+    assert [path.name for path in tmp_path.iterdir()] == ["batches.jsonl"]
+    assert torch.get_num_threads() == threads
+    rows = records(tmp_path / "batches.jsonl")
+    named = [(r["A"], r["method"], r["part"]) for r in rows]
+    assert named == [(a, m, part) for a in ("fixed", "trained") for m in costs.OPTIMIZERS for part in costs.PARTS]
+    assert all(len(r["seconds"]) == 3 and 0 < r["least"] <= r["median"] for r in rows)
+    assert all(r["peak_bytes"] is None or r["peak_bytes"] >= 0 for r in rows)
