@@ -55,7 +55,7 @@ class MaxPlusMLP(nn.Module):
         *,
         bias: bool = True,
         sparse: bool = False,
-        lag: float = 2.0,
+        lag: float = 4.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -124,7 +124,7 @@ class ResidualMaxPlus(nn.Module):
         *,
         bias: bool = True,
         sparse: bool = False,
-        lag: float = 2.0,
+        lag: float = 4.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:

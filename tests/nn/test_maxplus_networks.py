@@ -238,7 +238,7 @@ def test_it_can_be_made_without_memory():
         model = MaxPlusMLP(6, [12, 7], 3)
     model = model.to_empty(device="cpu")
     model.reset_parameters()
-    assert set(model.get_parameter("layers.3.weight").unique().tolist()) == {0.0, -2.0}
+    assert set(model.get_parameter("layers.3.weight").unique().tolist()) == {0.0, -4.0}
 
 
 # ------------------------------------------------------------------------------------------------ errors
