@@ -27,12 +27,12 @@ from ..runtime.dispatch import operator
 from ..runtime.implementations import Implementations
 from ..runtime.tracing import traceable
 from ..runtime.vmap import one_by_one
-from . import by_torch
+from . import by_cpp, by_torch
 from .definition import feature_fragility_ref
 
 __all__ = ["Fragility", "feature_fragility", "feature_fragility_ref"]
 
-FRAGILITIES = Implementations("feature_fragility", torch=by_torch.compute)
+FRAGILITIES = Implementations("feature_fragility", source=by_cpp.SOURCE, cpp=by_cpp.compute, torch=by_torch.compute)
 
 
 class Fragility(NamedTuple):

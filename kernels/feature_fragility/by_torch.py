@@ -161,7 +161,7 @@ def _first_change(heights: Tensor, slopes: Tensor, classes: Tensor, own: Tensor,
         steepest = torch.where(rival == change.unsqueeze(1), beyond, -INF)
         steepest = torch.where(steepest == steepest.amax(1, keepdim=True), classes, torch.iinfo(torch.int64).max)
         hit = left[changes]
-        first[hit], becomes[hit] = change[changes], steepest.amin(1)[changes]
+        first[hit], becomes[hit] = change[changes] + 0.0, steepest.amin(1)[changes]
 
         now = until
         steepest = torch.where(is_own & (start == overtaken.unsqueeze(1)), beyond, -INF)

@@ -10,7 +10,7 @@ from ..contract.registry import register
 from ..contract.samples import INF, NAN, normal_inputs, sampled, short
 from ..contract.spec import Misuse, Sizes, Spec
 from ..runtime.arguments import FLOATS
-from . import FRAGILITIES, feature_fragility, feature_fragility_ref
+from . import FRAGILITIES, by_cpp, feature_fragility, feature_fragility_ref
 
 BOX = (-8.0, 8.0)  # wide enough for normal numbers
 
@@ -130,6 +130,8 @@ SPEC = register(
         is_exact=lambda kwargs: False,
         no_gradient="it is read off winners, which do not move with small changes",
         implementations=FRAGILITIES,
+        middle={"N": 9, "d": 3, "q": 9, "K": 3},
+        tuned={"cpp": (by_cpp.FRAGILITY,)},
         left_out={"ends": "sums of three of the largest numbers are beyond float64, and beyond any box that is"},
     )
 )
