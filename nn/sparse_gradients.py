@@ -41,7 +41,8 @@ def _apart(function: type[torch.autograd.Function]) -> Callable[..., Tensor]:
     """Applies it; a graph of torch.compile ends before, as none can hold a tensor of an unknown number of entries."""
     if torch.compiler.is_compiling():
         torch._dynamo.graph_break(msg=_NO_GRAPH)
-        return torch.compiler.disable(function.apply, reason=_NO_GRAPH)
+        apart: Any = torch.compiler.disable(function.apply, reason=_NO_GRAPH)
+        return apart
     return function.apply
 
 

@@ -21,7 +21,7 @@ from torch.optim.rmsprop import rmsprop
 from torch.optim.sgd import sgd
 
 from ..kernels import scatter_step
-from ..kernels.scatter_step.definition import STATE, compute_dtype, fresh_state
+from ..kernels.scatter_step.definition import STATE, compute_dtype, fresh_state, options_of
 
 _WHERE = "SparseMaxPlus"
 RULES = ("sgd", "momentum", "adagrad", "rmsprop", "adam")
@@ -183,8 +183,7 @@ class _List(NamedTuple):
             lengths = self.p.shape[: 1 if isinstance(self.at, Tensor) else 2]
             state["touched"] = torch.zeros(lengths, dtype=torch.int32, device=self.p.device)
             state["step"] = torch.zeros((), dtype=torch.int32, device=self.p.device)
-        options = {name: group[name] for name in ("lr", "rule", "momentum")}
-        options["eps"] = options_of(group["rule"], None, group["eps"])[1]
+        options = {name: group[name] for name in ("lr", "rule", "momentum", "decay", "eps", "check_finite")}
         try:
             scatter_step(self.p, self.at, self.values, state=state, **options)
         except Exception as error:
@@ -352,15 +351,9 @@ def _check_number(name: str, value: Any, bound: float, expected: str) -> None:
 
 def _check_state(p: Tensor, rule: str, state: dict[str, Tensor]) -> None:
     """Of a dense gradient: that the state is of the rule."""
-    for name in STATE.get(rule, ()):
+    for name in STATE[rule]:
         if state and name not in state and not (rule == "momentum" and name in ("touched", "step")):
             raise ValueError(
                 f"{_WHERE}: the state of a parameter {tuple(p.shape)} has {', '.join(state)}; expected {name} too, as "
                 f"rule {rule!r} keeps: a rule begins with no state"
             )
-
-
-def options_of(rule: str, decay: float | None, eps: float | None) -> tuple[float, float]:
-    """decay and eps, for None those of the rule; 0 where the rule has none."""
-    decay = {"adam": 0.999, "rmsprop": 0.99}.get(rule, 0.0) if decay is None else decay
-    return decay, {"adagrad": 1e-10, "adam": 1e-8, "rmsprop": 1e-8}.get(rule, 0.0) if eps is None else eps
