@@ -7,11 +7,13 @@ an output has one entry in x and one in w, and the backward is a scatter of O(ba
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ..kernels import tropical_matmul
 from .arguments import check_size
 from .sparse_gradients import tropical_linear
+
+fx.wrap("tropical_linear")  # one node of a traced graph
 
 
 class _TropicalLinear(nn.Module):

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.nn import functional as F
 
 from ..kernels import tropical_matmul
@@ -21,7 +21,6 @@ from ..kernels.mathematics.semiring import winner_dtype
 from ..kernels.tropical_winners_scatter import tropical_winners_scatter
 
 
-@fx.wrap  # one node of a traced graph
 def tropical_linear(x: Tensor, weight: Tensor, semiring: str, layer: str) -> Tensor:
     """y = x ⊗ weightᵀ, x [..., I] and weight [O, I]; the gradient of the weight is a sparse tensor of two indices."""
     rows = x.reshape(-1, x.shape[-1])
@@ -70,10 +69,13 @@ def _linear_gradients(ctx: Any, dy: Tensor, winners: Tensor) -> tuple[Tensor | N
         dx, _ = tropical_winners_scatter(dy[None], winners[None], None, None, I, ctx.semiring, True, False)
         dx = dx[0].to(ctx.x_dtype)
     if ctx.needs_input_grad[1]:
-        at, values = _nonzero(dy)
+        at, values = dy.nonzero(), dy.reshape(-1)
         places = torch.empty((2, len(at)), dtype=torch.int64, device=at.device)
-        torch.remainder(at, O, out=places[0])
-        places[1] = winners.view(-1)[at]
+        places[0] = at[:, 1]
+        if len(at) < len(values):
+            flat = at[:, 0] * O + at[:, 1]
+            winners, values = winners.view(-1).index_select(0, flat), values.index_select(0, flat)
+        places[1] = winners.view(-1)
         dw = _sparse(places, values, ctx.weight_dtype, (O, I))
     return dx, dw
 
@@ -95,7 +97,7 @@ class _LinearMinMax(torch.autograd.Function):
         places[0] = torch.arange(K, device=f.device)
         places[1] = units
         torch.gather(leaves, 1, units, out=places[2])  # of those minima that an output took
-        ctx.save_for_backward(places, x if needs[1] else None, A if needs[0] else None)
+        ctx.save_for_backward(places.view(3, -1), x if needs[1] else None, A if needs[0] else None)
         ctx.sizes, ctx.dtypes = (A.shape, W1.shape, W2.shape), [w.dtype for w in (x, A, W1, W2)]
         return f
 
@@ -113,21 +115,22 @@ def _min_max_gradients(
     dx = dA = dW1 = dW2 = None
     if needs_x:
         assert A is not None
-        winners = places[2:].to(winner_dtype(len(A)))
+        winners = places[2].to(winner_dtype(len(A))).view(1, *df.shape)
         dz, _ = tropical_winners_scatter(df[None], winners, None, None, len(A), "min_plus", True, False)
         dx = (dz[0].to(of_A) @ A).to(of_x)
     if needs_A or needs_W1 or needs_W2:
-        at, values = _nonzero(df)
-        places = places.view(3, -1)
-        if len(values) < places.shape[1]:
-            places = places.index_select(1, at)
+        values = df.reshape(-1)
+        at = values.nonzero()
+        if at.shape[0] < values.shape[0]:  # of cross-entropy there are seldom zeros
+            at = at.squeeze(1)
+            places, values = places.index_select(1, at), values.index_select(0, at)
         if needs_W2:
             dW2 = _sparse(places[:2], values, of_W2, of_W2_size)
         if needs_W1:
             dW1 = _sparse(places[1:], values, of_W1, of_W1_size)
         if needs_A:
             assert x is not None
-            dA = _rows_gradient(places[2], at // df.shape[1], values, x, of_A, of_A_size)
+            dA = _rows_gradient(places[2], at.view(-1) // df.shape[1], values, x, of_A, of_A_size)
     return dx, dA, dW1, dW2
 
 
@@ -138,23 +141,17 @@ def _rows_gradient(
     rows, order = rows.sort(stable=True)
     distinct, counts = torch.unique_consecutive(rows, return_counts=True)
     offsets = counts.cumsum(0) - counts
-    summed = F.embedding_bag(samples[order], x, offsets, mode="sum", per_sample_weights=values[order].to(x.dtype))
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))  # 16-bit sums would be rounded at every term
+    summed = F.embedding_bag(samples[order], wide, offsets, mode="sum", per_sample_weights=values[order].to(wide.dtype))
     return torch.sparse_coo_tensor(
         distinct[None], summed.to(dtype), size, is_coalesced=True, device=x.device, check_invariants=False
     )
 
 
-def _nonzero(grad: Tensor) -> tuple[Tensor, Tensor]:
-    """The places of the entries that are not 0, in order, and the entries."""
-    flat = grad.reshape(-1)
-    at = flat.nonzero().squeeze(1)
-    return at, flat if len(at) == len(flat) else flat.index_select(0, at)
-
-
 def _sparse(places: Tensor, values: Tensor, dtype: torch.dtype, size: tuple[int, ...]) -> Tensor:
     """The gradient with values of its own, which programs may scale in place."""
     values = values.to(dtype, copy=True)
-    return torch.sparse_coo_tensor(places, values, size, device=values.device, check_invariants=False)
+    return torch.sparse_coo_tensor(places, values, size, check_invariants=False)
 
 
 # ------------------------------------------------------------------------------------------------ once

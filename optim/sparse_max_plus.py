@@ -167,6 +167,9 @@ def _coordinates(p: Tensor, grad: Tensor) -> Tensor | tuple[Tensor, Tensor]:
     return at[0] if len(at) == 1 else (at[0], at[1])
 
 
+_WHOLE = 16  # elements of a whole tensor that are copied in the time of one that is gathered
+
+
 class _List(NamedTuple):
     """The step of a parameter with a sparse gradient."""
 
@@ -191,7 +194,7 @@ class _List(NamedTuple):
                 state.clear()
             if isinstance(error, FloatingPointError):
                 raise FloatingPointError(
-                    f"{_WHERE}: of a parameter {tuple(self.p.shape)}: {error}; no parameter was written"
+                    f"{_WHERE}: of a parameter {tuple(self.p.shape)}: {error}, of any parameter"
                 ) from error
             raise
 
@@ -199,11 +202,12 @@ class _List(NamedTuple):
         """Takes the step back."""
         state, names = self.state, tuple(self.state)
         written = [self.p, *(x for name, x in state.items() if name in STATE[self.group["rule"]])]
-        kept = [(x, x[self.at] if x.dim() else x.clone()) for x in written]
+        is_whole = self.p.numel() <= _WHOLE * self.values.numel()
+        kept = [(x, x.clone() if is_whole or not x.dim() else x[self.at]) for x in written]
 
         def restore() -> None:
             for x, values in kept:
-                x[self.at if x.dim() else ()] = values
+                x[... if is_whole or not x.dim() else self.at] = values
             for name in [name for name in state if name not in names]:
                 del state[name]
 
@@ -242,7 +246,7 @@ class _DenseStep:
                     if not _is_finite(x):
                         raise FloatingPointError(
                             f"{_WHERE}: the step would write {name} of a parameter {tuple(p.shape)} that are not "
-                            f"finite in {p.dtype}; no parameter was written"
+                            f"finite in {p.dtype}; nothing was written, of any parameter"
                         )
 
     def write(self) -> None:
