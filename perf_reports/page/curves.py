@@ -41,11 +41,23 @@ def draw(records: Sequence[Record], study: str, out: Path, loss_title: str) -> s
         loss.set_ylim(bottom=0)
         loss.set_title(loss_title)
         accuracy.set_title("Test accuracy")
+        if shown := _range([[r for r in logged if r["method"] == method] for method in methods]):
+            accuracy.set_ylim(*shown)
         accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
         handles, labels = loss.get_legend_handles_labels()
         columns = len(methods) if len(methods) <= 5 else -(-len(methods) // 2)
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=1.6)
         return save(figure, out, f"training-{study}")
+
+
+def _range(curves: Sequence[Sequence[Record]]) -> tuple[float, float] | None:
+    """Test accuracies that tell the methods' ends apart, whatever one of them started from."""
+    measured = [[r["test_accuracy"] for r in rows if r.get("test_accuracy") is not None] for rows in curves]
+    ends, best = [own[-1] for own in measured if own], max((max(own) for own in measured if own), default=0.0)
+    if not ends:
+        return None
+    spread = max(best - min(ends), 0.02)
+    return max(0.0, min(ends) - 0.5 * spread), min(1.0, best + 0.25 * spread)
 
 
 def _line(axes: Axes, rows: Sequence[Record], field: str, color: str, label: str) -> None:

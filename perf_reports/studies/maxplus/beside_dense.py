@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ....nn import LinearMinMax
-
 from ... import data
 from ...commands import Progress
 from ...data import Dataset
@@ -34,7 +33,7 @@ from .methods import (
     start,
 )
 from .minibatch import RATE, TEMPERATURE, MiniBatchTraining
-from .objectives import ALPHA, AVERAGE, RATE_OVER_A, rescaled
+from .objectives import ALPHA, RATE_OVER_A, rescaled
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Setting:
 
 
 class Objective(Method):
-    """The mean or the worst share of mini-batches, A trained; an iteration is an epoch. Its F is in the start's units."""
+    """The mean or the worst share of mini-batches, A trained: an iteration is an epoch, and F in the start's units."""
 
     def __init__(
         self, name: str, role: str, model: LinearMinMax, dataset: Dataset, margin: float, training: MiniBatchTraining
@@ -129,7 +128,6 @@ def by_objectives(model: LinearMinMax, dataset: Dataset, setting: Setting, seed:
             temperature=TEMPERATURE,
             rate=RATE,
             rate_of_a=RATE / RATE_OVER_A,
-            average=AVERAGE,
             epochs=setting.epochs,
             seed=seed,
             method=name,

@@ -2,8 +2,9 @@
 
     loss = CVaR_α of the cross-entropies of f / T over a batch,    rate of step s:  r (1 + cos(π s / S)) / 2
 
-T and the rate go together with λ, the scale of the start. f is homogeneous of degree 1 in (A, W1, W2), so a start at λ
-is trained with T and r by Adam as a start at 1 is with T/λ and r/λ: the search keeps λ and looks for T and r.
+T and the rate go together with λ, the scale of the start. f is homogeneous of degree 1 in (A, W1, W2), so Adam, whose
+steps do not depend on the scale of the gradients, trains a start at λ and margin Δ with T and r as one at 1 and Δ/λ
+with T/λ and r/λ. The search therefore keeps λ and looks for T and r.
 """
 
 from __future__ import annotations
@@ -65,6 +66,8 @@ class MiniBatchTraining:
         batch: samples a step. The last one of an epoch may be smaller.
         rule: the optimizer's, with torch's own settings: "adam", "rmsprop", "adagrad", "sgd".
         sparse: steps by SparseMaxPlus; for a model whose layers were made with sparse=True.
+        shifts: pixels by which each image of a batch is moved at random, at most, in rows and in columns, the rest
+            blank; 0 moves none. The features are then the pixels of square images.
         average: decay of an average of the weights, which is then what is judged and kept; 0 judges the weights.
         seed: of the order of the samples.
         validation: held-out samples (x, y). The iterate that is right most often on them is kept, of equal ones that
@@ -97,6 +100,7 @@ class MiniBatchTraining:
         sparse: bool = False,
         average: float = 0.0,
         warm_up: int = 0,
+        shifts: int = 0,
         seed: int = 0,
         validation: tuple[Tensor, Tensor] | None = None,
         method: str = "mini-batches",
@@ -105,7 +109,12 @@ class MiniBatchTraining:
             raise ValueError(f"MiniBatchTraining: objective is {objective!r}; expected {', '.join(OBJECTIVES)}")
         if rule not in _RULES:
             raise ValueError(f"MiniBatchTraining: rule is {rule!r}; expected {', '.join(_RULES)}")
-        for name, value, least in (("epochs", epochs, 1), ("batch", batch, 1), ("warm_up", warm_up, 0)):
+        for name, value, least in (
+            ("epochs", epochs, 1),
+            ("batch", batch, 1),
+            ("warm_up", warm_up, 0),
+            ("shifts", shifts, 0),
+        ):
             if value < least:
                 raise ValueError(f"MiniBatchTraining: {name} is {value}; expected at least {least}")
         for name, value in (("rate", rate), ("rate_of_a", rate if rate_of_a is None else rate_of_a)):
@@ -115,6 +124,8 @@ class MiniBatchTraining:
             raise ValueError(f"MiniBatchTraining: average is {average}; expected a decay in [0, 1)")
         if end_temperature is not None and learn_temperature:
             raise ValueError("MiniBatchTraining: the temperature is to be annealed and to be learned; expected one")
+        if shifts and math.isqrt(dataset.features) ** 2 != dataset.features:
+            raise ValueError(f"MiniBatchTraining: shifts of {dataset.features} features; expected square images")
         self.model = model
         self.dataset = dataset
         self.method = method
@@ -123,6 +134,8 @@ class MiniBatchTraining:
         self.batch = min(batch, len(dataset.y_train))
         self.average = average
         self.warm_up = warm_up
+        self.shifts = shifts
+        self.seed = seed
         share = {"mean": 1.0, "cvar": alpha, "worst": 1.0 / self.batch}[objective]
         self.loss = CVaRLoss(share, temperature=temperature, learn_temperature=learn_temperature)
         self.loss.to(dataset.x_train.device)
@@ -241,6 +254,9 @@ class MiniBatchTraining:
         first, end = self._temperatures
         if end != first:
             self.loss.temperature = first * (end / first) ** share
+        if self.shifts:
+            # by seed and step, so that a resumed epoch moves its images alike
+            x = shifted(x, self.shifts, torch.Generator().manual_seed(self.seed << 32 | step))
         scores = self.model(x)
         loss = self.loss(scores, y)
         self.optimizer.zero_grad()
@@ -288,7 +304,7 @@ class MiniBatchTraining:
 
 
 class _Swapped:
-    """The averaged weights in the model's place, for as long as the block lasts; where none are, the weights."""
+    """The averaged weights in the model's place, for as long as the block lasts; nothing where none are averaged."""
 
     def __init__(self, parameters: dict[str, nn.Parameter], averaged: dict[str, Tensor]) -> None:
         self.pairs = [(parameters[name], value) for name, value in averaged.items()]
@@ -309,6 +325,16 @@ class _Swapped:
 
 def _rank(row: dict[str, Any]) -> tuple[float, float]:
     return row["validation_accuracy"], -row["validation_loss"]
+
+
+def shifted(x: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    """Square images [N, side · side], each moved by up to `most` rows and columns, blank where nothing moved in."""
+    side = math.isqrt(x.shape[1])
+    padded = nn.functional.pad(x.view(-1, side, side), (most,) * 4)
+    first = torch.randint(2 * most + 1, (2, len(x), 1, 1), generator=generator, device="cpu").to(x.device)
+    every = torch.arange(side, device=x.device)
+    image = torch.arange(len(x), device=x.device)[:, None, None]
+    return padded[image, first[0] + every[:, None], first[1] + every].reshape(len(x), -1)
 
 
 @torch.no_grad()
@@ -393,12 +419,10 @@ def _held_out_loss(
 ) -> float:
     """The held-out cross-entropy, at its best temperature, of a copy trained so long; infinite where it diverged."""
     trial = _short(dataset, batches * int(settings.get("batch", BATCH)), int(settings.get("seed", 0)))
-    size = min(int(settings.get("batch", BATCH)), len(trial.y_train))
-    epochs = -(-batches // -(-len(trial.y_train) // size))  # of few samples more than one, for as many batches
-    own = {**settings, "validation": None, "epochs": epochs}
-    training = MiniBatchTraining(copy.deepcopy(model), trial, temperature=temperature, rate=rate, **own)
-    while not training.is_done:
-        training.advance()
+    training = MiniBatchTraining(
+        copy.deepcopy(model), trial, temperature=temperature, rate=rate, epochs=1, **{**settings, "validation": None}
+    )
+    training.advance()
     x, y = validation
     with torch.no_grad():
         scores = training.model(x)
