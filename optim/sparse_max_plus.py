@@ -21,7 +21,7 @@ from torch.optim.rmsprop import rmsprop
 from torch.optim.sgd import sgd
 
 from ..kernels import scatter_step
-from ..kernels.scatter_step.definition import STATE, compute_dtype, fresh_state, options_of
+from ..kernels.scatter_step.definition import DECAY, EPS, STATE, compute_dtype, fresh_state
 
 _WHERE = "SparseMaxPlus"
 RULES = ("sgd", "momentum", "adagrad", "rmsprop", "adam")
@@ -230,7 +230,9 @@ class _DenseStep:
 
     def compute(self) -> None:
         rule, parameters = self.group["rule"], self.parameters
-        momentum, (decay, eps) = self.group["momentum"], options_of(rule, self.group["decay"], self.group["eps"])
+        momentum, decay, eps = (self.group[name] for name in ("momentum", "decay", "eps"))
+        decay = DECAY.get(rule, 0.0) if decay is None else decay
+        eps = EPS.get(rule, 0.0) if eps is None else eps
         self.is_aside = self.group["check_finite"]
         gradients = [p.grad.to(compute_dtype(p.dtype)) for p in parameters]
         self.weights = [p.to(g.dtype, copy=self.is_aside) for p, g in zip(parameters, gradients, strict=True)]
