@@ -38,7 +38,7 @@ _RULES: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 class Judged(NamedTuple):
-    """What a network does on samples. The losses are cross-entropies of f / T."""
+    """The accuracy and losses of a network on samples. The losses are cross-entropies of f / T."""
 
     accuracy: float
     mean_loss: float
@@ -210,7 +210,7 @@ class MiniBatchTraining:
             return judge(self.model, x, y, self.loss.temperature)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a training of the same settings goes on from; torch.load reads it with weights_only=True."""
+        """The state that a training of the same settings goes on from; torch.load reads it with weights_only=True."""
         return {
             "model": self.model.state_dict(),
             "loss": self.loss.state_dict(),
