@@ -26,9 +26,8 @@ class MaxPlusMLP(nn.Module):
     softmax.
 
     Each output of a max-plus layer starts with a share of the units of its own, at weight 0, and the others at −lag:
-    gradients reach all units, and a unit of another share wins only where it is better by more than the lag. With
-    weights drawn from U(−1, 1), as in MaxPlusLinear, a few units win for many outputs at once, and training takes long
-    to part them.
+    gradients reach all units, and a unit of another share wins only where it is better by more than the lag. From
+    U(−1, 1), as MaxPlusLinear starts, one block of 128 units came to a lower accuracy on MNIST, at three rates of Adam.
 
     Args:
         in_features: d.  hidden: the size of the only hidden layer, or a sequence of sizes.  classes: K.

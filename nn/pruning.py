@@ -2,10 +2,9 @@
 
 A tropical layer takes one input for each output. An input that wins nowhere on the samples x has no part in what the
 network says of x, and neither have the row of the layer below that makes it, nor, where that layer is tropical too, the
-inputs that won for this row alone. So outputs on x keep their bits, which no other network offers: the weights that are
-left take the same values in the same order. Source of the idea, for a linear layer under a max-plus one: Zhang,
-Blusseau, Velasco-Forero, Bloch, Angulo, "Max-plus operators applied to filter selection and model pruning in neural
-networks", ISMM 2019.
+inputs that won for this row alone. So outputs on x keep their bits. Source of the idea, for a linear
+layer under a max-plus one: Zhang, Blusseau, Velasco-Forero, Bloch, Angulo, "Max-plus operators applied to filter
+selection and model pruning in neural networks", ISMM 2019.
 """
 
 from __future__ import annotations
