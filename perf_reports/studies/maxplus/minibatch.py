@@ -38,7 +38,7 @@ _RULES: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 class Judged(NamedTuple):
-    """What a network does on samples. The losses are cross-entropies of f / T."""
+    """How a network does on samples. The losses are cross-entropies of f / T."""
 
     accuracy: float
     mean_loss: float
@@ -210,7 +210,7 @@ class MiniBatchTraining:
             return judge(self.model, x, y, self.loss.temperature)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a training of the same settings goes on from; torch.load reads it with weights_only=True."""
+        """Return all that a training of the same settings goes on from; torch.load reads it with weights_only=True."""
         return {
             "model": self.model.state_dict(),
             "loss": self.loss.state_dict(),
@@ -419,10 +419,12 @@ def _held_out_loss(
 ) -> float:
     """The held-out cross-entropy, at its best temperature, of a copy trained so long; infinite where it diverged."""
     trial = _short(dataset, batches * int(settings.get("batch", BATCH)), int(settings.get("seed", 0)))
-    training = MiniBatchTraining(
-        copy.deepcopy(model), trial, temperature=temperature, rate=rate, epochs=1, **{**settings, "validation": None}
-    )
-    training.advance()
+    size = min(int(settings.get("batch", BATCH)), len(trial.y_train))
+    epochs = -(-batches // -(-len(trial.y_train) // size))  # of few samples more than one, for as many batches
+    own = {**settings, "validation": None, "epochs": epochs}
+    training = MiniBatchTraining(copy.deepcopy(model), trial, temperature=temperature, rate=rate, **own)
+    while not training.is_done:
+        training.advance()
     x, y = validation
     with torch.no_grad():
         scores = training.model(x)
