@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -95,15 +96,19 @@ def network(name: str, dataset: Dataset, hidden: int, seed: int) -> tuple[nn.Mod
     features, classes = dataset.features, dataset.classes
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        middle, last = max(classes, hidden // 2), max(classes, hidden // 4)
         if name == MLP:
-            return MaxPlusMLP(features, hidden, classes), 1.0, _DENSE_RATE, 0.0
-        if name == RESIDUAL:
-            first, last = nn.Linear(features, hidden, device="cpu"), nn.Linear(hidden, classes, device="cpu")
-            return nn.Sequential(first, *(ResidualMaxPlus(hidden) for _ in range(2)), last), 1.0, _DENSE_RATE, 0.0
-        if name == "ReLU MLP":
-            first, last = nn.Linear(features, hidden, device="cpu"), nn.Linear(hidden, classes, device="cpu")
-            return nn.Sequential(first, nn.ReLU(), last), 1.0, _DENSE_RATE, 0.0
-        return nn.Linear(features, classes, device="cpu"), 1.0, _DENSE_RATE, 0.0
+            model = MaxPlusMLP(features, (hidden, middle, last), classes)
+        elif name == RESIDUAL:
+            blocks = (ResidualMaxPlus(last) for _ in range(2))
+            model = nn.Sequential(MaxPlusMLP(features, hidden, last), *blocks, MaxPlusMLP(last, last, classes))
+        elif name == "ReLU MLP":
+            sizes = (features, hidden, middle, last)
+            layers = [(nn.Linear(i, o, device="cpu"), nn.ReLU()) for i, o in pairwise(sizes)]
+            model = nn.Sequential(*(part for layer in layers for part in layer), nn.Linear(last, classes, device="cpu"))
+        else:
+            model = nn.Linear(features, classes, device="cpu")
+        return model, 1.0, _DENSE_RATE, 0.0
 
 
 def run(

@@ -419,10 +419,12 @@ def _held_out_loss(
 ) -> float:
     """The held-out cross-entropy, at its best temperature, of a copy trained so long; infinite where it diverged."""
     trial = _short(dataset, batches * int(settings.get("batch", BATCH)), int(settings.get("seed", 0)))
-    training = MiniBatchTraining(
-        copy.deepcopy(model), trial, temperature=temperature, rate=rate, epochs=1, **{**settings, "validation": None}
-    )
-    training.advance()
+    size = min(int(settings.get("batch", BATCH)), len(trial.y_train))
+    epochs = -(-batches // -(-len(trial.y_train) // size))  # of few samples more than one, for as many batches
+    own = {**settings, "validation": None, "epochs": epochs}
+    training = MiniBatchTraining(copy.deepcopy(model), trial, temperature=temperature, rate=rate, **own)
+    while not training.is_done:
+        training.advance()
     x, y = validation
     with torch.no_grad():
         scores = training.model(x)
