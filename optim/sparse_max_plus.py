@@ -357,11 +357,7 @@ def _check_number(name: str, value: Any, bound: float, expected: str) -> None:
 
 
 def _check_state(p: Tensor, rule: str, state: dict[str, Tensor]) -> None:
-<<<<<<< HEAD
     """Check of a dense gradient that the state is of the rule."""
-=======
-    """Demands that the state of a parameter with a dense gradient is of the rule."""
->>>>>>> wt-sparse
     for name in STATE[rule]:
         if state and name not in state and not (rule == "momentum" and name in ("touched", "step")):
             raise ValueError(
