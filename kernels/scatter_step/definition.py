@@ -63,7 +63,7 @@ class Options(NamedTuple):
 
 
 class State(NamedTuple):
-    """What a rule keeps, by what it is for; None for what it does not keep."""
+    """The tensors that a rule keeps, by what they are for; None where it keeps none."""
 
     moment: Tensor | None = None  # velocity, sum or mean
     square: Tensor | None = None

@@ -75,7 +75,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Declaration:
-    """What a file declares."""
+    """The kernels and calls that a file declares."""
 
     path: Path
     kernels: tuple[Kernel, ...]

@@ -139,7 +139,7 @@ def draw(series: Mapping[str, Sequence[Point]], path: Path) -> None:
 
 
 def lines(series: Mapping[str, Sequence[Point]]) -> list[str]:
-    """What changed, a line each; or that nothing did."""
+    """The changes of all series, a line each; or that there are none."""
     told = []
     for name in sorted(series):
         points = series[name]

@@ -64,7 +64,7 @@ class Comparison:
 
 @dataclass
 class Verdict:
-    """What tier 3 says of one call: its comparison, and the second one where the first was slower."""
+    """The comparison of one call, and the second one where the first was slower."""
 
     first: Comparison
     second: Comparison | None = None
