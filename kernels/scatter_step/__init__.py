@@ -22,15 +22,18 @@ from ..runtime.dispatch import Plan, operator
 from ..runtime.implementations import Implementations
 from . import by_cpp, by_triton
 from .definition import (
-    ARGUMENTS,
+    DECAY,
+    EPS,
     RULES,
     STATE,
     STATE_OVERLAPS,
+    Options,
+    State,
+    arranged,
     compute_dtype,
     fresh_state,
     moved,
     not_finite,
-    options_of,
     polyak_step,
     scatter_step_ref,
     state_form,
@@ -54,36 +57,34 @@ def _step(
     momentum: float,
     decay: float,
     eps: float,
-    moment: Tensor | None,
-    square: Tensor | None,
-    touched: Tensor | None,
-    number: Tensor | None,
+    kept: list[Tensor],
     check_finite: bool,
     deterministic: bool | None,
 ) -> None:
     """param [R, ...], with columns [R, C, ...], any strides; rows and columns [nnz]; values [nnz, ...].
 
-    rate: takes the place of lr, [], on the CPU or on param's device. moment: velocity, sum or mean, and square, shaped
-    as param; touched, of momentum, [R] or [R, C]; number []: of the steps there were. All written in place.
+    rate: takes the place of lr, [], on the CPU or on param's device. kept: the rule's state, in the order of STATE.
+    param and kept are written in place.
     """
     if param.dim() > (2 if columns is None else 3):
-        others = rule, momentum, decay, eps, moment, square, touched, number, check_finite, deterministic
-        _step_in_one(param, rows, columns, values, lr, rate, *others)
+        _step_in_one(
+            param, rows, columns, values, lr, rate, rule, momentum, decay, eps, kept, check_finite, deterministic
+        )
         return
+    options, state = Options(rule, momentum, decay, eps), arranged(rule, kept)
     chosen = _STEPS.backend_of(param)
     if rate is None or rate.is_cpu:
         lr, rate = _checked_rate(lr if rate is None else float(rate)), None
     if rows.shape[0] == 0:
-        if number is not None:
-            number.add_(1)
+        if state.number is not None:
+            state.number.add_(1)
         return
     rows, values = rows.contiguous(), values.contiguous()
     columns = None if columns is None else columns.contiguous()
     if chosen == "cpp" and param.numel() and values.numel():
-        kept = moment, square, touched, number
-        by_cpp.step(param, rows, columns, values, lr, rule, momentum, decay, eps, *kept, check_finite)
+        by_cpp.step(param, rows, columns, values, lr, options, kept, check_finite)
     else:
-        written = [x for x in (param, moment, square, touched, number) if x is not None]
+        written = [param, *kept]
         _check_apart(*written)
         rows, values = memory.apart(rows, *written), memory.apart(values, *written)
         columns = None if columns is None else memory.apart(columns, *written)
@@ -92,38 +93,37 @@ def _step(
             deterministic = torch.are_deterministic_algorithms_enabled()
         with torch.no_grad():
             param_rows = _as_rows(param, columns)
-            moments = [None if x is None else _as_rows(x, columns) for x in (moment, square)]
-            touched = touched if touched is None or columns is not None else touched.unsqueeze(1)
+            state = state._replace(
+                moment=None if state.moment is None else _as_rows(state.moment, columns),
+                square=None if state.square is None else _as_rows(state.square, columns),
+                touched=None if state.touched is None else state.touched.view(param_rows.shape[:2]),
+            )
             values = values.view(len(rows), param_rows.shape[-1])
             _check_range(param_rows, rows, columns)
-            others = rule, momentum, decay, eps, *moments, touched, number, deterministic
             step = _STEPS.functions["torch" if chosen == "cpp" else chosen]  # C++ takes nothing empty
             is_watched = check_finite and looks_at_values(param.device)
-            written = (param_rows, *moments, touched, number)
-            with _taken_back_unless_finite(written, rows, columns) if is_watched else nullcontext():
-                step(param_rows, rows, columns, values, pace, *others)
+            with _taken_back_unless_finite((param_rows, *state), rows, columns) if is_watched else nullcontext():
+                step(param_rows, rows, columns, values, pace, options, state, deterministic)
     if not param.is_inference():  # such a tensor has no version
         torch.autograd.graph.increment_version(param)
 
 
-def _checked_step(param, rows, columns, values, lr, rate, rule, momentum, decay, eps, *others) -> None:
+def _checked_step(param, rows, columns, values, lr, rate, rule, momentum, decay, eps, kept, *others) -> None:
     if param.is_cpu:  # where the public function leaves that to the operator
-        _check_layouts(param, rows, columns, values, rule, others[:4])
-    _step(param, rows, columns, values, lr, rate, rule, momentum, decay, eps, *others)
+        _check_layouts(param, rows, columns, values, rule, kept)
+    _step(param, rows, columns, values, lr, rate, rule, momentum, decay, eps, kept, *others)
 
 
-def _check_layouts(param, rows, columns, values, rule: str, kept: Sequence[Tensor | None]) -> None:
+def _check_layouts(param, rows, columns, values, rule: str, kept: Sequence[Tensor]) -> None:
     _check_tensors(param, (rows,) if columns is None else (rows, columns), values)
     if STATE[rule]:
-        state = {name: x for name, x in zip(ARGUMENTS[rule], kept, strict=True) if x is not None}
-        _check_state(param, rule, state, 1 if columns is None else 2)
+        _check_state(param, rule, dict(zip(STATE[rule], kept, strict=False)), 1 if columns is None else 2)
 
 
 def _plan(
-    param, rows, columns, values, lr, rate, rule, momentum, decay, eps, moment, square, touched, number, check_finite,
-    deterministic,
-) -> Plan:  # fmt: skip
-    _check_layouts(param, rows, columns, values, rule, (moment, square, touched, number))
+    param, rows, columns, values, lr, rate, rule, momentum, decay, eps, kept, check_finite, deterministic
+) -> Plan:
+    _check_layouts(param, rows, columns, values, rule, kept)
     lists = rows, values, *(() if columns is None else (columns,))
     if (
         param.dim() > (2 if columns is None else 3)
@@ -136,10 +136,7 @@ def _plan(
     return by_cpp.plan(param, rows, columns, values, rule, check_finite)
 
 
-def _step_in_one(
-    param, rows, columns, values, lr, rate, rule, momentum, decay, eps, moment, square, touched, number,
-    check_finite, deterministic,
-) -> None:  # fmt: skip
+def _step_in_one(param, rows, columns, values, lr, rate, rule, momentum, decay, eps, kept, *others) -> None:
     """Trailing dimensions as one; where no single stride serves them, in a copy of param that is copied back."""
     first = 1 if columns is None else 2
     trailing = range(first, param.dim() - 1)
@@ -147,11 +144,9 @@ def _step_in_one(
     with torch.no_grad():
         whole = param.flatten(first)
         if is_copied:
-            _check_apart(param, *(x for x in (moment, square, touched, number) if x is not None))
-        moment, square = (None if x is None else x.flatten(first) for x in (moment, square))
-        kept = moment, square, touched, number
-        options = rule, momentum, decay, eps, *kept, check_finite, deterministic
-        _step(whole, rows, columns, values.flatten(1), lr, rate, *options)
+            _check_apart(param, *kept)
+        kept = [x.flatten(first) if x.dim() == param.dim() else x for x in kept]
+        _step(whole, rows, columns, values.flatten(1), lr, rate, rule, momentum, decay, eps, kept, *others)
         if is_copied:
             param.copy_(whole.view(param.shape))
             if not param.is_inference():
@@ -224,7 +219,14 @@ def _distinct(param: Tensor, rows: Tensor, columns: Tensor | None) -> tuple[tupl
 
 
 def _step_by_torch(
-    param, rows, columns, values, lr, rule, momentum, decay, eps, moment, square, touched, number, deterministic
+    param: Tensor,
+    rows: Tensor,
+    columns: Tensor | None,
+    values: Tensor,
+    lr: float | Tensor,
+    options: Options,
+    state: State,
+    deterministic: bool,
 ) -> None:
     """Distinct coordinates by sorting, their sums, and the rule on what was gathered."""
     at, kept, place = _distinct(param, rows, columns)
@@ -232,20 +234,18 @@ def _step_by_torch(
     g = torch.zeros((len(at[0]), param.shape[2]), dtype=dtype, device=param.device)
     g.index_put_((place,), values[kept].to(dtype), accumulate=True)  # which sorts where it must be deterministic
     since = None
-    if number is not None:
-        number.add_(1)
-    if touched is not None:
-        since = (number - touched[at]).unsqueeze(-1)
-        touched[at] = number
-    g = polyak_step(lr, g) if rule == "polyak" else g
-    w, new_moment, new_square = moved(
-        param[at].to(dtype), g, None if moment is None else moment[at], None if square is None else square[at],
-        since, number, lr=lr, rule=rule, momentum=momentum, decay=decay, eps=eps,
-    )  # fmt: skip
+    if state.number is not None:
+        state.number.add_(1)
+        if state.touched is not None:
+            since = (state.number - state.touched[at]).unsqueeze(-1)
+            state.touched[at] = state.number
+    g = polyak_step(lr, g) if options.rule == "polyak" else g
+    gathered = State(*(None if x is None else x[at] for x in state[:2]), number=state.number)
+    w, *moments = moved(param[at].to(dtype), g, lr, options, gathered, since)
     param[at] = w.to(param.dtype)
-    for old, new in ((moment, new_moment), (square, new_square)):
-        if old is not None:
-            old[at] = new
+    for x, new in zip(state[:2], moments, strict=True):
+        if x is not None and new is not None:
+            x[at] = new
 
 
 _STEPS = Implementations(
@@ -256,8 +256,7 @@ _STEPS = Implementations(
 
 _STEP = operator(
     "scatter_step(Tensor(a!) param, Tensor rows, Tensor? columns, Tensor values, float lr, Tensor? rate, str rule, "
-    "float momentum, float decay, float eps, Tensor(b!)? moment, Tensor(c!)? square, Tensor(d!)? touched, "
-    "Tensor(e!)? number, bool check_finite, bool? deterministic) -> ()",
+    "float momentum, float decay, float eps, Tensor(b!)[] kept, bool check_finite, bool? deterministic) -> ()",
     _checked_step,
     fake=lambda *args: None,
     vmap=_no_vmap,
@@ -343,20 +342,19 @@ def scatter_step(
     fits = _fit(param, at, values, lr, rule, state)
     if not fits:
         _check_tensors(param, at, values)
-    decay, eps = _check_options(param, lr, rule, momentum, decay, eps)
-    kept = STATE[rule]
+    numbers = _checked_options(param, lr, rule, momentum, decay, eps)
+    names = STATE[rule]
     if not state:
-        fresh = fresh_state(param, rule, len(at)) if kept else {}
+        fresh = fresh_state(param, rule, len(at)) if names else {}
         state = fresh if state is None else state
         state.update(fresh)
-    elif kept and not fits:
+    elif names and not fits:
         _check_state(param, rule, state, len(at))
     rows, columns = at if len(at) == 2 else (at[0], None)
     if columns is not None and columns.dtype != rows.dtype:
         rows, columns = rows.long(), columns.long()
-    moments = map(state.get, ARGUMENTS[rule])
     rate = lr if isinstance(lr, Tensor) else None
-    options = rule, float(momentum), float(decay), float(eps), *moments, bool(check_finite), deterministic
+    options = rule, *numbers, [state[name] for name in names], bool(check_finite), deterministic
     if torch.compiler.is_compiling():
         if rate is None:  # to a compiler a number would be a constant
             rate = torch.tensor(float(lr), dtype=torch.float64, device="cpu")
@@ -380,18 +378,24 @@ def _fit(param: Tensor, at: Any, values: Tensor, lr: Any, rule: str, state: Any)
 
     These are the cheapest questions that Python can ask: a small step takes no longer than its checks.
     """
-    return (
+    if not (
         type(param) in _ORDINARY
         and type(values) in _ORDINARY
         and param.is_cpu
         and values.is_cpu
         and not (param.is_nested or values.is_nested)
         and len(at) < 3
-        and all(type(x) is Tensor and x.is_cpu and not x.is_nested and x.dtype is at[0].dtype for x in at)
         and type(lr) in (float, int)
         and type(rule) is str
-        and all(type((state or {}).get(name)) is Tensor for name in STATE.get(rule, ()))
-    )
+    ):
+        return False
+    for x in at:
+        if not (type(x) is Tensor and x.is_cpu and not x.is_nested and x.dtype is at[0].dtype):
+            return False
+    for name in STATE.get(rule, ()):  # noqa: SIM110  a generator costs more than its questions
+        if not state or type(state.get(name)) is not Tensor:
+            return False
+    return True
 
 
 def _check_tensors(param: Tensor, at: tuple[Tensor, ...], values: Tensor) -> None:
@@ -424,12 +428,31 @@ def _check_tensors(param: Tensor, at: tuple[Tensor, ...], values: Tensor) -> Non
         raise ValueError("scatter_step: param's elements share memory; expected one place for each: param.contiguous()")
 
 
-def _check_options(
+def _checked_options(
     param: Tensor, lr: float | Tensor, rule: str, momentum: float, decay: float | None, eps: float | None
-) -> tuple[float, float]:
-    """decay and eps, for None those of the rule."""
+) -> tuple[float, float, float]:
+    """momentum, decay and eps, for None those of the rule."""
     if rule not in RULES:
         raise ValueError(f"scatter_step: rule is {rule!r}; expected one of {', '.join(map(repr, RULES))}")
+    if type(lr) is not float or not math.isfinite(lr):
+        _check_lr(param, lr)
+    decay = DECAY.get(rule, 0.0) if decay is None else decay
+    eps = EPS.get(rule, 0.0) if eps is None else eps
+    are_floats = type(momentum) is type(decay) is type(eps) is float
+    if not are_floats:
+        for name, x in (("momentum", momentum), ("decay", decay), ("eps", eps)):
+            if not isinstance(x, (int, float, Real)):
+                raise TypeError(f"scatter_step: {name} is a {type(x).__name__}; expected a number")
+    if not 0 <= momentum < 1:
+        raise ValueError(f"scatter_step: momentum is {momentum}; expected a number in [0, 1)")
+    if not 0 <= decay < 1:
+        raise ValueError(f"scatter_step: decay is {decay}; expected a number in [0, 1)")
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"scatter_step: eps is {eps}; expected at least 0, and finite")
+    return (momentum, decay, eps) if are_floats else (float(momentum), float(decay), float(eps))
+
+
+def _check_lr(param: Tensor, lr: float | Tensor) -> None:
     if isinstance(lr, Tensor):
         if lr.dim() or not lr.is_floating_point():
             raise ValueError(f"scatter_step: lr is {lr.dtype} of shape {tuple(lr.shape)}; expected one float, shape ()")
@@ -441,17 +464,6 @@ def _check_options(
         raise TypeError(f"scatter_step: lr is a {type(lr).__name__}; expected a number or a tensor of shape ()")
     elif not torch.compiler.is_compiling():
         _checked_rate(float(lr))
-    decay, eps = options_of(rule, decay, eps)
-    for name, x in (("momentum", momentum), ("decay", decay), ("eps", eps)):
-        if not isinstance(x, (int, float, Real)):
-            raise TypeError(f"scatter_step: {name} is a {type(x).__name__}; expected a number")
-    if not 0 <= momentum < 1:
-        raise ValueError(f"scatter_step: momentum is {momentum}; expected a number in [0, 1)")
-    if not 0 <= decay < 1:
-        raise ValueError(f"scatter_step: decay is {decay}; expected a number in [0, 1)")
-    if not 0 <= eps < math.inf:
-        raise ValueError(f"scatter_step: eps is {eps}; expected at least 0, and finite")
-    return decay, eps
 
 
 def _checked_rate(lr: float) -> float:

@@ -32,7 +32,7 @@ struct Problem {
     int64_t of_row, of_column, of_inner;   // strides of param
     int64_t entries_a_bucket;
     Rule rule;
-    bool must_be_finite;
+    bool has_wide_indices, must_be_finite;
     double lr, momentum, decay, eps;
     Compute *moment, *square;              // velocity, sum or mean, and mean square [rows · columns, width], contiguous
     int32_t* touched;                      // [rows · columns]: the step of the last touch
@@ -100,12 +100,15 @@ struct Rates {  // of one step, as the rules take them
     Compute mean, square, root;  // 1 − momentum, 1 − decay and its root
 };
 
+__attribute__((noinline)) Compute power(double base, int32_t exponent) { return Compute(std::pow(base, exponent)); }
+
 // The rule on the row of W at `key`; G is Element or Compute. Where WRITES is false nothing is written, and returned is
 // whether all that would be is finite.
-template <bool WRITES, class G>
+template <Rule RULE, bool WRITES, class G>
 bool move(const Problem& p, int64_t key, const G* g, const Rates& rates) {
     Element* const w = at(p, key);
-    Compute *const moment = p.moment + key * p.width, *const square = p.square + key * p.width;
+    const int64_t width = p.width, of_inner = p.of_inner;
+    Compute *const moment = p.moment + key * width, *const square = p.square + key * width;
     const Compute lr = rates.lr, eps = Compute(p.eps);
     bool is_finite = true;
     const auto keep = [&](Compute& place, Compute x) {
@@ -114,10 +117,10 @@ bool move(const Problem& p, int64_t key, const G* g, const Rates& rates) {
         return x;
     };
     const auto put = [&](int64_t j, Compute x) {
-        if constexpr (WRITES) w[j * p.of_inner] = rounded(x);
-        else is_finite &= bool(std::isfinite(Rounding(false)(x)));
+        if constexpr (WRITES) w[j * of_inner] = rounded(x);
+        else is_finite &= std::isfinite(x) && std::isfinite(Rounding(false)(x));  // a NaN has no rounding
     };
-    const auto weight = [&](int64_t j) { return widen<Compute>(w[j * p.of_inner]); };
+    const auto weight = [&](int64_t j) { return widen<Compute>(w[j * of_inner]); };
     const auto step = [&](int64_t j, Compute delta) { put(j, weight(j) - delta); };
     // lr · x / (√v + eps). √v ≥ √(1 − decay) |g|, but where v is too small to be told from 0; nothing by 0 is no step
     const auto step_over_root = [&](int64_t j, Compute x, Compute v, Compute g) {
@@ -126,17 +129,15 @@ bool move(const Problem& p, int64_t key, const G* g, const Rates& rates) {
         const Compute from = weight(j), to = from - lr * (x / below);
         put(j, below == 0 ? from : to);
     };
-    switch (p.rule) {
-    case MOMENTUM: {
+    if constexpr (RULE == MOMENTUM) {
         const int32_t since = p.step - p.touched[key];
-        const Compute decay = Compute(since == 1 ? p.momentum : std::pow(p.momentum, since));
+        // expected: the registers that a call needs are then saved only where there is one
+        const Compute decay = __builtin_expect(since == 1, 1) ? Compute(p.momentum) : power(p.momentum, since);
         if constexpr (WRITES) p.touched[key] = p.step;
-        for (int64_t j = 0; j < p.width; ++j)
+        for (int64_t j = 0; j < width; ++j)
             step(j, lr * keep(moment[j], decay * moment[j] + widen<Compute>(g[j])));
-        break;
-    }
-    case ADAGRAD:
-        for (int64_t j = 0; j < p.width; ++j) {
+    } else if constexpr (RULE == ADAGRAD) {
+        for (int64_t j = 0; j < width; ++j) {
             const Compute x = widen<Compute>(g[j]), sum = keep(moment[j], moment[j] + x * x);
             if (x == 0) {  // without eps it would be 0 / 0
                 if constexpr (!WRITES) put(j, weight(j));
@@ -145,35 +146,44 @@ bool move(const Problem& p, int64_t key, const G* g, const Rates& rates) {
             // √q ≥ |g|, but where g² is too small to be told from 0
             step(j, lr * (x / (std::max(std::sqrt(sum), std::abs(x)) + eps)));
         }
-        break;
-    case ADAM:
-        for (int64_t j = 0; j < p.width; ++j) {
+    } else if constexpr (RULE == ADAM) {
+        for (int64_t j = 0; j < width; ++j) {
             const Compute x = widen<Compute>(g[j]), m = moment[j], v = square[j];
             const Compute mean = keep(moment[j], m + (x - m) * rates.mean);
             const Compute following = v + (x * x - v) * rates.square;
             const bool is_full = v == std::numeric_limits<Compute>::infinity();  // ∞ − ∞ would be NaN
             step_over_root(j, mean, keep(square[j], is_full ? v : following), x);
         }
-        break;
-    case RMSPROP:
-        for (int64_t j = 0; j < p.width; ++j) {
+    } else if constexpr (RULE == RMSPROP) {
+        for (int64_t j = 0; j < width; ++j) {
             const Compute x = widen<Compute>(g[j]);
             const Compute v = keep(square[j], square[j] * Compute(p.decay) + rates.square * x * x);
             step_over_root(j, x, v, x);
         }
-        break;
-    case POLYAK:
-        for (int64_t j = 0; j < p.width; ++j) step(j, lr * (widen<Compute>(g[j]) / rates.norm));
-        break;
-    default:
-        for (int64_t j = 0; j < p.width; ++j) step(j, lr * widen<Compute>(g[j]));
+    } else if constexpr (RULE == POLYAK) {
+        for (int64_t j = 0; j < width; ++j) step(j, lr * (widen<Compute>(g[j]) / rates.norm));
+    } else {
+        for (int64_t j = 0; j < width; ++j) step(j, lr * widen<Compute>(g[j]));
     }
     return is_finite;
 }
 
+// work(rule), with the rule as a constant: each has a loop of its own.
+template <class Work>
+void with_constant(Rule rule, const Work& work) {
+    switch (rule) {
+    case MOMENTUM: return work(std::integral_constant<Rule, MOMENTUM>());
+    case ADAGRAD: return work(std::integral_constant<Rule, ADAGRAD>());
+    case POLYAK: return work(std::integral_constant<Rule, POLYAK>());
+    case ADAM: return work(std::integral_constant<Rule, ADAM>());
+    case RMSPROP: return work(std::integral_constant<Rule, RMSPROP>());
+    default: return work(std::integral_constant<Rule, SGD>());
+    }
+}
+
 // SCALAR: an entry carries its value, and sums grow in place. Otherwise it carries its position in the list, and the
 // positions that share a key are chained: a row without a duplicate is never copied.
-template <class Index, bool SCALAR>
+template <bool SCALAR>
 class Step {
     using Payload = std::conditional_t<SCALAR, Compute, uint32_t>;
     struct Entry {
@@ -182,7 +192,6 @@ class Step {
     };
 
     const Problem& p;
-    const Index *const row_index, *const column_index;
     int shift = 0;
     int64_t buckets = 1, chunks;
     std::vector<int64_t> ends;           // [chunks][buckets], then of the buckets
@@ -203,9 +212,7 @@ class Step {
     std::vector<Scratch> scratch;
 
 public:
-    explicit Step(const Problem& problem)
-        : p(problem), row_index(static_cast<const Index*>(p.row_index)),
-          column_index(static_cast<const Index*>(p.column_index)), chunks(p.threads) {
+    explicit Step(const Problem& problem) : p(problem), chunks(p.threads) {
         const int64_t keys = p.rows * p.columns;
         const int64_t wanted = std::clamp<int64_t>(p.count / p.entries_a_bucket, 1, MOST_BUCKETS);
         while (keys >> shift > wanted) ++shift;
@@ -215,7 +222,7 @@ public:
 
     // Returns whether all indices are in range. culprit: an entry of the least key that would not be finite, if one is.
     bool run(int64_t& culprit) {
-        if (!partition()) return false;
+        if (!(p.has_wide_indices ? partition<int64_t>() : partition<int32_t>())) return false;
         int64_t longest = 0;
         for (const int64_t size : sizes) longest = std::max(longest, size);
         scratch.resize(p.threads);
@@ -255,36 +262,52 @@ public:
             std::vector<int64_t> bad(buckets, NO_KEY);
             for_each_task(p.threads, buckets, [&](int thread, int64_t b) {
                 if (!is_reduced) reduce(b, scratch[thread]);
-                visit(b, scratch[thread], [&](int64_t key, const auto* g) {
-                    if (!move<false>(p, key, g, rates)) bad[b] = std::min(bad[b], key);
+                with_constant(p.rule, [&](auto rule) {
+                    visit(b, scratch[thread], [&](int64_t key, const auto* g) {
+                        if (!move<rule, false>(p, key, g, rates)) bad[b] = std::min(bad[b], key);
+                    });
                 });
             });
             is_reduced = true;
             const int64_t least = *std::min_element(bad.begin(), bad.end());
-            bool in_range = true;
-            for (int64_t i = 0; least != NO_KEY && culprit == NO_ENTRY; ++i)
-                if (key(i, in_range) == least) culprit = i;
-            if (culprit != NO_ENTRY) return true;
+            if (least != NO_KEY) {
+                culprit = p.has_wide_indices ? entry_of<int64_t>(least) : entry_of<int32_t>(least);
+                return true;
+            }
         }
         if (rests) return true;
         for_each_task(p.threads, buckets, [&](int thread, int64_t b) {
             if (!is_reduced) reduce(b, scratch[thread]);
-            visit(b, scratch[thread], [&](int64_t key, const auto* g) { move<true>(p, key, g, rates); });
+            with_constant(p.rule, [&](auto rule) {
+                visit(b, scratch[thread], [&](int64_t key, const auto* g) { move<rule, true>(p, key, g, rates); });
+            });
         });
         return true;
     }
 
 private:
     // The key of an entry, −1 where it is skipped; in_range is cleared where it names nothing.
+    template <class Index>
     int64_t key(int64_t i, bool& in_range) const {
-        const int64_t row = row_index[i], column = column_index ? int64_t(column_index[i]) : 0;
+        const auto *const rows = static_cast<const Index*>(p.row_index), *const columns = static_cast<const Index*>(p.column_index);
+        const int64_t row = rows[i], column = columns ? int64_t(columns[i]) : 0;
         in_range &= row >= -1 && row < p.rows && column >= -1 && column < p.columns;
         return row < 0 || column < 0 ? -1 : row * p.columns + column;
     }
 
+    // The first entry of a key that is listed.
+    template <class Index>
+    int64_t entry_of(int64_t wanted) const {
+        bool in_range = true;
+        int64_t i = 0;
+        while (key<Index>(i, in_range) != wanted) ++i;
+        return i;
+    }
+
     // Entries into the order of their buckets, and within one in the order of the list; false: an index out of range.
+    template <class Index>
     bool partition() {
-        return buckets == 1 && chunks == 1 ? collect() : distribute();
+        return buckets == 1 && chunks == 1 ? collect<Index>() : distribute<Index>();
     }
 
     void make_room(int64_t count) {
@@ -300,12 +323,13 @@ private:
             return {low, uint32_t(i)};
     }
 
+    template <class Index>
     bool collect() {
         make_room(p.count);
         int64_t found = 0;
         bool in_range = true;
         for (int64_t i = 0; i < p.count; ++i) {
-            const int64_t k = key(i, in_range);
+            const int64_t k = key<Index>(i, in_range);
             entries[found] = entry(k, i);
             found += k >= 0;
         }
@@ -314,6 +338,7 @@ private:
         return in_range;
     }
 
+    template <class Index>
     bool distribute() {
         ends.assign(chunks * buckets, 0);
         std::atomic<bool> good{true};
@@ -321,7 +346,7 @@ private:
             int64_t* const counts = ends.data() + c * buckets;
             bool in_range = true;
             for (int64_t i = c * p.count / chunks; i < (c + 1) * p.count / chunks; ++i) {
-                const int64_t k = key(i, in_range);
+                const int64_t k = key<Index>(i, in_range);
                 if (k >= 0 && in_range) ++counts[k >> shift];
             }
             if (!in_range) good = false;
@@ -342,7 +367,7 @@ private:
             int64_t* const at = ends.data() + c * buckets;
             bool in_range = true;
             for (int64_t i = c * p.count / chunks; i < (c + 1) * p.count / chunks; ++i) {
-                const int64_t k = key(i, in_range);
+                const int64_t k = key<Index>(i, in_range);
                 if (k >= 0) entries[at[k >> shift]++] = entry(k, i);
             }
         });
@@ -400,6 +425,7 @@ private:
             __builtin_prefetch(at(p, ahead), 1);
             if (p.moment) __builtin_prefetch(p.moment + ahead * p.width, 1);
             if (p.square) __builtin_prefetch(p.square + ahead * p.width, 1);
+            if (p.touched) __builtin_prefetch(p.touched + ahead, 1);
             if constexpr (SCALAR) {
                 see(key, &e[u].payload);
             } else {
@@ -420,11 +446,6 @@ private:
     }
 };
 
-template <class Index>
-bool step(const Problem& p, int64_t& culprit) {
-    return p.width == 1 ? Step<Index, true>(p).run(culprit) : Step<Index, false>(p).run(culprit);
-}
-
 constexpr int STATE_OVERLAPS = 3, RATE_IS_NOT_FINITE = 4;  // statuses beside those of native.hpp
 
 }  // namespace
@@ -435,16 +456,21 @@ struct Call {
         must_be_finite, threads;
 };
 
-// addresses: param, row and column indices, values, lr, a rate that takes its place, momentum, decay, eps, moment,
-// square, touched, and the number of steps there were, counted up here; null for what a call is without. What is
-// written must not overlap; what is read may overlap it. Returns −1 − the culprit where a step that must be finite is not.
+// addresses: param, row and column indices, values, lr, a rate that takes its place, momentum, decay, eps; null for what
+// a call is without. Then what the rule keeps, in the order of STATE of definition.py; the number of steps there were is
+// counted up here. What is written must not overlap; what is read may overlap it. Returns −1 − the culprit where a step
+// that must be finite is not.
 extern "C" int scatter_step(const Call* call, void* const* addresses) noexcept {
     const auto number_at = [&](int i) { return *static_cast<const double*>(addresses[i]); };
     const double lr = number_at(addresses[5] ? 5 : 4), momentum = number_at(6), decay = number_at(7), eps = number_at(8);
     void* const param = addresses[0];
     const void *const row_index = addresses[1], *const column_index = addresses[2], *const values = addresses[3];
-    void *const moment = addresses[9], *const square = addresses[10];
-    auto *const touched = static_cast<int32_t*>(addresses[11]), *const number = static_cast<int32_t*>(addresses[12]);
+    const Rule rule = Rule(call->rule);
+    void* const* const kept = addresses + 9;
+    void* const moment = rule == MOMENTUM || rule == ADAGRAD || rule == ADAM ? kept[0] : nullptr;
+    void* const square = rule == ADAM ? kept[1] : rule == RMSPROP ? kept[0] : nullptr;
+    auto* const touched = static_cast<int32_t*>(rule == MOMENTUM ? kept[1] : nullptr);
+    auto* const number = static_cast<int32_t*>(rule == MOMENTUM || rule == ADAM ? kept[2] : nullptr);
     if (!std::isfinite(lr)) return RATE_IS_NOT_FINITE;
     bool overlaps = false;
     int64_t culprit = NO_ENTRY;
@@ -452,13 +478,14 @@ extern "C" int scatter_step(const Call* call, void* const* addresses) noexcept {
         const Call& c = *call;
         Problem p{c.count, c.rows, c.columns, c.width, row_index, column_index,
                         static_cast<const Element*>(values), static_cast<Element*>(param), c.of_row, c.of_column,
-                        c.of_inner, c.entries_a_bucket, Rule(c.rule), c.must_be_finite != 0, lr, momentum, decay, eps,
+                        c.of_inner, c.entries_a_bucket, rule, c.has_wide_indices != 0, c.must_be_finite != 0, lr, momentum, decay, eps,
                         static_cast<Compute*>(moment), static_cast<Compute*>(square), touched,
                         number ? *number + 1 : 0, int(c.threads)};
         const int64_t keys = c.rows * c.columns;
         const Span state[] = {span(p.moment, keys * c.width), span(p.square, keys * c.width), span(touched, keys),
                               span(number, 1)};
         for (const Span* x = std::begin(state); x != std::end(state); ++x) {
+            if (x->begin == x->end) continue;
             overlaps = overlaps || param_lies_in(p, *x);
             for (const Span* y = std::begin(state); y != x; ++y) overlaps = overlaps || x->meets(*y);
         }
@@ -471,7 +498,7 @@ extern "C" int scatter_step(const Call* call, void* const* addresses) noexcept {
             own.assign(p.values, p.values + c.count * c.width);
             p.values = own.data();
         }
-        return c.has_wide_indices ? step<int64_t>(p, culprit) : step<int32_t>(p, culprit);
+        return c.width == 1 ? Step<true>(p).run(culprit) : Step<false>(p).run(culprit);
     });
     if (culprit != NO_ENTRY) return int(-1 - culprit);
     if (number && status == DONE) ++*number;

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...autotune import Space, Tuned
 from ..runtime import dispatch, native
-from .definition import RULES, STATE_OVERLAPS, not_finite
+from .definition import RULES, STATE_OVERLAPS, Options, not_finite
 
 SOURCE = Path(__file__).with_name("by_cpp.cpp")
 
@@ -47,14 +47,8 @@ def step(
     columns: Tensor | None,
     values: Tensor,
     lr: float,
-    rule: str,
-    momentum: float,
-    decay: float,
-    eps: float,
-    moment: Tensor | None,
-    square: Tensor | None,
-    touched: Tensor | None,
-    number: Tensor | None,
+    options: Options,
+    kept: list[Tensor],
     check_finite: bool,
 ) -> None:
     """`_step` of the package; rows, columns and values are contiguous, and no size is 0.
@@ -66,8 +60,8 @@ def step(
         MemoryError: there is no room for a copy of the entries. Nothing was written, in any of the four cases.
     """
     tensors = param, rows, columns, values
-    others = float(lr), None, float(momentum), float(decay), float(eps), moment, square, touched, number
-    status, _ = dispatch.run(plan(*tensors, rule, check_finite), *tensors, *others)
+    numbers = float(lr), None, *map(float, options[1:])
+    status, _ = dispatch.run(plan(*tensors, options.rule, check_finite), *tensors, *numbers, *kept)
     if status < 0:
         raise FloatingPointError(not_finite([int(x[-1 - status]) for x in (rows, columns) if x is not None]))
     if status == 1:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...autotune import Config, Space, Tuned
 from ...triton_or_stub import tl, triton
-from .definition import compute_dtype
+from .definition import Options, State, compute_dtype
 
 FEW = 64  # entries up to which every program looks at all of them
 STEP = Tuned(
@@ -304,21 +304,16 @@ def step(
     columns: Tensor | None,
     values: Tensor,
     lr: float | Tensor,
-    rule: str,
-    momentum: float,
-    decay: float,
-    eps: float,
-    moment: Tensor | None,
-    square: Tensor | None,
-    touched: Tensor | None,
-    number: Tensor | None,
+    options: Options,
+    state: State,
     deterministic: bool,
 ) -> None:
     """param [R, C, D] any strides, rows and columns [nnz], values [nnz, D], contiguous; see `_step` of the package."""
     (R, C, D), nnz = param.shape, len(rows)
     total = R * C
-    if number is not None:
-        number.add_(1)
+    rule, momentum, decay, eps = options
+    if state.number is not None:
+        state.number.add_(1)
     if param.numel() == 0:
         return
     dtype = compute_dtype(param.dtype)
@@ -338,7 +333,7 @@ def step(
     constants = {"MOMENTUM": momentum, "DECAY": decay, "EPS": eps, "LEAST": torch.finfo(dtype).tiny}
     for name in ("MOMENTUM", "DECAY"):
         constants[f"LOG2_{name}"] = math.log2(constants[name]) if constants[name] else -math.inf
-    sizes, kept = (C, D, *param.stride()), (moment, square, touched, number)
+    sizes = (C, D, *param.stride())
     if nnz > FEW and rule == "sgd" and param.dtype == dtype and not deterministic:
         _atomic_kernel[(triton.cdiv(nnz, chosen["BLOCK"]),)](
             param, rows, columns, values, *_rates(lr, param), nnz, R, total, *sizes,
@@ -349,7 +344,7 @@ def step(
 
         def launch(rule: str, lr: float | Tensor, norm: Tensor, layout: dict[str, Any]) -> None:
             _few_kernel[(nnz,)](
-                param, rows, columns, values, *_rates(lr, param), *kept, norm, nnz, R, total, *sizes,
+                param, rows, columns, values, *_rates(lr, param), *state, norm, nnz, R, total, *sizes,
                 RULE=rule, HAS_COLUMNS=has_columns, HAS_LR=isinstance(lr, Tensor), **constants,
                 **{**layout, "BLOCK": triton.next_power_of_2(nnz)},
             )  # fmt: skip
@@ -367,7 +362,7 @@ def step(
 
         def launch(rule: str, lr: float | Tensor, norm: Tensor, layout: dict[str, Any]) -> None:
             _sorted_kernel[(triton.cdiv(nnz, layout["BLOCK"]),)](
-                param, rows, columns, keys, order, values, partial, *_rates(lr, param), *kept, norm,
+                param, rows, columns, keys, order, values, partial, *_rates(lr, param), *state, norm,
                 nnz, total, D, *param.stride(), RULE=rule, HAS_COLUMNS=has_columns, HAS_LR=isinstance(lr, Tensor),
                 PIECE=PIECE, **constants, **layout,
             )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,10 +21,6 @@ STATE = {  # what a rule keeps
     "polyak": (),
     "adam": ("mean", "square", "step"),
     "rmsprop": ("square",),
-}
-_PLACES = ({"velocity", "sum", "mean"}, {"square"}, {"touched"}, {"step"})  # moment, square, touched, number
-ARGUMENTS = {  # which of a rule's state is the operator's moment, square, touched and number; "" for none
-    rule: tuple(next((name for name in kept if name in place), "") for place in _PLACES) for rule, kept in STATE.items()
 }
 DECAY = {"adam": 0.999, "rmsprop": 0.99}  # by default, of the rules that have one
 EPS = {"adagrad": 1e-10, "adam": 1e-8, "rmsprop": 1e-8}
@@ -56,30 +53,42 @@ def fresh_state(param: Tensor, rule: str, coordinates: int) -> dict[str, Tensor]
     }
 
 
-def options_of(rule: str, decay: float | None, eps: float | None) -> tuple[float, float]:
-    """decay and eps, for None those of the rule; 0 where the rule has none."""
-    return DECAY.get(rule, 0.0) if decay is None else decay, EPS.get(rule, 0.0) if eps is None else eps
+class Options(NamedTuple):
+    """A rule and its numbers."""
+
+    rule: str
+    momentum: float = 0.9
+    decay: float = 0.0
+    eps: float = 0.0
+
+
+class State(NamedTuple):
+    """What a rule keeps, by what it is for; None for what it does not keep."""
+
+    moment: Tensor | None = None  # velocity, sum or mean
+    square: Tensor | None = None
+    touched: Tensor | None = None
+    number: Tensor | None = None  # of the steps there were
+
+
+_PLACES = {"velocity": "moment", "sum": "moment", "mean": "moment", "square": "square", "touched": "touched"}
+_PLACES |= {"step": "number"}
+
+
+def arranged(rule: str, kept: Sequence[Tensor]) -> State:
+    """The tensors that a rule keeps, which come in the order of STATE, as a State."""
+    return State(**{_PLACES[name]: x for name, x in zip(STATE[rule], kept, strict=True)})
 
 
 def moved(
-    w: Tensor,
-    g: Tensor,
-    moment: Tensor | None,
-    square: Tensor | None,
-    since: Tensor | None,
-    number: Tensor | None,
-    *,
-    lr: float | Tensor,
-    rule: str,
-    momentum: float,
-    decay: float,
-    eps: float,
+    w: Tensor, g: Tensor, lr: float | Tensor, options: Options, state: State, since: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """w, its moment (velocity, sum or mean) and its mean square after the gradient g, all in the compute dtype.
+    """w, its moment and its mean square after the gradient g, all in the compute dtype.
 
-    since: how many steps ago each was last touched, broadcast over w; momentum alone asks. number: of this step, from
-    1; Adam alone asks. Of polyak, g is the step.
+    state: of these entries; its number is that of this step, from 1. since: how many steps ago each was last touched,
+    broadcast over w; momentum alone asks. Of polyak, g is the step.
     """
+    (rule, momentum, decay, eps), (moment, square, _, number) = options, state
     if rule == "adam":
         assert number is not None
         lr = corrected_rate(lr, number, momentum, decay)
@@ -161,25 +170,24 @@ def scatter_step_ref(
     was_touched = torch.zeros(param.shape[: len(at)], dtype=torch.bool, device=param.device)
     was_touched[at] = True
     wide = was_touched.view(*was_touched.shape, *[1] * (param.dim() - len(at)))
-    moment, square, touched, number = map(state.get, ARGUMENTS[rule])
-    number = None if number is None else number + 1
-    since = None if number is None or touched is None else (number - touched).view_as(wide)
-    decay, eps = options_of(rule, decay, eps)
-    w, new_moment, new_square = moved(
-        param.to(dtype), g, moment, square, since, number,
-        lr=lr, rule=rule, momentum=momentum, decay=decay, eps=eps,
-    )  # fmt: skip
+    old = arranged(rule, [state[name] for name in STATE[rule]])
+    number = None if old.number is None else old.number + 1
+    since = None if number is None or old.touched is None else (number - old.touched).view_as(wide)
+    options = Options(
+        rule, momentum, DECAY.get(rule, 0.0) if decay is None else decay, EPS.get(rule, 0.0) if eps is None else eps
+    )
+    w, *moments = moved(param.to(dtype), g, lr, options, old._replace(number=number), since)
     w = w.to(param.dtype)
     if check_finite:
         for entry in was_touched.nonzero().tolist():
-            if not all(x[tuple(entry)].isfinite().all() for x in (w, new_moment, new_square) if x is not None):
+            if not all(x[tuple(entry)].isfinite().all() for x in (w, *moments) if x is not None):
                 raise FloatingPointError(not_finite(entry))
     param.copy_(torch.where(wide, w, param))
-    for old, new in ((moment, new_moment), (square, new_square)):
-        if old is not None and new is not None:
-            old.copy_(torch.where(wide, new, old))
-    if number is not None:
-        state["step"].copy_(number)
-        if touched is not None:
-            touched.masked_fill_(was_touched, int(number))
+    for x, new in zip(old[:2], moments, strict=True):
+        if x is not None and new is not None:
+            x.copy_(torch.where(wide, new, x))
+    if old.number is not None and number is not None:
+        old.number.copy_(number)
+        if old.touched is not None:
+            old.touched.masked_fill_(was_touched, int(number))
     return state

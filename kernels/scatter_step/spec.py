@@ -136,12 +136,36 @@ def _torch_optim(make: Callable[..., torch.optim.Optimizer]):
     return prepare
 
 
+def _dense_optim(make: Callable[..., torch.optim.Optimizer]):
+    """A dense gradient, filled in each call as a backward does, and an optimizer of torch's that visits every weight.
+
+    Every call lists the same entries: those that are not listed have a mean of 0 and stay, as lazy rules leave them.
+    """
+
+    def prepare(param: Tensor, coordinates: Tensor, values: Tensor) -> Call:
+        weight, (rows, columns, values) = torch.nn.Parameter(param.clone()), _of(coordinates, values)
+        optimizer = make([weight], lr=1e-3)
+
+        def call():
+            weight.grad = torch.zeros_like(weight).index_put_((rows, columns), values, accumulate=True)
+            optimizer.step()
+            return (weight.detach(),)
+
+        return call
+
+    return prepare
+
+
 def _count(shape: Sizes) -> int:
     return shape["nnz"]
 
 
 def _sgd_bytes(shape: Sizes, itemsize: int) -> int:
     return shape["nnz"] * (2 * 8 + 3 * itemsize)  # two indices and a value read, an element of W read and written
+
+
+def _adam_bytes(shape: Sizes, itemsize: int) -> int:
+    return _sgd_bytes(shape, itemsize) + 4 * itemsize * shape["nnz"]  # a mean and a mean square read and written
 
 
 def _moment_bytes(shape: Sizes, itemsize: int) -> int:
@@ -165,7 +189,27 @@ ADAGRAD = Workload(
     (
         Contender("tropigrad", "ours", _ours("adagrad")),
         Contender("torch.optim.Adagrad, sparse", "peer", _torch_optim(torch.optim.Adagrad)),
-        Contender("torch.optim.SparseAdam", "scale", _torch_optim(torch.optim.SparseAdam)),
+    ),
+    operations=_count,
+    bytes=_moment_bytes,
+    mix="gather",
+)
+ADAM = Workload(
+    "sparse step, adam",
+    (
+        Contender("tropigrad", "ours", _ours("adam")),
+        Contender("torch.optim.SparseAdam", "peer", _torch_optim(torch.optim.SparseAdam)),
+        Contender("torch.optim.Adam, fused, dense", "peer", _dense_optim(partial(torch.optim.Adam, fused=True))),
+    ),
+    operations=_count,
+    bytes=_adam_bytes,
+    mix="gather",
+)
+RMSPROP = Workload(
+    "sparse step, rmsprop",
+    (
+        Contender("tropigrad", "ours", _ours("rmsprop")),
+        Contender("torch.optim.RMSprop, dense", "peer", _dense_optim(torch.optim.RMSprop)),
     ),
     operations=_count,
     bytes=_moment_bytes,
@@ -211,6 +255,7 @@ def misuses(device: torch.device) -> list[Misuse]:
     at, sparse = (i, i), v.to_sparse()
     shared, few = w[:1].expand(3, 4), {"rule": "adagrad", "state": {"step": v}}
     adagrad = {"rule": "adagrad", "state": {"sum": torch.zeros(3, 3, device=device)}}
+    adam = {"rule": "adam", "state": {"mean": torch.zeros_like(w), "step": i[0].int()}}
     misuses = [
         bad("not-a-tensor", TypeError, "param is a list; expected a torch.Tensor", [1.0], i, v),
         bad("integer-weights", TypeError, "param is torch.int64; expected float64", w.long(), at, v),
@@ -228,14 +273,18 @@ def misuses(device: torch.device) -> list[Misuse]:
         bad("lr", TypeError, "lr is a str; expected a number or a tensor", w, at, v, lr="0.1"),
         bad("lr-shape", ValueError, r"lr is torch.float32 of shape \(2,\); expected one float", w, at, v, lr=v),
         bad("momentum", ValueError, r"momentum is 1.0; expected a number in \[0, 1\)", w, at, v, momentum=1.0),
+        bad("decay", ValueError, r"decay is 1.0; expected a number in \[0, 1\)", w, at, v, rule="adam", decay=1.0),
         bad("eps", ValueError, "eps is -1; expected at least 0", w, at, v, eps=-1),
         bad("no-state", ValueError, "state has step; expected sum too", w, at, v, **few),
+        bad("half-a-state", ValueError, "state has mean, step; expected square too", w, at, v, **adam),
         bad("state", ValueError, r"state's sum is .* \(3, 3\) on .*; expected .* \(3, 4\)", w, at, v, **adagrad),
     ]
     if device.type == "cpu":
+        refused = r"the weight at \[0, 0\], or its state, would be NaN or infinite; expected .*nothing was written"
         misuses += [
             bad("row", IndexError, r"out of range; expected .*\[-1, 3\).*nothing was written", w, (i + 3, i), v),
             bad("column", IndexError, r"out of range; expected .*\[-1, 4\)", w, (i, i + 4), v),
+            bad("not-finite", FloatingPointError, refused, w, at, v + INF, check_finite=True),
             bad("below", IndexError, r"out of range; expected .*\[-1, 3\)", w, (i - 2, i), v),
         ]
     return misuses
@@ -268,11 +317,13 @@ SPEC = register(
             "1e5": {"R": 4096, "C": 4096, "nnz": 100_000},
             "1e6": {"R": 4096, "C": 4096, "nnz": 1_000_000},
         },
-        workloads=(SGD, ADAGRAD),
+        workloads=(SGD, ADAGRAD, ADAM, RMSPROP),
         variants={
             **{rule: {"rule": rule} for rule in RULES},
             "rows": {"rows": True},
             "rows-momentum": {"rule": "momentum", "rows": True},
+            "rows-adam": {"rule": "adam", "rows": True},
+            "finite": {"rule": "adam", "check_finite": True},
             "any-order": {"deterministic": False},
         },
         dtypes=FLOATS,
@@ -296,7 +347,7 @@ SPEC = register(
         scalings=lambda kwargs: (Scaling((1, 0, 1), 1),) if kwargs.get("rule", "sgd") in ("sgd", "momentum") else (),
         extra=Extra(
             inputs_at=inputs_at,
-            in_place={"sgd": _ours("sgd"), "adagrad": _ours("adagrad")},
+            in_place={rule: _ours(rule) for rule in ("sgd", "adagrad", "adam", "rmsprop")},
             overlapping={f"{name}-{rule}": partial(_overlapping, rule, name) for name in _OWN for rule in RULES},
         ),
     )
