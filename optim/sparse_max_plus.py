@@ -21,6 +21,7 @@ from torch.optim.rmsprop import rmsprop
 from torch.optim.sgd import sgd
 
 from ..kernels import scatter_step
+from ..kernels.runtime.arguments import looks_at_values
 from ..kernels.scatter_step.definition import DECAY, EPS, STATE, compute_dtype, fresh_state
 
 _WHERE = "SparseMaxPlus"
@@ -53,7 +54,7 @@ class SparseMaxPlus(torch.optim.Optimizer):
         decay: α of "rmsprop", by default 0.99; β₂ of "adam", by default 0.999; in [0, 1).
         eps: ≥ 0; by default 1e-10 for "adagrad", else 1e-8.
         check_finite: whether a step that would write a weight or moment that is not finite writes nothing, of any
-            parameter, and raises. On a GPU this asks of sparse gradients inside torch.autograd.detect_anomaly() alone.
+            parameter, and raises. On a GPU only inside torch.autograd.detect_anomaly(), as it would wait for it.
 
     Raises:
         TypeError, ValueError: an option or a parameter that does not fit; in `step`, a gradient of another layout, or a
@@ -136,14 +137,14 @@ class SparseMaxPlus(torch.optim.Optimizer):
         return loss
 
     def _take(self, lists: list[_List], dense: list[_DenseStep]) -> None:
-        """All steps, or, where one fails, none: dense ones are computed aside, and listed ones are taken back."""
+        """All steps, or, where a check fails, none: dense ones are computed aside, and listed ones are taken back."""
         for step in dense:
             step.compute()
         lists.sort(key=lambda each: each.p.numel())
         restores: list[Callable[[], None]] = []
         try:
             for i, each in enumerate(lists):
-                if i + 1 < len(lists) and each.group["check_finite"]:  # the last, the largest, fails as a whole
+                if i + 1 < len(lists) and _is_checked(each.p, each.group):  # the last, the largest, fails as a whole
                     restores.append(each.restorer())
                 each.take()
         except BaseException:
@@ -152,6 +153,10 @@ class SparseMaxPlus(torch.optim.Optimizer):
             raise
         for step in dense:
             step.write()
+
+
+def _is_checked(p: Tensor, group: dict[str, Any]) -> bool:
+    return group["check_finite"] and looks_at_values(p.device)
 
 
 # ------------------------------------------------------------------------------------------------ sparse gradients
@@ -233,7 +238,7 @@ class _DenseStep:
         momentum, decay, eps = (self.group[name] for name in ("momentum", "decay", "eps"))
         decay = DECAY.get(rule, 0.0) if decay is None else decay
         eps = EPS.get(rule, 0.0) if eps is None else eps
-        self.is_aside = self.group["check_finite"]
+        self.is_aside = any(_is_checked(p, self.group) for p in parameters)
         gradients = [p.grad.to(compute_dtype(p.dtype)) for p in parameters]
         self.weights = [p.to(g.dtype, copy=self.is_aside) for p, g in zip(parameters, gradients, strict=True)]
         self.moments = [
