@@ -69,3 +69,20 @@ def test_a_run_that_is_done_at_its_start_has_no_cost():
         list(costs.measure_run(data.Dataset(x, torch.arange(20) % 2, x, torch.arange(20) % 2, "corners"), 20, False))
         == []
     )
+
+
+def test_each_share_is_measured_in_each_stretch():
+    x = torch.rand(60, 4, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(60) % 3
+    measured = list(costs.measure_shares(data.Dataset(x, y, x, y, "points"), 12, [1.0, 0.1], bounds=(0, 5, 10)))
+    assert [(r["share"], r["iterations"]) for r in measured] == [
+        (share, stretch) for stretch in ("0-5", "5-10") for share in (None, 1.0, 0.1)
+    ]
+    assert all(len(r["seconds"]) == 1 and r["median"] > 0 for r in measured)
+    assert [r["times_worst_sample"] for r in measured if r["share"] is None] == [1.0, 1.0]
+
+
+def test_shares_need_real_data(capsys):
+    with pytest.raises(SystemExit):
+        costs.main(["--shares", "0.1"])
+    assert "--shares needs --mnist DIR" in capsys.readouterr().err
