@@ -10,6 +10,8 @@
 
 #pragma once
 
+#include <memory>
+
 #include "standings.hpp"
 #include "samples.hpp"
 
@@ -107,19 +109,25 @@ struct Winners {
         alignas(CACHE_LINE) Wide leader[BLOCK];
         alignas(CACHE_LINE) uint8_t winner_moved[BLOCK], second_moved[BLOCK];
 
+        // Values of TOGETHER entrants: copies, which no store can change.
+        struct Group {
+            const T* rows[Entrants<MAXIMUM>::TOGETHER];
+            T signs[Entrants<MAXIMUM>::TOGETHER], weights[Entrants<MAXIMUM>::TOGETHER];
+            Wide places[Entrants<MAXIMUM>::TOGETHER];
+        };
         template <int LANES>
-        void run_lanes(const Entrants<MAXIMUM>& entrants, size_t from, int64_t n) {
+        void run_lanes(const Group& group, int64_t n) {
             using Best = Order<MAXIMUM>;
             using V = typename Lanes<T, LANES>::Vector;
             using W = typename Lanes<Wide, LANES>::Vector;
             V best = load<V>(first + n), next = load<V>(second + n);
             W place = load<W>(leader + n);
-            for (size_t e = from; e < from + Entrants<MAXIMUM>::TOGETHER; ++e) {
-                const V v = load<V>(entrants.rows[e] + n) * entrants.signs[e] + entrants.weights[e];
+            for (size_t e = 0; e < Entrants<MAXIMUM>::TOGETHER; ++e) {
+                const V v = load<V>(group.rows[e] + n) * group.signs[e] + group.weights[e];
                 const W leads = Best::beats(v, best);
                 const V beaten = leads ? best : v;
                 next = Best::beats(beaten, next) ? beaten : next;
-                place = leads ? W{} + Wide(entrants.indices[e]) : place;
+                place = leads ? W{} + group.places[e] : place;
                 best = leads ? v : best;
             }
             store(first + n, best), store(second + n, next), store(leader + n, place);
@@ -131,12 +139,17 @@ struct Winners {
             std::fill(second, second + count, Podium<MAXIMUM>::WORST);
             std::fill(leader, leader + count, Wide(entrants.indices[0]));
             for (size_t e = 0; e < entrants.count(); e += Entrants<MAXIMUM>::TOGETHER) {
+                Group group;
+                std::copy_n(&entrants.rows[e], Entrants<MAXIMUM>::TOGETHER, group.rows);
+                std::copy_n(&entrants.signs[e], Entrants<MAXIMUM>::TOGETHER, group.signs);
+                std::copy_n(&entrants.weights[e], Entrants<MAXIMUM>::TOGETHER, group.weights);
+                std::copy_n(&entrants.indices[e], Entrants<MAXIMUM>::TOGETHER, group.places);
                 int64_t n = 0;
-                for (; n + WIDTH <= count; n += WIDTH) run_lanes<WIDTH>(entrants, e, n);
-                for (; n < count; ++n) run_lanes<1>(entrants, e, n);
+                for (; n + WIDTH <= count; n += WIDTH) run_lanes<WIDTH>(group, n);
+                for (; n < count; ++n) run_lanes<1>(group, n);
             }
-            for (int64_t n = 0; n < count; ++n) winner_moved[n] = moved[all.winner[n]];
-            for (int64_t n = 0; n < count; ++n) second_moved[n] = moved[all.second[n]];
+            const Index *const winner = all.winner, *const runner_up = all.second;  // which no store of bytes can change
+            for (int64_t n = 0; n < count; ++n) winner_moved[n] = moved[winner[n]], second_moved[n] = moved[runner_up[n]];
         }
     };
 
@@ -158,18 +171,18 @@ struct Winners {
         const W won = __builtin_convertvector(load<Narrow>(all.winner + n), W);
         const W second = __builtin_convertvector(load<Narrow>(all.second + n), W);
 
+        const auto better = [](V x, V y) { return V(Best::beats(x, y) ? x : y); };
         const V others = second_moved ? third : bound;  // none that stayed beats this, but the winner
         const W wins = ~won_moved & (Best::beats(best, before) | ((best == before) & (leader < won)));
         const W leads = wins | (won_moved & Best::beats(best, others)), is_unsure = won_moved & ~leads;
-        const V next_other = Best::beats(next, others) ? next : others, best_other = Best::beats(best, others) ? best : others;
-        const V next_before = Best::beats(next, before) ? next : before;
-        const V next_third = Best::beats(next, third) ? next : third, best_third = Best::beats(best, third) ? best : third;
-        const W follows = ~won_moved & ~wins & (second_moved | Best::beats(best, bound));  // behind a winner that stayed
-
-        const V of_loser = follows ? next_other : best_third, of_winner = (won_moved & ~second_moved) ? next_third : next_other;
-        const V rival = wins ? next_before : next_other;
-        const V now = leads ? best : before, now_bound = leads ? rival : best_other, now_third = leads ? of_winner : of_loser;
-        const W now_second = wins ? won : (follows ? leader : second);
+        const W follows = ~won_moved & ~wins & (second_moved | Best::beats(best, bound));  // a winner that stayed
+        const V next_other = better(next, others);
+        const V behind_leader = (won_moved & ~second_moved) ? better(next, third) : next_other;
+        const V behind_winner = follows ? next_other : better(best, third);
+        const V now = leads ? best : before, now_third = leads ? behind_leader : behind_winner;
+        const V rival = wins ? better(next, before) : next_other;
+        const V now_bound = leads ? rival : better(best, others);
+        const W behind = follows ? leader : second, now_second = wins ? won : behind;
         store(all.value + n, V(is_unsure ? before : now));
         store(all.bound + n, V(is_unsure ? bound : now_bound));
         store(all.third + n, V(is_unsure ? third : now_third));
@@ -378,7 +391,7 @@ struct Winners {
 
     static constexpr size_t FEW = 32;  // leaves that are entered one by one: with cross-entropy a step moves K
 
-    // What a thread needs to enter many leaves.
+    // Room to enter many leaves of a block.
     struct Crowd {
         Entrants<false> leaves;
         Entrants<true> readouts;
@@ -446,7 +459,8 @@ struct Winners {
     }
 
     void enter_many(Block& block, const Moves& moves) const {
-        static thread_local Crowd crowd;
+        const auto room = std::make_unique<Crowd>();
+        Crowd& crowd = *room;
         crowd.moved.assign(std::max(s.p, s.q), 0);
         crowd.tops.resize(s.q);
         std::vector<int64_t> changed, leaves;

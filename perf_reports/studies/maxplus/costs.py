@@ -8,12 +8,15 @@ points, from its start, so that all sizes are trained alike: Polyak's steps, hin
     python -m tropigrad.perf_reports.studies.maxplus.costs OUT --mnist DIR    real data instead, to runs.jsonl
     … --device cuda                                                          the caches in Triton, on a GPU
     python -m tropigrad.perf_reports.studies.maxplus.costs OUT --batches     training by mini-batches, to batches.jsonl
+    python -m tropigrad.perf_reports.studies.maxplus.costs OUT --mnist DIR --shares 1 0.1 0.01    to shares.jsonl
 
 The second measures the digits, q = 300, and MNIST, q = 100, from their k-medoids: an iteration costs most at first,
 where many samples tie, so stretches of the run are told apart. Processor time is of all threads, theirs that wait too.
 
 Mini-batches: forward, backward and step of the mean cross-entropy, with sparse gradients and with dense ones. The
 methods take turns on one thread, and times are its processor time, which others on the machine disturb least.
+
+Shares: iterations on the mean of the worst share α of MNIST's samples, in turns with those on the worst one.
 """
 
 from __future__ import annotations
@@ -49,6 +52,7 @@ TREES_UP_TO = 1 << 28  # N q p: two bytes each
 SCALE, MARGIN = 64.0, 4.0
 STRETCHES, EACH = (0, 100, 200, 400, 600), 10  # bounds in iterations; so many make a sample
 BATCH, LEAVES, UNITS, BATCHES = 128, 1568, 300, 200  # of mini-batch training
+SHARE_STRETCHES, EACH_OF_SHARE = (0, 100, 200), 5
 EACH_ON_GPU = 50  # more than a call's look at the run takes, and a graph's fill
 
 
@@ -68,8 +72,8 @@ def run_of(N: int, p: int, q: int, classes: int = 10, device: str = "cpu") -> St
     return begun(Weights(model.A.detach(), torch.cat([-m, m], dim=1), w2), x, y, device)
 
 
-def begun(weights: Weights, x: torch.Tensor, y: torch.Tensor, device: str) -> State:
-    settings = Settings(margin=MARGIN)
+def begun(weights: Weights, x: torch.Tensor, y: torch.Tensor, device: str, share: float | None = None) -> State:
+    settings = Settings(margin=MARGIN, alpha=share)
     own, best = (Weights(*(w.to(device, copy=True) for w in weights)) for _ in range(2))
     samples = Samples(x.to(device), y.int().to(device), len(x))
     times_worst = torch.zeros(len(x), dtype=torch.int64, device=device)
@@ -245,6 +249,49 @@ def _timed_step(run: Any, x: torch.Tensor, y: torch.Tensor) -> tuple[float, ...]
     return forward - begin, backward - forward, end - backward, end - forward
 
 
+def measure_shares(
+    dataset: Dataset, hidden: int, shares: list[float], bounds: tuple[int, ...] = SHARE_STRETCHES
+) -> Iterator[dict[str, Any]]:
+    """One record a share and stretch: raw samples of wall and of processor seconds per iteration.
+
+    All runs begin at the same medoids and take turns, so that what else the machine does meets them alike.
+    """
+    x, y = dataset.x_train, dataset.y_train
+    model = LinearMinMax(dataset.features, hidden, dataset.classes)
+    model.init_kmedoids(x, y, SCALE, margin=MARGIN, generator=torch.Generator().manual_seed(0))
+    weights = Weights(model.A.detach(), model.W1.detach(), model.W2.detach())
+    loops: dict[float | None, Sparse] = {
+        share: Sparse(begun(weights, x, y, "cpu", share), "winners") for share in (None, *shares)
+    }
+    for begin, end in pairwise(bounds):
+        samples: dict[float | None, list[tuple[float, float]]] = {share: [] for share in loops}
+        for _ in range((end - begin) // EACH_OF_SHARE):
+            for share, loop in loops.items():
+                start, processor = time.perf_counter(), time.process_time()
+                done = loop.run(EACH_OF_SHARE, torch.zeros(EACH_OF_SHARE, dtype=torch.float64, device="cpu"))
+                if done:
+                    pair = time.perf_counter() - start, time.process_time() - processor
+                    samples[share].append((pair[0] / done, pair[1] / done))
+        worst = [statistics.median(column) for column in zip(*samples[None], strict=True)]
+        for share, pairs in samples.items():
+            if not pairs:  # the run has ended
+                continue
+            seconds, processors = (list(column) for column in zip(*pairs, strict=True))
+            yield {
+                "kind": "share_cost",
+                "data": dataset.name,
+                "hidden": hidden,
+                "share": share,
+                "iterations": f"{begin}-{end}",
+                "seconds": seconds,
+                "processor_seconds": processors,
+                "median": statistics.median(seconds),
+                "processor": statistics.median(processors),
+                "times_worst_sample": statistics.median(processors) / worst[1] if worst else None,
+                "threads": torch.get_num_threads(),
+            }
+
+
 def draw(records: list[dict[str, Any]], path: Path) -> None:
     """Three panels: the least time of an iteration over N, p and q."""
     from ...page.figures import COLOR, drawing
@@ -274,10 +321,17 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--mnist", type=Path, metavar="DIR", help="a folder with MNIST-format files")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--batches", action="store_true", help="mini-batch training instead, on the CPU")
+    parser.add_argument("--shares", type=float, nargs="+", metavar="α", help="of MNIST's samples; needs --mnist")
+    parser.add_argument("--hidden", type=int, default=100, help="units, with --shares")
     chosen = parser.parse_args(arguments)
+    if chosen.shares and not chosen.mnist:
+        parser.error("--shares needs --mnist DIR, a folder with MNIST-format files")
     chosen.out.mkdir(parents=True, exist_ok=True)
     if chosen.batches:
         stem, names, measured = "batches", ("method", "A", "part"), measure_batches()
+    elif chosen.shares:
+        stem, names = "shares", ("data", "hidden", "share", "iterations", "times_worst_sample")
+        measured = measure_shares(read_mnist(chosen.mnist), chosen.hidden, chosen.shares)
     elif chosen.mnist:
         stem, names = "runs", ("data", "hidden", "method", "iterations")
         measured = measure_real(chosen.mnist, chosen.device)

@@ -397,6 +397,8 @@ SHARED = {
     "trees": ({"memory": "trees"}, False),
     "A-trained": ({"train_A": True, "loss": "cross_entropy"}, True),
     "watched": ({}, True),
+    "share": ({"alpha": 0.3}, True),
+    "share-A-trained": ({"alpha": 0.3, "train_A": True, "loss": "cross_entropy"}, False),
 }
 
 

@@ -83,3 +83,20 @@ def test_mini_batches_are_measured_by_parts_and_all_methods_take_turns(tmp_path,
     assert named == [(a, m, part) for a in ("fixed", "trained") for m in costs.OPTIMIZERS for part in costs.PARTS]
     assert all(len(r["seconds"]) == 3 and 0 < r["least"] <= r["median"] for r in rows)
     assert all(r["peak_bytes"] is None or r["peak_bytes"] >= 0 for r in rows)
+
+
+def test_each_share_is_measured_in_each_stretch():
+    x = torch.rand(60, 4, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(60) % 3
+    measured = list(costs.measure_shares(data.Dataset(x, y, x, y, "points"), 12, [1.0, 0.1], bounds=(0, 5, 10)))
+    assert [(r["share"], r["iterations"]) for r in measured] == [
+        (share, stretch) for stretch in ("0-5", "5-10") for share in (None, 1.0, 0.1)
+    ]
+    assert all(len(r["seconds"]) == 1 and r["median"] > 0 for r in measured)
+    assert [r["times_worst_sample"] for r in measured if r["share"] is None] == [1.0, 1.0]
+
+
+def test_shares_need_real_data(capsys):
+    with pytest.raises(SystemExit):
+        costs.main(["--shares", "0.1"])
+    assert "--shares needs --mnist DIR" in capsys.readouterr().err
