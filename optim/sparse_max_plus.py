@@ -234,10 +234,7 @@ class _DenseStep:
             _check_state(p, rule, state)
 
     def compute(self) -> None:
-        rule, parameters = self.group["rule"], self.parameters
-        momentum, decay, eps = (self.group[name] for name in ("momentum", "decay", "eps"))
-        decay = DECAY.get(rule, 0.0) if decay is None else decay
-        eps = EPS.get(rule, 0.0) if eps is None else eps
+        rule, parameters, (momentum, decay, eps) = self.group["rule"], self.parameters, _numbers(self.group)
         self.is_aside = any(_is_checked(p, self.group) for p in parameters)
         gradients = [p.grad.to(compute_dtype(p.dtype)) for p in parameters]
         self.weights = [p.to(g.dtype, copy=self.is_aside) for p, g in zip(parameters, gradients, strict=True)]
@@ -263,6 +260,16 @@ class _DenseStep:
                 p.copy_(weight)
             state.pop("touched", None)  # of momentum: all entries were
             state.update(moments)
+
+
+def _numbers(group: dict[str, Any]) -> tuple[float, float, float]:
+    """momentum, decay and eps, for None those of the rule, as scatter_step has them."""
+    rule, decay, eps = (group[name] for name in ("rule", "decay", "eps"))
+    return (
+        group["momentum"],
+        DECAY.get(rule, 0.0) if decay is None else decay,
+        EPS.get(rule, 0.0) if eps is None else eps,
+    )
 
 
 def _moments(p: Tensor, rule: str, state: dict[str, Tensor], momentum: float) -> dict[str, Tensor]:
@@ -362,7 +369,7 @@ def _check_number(name: str, value: Any, bound: float, expected: str) -> None:
 
 
 def _check_state(p: Tensor, rule: str, state: dict[str, Tensor]) -> None:
-    """Check of a dense gradient that the state is of the rule."""
+    """Demands that the state of a parameter with a dense gradient is of the rule."""
     for name in STATE[rule]:
         if state and name not in state and not (rule == "momentum" and name in ("touched", "step")):
             raise ValueError(
