@@ -43,6 +43,17 @@ def bytecode(function: Callable[[], object]) -> int:
     return count
 
 
+def _tensors(value: object) -> Iterator[torch.Tensor]:
+    """The tensors in what an operator takes or returns."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+
+
 class _Dispatches(TorchDispatchMode):
     """Counts operators, and the storages that are new in their results."""
 
@@ -53,13 +64,13 @@ class _Dispatches(TorchDispatchMode):
         self._kept: list[Any] = []  # alive until the end, so that no address comes twice
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        for given in torch.utils._pytree.tree_leaves((args, kwargs)):
-            if isinstance(given, torch.Tensor) and given.layout == torch.strided:
+        for given in _tensors((args, kwargs)):
+            if given.layout == torch.strided:
                 self._seen.add(given.untyped_storage().data_ptr())
         result = func(*args, **(kwargs or {}))
         self.operators += 1
-        for made in torch.utils._pytree.tree_leaves(result):
-            if isinstance(made, torch.Tensor) and made.layout == torch.strided:
+        for made in _tensors(result):
+            if made.layout == torch.strided:
                 storage = made.untyped_storage()
                 if storage.nbytes() and storage.data_ptr() not in self._seen:
                     self._seen.add(storage.data_ptr())

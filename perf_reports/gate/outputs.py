@@ -69,7 +69,7 @@ def markdown(outcome: Outcome) -> str:
     return "\n".join(told) + "\n"
 
 
-def annotations(outcome: Outcome, declaration: Path) -> list[str]:
+def github_annotations(outcome: Outcome, declaration: Path) -> list[str]:
     """GitHub's workflow commands: an error for what is worse, a warning for what could not be measured."""
 
     def escaped(text: str) -> str:

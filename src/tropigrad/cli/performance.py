@@ -56,7 +56,7 @@ def gate(
     except OSError as error:
         fail(f"{error.filename or beside}: {error.strerror or error}")
     if os.environ.get("GITHUB_ACTIONS") == "true":
-        print("\n".join(outputs.annotations(outcome, declaration)))
+        print("\n".join(outputs.github_annotations(outcome, declaration)))
     print("\n".join(outputs.lines(outcome, is_update=update)))
     raise typer.Exit(outcome.exit_code)
 
@@ -70,9 +70,10 @@ def compare(
     ] = Path("perf_gate.py"),
     seconds: Annotated[float, typer.Option(help="The most that the first measurement takes.")] = 600.0,
 ) -> None:
-    """Time the calls of two revisions in processes that take turns. Exit codes: 0 none slower, 1 slower, 2 not measured.
+    """Time the calls of two revisions, in processes that take turns.
 
-    A call is slower where the interval of the ratio excludes 1, the ratio is at least 1.03, and both hold twice.
+    A call is slower where the interval of the ratio excludes 1, the ratio is at least 1.03, and both hold twice. Exit
+    codes: 0 none slower, 1 slower, 2 not measured.
     """
     from ..perf_reports.commands import BadRequest
     from ..perf_reports.gate import DeclarationError, timed

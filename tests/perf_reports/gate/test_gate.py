@@ -185,7 +185,7 @@ def test_outputs_for_people_ci_and_machines(tmp_path):
     )
     assert "worse  k" in outputs.lines(outcome)[1]
     assert "| worse | k | sm_90 | registers | 40 | 50 | +25.0% |" in outputs.markdown(outcome)
-    assert outputs.annotations(outcome, Path("g.py")) == [
+    assert outputs.github_annotations(outcome, Path("g.py")) == [
         "::error file=g.py,title=performance::k, sm_90: registers: 40 -> 50 (+25.0%25)",
         "::warning file=g.py,title=not measured::t, host: it%0Abroke",
     ]
