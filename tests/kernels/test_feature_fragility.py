@@ -46,8 +46,9 @@ def classes_of(x: Tensor, A: Tensor, W1: Tensor, W2: Tensor) -> Tensor:
     return (u[:, None] + W2).amax(2).argmax(1)
 
 
-def exactly(x: Tensor, A: Tensor, W1: Tensor, W2: Tensor, n: int, i: int, box=None) -> tuple[float, int]:
+def exactly(tensors: tuple[Tensor, ...], n: int, i: int, box=None) -> tuple[float, int]:
     """Change and class of one feature by rational numbers: the network between all crossings of two of its lines."""
+    x, A, W1, W2 = tensors
     point, rows, leaves, units = (
         [[Fraction(v) for v in row] for row in tensor.tolist()] for tensor in (x[n : n + 1], A, W1, W2)
     )
@@ -72,7 +73,7 @@ def exactly(x: Tensor, A: Tensor, W1: Tensor, W2: Tensor, n: int, i: int, box=No
         ends = sorted({Fraction(0)} | {sign * at for at in crossings if 0 < sign * at < room})
         beyond = 2 * ends[-1] + 2 if room == math.inf else room
         for end, following in zip(ends, [*ends[1:], beyond], strict=True):
-            other = class_at(sign * (end + following) / 2)
+            other = class_at(Fraction(sign * (end + following) / 2))
             if other != before and end < room:
                 nearest.append((float(end), sign, other))
                 break
@@ -84,7 +85,7 @@ def exactly(x: Tensor, A: Tensor, W1: Tensor, W2: Tensor, n: int, i: int, box=No
 
 @functools.cache
 def rational(seed: int, kind: str, numbers: str, n: int, i: int, box) -> tuple[float, int]:
-    return exactly(*network(seed, kind, numbers, q=4), n, i, box)
+    return exactly(network(seed, kind, numbers, q=4), n, i, box)
 
 
 @pytest.mark.parametrize("name", BACKENDS)

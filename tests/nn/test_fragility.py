@@ -65,7 +65,7 @@ def test_errors_name_what_came():
     with pytest.raises(TypeError, match="fragility: Linear has no tensor A, W1, W2; expected a LinearMinMax"):
         fragility(torch.nn.Linear(3, 2), torch.zeros(1, 3))
     with pytest.raises(TypeError, match="x is a list"):
-        fragility(model, [0.0])
+        fragility(model, [0.0])  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"x has shape \(1, 2\); expected \[..., 3\]"):
         fragility(model, torch.zeros(1, 2))
     with pytest.raises(ValueError, match=r"x\[0, 0\] is 2; expected features in the box from 0 to 1"):
