@@ -63,7 +63,7 @@ class Options(NamedTuple):
 
 
 class State(NamedTuple):
-    """What a rule keeps, by what it is for; None for what it does not keep."""
+    """The tensors that a rule keeps, by their purpose; None for those that it does not keep."""
 
     moment: Tensor | None = None  # velocity, sum or mean
     square: Tensor | None = None
