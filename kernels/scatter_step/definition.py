@@ -63,7 +63,7 @@ class Options(NamedTuple):
 
 
 class State(NamedTuple):
-    """The tensors that a rule keeps, by what they are for; None where it keeps none."""
+    """The tensors that a rule keeps, by their purpose; None for those that it does not keep."""
 
     moment: Tensor | None = None  # velocity, sum or mean
     square: Tensor | None = None
