@@ -212,7 +212,7 @@ def _pixels(panel: Any, image: Tensor, signed: Tensor | None = None) -> None:
     from matplotlib.colors import LinearSegmentedColormap
 
     grey = LinearSegmentedColormap.from_list("paper", ["#fffffe", "#1b1d21"])
-    panel.imshow(image, cmap=grey, vmin=0, vmax=1 if signed is None else 4.5)
+    panel.imshow(image.numpy(), cmap=grey, vmin=0, vmax=1 if signed is None else 4.5)
     panel.set(xticks=[], yticks=[])
     for spine in panel.spines.values():
         spine.set(visible=True, color="#dfe2e6")
@@ -220,22 +220,23 @@ def _pixels(panel: Any, image: Tensor, signed: Tensor | None = None) -> None:
         return
     colors = LinearSegmentedColormap.from_list("signs", [(0.03, 0.32, 0.65), (0.78, 0.1, 0.12)])
     strength = (signed.abs() / signed.abs().max()).sqrt()  # the eye is to tell weak from none
-    panel.imshow(signed.sign(), cmap=colors, vmin=-1, vmax=1, alpha=strength.numpy())
+    panel.imshow(signed.sign().numpy(), cmap=colors, vmin=-1, vmax=1, alpha=strength.numpy())
 
 
 def _shares(panels: Any, sizes: Tensor, color: dict[str, str], percent: Any) -> None:
     """How many samples one pixel turns within a limit, and how many pixels of a sample turn it."""
     least, pixels = panels
-    nearest = sizes.amin(dim=1).sort().values
-    share = torch.arange(1, len(nearest) + 1) / len(nearest)
-    turned = int(nearest.isfinite().sum())
-    reached = turned / len(nearest)
-    least.plot([0, *nearest[:turned], 1], [0, *share[:turned], reached], color=color["ours"], linewidth=1.8)
+    nearest = [*filter(math.isfinite, sizes.amin(dim=1).sort().values.tolist())]
+    share = [(k + 1) / len(sizes) for k in range(len(sizes))]
+    turned = len(nearest)
+    reached = turned / len(sizes)
+    least.plot([0, *nearest, 1], [0, *share[:turned], reached], color=color["ours"], linewidth=1.8)
     least.set(xlim=(0, 1), ylim=(0, 1))
     least.set_title("Samples that one pixel can turn", fontsize=11)
     least.set_xlabel("by a change of at most")
     least.yaxis.set_major_formatter(percent)
-    pixels.plot(share, sizes.isfinite().sum(dim=1).sort(descending=True).values, color=color["ours"], linewidth=1.8)
+    counts = sizes.isfinite().sum(dim=1).sort(descending=True).values.tolist()
+    pixels.plot(share, counts, color=color["ours"], linewidth=1.8)
     pixels.set_yscale("symlog", linthresh=1)
     pixels.set(xlim=(0, 1), ylim=(0, sizes.shape[1]))
     pixels.yaxis.set_major_formatter("{x:g}")
