@@ -211,9 +211,9 @@ class Walk {
 
 // ------------------------------------------------------------------------------------------------ a sample
 
-// The room on one side (0 up, 1 down) for a change that is nearer than what was found on the other. Of equals, up counts.
-inline double nearest(int side, const double* room, const Change* found) {
-    const double other = found[1 - side].at;
+// The room on one side (0 up, 1 down) for a change that is nearer than that on the other. Of equals, up counts.
+inline double nearest(int side, const double* room, const Change* sides) {
+    const double other = sides[1 - side].at;
     return std::min(room[side], side ? other : std::nextafter(other, INF));
 }
 
@@ -269,7 +269,7 @@ class FewRows {
     }
 
     // The changes up and down of one feature, within their rooms.
-    void changes(int64_t i, const double* room, Change* found) {
+    void changes(int64_t i, const double* room, Change* sides) {
         const int64_t moves[2] = {net.row[2 * i], net.row[2 * i + 1]};
         double level[2] = {scores.rival, scores.rival};
         bool rises[2] = {false, false};
@@ -287,25 +287,25 @@ class FewRows {
         }
         double fallen[2] = {INF, INF};
         for (int side = 0; side < 2; ++side) {
-            found[side] = NONE;
+            sides[side] = NONE;
             if (scores.is_fixed || !(room[side] > 0)) continue;
             const double at = when_fallen(i, moves, side ? -1 : 1, level[side]);
             if (!(at < room[side])) continue;
             const bool is_plain = !rises[side] && !is_tied && best_rivals.size() == 1;
             if (is_plain && stays(i, moves, side ? -1 : 1, best_rivals[0], at))
-                found[side] = {at, net.classes[best_rivals[0]]};
+                sides[side] = {at, net.classes[best_rivals[0]]};
             else
                 fallen[side] = at;
         }
         const int nearer = fallen[0] <= fallen[1] ? 0 : 1;
         bool is_ready = false;
         for (const int side : {nearer, 1 - nearer}) {
-            const double within = nearest(side, room, found);
+            const double within = nearest(side, room, sides);
             if (!(fallen[side] < within)) continue;
             if (!is_ready) prepare(i, moves);
             is_ready = true;
             for (size_t l = 0; l < lines.slope.size(); ++l) lines.slope[l] = side ? -slopes[l] : slopes[l];
-            found[side] = Walk(units, lines).first(within);
+            sides[side] = Walk(units, lines).first(within);
         }
         for (const int64_t r : moves)
             if (r >= 0)
@@ -417,9 +417,9 @@ class ManyRows {
 
     void end() {}
 
-    void changes(int64_t i, const double* room, Change* found) {
+    void changes(int64_t i, const double* room, Change* sides) {
         const double* slope = net.slope + i * p.leaves;
-        found[0] = found[1] = NONE;
+        sides[0] = sides[1] = NONE;
         bool is_open[2];
         for (int side = 0; side < 2; ++side)
             is_open[side] = !scores.is_fixed && least < room[side] && may_change(slope, side ? -1 : 1, room[side]);
@@ -427,12 +427,12 @@ class ManyRows {
             if (stretch > 1e30) stretch = INF;
             for (int side = 0; side < 2; ++side) {
                 if (!is_open[side]) continue;
-                const double sign = side ? -1 : 1, within = nearest(side, room, found), to = std::min(stretch, within);
+                const double sign = side ? -1 : 1, within = nearest(side, room, sides), to = std::min(stretch, within);
                 if (may_change(slope, sign, to)) {
                     gather(slope, sign, to);
-                    found[side] = Walk(units, lines).first(to);
+                    sides[side] = Walk(units, lines).first(to);
                 }
-                is_open[side] = found[side].at == INF && stretch < within;
+                is_open[side] = sides[side].at == INF && stretch < within;
             }
         }
     }
@@ -523,12 +523,12 @@ bool run(const Problem& p, const Network& net, const double* z, const double* x,
         for (int64_t i = 0; i < p.features; ++i) {
             const int64_t at = n * p.features + i;
             const double room[2] = {high - x[at], x[at] - low};
-            Change found[2];
-            sample.changes(i, room, found);
-            if (std::isnan(found[0].at) || std::isnan(found[1].at)) ends = false;
-            const bool is_up = found[0].at <= found[1].at;
-            change[at] = is_up ? found[0].at : -found[1].at;
-            classes[at] = found[is_up ? 0 : 1].becomes;
+            Change sides[2];
+            sample.changes(i, room, sides);
+            if (std::isnan(sides[0].at) || std::isnan(sides[1].at)) ends = false;
+            const bool is_up = sides[0].at <= sides[1].at;
+            change[at] = is_up ? sides[0].at : -sides[1].at;
+            classes[at] = sides[is_up ? 0 : 1].becomes;
         }
         sample.end();
     });

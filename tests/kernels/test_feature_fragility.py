@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from tropigrad import autotune
 from tropigrad.kernels import feature_fragility
+from tropigrad.kernels.feature_fragility import by_cpp
 from tropigrad.kernels.runtime import native
 
 NO_COMPILER = native.why_no_compiler()
@@ -197,6 +199,19 @@ def test_cpp_as_torch_on_a_wider_network(kind, set_backend):
         result = feature_fragility(*tensors, box=box)
         torch.testing.assert_close(result.change, expected.change, rtol=1e-11, atol=1e-11)
         assert torch.equal(result.classes, expected.classes)
+
+
+@compiled
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_config_gives_the_same_bits(kind, set_backend):
+    set_backend("cpp")
+    tensors = network(2, kind, "normal", N=60, d=12, q=40, K=5)
+    expected = feature_fragility(*tensors)
+    for config in by_cpp.FRAGILITY.space:
+        with autotune.override(by_cpp.FRAGILITY.name, config):
+            result = feature_fragility(*tensors)
+        assert torch.equal(result.change, expected.change), config
+        assert torch.equal(result.classes, expected.classes), config
 
 
 @pytest.mark.parametrize("name", BACKENDS)

@@ -109,8 +109,8 @@ def saliency(mlp: nn.Module, x: Tensor) -> Tensor:
     return -torch.autograd.grad((best[:, 0] - best[:, 1]).sum(), x)[0]
 
 
-def shown(dataset: Dataset, network: LinearMinMax, mlp: nn.Module, found: Fragility) -> list[Shown]:
-    """Of every class the first test sample that both models are right about."""
+def shown(dataset: Dataset, network: LinearMinMax, mlp: nn.Module, fragile: Fragility) -> list[Shown]:
+    """The first test sample of every class that both models are right about."""
     with torch.no_grad():
         right = torch.stack([model(dataset.x_test).argmax(dim=1) == dataset.y_test for model in (network, mlp)]).all(0)
     samples = []
@@ -118,7 +118,7 @@ def shown(dataset: Dataset, network: LinearMinMax, mlp: nn.Module, found: Fragil
         of_class = (right & (dataset.y_test == label)).nonzero().flatten().tolist()
         for n in of_class[:1]:
             x = dataset.x_test[n]
-            samples.append(Shown(n, label, x, found.change[n], found.classes[n], saliency(mlp, x[None])[0]))
+            samples.append(Shown(n, label, x, fragile.change[n], fragile.classes[n], saliency(mlp, x[None])[0]))
     return samples
 
 
@@ -131,11 +131,11 @@ def study(data: str, train_a: bool) -> tuple[list[dict[str, Any]], list[Shown], 
     accuracy = accuracy_of(network, dataset)
     mlp = equal_mlp(dataset, settings.mlp, accuracy)
     wall, thread = time.perf_counter(), time.thread_time()
-    found = fragility(network, dataset.x_test, box=(0.0, 1.0))
+    fragile = fragility(network, dataset.x_test, box=(0.0, 1.0))
     seconds = {"seconds": time.perf_counter() - wall, "thread_seconds": time.thread_time() - thread}
     with torch.no_grad():
         right = network(dataset.x_test).argmax(dim=1) == dataset.y_test
-    sizes = found.change[right].abs()
+    sizes = fragile.change[right].abs()
     least = sizes.amin(dim=1)
     records: list[dict[str, Any]] = [
         {
@@ -145,7 +145,7 @@ def study(data: str, train_a: bool) -> tuple[list[dict[str, Any]], list[Shown], 
             "turning_pixels": sizes.isfinite().float().mean().item(),
         }
     ]  # fmt: skip
-    samples = shown(dataset, network, mlp, found)
+    samples = shown(dataset, network, mlp, fragile)
     for sample in samples:
         pixel = int(sample.change.abs().argmin())
         at = sample.change[pixel].item()
@@ -167,7 +167,7 @@ def draw(record: dict[str, Any], samples: Sequence[Shown], sizes: Tensor, path: 
     side = math.isqrt(sizes.shape[1])
     with drawing(12, 6.9) as (figure, panel):
         panel.remove()
-        above, below = figure.subfigures(2, 1, height_ratios=[1.55, 1])
+        above, below = figure.subfigures(2, 1, height_ratios=[1.55, 1])  # pyright: ignore
         for shown, panels in zip(samples, above.subplots(3, len(samples), squeeze=False).T, strict=True):
             plain, turns, slope = panels
             image = shown.image.view(side, side)
@@ -212,7 +212,7 @@ def _pixels(panel: Any, image: Tensor, signed: Tensor | None = None) -> None:
     from matplotlib.colors import LinearSegmentedColormap
 
     grey = LinearSegmentedColormap.from_list("paper", ["#fffffe", "#1b1d21"])
-    panel.imshow(image, cmap=grey, vmin=0, vmax=1 if signed is None else 4.5)
+    panel.imshow(image.numpy(), cmap=grey, vmin=0, vmax=1 if signed is None else 4.5)
     panel.set(xticks=[], yticks=[])
     for spine in panel.spines.values():
         spine.set(visible=True, color="#dfe2e6")
@@ -220,22 +220,23 @@ def _pixels(panel: Any, image: Tensor, signed: Tensor | None = None) -> None:
         return
     colors = LinearSegmentedColormap.from_list("signs", [(0.03, 0.32, 0.65), (0.78, 0.1, 0.12)])
     strength = (signed.abs() / signed.abs().max()).sqrt()  # the eye is to tell weak from none
-    panel.imshow(signed.sign(), cmap=colors, vmin=-1, vmax=1, alpha=strength.numpy())
+    panel.imshow(signed.sign().numpy(), cmap=colors, vmin=-1, vmax=1, alpha=strength.numpy())
 
 
 def _shares(panels: Any, sizes: Tensor, color: dict[str, str], percent: Any) -> None:
     """How many samples one pixel turns within a limit, and how many pixels of a sample turn it."""
     least, pixels = panels
-    nearest = sizes.amin(dim=1).sort().values
-    share = torch.arange(1, len(nearest) + 1) / len(nearest)
-    turned = int(nearest.isfinite().sum())
-    reached = turned / len(nearest)
-    least.plot([0, *nearest[:turned], 1], [0, *share[:turned], reached], color=color["ours"], linewidth=1.8)
+    nearest = [*filter(math.isfinite, sizes.amin(dim=1).sort().values.tolist())]
+    share = [(k + 1) / len(sizes) for k in range(len(sizes))]
+    turned = len(nearest)
+    reached = turned / len(sizes)
+    least.plot([0, *nearest, 1], [0, *share[:turned], reached], color=color["ours"], linewidth=1.8)
     least.set(xlim=(0, 1), ylim=(0, 1))
     least.set_title("Samples that one pixel can turn", fontsize=11)
     least.set_xlabel("by a change of at most")
     least.yaxis.set_major_formatter(percent)
-    pixels.plot(share, sizes.isfinite().sum(dim=1).sort(descending=True).values, color=color["ours"], linewidth=1.8)
+    counts = sizes.isfinite().sum(dim=1).sort(descending=True).values.tolist()
+    pixels.plot(share, counts, color=color["ours"], linewidth=1.8)
     pixels.set_yscale("symlog", linthresh=1)
     pixels.set(xlim=(0, 1), ylim=(0, sizes.shape[1]))
     pixels.yaxis.set_major_formatter("{x:g}")
