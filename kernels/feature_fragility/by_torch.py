@@ -36,6 +36,21 @@ class Columns(NamedTuple):
     slopes: Tensor  # [d, w]: filled up with 0
 
 
+class Walk(NamedTuple):
+    """Walks [B] that are under way, and where each stands."""
+
+    left: Tensor  # [B]: which of all walks
+    heights: Tensor  # [B, q, m]
+    slopes: Tensor  # [B, m]
+    is_own: Tensor  # [B, q]
+    own: Tensor  # [B]
+    room: Tensor  # [B]
+    height: Tensor  # [B]: of the leading line at δ = 0
+    slope: Tensor  # [B]
+    unit: Tensor  # [B]
+    now: Tensor  # [B]: δ
+
+
 def reduced(A: Tensor, W1: Tensor, W2: Tensor) -> Network:
     """Each unit with its best class."""
     best = W2.double().amax(0)
@@ -121,63 +136,65 @@ def _first_change(heights: Tensor, slopes: Tensor, classes: Tensor, own: Tensor,
     unit = slope.argmax(1)
     slope = slope.amax(1)
     now = torch.zeros_like(room)
-    left = (room > 0).nonzero().squeeze(1)
-    heights, slopes, is_own, own, room, height, slope, unit, now = (
-        tensor[left] for tensor in (heights, slopes, is_own, own, room, height, slope, unit, now)
-    )
-    while len(left):
-        # where the leading unit turns
-        gap = heights[torch.arange(len(left), device=unit.device), unit] - height.unsqueeze(1)
-        fall = slope.unsqueeze(1) - slopes
-        at = torch.where(fall > 0, gap / fall, INF)
-        turn = at.amin(1)
-        turned = torch.where(at == turn.unsqueeze(1), slopes, INF)
-        turn_line = turned.argmin(1)
-        turn = torch.maximum(turn, now)
-
-        # from where to where each unit lies above the leading line
-        gap, rise = heights - height[:, None, None], (slopes - slope.unsqueeze(1)).unsqueeze(1)
-        crossing = torch.where(rise == 0, -INF, -gap / rise)
-        begin = torch.where(rise > 0, crossing, -INF).amax(2)
-        end = torch.where(rise < 0, crossing, INF).amin(2)
-        beside = torch.where(rise == 0, gap, INF).amin(2)
-        wins = (beside > 0) | ((beside == 0) & ~is_own & (classes < own.unsqueeze(1)))
-        start = torch.maximum(begin, now.unsqueeze(1))
-        start = torch.where(wins & (start < end), start, INF)
-        overtaken = torch.where(is_own, start, INF).amin(1)
-        until = torch.minimum(turn, overtaken)
-
-        rival = torch.where(is_own, INF, start)
-        change = rival.amin(1)
-        changes = change < torch.minimum(until, room)
-        ends = changes | ~(until < room)
-        goal = torch.where(changes, change, overtaken)
-        # the slope of each unit beyond that place: of the line that crosses there, or of the least; a unit with a line
-        # on the leading one stays on it
-        there = gap + rise * torch.where(goal.isfinite(), goal, 0)[:, None, None]
-        there = torch.where((begin >= now.unsqueeze(1)).unsqueeze(2), -crossing.where(rise > 0, -INF), there)
-        beyond = torch.where(beside == 0, slope.unsqueeze(1), _least(there, slopes.unsqueeze(1))[1])
-
-        steepest = torch.where(rival == change.unsqueeze(1), beyond, -INF)
-        steepest = torch.where(steepest == steepest.amax(1, keepdim=True), classes, torch.iinfo(torch.int64).max)
-        hit = left[changes]
-        first[hit], becomes[hit] = change[changes] + 0.0, steepest.amin(1)[changes]
-
-        now = until
-        steepest = torch.where(is_own & (start == overtaken.unsqueeze(1)), beyond, -INF)
-        other = steepest.argmax(1)
-        is_other = overtaken <= turn
-        slope_there = torch.where(is_other, steepest.amax(1), slopes.gather(1, turn_line.unsqueeze(1)).squeeze(1))
-        unit = torch.where(is_other, other, unit)
-        lines = heights[torch.arange(len(left), device=unit.device), unit]
-        height = torch.where(slopes == slope_there.unsqueeze(1), lines, INF).amin(1)
-        slope = slope_there
-
-        goes_on = ~ends
-        left, heights, slopes, is_own, own, room, height, slope, unit, now = (
-            tensor[goes_on] for tensor in (left, heights, slopes, is_own, own, room, height, slope, unit, now)
-        )
+    walk = Walk((room > 0).nonzero().squeeze(1), heights, slopes, is_own, own, room, height, slope, unit, now)
+    walk = Walk(walk.left, *(tensor[walk.left] for tensor in walk[1:]))
+    while len(walk.left):
+        walk = _advanced(walk, classes, first, becomes)
     return first, becomes
+
+
+def _advanced(walk: Walk, classes: Tensor, first: Tensor, becomes: Tensor) -> Walk:
+    """The walks that go on after one event of each; of those that end at a change, it is noted in first and becomes."""
+    left, heights, slopes, is_own, own, room, height, slope, unit, now = walk
+    # where the leading unit turns
+    gap = heights[torch.arange(len(left), device=unit.device), unit] - height.unsqueeze(1)
+    fall = slope.unsqueeze(1) - slopes
+    at = torch.where(fall > 0, gap / fall, INF)
+    turn = at.amin(1)
+    turned = torch.where(at == turn.unsqueeze(1), slopes, INF)
+    turn_line = turned.argmin(1)
+    turn = torch.maximum(turn, now)
+
+    # from where to where each unit lies above the leading line
+    gap, rise = heights - height[:, None, None], (slopes - slope.unsqueeze(1)).unsqueeze(1)
+    crossing = torch.where(rise == 0, -INF, -gap / rise)
+    begin = torch.where(rise > 0, crossing, -INF).amax(2)
+    end = torch.where(rise < 0, crossing, INF).amin(2)
+    beside = torch.where(rise == 0, gap, INF).amin(2)
+    wins = (beside > 0) | ((beside == 0) & ~is_own & (classes < own.unsqueeze(1)))
+    start = torch.maximum(begin, now.unsqueeze(1))
+    start = torch.where(wins & (start < end), start, INF)
+    overtaken = torch.where(is_own, start, INF).amin(1)
+    until = torch.minimum(turn, overtaken)
+
+    rival = torch.where(is_own, INF, start)
+    change = rival.amin(1)
+    changes = change < torch.minimum(until, room)
+    ends = changes | ~(until < room)
+    goal = torch.where(changes, change, overtaken)
+    # the slope of each unit beyond that place: of the line that crosses there, or of the least; a unit with a line
+    # on the leading one stays on it
+    there = gap + rise * torch.where(goal.isfinite(), goal, 0)[:, None, None]
+    there = torch.where((begin >= now.unsqueeze(1)).unsqueeze(2), -crossing.where(rise > 0, -INF), there)
+    beyond = torch.where(beside == 0, slope.unsqueeze(1), _least(there, slopes.unsqueeze(1))[1])
+
+    steepest = torch.where(rival == change.unsqueeze(1), beyond, -INF)
+    steepest = torch.where(steepest == steepest.amax(1, keepdim=True), classes, torch.iinfo(torch.int64).max)
+    hit = left[changes]
+    first[hit], becomes[hit] = change[changes] + 0.0, steepest.amin(1)[changes]
+
+    now = until
+    steepest = torch.where(is_own & (start == overtaken.unsqueeze(1)), beyond, -INF)
+    other = steepest.argmax(1)
+    is_other = overtaken <= turn
+    slope_there = torch.where(is_other, steepest.amax(1), slopes.gather(1, turn_line.unsqueeze(1)).squeeze(1))
+    unit = torch.where(is_other, other, unit)
+    lines = heights[torch.arange(len(left), device=unit.device), unit]
+    height = torch.where(slopes == slope_there.unsqueeze(1), lines, INF).amin(1)
+    slope = slope_there
+
+    goes_on = ~ends
+    return Walk(*(tensor[goes_on] for tensor in (left, heights, slopes, is_own, own, room, height, slope, unit, now)))
 
 
 def _least(lines: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
