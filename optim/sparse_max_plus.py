@@ -22,7 +22,7 @@ from torch.optim.sgd import sgd
 
 from ..kernels import scatter_step
 from ..kernels.runtime.arguments import looks_at_values
-from ..kernels.scatter_step.definition import DECAY, EPS, STATE, compute_dtype, fresh_state
+from ..kernels.scatter_step.definition import STATE, compute_dtype, decay_and_eps, fresh_state
 
 _WHERE = "SparseMaxPlus"
 RULES = ("sgd", "momentum", "adagrad", "rmsprop", "adam")
@@ -234,7 +234,8 @@ class _DenseStep:
             _check_state(p, rule, state)
 
     def compute(self) -> None:
-        rule, parameters, (momentum, decay, eps) = self.group["rule"], self.parameters, _numbers(self.group)
+        rule, parameters, momentum = self.group["rule"], self.parameters, self.group["momentum"]
+        decay, eps = decay_and_eps(rule, self.group["decay"], self.group["eps"])
         self.is_aside = any(_is_checked(p, self.group) for p in parameters)
         gradients = [p.grad.to(compute_dtype(p.dtype)) for p in parameters]
         self.weights = [p.to(g.dtype, copy=self.is_aside) for p, g in zip(parameters, gradients, strict=True)]
@@ -260,16 +261,6 @@ class _DenseStep:
                 p.copy_(weight)
             state.pop("touched", None)  # of momentum: all entries were
             state.update(moments)
-
-
-def _numbers(group: dict[str, Any]) -> tuple[float, float, float]:
-    """momentum, decay and eps, for None those of the rule, as scatter_step has them."""
-    rule, decay, eps = (group[name] for name in ("rule", "decay", "eps"))
-    return (
-        group["momentum"],
-        DECAY.get(rule, 0.0) if decay is None else decay,
-        EPS.get(rule, 0.0) if eps is None else eps,
-    )
 
 
 def _moments(p: Tensor, rule: str, state: dict[str, Tensor], momentum: float) -> dict[str, Tensor]:

@@ -22,8 +22,6 @@ from ..runtime.dispatch import Plan, operator
 from ..runtime.implementations import Implementations
 from . import by_cpp, by_triton
 from .definition import (
-    DECAY,
-    EPS,
     RULES,
     STATE,
     STATE_OVERLAPS,
@@ -31,6 +29,7 @@ from .definition import (
     State,
     arranged,
     compute_dtype,
+    decay_and_eps,
     fresh_state,
     moved,
     not_finite,
@@ -436,8 +435,7 @@ def _checked_options(
         raise ValueError(f"scatter_step: rule is {rule!r}; expected one of {', '.join(map(repr, RULES))}")
     if type(lr) is not float or not math.isfinite(lr):
         _check_lr(param, lr)
-    decay = DECAY.get(rule, 0.0) if decay is None else decay
-    eps = EPS.get(rule, 0.0) if eps is None else eps
+    decay, eps = decay_and_eps(rule, decay, eps)
     are_floats = type(momentum) is type(decay) is type(eps) is float
     if not are_floats:
         for name, x in (("momentum", momentum), ("decay", decay), ("eps", eps)):

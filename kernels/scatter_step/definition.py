@@ -26,6 +26,11 @@ DECAY = {"adam": 0.999, "rmsprop": 0.99}  # by default, of the rules that have o
 EPS = {"adagrad": 1e-10, "adam": 1e-8, "rmsprop": 1e-8}
 
 
+def decay_and_eps(rule: str, decay: float | None, eps: float | None) -> tuple[float, float]:
+    """decay and eps, for None those of the rule; 0 where the rule has none."""
+    return DECAY.get(rule, 0.0) if decay is None else decay, EPS.get(rule, 0.0) if eps is None else eps
+
+
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype that sums, rules and state are computed and kept in: float32 for 16-bit weights."""
     return torch.promote_types(dtype, torch.float32)
@@ -173,9 +178,7 @@ def scatter_step_ref(
     old = arranged(rule, [state[name] for name in STATE[rule]])
     number = None if old.number is None else old.number + 1
     since = None if number is None or old.touched is None else (number - old.touched).view_as(wide)
-    options = Options(
-        rule, momentum, DECAY.get(rule, 0.0) if decay is None else decay, EPS.get(rule, 0.0) if eps is None else eps
-    )
+    options = Options(rule, momentum, *decay_and_eps(rule, decay, eps))
     w, *moments = moved(param.to(dtype), g, lr, options, old._replace(number=number), since)
     w = w.to(param.dtype)
     if check_finite:

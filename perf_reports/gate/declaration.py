@@ -37,6 +37,7 @@ class Kernel:
         warps: of a block.
         name: by which the baseline knows it; that of the function by default. Two of one name differ by their variant.
         variant: what sets this one apart from others of its name.
+        fuses: whether a product and a sum may become one instruction.
     """
 
     function: Any

@@ -74,23 +74,6 @@ class Verdict:
         return self.first.is_slower and self.second is not None and self.second.is_slower
 
 
-def decide(
-    sample: Callable[[], tuple[float, float]], *, least: int = LEAST_ROUNDS, most: int = MOST_ROUNDS, name: str = ""
-) -> Verdict:
-    """The rule on one call: `sample` returns a round's times before and after. The tests try it on noise."""
-
-    def compared() -> Comparison:
-        comparison = Comparison(name)
-        while len(comparison.before) < least or (len(comparison.before) < most and not comparison.is_settled):
-            before, after = sample()
-            comparison.before.append(before)
-            comparison.after.append(after)
-        return comparison
-
-    first = compared()
-    return Verdict(first, compared() if first.is_slower else None)
-
-
 def measure(
     repository: Path,
     declaration: Path,

@@ -27,6 +27,7 @@ from ...durations import format_duration
 from ...environment import machine, versions
 from ...texts import Text, read_speeches, read_text
 from ..runs import write_metrics
+from ..tables import markdown
 from . import drawing
 from .language import languages, warm_language
 from .methods import Record, Split, arms, of_images, of_speeches, signs, tuned
@@ -195,8 +196,7 @@ def table(records: Sequence[Record]) -> str:
 
 
 def _table(title: str, head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    body = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *lines)]
-    return "\n".join([title, "", *body])
+    return "\n".join([title, "", markdown(head, lines)])
 
 
 def _distinct(rows: Iterable[Record], *fields: str) -> list[Any]:

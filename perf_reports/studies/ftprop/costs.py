@@ -36,6 +36,7 @@ from ... import output
 from ...environment import machine, versions
 from ...measuring.memory import peak_memory
 from ..runs import write_metrics
+from ..tables import markdown
 from .eager import eager_port, eager_sign
 from .methods import RATES, WEIGHT_DECAY, device, saved_bytes
 
@@ -289,8 +290,7 @@ def table(records: Sequence[Record]) -> str:
 
 
 def _markdown(title: str, head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    body = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *lines)]
-    return "\n".join([title, "", *body])
+    return "\n".join([title, "", markdown(head, lines)])
 
 
 def _activation_table(records: Sequence[Record]) -> str:

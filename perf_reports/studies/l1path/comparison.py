@@ -35,6 +35,7 @@ from ...durations import format_duration
 from ...environment import machine, versions
 from .. import runs
 from ..runs import write_metrics
+from ..tables import markdown
 from . import drawing
 from .methods import Recipe, Task, accuracy, network, paper_start
 from .released import STORED, Released
@@ -391,8 +392,7 @@ def _stored() -> str:
 
 def _table(title: str, head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     wide = [(*cells, *[""] * (len(head) - len(cells))) for cells in lines]
-    body = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *wide)]
-    return "\n".join([title, "", *body])
+    return "\n".join([title, "", markdown(head, wide)])
 
 
 def _listed(numbers: Iterable[float]) -> str:

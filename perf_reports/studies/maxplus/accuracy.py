@@ -32,11 +32,11 @@ from ...data import DataError, Dataset
 from ...durations import format_duration
 from ...environment import machine, versions
 from ..runs import write_metrics
+from ..tables import markdown, spread
 from . import minibatch, objectives
 from .methods import MARGIN, SCALE, quick_start
 from .minibatch import MiniBatchTraining, judge
 from .objectives import AVERAGE, RATE_OVER_A, WorstSample, rescaled
-from .tables import markdown, spread
 from .training import hold_out
 
 Record = Mapping[str, Any]

@@ -123,7 +123,7 @@ def by_objectives(model: LinearMinMax, dataset: Dataset, setting: Setting, seed:
         training = MiniBatchTraining(
             own,
             dataset,
-            objective="mean" if alpha == 1 else "cvar",
+            objective="cvar",
             alpha=alpha,
             temperature=TEMPERATURE,
             rate=RATE,

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,6 +28,7 @@ from ...data import DataError
 from ...durations import format_duration
 from ...environment import machine, versions
 from ..runs import write_metrics
+from ..tables import spread
 from . import methods
 from .beside_dense import Setting, compare_on
 from .features import view
@@ -148,9 +148,7 @@ def _datasets(records: Iterable[Record]) -> list[str]:
 
 
 def _spread(rows: Iterable[Record], field: str, written: Callable[[float], str] = "{:.3f}".format) -> str:
-    values = [r[field] for r in rows]
-    mean = written(statistics.mean(values))
-    return mean if len(set(values)) == 1 else f"{mean} ± {written(statistics.stdev(values))}"
+    return spread([r[field] for r in rows], written)
 
 
 def _moment(rows: Sequence[Record], of: str) -> str:

@@ -15,7 +15,6 @@ less. The MLP's is a slope at the image, which says nothing of a change of any s
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 import time
@@ -32,6 +31,7 @@ from ....whole_files import replace
 from ... import output
 from ...data import DataError, Dataset, load
 from ...environment import machine
+from ..runs import write_metrics
 
 BATCH, TEMPERATURE = 128, 8.0
 LIMITS = (0.25, 0.5, 0.75, 1.0)  # of a change, for the shares of samples that are recorded
@@ -260,8 +260,7 @@ def main(arguments: list[str]) -> None:
     except DataError as error:
         parser.error(str(error))
     chosen.out.mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps(record) + "\n" for record in ({"kind": "run", "machine": machine()}, *records))
-    replace(chosen.out / "fragility.jsonl", lambda fresh: fresh.write_text(lines, encoding="utf-8"))
+    write_metrics(chosen.out / "fragility.jsonl", [{"kind": "run", "machine": machine()}, *records])
     network = records[0]
     turned = ", ".join(f"{share:.1%} within {limit}" for limit, share in network["turned_within"].items())
     print(f"accuracy {network['accuracy']:.4f}, MLP {network['mlp_accuracy']:.4f}; one pixel turns {turned}")

@@ -30,11 +30,11 @@ from ...data import DataError, Dataset
 from ...durations import format_duration
 from ...environment import machine, versions
 from ..runs import write_metrics
+from ..tables import markdown, spread
 from . import minibatch
 from .methods import quick_start
 from .minibatch import RATE, TEMPERATURE, MiniBatchTraining, judge
 from .objectives import AVERAGE, RATE_OVER_A
-from .tables import markdown, spread
 from .training import hold_out
 
 Record = Mapping[str, Any]
@@ -84,7 +84,7 @@ def run(dataset: Dataset, hidden: int, epochs: int, iterations: int, seed: int) 
         training = MiniBatchTraining(
             model,
             kept_in,
-            objective="mean" if alpha == 1 else "cvar",
+            objective="cvar",
             alpha=alpha,
             temperature=TEMPERATURE,
             rate=RATE,

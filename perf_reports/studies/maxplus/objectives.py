@@ -125,6 +125,7 @@ class WorstSample:
         self.seconds = 0.0
         self.history: list[dict[str, Any]] = []
         self._pace = 1
+        self._row: tuple[tuple[int, int], dict[str, Any]] | None = None
         self._log()
 
     @property
@@ -141,6 +142,13 @@ class WorstSample:
 
     @property
     def best_row(self) -> dict[str, Any]:
+        # three passes over all samples, and asked for at every step: made anew where another iterate is the best
+        at = self.optimizer.best.iteration, self.optimizer.best_validation.iteration
+        if self._row is None or self._row[0] != at:
+            self._row = at, self._judged()
+        return self._row[1]
+
+    def _judged(self) -> dict[str, Any]:
         left = kept_iterate(self.optimizer, self.model, self.validation)
         model = copy.deepcopy(self.model)
         model.load_state_dict(left.weights)
@@ -186,6 +194,7 @@ class WorstSample:
         self.optimizer.load_state_dict(state["optimizer"])
         self.seconds = state["seconds"]
         self.history = [dict(row) for row in state["history"]]
+        self._row = None
 
 
 def epochs_for(samples: int) -> int:

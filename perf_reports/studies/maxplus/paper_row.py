@@ -30,8 +30,8 @@ from ...data import DataError, Dataset
 from ...durations import format_duration
 from ...environment import machine, versions
 from ..runs import write_metrics
+from ..tables import markdown
 from .methods import accuracy_of, start
-from .tables import markdown
 
 Record = Mapping[str, Any]
 
