@@ -190,7 +190,9 @@ for number in itertools.count():
 def test_pytorch_119698_no_corruption_under_races(tmp_path):
     """Eight processes write one entry, and are killed in the middle: what is there is whole."""
     store = Store(tmp_path)
-    writers = subprocess.Popen([sys.executable, "-c", WRITERS, store.root], start_new_session=True)
+    writers = subprocess.Popen(
+        [sys.executable, "-c", WRITERS, store.root], start_new_session=True, stdout=subprocess.PIPE
+    )
     try:
         while not all((store.root / str(number)).exists() for number in range(8)):
             assert writers.poll() is None
@@ -198,7 +200,7 @@ def test_pytorch_119698_no_corruption_under_races(tmp_path):
             assert entry is None or entry.config["BLOCK"] in range(8)
     finally:
         os.killpg(writers.pid, signal.SIGKILL)
-        writers.wait()
+        writers.communicate()  # until the last of the eight is gone: a killed one may yet finish its rename
     entry = store.get(HERE, KEY)
     assert entry
     assert entry.config["BLOCK"] in range(8)

