@@ -1,6 +1,7 @@
 # make report    sets everything up, trains, measures, and writes perf_reports/out/index.html
 # make test      the whole suite, on the CPU and through Triton's interpreter
 # make check     ruff, pyright, import-linter
+# make gate      what our kernels cost beside perf_baseline.json; no GPU needed
 # make setup     the environment alone; TORCH_INDEX=URL takes PyTorch from that index (its CPU build, say)
 # make clean     removes what these made
 
@@ -11,7 +12,7 @@ TORCH_INDEX ?=
 REPORT_FLAGS ?=
 PYTEST_FLAGS ?=
 
-.PHONY: report test check setup clean
+.PHONY: report test check gate setup clean
 
 report: setup
 	$(BIN)/tropigrad report $(REPORT_FLAGS)
@@ -24,6 +25,9 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+
+gate: setup
+	$(BIN)/tropigrad perf gate
 
 setup: $(VENV)/.installed
 

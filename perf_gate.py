@@ -1,11 +1,13 @@
 """The gate of this library's own kernels: `tropigrad perf gate`. The baseline beside it is perf_baseline.json.
 
 Tier 0 compiles a launch for each flag of each Triton kernel, in float32. Tiers 1 and 2 call every op at the small
-shape that its spec names for the interpreter: by Triton, interpreted, and by what serves it on a CPU.
+shape that its spec names for the interpreter: by Triton, interpreted, and by what serves it on a CPU. What somebody
+tuned on the machine is left out: all is called with the default configs.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Hashable
 from functools import partial
 
@@ -67,4 +69,5 @@ def _run(call: Callable[[], object], tier: int) -> None:
 
 
 def GATE(tier: int) -> list[Kernel] | list[Call]:
+    os.environ["TROPIGRAD_AUTOTUNE"] = "off"  # in this tier's process, which ends with it
     return kernels() if tier == 0 else calls(tier)

@@ -6,44 +6,22 @@ the instruction mix need no device. Spills show as STACK, not as LOCAL; for AMD,
 
 from __future__ import annotations
 
-import collections
 import importlib
 import json
 import math
 import os
 import re
-import subprocess
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 from unittest import mock
 
 from ...triton_or_stub import HAS_TRITON, triton
+from . import disassembly
 from .cost import MachineCode
-
-
-class _Syntax(NamedTuple):
-    """The patterns that read a listing of machine code."""
-
-    opcode: re.Pattern[str]
-    label: re.Pattern[str]
-    branch: re.Pattern[str]
-
-
-_NVIDIA = _Syntax(
-    re.compile(r"/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+(?:\.[A-Z0-9_.]+)?)"),
-    re.compile(r"(\.L_\w+):"),
-    re.compile(r"\bBRA\b.*`\((\.L_\w+)\)"),
-)
-_AMD = _Syntax(
-    re.compile(r"^\t([a-z]+_\w+)", re.MULTILINE),
-    re.compile(r"(\.LBB\w+):"),
-    re.compile(r"\bs_c?branch\w*\s+(\.LBB\w+)"),
-)
 
 
 def compile(
@@ -56,7 +34,22 @@ def compile(
     maxnreg: int | None = None,
     enable_fp_fusion: bool = True,
 ) -> MachineCode:
-    """Machine code of a `@triton.jit` or `@gluon.jit` kernel.
+    """Machine code of a `@triton.jit` or `@gluon.jit` kernel; arguments and errors as of `assemble`."""
+    made = assemble(kernel, signature, constants, capability, num_warps, divisible, maxnreg, enable_fp_fusion)
+    return machine_code(made, capability)
+
+
+def assemble(
+    kernel: Any,
+    signature: Mapping[str, str | tuple[str, ...]],
+    constants: Mapping[str, Any],
+    capability: int | str,
+    num_warps: int = 4,
+    divisible: Collection[str] = (),
+    maxnreg: int | None = None,
+    enable_fp_fusion: bool = True,
+) -> Any:
+    """Compile a `@triton.jit` or `@gluon.jit` kernel, and return what triton.compile does.
 
     Args:
         kernel: the jitted function, not an interpreted one (TRITON_INTERPRET must be off).
@@ -96,33 +89,43 @@ def compile(
         family = ("hip", capability, 64 if capability.startswith("gfx9") else 32)  # RDNA's waves are half of CDNA's
     target = triton.backends.compiler.GPUTarget(*family)
     options = {"num_warps": num_warps, "maxnreg": maxnreg, "enable_fp_fusion": enable_fp_fusion}
-    compiled = triton.compile(source, target=target, options=options)
-    return machine_code(compiled, capability)
+    return triton.compile(source, target=target, options=options)
 
 
 def machine_code(compiled: Any, capability: int | str) -> MachineCode:
     """The costs of what triton.compile returned."""
-    if "amdgcn" in compiled.asm:
-        listing = usage = compiled.asm["amdgcn"]
-        syntax, names = _AMD, ("vgpr_count", "private_segment_fixed_size", "group_segment_fixed_size")
+    return machine_codes([compiled], capability)[0]
+
+
+def machine_codes(compiled: Sequence[Any], capability: int | str) -> list[MachineCode]:
+    """The costs of several kernels for one target, in much less time than one by one.
+
+    Raises:
+        RuntimeError: a tool of triton's wheel failed on one of them, whose words the message has.
+    """
+    if isinstance(capability, str):
+        names = ("vgpr_count", "private_segment_fixed_size", "group_segment_fixed_size")
+        usages = [made.asm["amdgcn"] for made in compiled]
+        listings = [disassembly.of_assembly(usage) for usage in usages]
     else:
-        syntax, names = _NVIDIA, ("REG", "STACK", "SHARED")
-        with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
-            cubin.write(compiled.asm["cubin"])
-            cubin.flush()
-            usage = _tool("cuobjdump", "-res-usage", cubin.name)
-            listing = _tool("nvdisasm", "-c", cubin.name)
-    figures = {name: int(value) for name, value in re.findall(rf"\b({'|'.join(names)}):\s*(\d+)", usage)}
-    registers, stack, shared = (figures[name] for name in names)
-    return MachineCode(
-        capability,
-        registers,
-        stack,
-        max(shared, compiled.metadata.shared),
-        collections.Counter(syntax.opcode.findall(listing)),
-        collections.Counter(syntax.opcode.findall(_longest_inner_loop(listing, syntax))),
-        compiled.asm.get("ttir", compiled.asm["ttgir"]),
-    )
+        names = ("REG", "STACK", "SHARED")
+        usages = [_resource_usage(made.asm["cubin"]) for made in compiled]
+        listings = disassembly.of_cubins([made.asm["cubin"] for made in compiled], capability)
+    codes = []
+    for made, usage, listing in zip(compiled, usages, listings, strict=True):
+        figures = {name: int(value) for name, value in re.findall(rf"\b({'|'.join(names)}):\s*(\d+)", usage)}
+        registers, stack, shared = (figures[name] for name in names)
+        shared = max(shared, made.metadata.shared)
+        ir = made.asm.get("ttir", made.asm["ttgir"])
+        codes.append(MachineCode(capability, registers, stack, shared, *listing, ir))
+    return codes
+
+
+def _resource_usage(cubin: bytes) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return disassembly.tool("cuobjdump", "-res-usage", file.name)
 
 
 @dataclass(frozen=True)
@@ -188,37 +191,40 @@ def compile_all(plans: Sequence[Plan], deadline: float = math.inf) -> dict[str, 
     """
     distinct = {plan.name: plan for plan in plans}
 
-    def compiled(plan: Plan) -> MachineCode | str | None:
+    def compiled(plan: Plan) -> Any:
         if perf_counter() >= deadline:
             return None
         try:
-            return machine_code(plan.compile(), plan.capability)
-        except Exception as error:  # whatever a compiler says, it is the config's fault
-            text = str(error).strip().splitlines()
-            return f"{plan.function} does not compile: {type(error).__name__}: {text[0] if text else ''}"
+            return plan.compile()
+        except Exception as error:
+            return _reason(plan, error)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        codes = zip(distinct, pool.map(compiled, distinct.values()), strict=True)
-        return {name: code for name, code in codes if code is not None}
+        made = dict(zip(distinct, pool.map(compiled, distinct.values()), strict=True))
+    codes: dict[str, MachineCode | str] = {name: reason for name, reason in made.items() if isinstance(reason, str)}
+    by_capability: dict[int | str, list[Plan]] = {}
+    for name, plan in distinct.items():
+        if name not in codes and made[name] is not None:
+            by_capability.setdefault(plan.capability, []).append(plan)
+    for capability, of in by_capability.items():
+        codes |= _read(of, [made[plan.name] for plan in of], capability)
+    return {name: codes[name] for name in distinct if name in codes}
 
 
-def _longest_inner_loop(listing: str, syntax: _Syntax) -> str:
-    """The most lines between a label and a branch back to it that has no other such pair inside."""
-    lines = listing.splitlines()
-    labels, loops = {}, []
-    for end, line in enumerate(lines):
-        if label := syntax.label.match(line):
-            labels[label[1]] = end
-        elif (branch := syntax.branch.search(line)) and branch[1] in labels:
-            loops.append((labels[branch[1]], end))
-    inner = [(start, end) for start, end in loops if not any(start <= other[0] and other[1] < end for other in loops)]
-    start, end = max(inner, key=lambda loop: loop[1] - loop[0], default=(0, -1))
-    return "\n".join(lines[start : end + 1])
+def _read(plans: Sequence[Plan], compiled: Sequence[Any], capability: int | str) -> dict[str, MachineCode | str]:
+    """The machine code of each; where the tools fail on them together, of each alone, or why not."""
+    try:
+        return dict(zip((plan.name for plan in plans), machine_codes(compiled, capability), strict=True))
+    except Exception as error:
+        if len(plans) == 1:
+            return {plans[0].name: _reason(plans[0], error)}
+    read: dict[str, MachineCode | str] = {}
+    for plan, made in zip(plans, compiled, strict=True):
+        read |= _read([plan], [made], capability)
+    return read
 
 
-def _tool(name: str, *arguments: str) -> str:
-    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
-    done = subprocess.run([path, *arguments], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"ahead_of_time.compile: {name} failed: {done.stderr.strip() or done.stdout.strip()}")
-    return done.stdout
+def _reason(plan: Plan, error: Exception) -> str:
+    # whatever a compiler says, it is the config's fault
+    text = str(error).strip().splitlines()
+    return f"{plan.function} does not compile: {type(error).__name__}: {text[0] if text else ''}"

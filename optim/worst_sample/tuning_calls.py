@@ -143,5 +143,6 @@ register(
         (by_cpp.ITERATE, by_triton.PROGRAM, by_triton.ITERATION),
         calls,
         middle={"N": 1300, "d": 9, "p": 30, "q": 11, "K": 5},
+        interpreted={"N": 33, "d": 4, "p": 8, "q": 5, "K": 3},
     )
 )

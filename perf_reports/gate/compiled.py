@@ -11,6 +11,7 @@ from ...autotune.machine import ahead_of_time
 from ...autotune.machine.cost import MachineCode
 from .declaration import Kernel
 
+_AT_A_TIME = 64  # compilations between two records: all of a target in them are read by one start of the tools
 # opcode prefixes, of NVIDIA and AMD
 _MEMORY = {
     "global loads": ("LDG", "LDGSTS", "UTMALDG", "global_load", "buffer_load", "flat_load"),
@@ -47,24 +48,50 @@ def target_name(target: int | str) -> str:
 def measure(kernels: Sequence[Kernel], tell: Callable[[str], object] = lambda what: None) -> Iterator[dict[str, Any]]:
     """A record for each kernel and target: its figures and its loop's mix, or why it does not compile."""
     jobs = [(kernel, target) for kernel in kernels for target in kernel.targets]
-
-    def compiled(job: tuple[Kernel, int | str]) -> dict[str, Any]:
-        kernel, target = job
-        record: dict[str, Any] = {"tier": 0, "of": kernel.key, "target": target_name(target)}
-        try:
-            _check(kernel)
-            code = ahead_of_time.compile(
-                kernel.function, kernel.signature, kernel.constants, target, kernel.warps, enable_fp_fusion=kernel.fuses
-            )
-        except Exception as error:  # whatever a compiler says is for the reader of the table
-            lines = [line for line in str(error).splitlines() if line.strip()]
-            return record | {"error": f"{type(error).__name__}: {' / '.join(lines[-3:]) if lines else 'no message'}"}
-        return record | {"figures": figures(code), "mix": dict(sorted(code.loop.items()))}
-
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for (kernel, target), record in zip(jobs, pool.map(compiled, jobs), strict=True):
-            tell(f"{kernel.key} for {target_name(target)}")
-            yield record
+        for first in range(0, len(jobs), _AT_A_TIME):
+            some = jobs[first : first + _AT_A_TIME]
+            tell(f"{some[0][0].key} for {target_name(some[0][1])}, and what follows")
+            codes = _read(some, list(pool.map(_assembled, some)))
+            for (kernel, target), code in zip(some, codes, strict=True):
+                record: dict[str, Any] = {"tier": 0, "of": kernel.key, "target": target_name(target)}
+                if isinstance(code, MachineCode):
+                    yield record | {"figures": figures(code), "mix": dict(sorted(code.loop.items()))}
+                else:
+                    yield record | {"error": _words(code)}
+
+
+def _assembled(job: tuple[Kernel, int | str]) -> Any:
+    """What Triton compiles, or the exception."""
+    kernel, target = job
+    try:
+        _check(kernel)
+        return ahead_of_time.assemble(
+            kernel.function, kernel.signature, kernel.constants, target, kernel.warps, enable_fp_fusion=kernel.fuses
+        )
+    except Exception as error:  # whatever a compiler says is for the reader of the table
+        return error
+
+
+def _read(jobs: Sequence[tuple[Kernel, int | str]], assembled: Sequence[Any]) -> list[MachineCode | Exception]:
+    """The machine code of each, or the exception; those of one target are read together."""
+    codes: list[Any] = list(assembled)
+    for target in dict.fromkeys(target for _, target in jobs):
+        places = [i for i, job in enumerate(jobs) if job[1] == target and not isinstance(assembled[i], Exception)]
+        if not places:
+            continue
+        try:
+            together = ahead_of_time.machine_codes([assembled[i] for i in places], target)
+        except RuntimeError as error:
+            together = [error] * len(places)
+        for place, code in zip(places, together, strict=True):
+            codes[place] = code
+    return codes
+
+
+def _words(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' / '.join(lines[-3:]) if lines else 'no message'}"
 
 
 def _check(kernel: Kernel) -> None:

@@ -13,7 +13,7 @@ from ...whole_files import replace
 from .baseline import Difference, environment_of, worse
 from .gate import NOT_MEASURED, Outcome
 
-_HEAD = ("", "kernel or call", "target", "figure", "before", "now", "change")
+HEAD = ("", "kernel or call", "target", "figure", "before", "now", "change")
 _ORDER = {"worse": 0, "gone": 1, "new": 2, "within tolerance": 3, "better": 4}
 
 
@@ -24,6 +24,11 @@ def _sorted(differences: Sequence[Difference]) -> list[Difference]:
 def _cells(d: Difference) -> tuple[str, ...]:
     before, after = ("–" if x is None else f"{x:,}" for x in (d.before, d.after))
     return d.verdict, d.of, d.target, d.figure, before, after, d.change
+
+
+def cells(outcome: Outcome) -> list[tuple[str, ...]]:
+    """A row of text for each difference, under HEAD; what is worse comes first."""
+    return [_cells(d) for d in _sorted(outcome.differences)]
 
 
 def _change(d: Difference) -> str:
@@ -42,14 +47,16 @@ def verdict(outcome: Outcome) -> str:
 
 
 def lines(outcome: Outcome, *, is_update: bool = False) -> list[str]:
-    """The outcome as plain text: a table of what differs, what could not be measured, the verdict."""
-    rows = [_HEAD, *map(_cells, _sorted(outcome.differences))]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
-    told = []
-    if outcome.differences:
-        told += ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-        told.append("")
-    told += [f"not measured: {failure}" for failure in outcome.failures]
+    """The outcome as plain text: a table of what differs, then what `closing_lines` says."""
+    rows = [HEAD, *cells(outcome)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
+    told = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [*([*told, ""] if outcome.differences else []), *closing_lines(outcome, is_update=is_update)]
+
+
+def closing_lines(outcome: Outcome, *, is_update: bool = False) -> list[str]:
+    """What could not be measured, what to do, the verdict."""
+    told = [f"not measured: {failure}" for failure in outcome.failures]
     if is_update and not outcome.failures:
         told.append("the baseline is written: look at what differs, and commit it")
     elif any(d.verdict == "new" for d in outcome.differences):
@@ -62,7 +69,7 @@ def markdown(outcome: Outcome) -> str:
     sign = {0: "✅", 1: "❌", 2: "⚠️"}[outcome.exit_code]
     told = [f"### {sign} {verdict(outcome)}", ""]
     if outcome.differences:
-        told += [f"| {' | '.join(_HEAD)} |", "|" + "---|" * len(_HEAD)]
+        told += [f"| {' | '.join(HEAD)} |", "|" + "---|" * len(HEAD)]
         told += [f"| {' | '.join(_cells(d))} |" for d in _sorted(outcome.differences)]
         told.append("")
     told += [f"* not measured: {failure}" for failure in outcome.failures]

@@ -4,7 +4,7 @@ Each round starts a process of either revision, in an order that is drawn, and e
 call: the least of several stretches, after warming up. A process a round, as the layout of memory differs from process
 to process by more than a call does from call to call. Rounds go on until the interval of the ratio is narrow:
 
-    ratio = median_r(b_r) / median_r(a_r),    slower where its bootstrap interval excludes 1 and it is at least 1.03
+    ratio = median_r(b_r / a_r),    slower where its bootstrap interval excludes 1 and it is at least 1.03
 
 What is slower is measured a second time, and is a regression where it is slower in both.
 """
@@ -12,6 +12,7 @@ What is slower is measured a second time, and is a regression where it is slower
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import shutil
@@ -19,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ from time import perf_counter
 from typing import Any
 
 from ...autotune.timing import Interval, Samples
+from ...whole_files import replace
 from ..commands import BadRequest, StageProgress
 from ..durations import format_duration
 from .declaration import Declaration
@@ -34,7 +36,9 @@ from .declaration import Declaration
 EFFECT = 1.03
 WIDTH = 0.008  # of the interval, to either side, at which rounds end
 LEAST_ROUNDS, MOST_ROUNDS = 9, 60
+_LOOK_EVERY = 3  # rounds: an interval costs more than it tells anew after one
 _STRETCHES, _STRETCH_SECONDS = 7, 0.01
+Timed = Callable[[int, set[str] | None], Mapping[str, float]]
 
 
 @dataclass
@@ -47,9 +51,9 @@ class Comparison:
 
     @property
     def ratio(self) -> Interval:
-        """The time after, in units of that before."""
-        rounds = tuple(range(len(self.before)))
-        return Samples(tuple(self.after), rounds, 1).ratio(Samples(tuple(self.before), rounds, 1))
+        """The time after, in units of that before: the median of the rounds' ratios, in which slow drifts cancel."""
+        ratios = tuple(after / before for before, after in zip(self.before, self.after, strict=True))
+        return Samples(ratios, tuple(range(len(ratios))), 1).median
 
     @property
     def is_slower(self) -> bool:
@@ -74,6 +78,21 @@ class Verdict:
         return self.first.is_slower and self.second is not None and self.second.is_slower
 
 
+@dataclass
+class Outcome:
+    """The verdicts, and whether the run was cut short: then a call that was slower once may not have been repeated."""
+
+    verdicts: list[Verdict]
+    is_cut_short: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        """0: none slower; 1: one is slower, twice; 2: cut short, and nothing is known to be slower."""
+        if any(v.is_regression for v in self.verdicts):
+            return 1
+        return 2 if self.is_cut_short or not self.verdicts else 0
+
+
 def measure(
     repository: Path,
     declaration: Path,
@@ -81,10 +100,11 @@ def measure(
     *,
     budget_s: float = 600.0,
     progress: StageProgress = lambda stage, done, total, what: None,
-) -> list[Verdict]:
+) -> Outcome:
     """Time the calls of tier 2 of a declaration on two revisions of a repository; the work tree is not touched.
 
-    The declaration is that of the work tree for both revisions, at its own place in each.
+    The declaration is that of the work tree for both revisions, at its own place in each. Ctrl-C ends it with what was
+    measured.
 
     Raises:
         BadRequest: no repository, a revision that git does not know, a declaration outside of it, or a process that
@@ -95,49 +115,94 @@ def measure(
     if not declaration.resolve().is_relative_to(root.resolve()):
         raise BadRequest(f"{declaration} is not in the repository {root}; expected a declaration that is")
     place = declaration.resolve().relative_to(root.resolve())
-    deadline = perf_counter() + budget_s
     with _checked_out(root, commits, declaration, place) as trees:
-        verdicts = [Verdict(c) for c in _rounds(trees, place, None, deadline, "first", progress)]
-        if slower := {v.first.name for v in verdicts if v.first.is_slower}:
-            again = {c.name: c for c in _rounds(trees, place, slower, deadline + budget_s, "again", progress)}
-            for verdict in verdicts:
-                verdict.second = again.get(verdict.first.name)
-    return verdicts
+        return decide(lambda which, names: _timed(trees[which], place, names), budget_s=budget_s, progress=progress)
 
 
-def lines(verdicts: Sequence[Verdict]) -> list[str]:
+def decide(
+    timed: Timed, *, budget_s: float = math.inf, progress: StageProgress = lambda stage, done, total, what: None
+) -> Outcome:
+    """The rule alone: a verdict on each call that both sides time, whoever times them.
+
+    Args:
+        timed: called with 0 for before or 1 for after, and the names that are asked for, or None for all; returns the
+            seconds of each call in one process.
+        budget_s: the most that the first measurement takes, and the second again.
+    """
+    first: dict[str, Comparison] = {}
+    again: dict[str, Comparison] = {}
+    deadline = perf_counter() + budget_s
+    is_cut_short = False
+    try:
+        _rounds(timed, first, None, deadline, "first", progress)
+        if slower := {name for name, comparison in first.items() if comparison.is_slower}:
+            _rounds(timed, again, slower, deadline + budget_s, "again", progress)
+    except KeyboardInterrupt:
+        is_cut_short = True
+        again = {}  # half a repetition decides nothing
+    return Outcome([Verdict(first[name], again.get(name)) for name in sorted(first)], is_cut_short)
+
+
+def lines(outcome: Outcome) -> list[str]:
     """A line a call: both times, the ratio with its interval, and what is said of it."""
     told = []
-    for v in verdicts:
+    for v in outcome.verdicts:
         ratio, last = v.first.ratio, v.second or v.first
-        said = "SLOWER, twice" if v.is_regression else "slower once, not when repeated" if v.second else "no slower"
+        if v.is_regression:
+            said = "SLOWER, twice"
+        elif v.second:
+            said = "slower once, not when repeated"
+        else:
+            said = "slower, not repeated" if v.first.is_slower else "no slower"
         before, after = (statistics.median(x) for x in (last.before, last.after))
         told.append(
             f"{v.first.name}: {format_duration(before)} -> {format_duration(after)}, {ratio.value:.3f} x "
             f"({ratio.low:.3f} to {ratio.high:.3f}), {len(v.first.before)} rounds: {said}"
         )
-    return told
+    if outcome.is_cut_short:
+        told.append("cut short: what was measured stands above, and decides nothing")
+    return told or ["no call is timed on both revisions"]
+
+
+def write_records(outcome: Outcome, revisions: tuple[str, str], path: Path) -> None:
+    """JSON Lines: the samples of each call, a record a measurement, and the verdict."""
+    rows: list[dict[str, Any]] = []
+    for v in outcome.verdicts:
+        for stage, c in (("first", v.first), ("again", v.second)):
+            if c:
+                seconds = {"before": c.before, "after": c.after, "ratio": vars(c.ratio)}
+                rows.append({"kind": "compared", "name": c.name, "stage": stage, **seconds})
+    slower = [v.first.name for v in outcome.verdicts if v.is_regression]
+    head = {"kind": "comparison", "revisions": revisions, "slower": slower, "is_cut_short": outcome.is_cut_short}
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in [head, *rows])
+    replace(path, lambda fresh: fresh.write_text(text, encoding="utf-8"))
 
 
 def _rounds(
-    trees: Sequence[Path], place: Path, names: set[str] | None, deadline: float, stage: str, progress: StageProgress
-) -> list[Comparison]:
-    comparisons: dict[str, Comparison] = {}
+    timed: Timed,
+    comparisons: dict[str, Comparison],
+    names: set[str] | None,
+    deadline: float,
+    stage: str,
+    progress: StageProgress,
+) -> None:
+    """Rounds until all is narrow or the time is over; a round that is cut short leaves nothing in `comparisons`."""
     shuffle = random.Random(0).shuffle
     order = [0, 1]
     for number in range(MOST_ROUNDS):
-        if number >= LEAST_ROUNDS and (perf_counter() > deadline or all(c.is_settled for c in comparisons.values())):
+        if number >= LEAST_ROUNDS and (
+            perf_counter() > deadline or (number % _LOOK_EVERY == 0 and all(c.is_settled for c in comparisons.values()))
+        ):
             break
         progress(stage, number, MOST_ROUNDS, "ends sooner where all intervals are narrow")
         shuffle(order)
-        seconds: list[dict[str, float]] = [{}, {}]
+        seconds: list[Mapping[str, float]] = [{}, {}]
         for which in order:
-            seconds[which] = _timed(trees[which], place, names)
+            seconds[which] = timed(which, names)
         for name in seconds[0].keys() & seconds[1].keys():
             comparison = comparisons.setdefault(name, Comparison(name))
             comparison.before.append(seconds[0][name])
             comparison.after.append(seconds[1][name])
-    return [comparisons[name] for name in sorted(comparisons)]
 
 
 def _timed(tree: Path, place: Path, names: set[str] | None) -> dict[str, float]:

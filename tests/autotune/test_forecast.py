@@ -75,7 +75,7 @@ def compiler(monkeypatch, tuned):
     made = Compiler()
     made.compiled, made.planned = [], []
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    monkeypatch.setattr(ahead_of_time, "machine_code", lambda compiled, capability: CODE)
+    monkeypatch.setattr(ahead_of_time, "machine_codes", lambda compiled, capability: [CODE] * len(compiled))
     monkeypatch.setattr(ahead_of_time, "plan", made.plans)
     for module in (ahead_of_time, forecast):
         monkeypatch.setattr(module, "perf_counter", lambda: made.now)

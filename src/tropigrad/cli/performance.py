@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .terminal import bars, fail
+from .terminal import bars, fail, print_table
 
 perf = typer.Typer(no_args_is_help=True, help="Gate the performance of kernels: no GPU needed.")
 
@@ -57,7 +58,11 @@ def gate(
         fail(f"{error.filename or beside}: {error.strerror or error}")
     if os.environ.get("GITHUB_ACTIONS") == "true":
         print("\n".join(outputs.github_annotations(outcome, declaration)))
-    print("\n".join(outputs.lines(outcome, is_update=update)))
+    if sys.stdout.isatty() and outcome.differences:
+        print_table(outputs.HEAD, outputs.cells(outcome), {"worse": "red", "gone": "yellow", "better": "green"})
+        print("\n".join(outputs.closing_lines(outcome, is_update=update)))
+    else:
+        print("\n".join(outputs.lines(outcome, is_update=update)))
     raise typer.Exit(outcome.exit_code)
 
 
@@ -69,26 +74,29 @@ def compare(
         Path, typer.Option(help="A Python file with a list GATE; its calls of tier 2 are timed.")
     ] = Path("perf_gate.py"),
     seconds: Annotated[float, typer.Option(help="The most that the first measurement takes.")] = 600.0,
+    jsonl: Annotated[Path | None, typer.Option(help="Write the samples and the verdict there, as JSON Lines.")] = None,
 ) -> None:
     """Time the calls of two revisions, in processes that take turns.
 
     A call is slower where the interval of the ratio excludes 1, the ratio is at least 1.03, and both hold twice. Exit
-    codes: 0 none slower, 1 slower, 2 not measured.
+    codes: 0 none slower, 1 slower, 2 not measured, or cut short.
     """
     from ..perf_reports.commands import BadRequest
     from ..perf_reports.gate import DeclarationError, timed
 
     try:
         with bars() as progress:
-            verdicts = timed.measure(
+            outcome = timed.measure(
                 declaration.resolve().parent, declaration, (before, after), budget_s=seconds, progress=progress
             )
+        if jsonl:
+            timed.write_records(outcome, (before, after), jsonl)
     except (BadRequest, DeclarationError) as error:
         fail(error)
-    except KeyboardInterrupt:
-        fail("interrupted: nothing is decided")
-    print("\n".join(timed.lines(verdicts)))
-    raise typer.Exit(1 if any(v.is_regression for v in verdicts) else 0)
+    except OSError as error:
+        fail(f"{error.filename or jsonl}: {error.strerror or error}")
+    print("\n".join(timed.lines(outcome)))
+    raise typer.Exit(outcome.exit_code)
 
 
 @perf.command("history")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Annotated, NoReturn
 
@@ -47,3 +47,19 @@ def bars() -> Iterator[Callable[[str, int, int, str], None]]:
             progress.update(tasks[stage], completed=done, total=total, description=what)
 
         yield update
+
+
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], styles: Mapping[str, str]) -> None:
+    """A table on a terminal. A row has the style that its first cell names; digits stand to the right."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold")
+    for column, name in enumerate(head):
+        numeric = all(row[column][-1:] in "0123456789%–" for row in rows)
+        table.add_column(name, justify="right" if numeric else "left")
+    for row in rows:
+        table.add_row(*map(Text, row), style=styles.get(row[0]))
+    Console().print(table)

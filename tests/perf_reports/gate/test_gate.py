@@ -16,6 +16,8 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 KERNELS = """
 import torch, triton, triton.language as tl
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
 
 @triton.jit
 def total(x_ptr, y_ptr, columns, BLOCK: tl.constexpr):
@@ -27,6 +29,12 @@ def total(x_ptr, y_ptr, columns, BLOCK: tl.constexpr):
         sums += x
     tl.store(y_ptr + row, tl.sum(sums, 0))
 
+@gluon.jit
+def copied(x_ptr, y_ptr, n, BLOCK: gl.constexpr):
+    layout: gl.constexpr = gl.BlockedLayout([2], [32], [4], [0])
+    i = gl.program_id(0) * BLOCK + gl.arange(0, BLOCK, layout=layout)
+    gl.store(y_ptr + i, gl.load(x_ptr + i, mask=i < n), mask=i < n)
+
 def totals(x):
     y = torch.empty(x.shape[0])
     total[(x.shape[0],)](x, y, x.shape[1], BLOCK=64)
@@ -37,12 +45,13 @@ def scaled(x):
 """
 GATE = """
 import torch
-from kernels import scaled, total, totals
+from kernels import copied, scaled, total, totals
 from tropigrad.perf_reports.gate import Call, Kernel
 
 X = torch.ones(3, 100)
 GATE = [
     Kernel(total, {"x_ptr": "*fp32", "y_ptr": "*fp32", "columns": "i32"}, {"BLOCK": TILE}, targets=(90,)),
+    Kernel(copied, {"x_ptr": "*fp32", "y_ptr": "*fp32", "n": "i32"}, {"BLOCK": 256}, targets=(80,)),
     Call("totals", lambda: totals(X), tiers=(1,)),
     Call("scaled", lambda: scaled(X), tiers=(2,)),
 ]
@@ -52,7 +61,10 @@ PLANTED = {  # name: (tier, what is replaced, by what, tile, figures that must b
         0, "        sums += x\n",
         "        sums += x * tl.load(y_ptr + j, mask=j < columns, other=0.0)\n", 1024, {"loop global loads"},
     ),
-    "a spilled tile": (0, "BLOCK: tl.constexpr", "BLOCK: tl.constexpr", 65536, {"stack bytes"}),
+    "an extra load in Gluon": (
+        0, "mask=i < n), mask", "mask=i < n) + gl.load(y_ptr + i), mask", 1024, {"instructions"},
+    ),
+    "a spilled tile": (0, "BLOCK: tl.constexpr", "BLOCK: tl.constexpr", 32768, {"stack bytes"}),
     "an extra load, counted": (
         1, "        sums += x\n", "        sums += x * tl.load(x_ptr + j, mask=j < columns, other=0.0)\n", 1024,
         {"elements loaded", "bytes loaded"},
@@ -123,7 +135,7 @@ def test_a_kernel_that_does_not_compile_is_named_and_not_green(repository):
         pytest.param("raise OSError('torn')", "it raises OSError: torn", id="raises"),
         pytest.param(GATE.replace("TILE", "8").replace('"columns": "i32"', '"rows": "i32"'),
                      "columns missing, rows unknown", id="signature"),
-        pytest.param(GATE.replace("TILE", "8").replace("GATE = [", "GATE = 2 * ["), "two kernels are called 'total'",
+        pytest.param(GATE.replace("TILE", "8").replace("GATE = [", "GATE = 2 * ["), "two kernels are called 'copied'",
                      id="twice"),
     ],
 )  # fmt: skip
