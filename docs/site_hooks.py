@@ -113,7 +113,8 @@ def _block(block: str) -> str:
 
 def _with_docstrings(text: str, here: str) -> str:
     """The page, its names leading to their docstrings, which follow."""
-    package = "tropigrad." + Path(here).stem.replace("-", ".")
+    package = text.split("\n", 1)[0].removeprefix("# ")
     names = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
     text = re.sub(r"^\| `(\w+)` \|", rf"| [`\1`][{package}.\1] |", text, flags=re.MULTILINE)
+    text = text.replace("The site that `make docs` builds has the docstrings in full below this table.\n", "")
     return text + "".join(f"\n\n::: {package}.{name}\n" for name in names)

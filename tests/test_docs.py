@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import io
 import re
 import subprocess
@@ -78,6 +79,30 @@ def test_imports_are_drawn_as_they_are():
     command = [sys.executable, str(ROOT / "docs" / "draw_imports.py"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def tables():
+    """docs/write_tables.py, which is in no package."""
+    spec = importlib.util.spec_from_file_location("write_tables", ROOT / "docs" / "write_tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if "<!-- facts of" in p.read_text() or "/api/" in str(p)], ids=named)
+def test_tables_are_of_this_code(page, tables):
+    assert page.read_text() == tables.written(page.read_text()), f"{named(page)} is out of date; run: {tables.COMMAND}"
+
+
+def test_every_public_op_has_its_facts_on_a_page():
+    from tropigrad.kernels import __all__ as public
+    from tropigrad.kernels.contract.registry import REGISTRY
+
+    pages = "".join(page.read_text() for page in (ROOT / "docs" / "ops").glob("*.md"))
+    assert not [name for name in public if name in REGISTRY and f"<!-- facts of {name}: begin -->" not in pages]
 
 
 def test_every_field_of_a_spec_is_explained():

@@ -1,5 +1,6 @@
 """The documentation as a site: it builds without a warning, and its pages ask for nothing over the network."""
 
+import importlib
 import importlib.util
 import os
 import re
@@ -65,3 +66,11 @@ def test_diagrams_are_drawn_and_links_lead_to_the_sources(site):
     assert 'class="mermaid"' not in page
     assert 'href="source/kernels/runtime/dispatch.py.html"' in page
     assert "Triton's interpreter" in (site / "repository" / "CONTRIBUTING.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize("package", ["kernels", "nn", "optim", "autotune", "perf_reports.gate"])
+def test_every_public_name_has_its_docstring_on_the_site(site, package):
+    module = importlib.import_module(f"tropigrad.{package}")
+    page = (site / "api" / f"{package.rpartition('.')[2]}.html").read_text("utf-8")
+    missing = [name for name in module.__all__ if f'id="{module.__name__}.{name}"' not in page]
+    assert not missing
