@@ -83,7 +83,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         parts += [_text(markdown[at : fence.start()], here), _block(fence[0])]
         at = fence.end()
     text = "".join([*parts, _text(markdown[at:], here)])
-    return _with_docstrings(text, here) if here.startswith("api/") else text
+    return _with_docstrings(text) if here.startswith("api/") else text
 
 
 def _text(text: str, here: str) -> str:
@@ -111,10 +111,14 @@ def _block(block: str) -> str:
     return svg("\n".join(block.splitlines()[1:-1]), "Which module imports from which")
 
 
-def _with_docstrings(text: str, here: str) -> str:
-    """The page, its names leading to their docstrings, which follow."""
-    package = text.split("\n", 1)[0].removeprefix("# ")
-    names = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
-    text = re.sub(r"^\| `(\w+)` \|", rf"| [`\1`][{package}.\1] |", text, flags=re.MULTILINE)
+def _with_docstrings(text: str) -> str:
+    """The page, its names leading to their docstrings, which follow the tables."""
+
+    def table(match: re.Match[str]) -> str:
+        package = f"tropigrad.{match[1]}"
+        names = re.findall(r"^\| `(\w+)` \|", match[0], re.MULTILINE)
+        rows = re.sub(r"^\| `(\w+)` \|", rf"| [`\1`][{package}.\1] |", match[0], flags=re.MULTILINE)
+        return rows + "".join(f"\n\n::: {package}.{name}\n" for name in names)
+
     text = text.replace("The site that `make docs` builds has the docstrings in full below this table.\n", "")
-    return text + "".join(f"\n\n::: {package}.{name}\n" for name in names)
+    return re.sub(r"<!-- names of ([\w.]+): begin -->.*?<!-- names of \1: end -->", table, text, flags=re.DOTALL)

@@ -7,6 +7,7 @@ import io
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -37,11 +38,34 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+# what an example may ask for beside this library's own extras
+OTHERS = ("cv2", "kornia", "lightning", "onnxruntime", "safetensors", "transformers")
+
+
+@pytest.fixture
+def registered():
+    """Takes back what an example registers."""
+    from tropigrad import autotune
+    from tropigrad.kernels.contract.registry import REGISTRY
+
+    tables = [(table, dict(table)) for table in (REGISTRY, autotune.TUNABLE)]
+    yield
+    for table, before in tables:
+        for name in table.keys() - before.keys():
+            del table[name]
+
+
 @pytest.mark.parametrize("code", blocks("python"))
+@pytest.mark.usefixtures("registered")
 def test_example_runs_and_prints_what_it_says(code):
     """The comment lines that follow a call of print() are its output."""
+    others = [name for name in OTHERS if re.search(rf"^(?:import|from) {name}\b", code, re.MULTILINE)]
+    if missing := [name for name in others if importlib.util.find_spec(name) is None]:
+        pytest.skip(f"the example needs {', '.join(missing)}")
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
+    with contextlib.redirect_stdout(printed), warnings.catch_warnings():
+        if others or "torch.export" in code:
+            warnings.simplefilter("ignore")  # theirs, which are none of ours
         exec(compile(code, "example", "exec"), {"__name__": "__main__"})
     expected = re.findall(r"^# (.*)$", code, re.MULTILINE)
     assert [line.rstrip() for line in printed.getvalue().splitlines()] == [line.rstrip() for line in expected]
@@ -103,6 +127,15 @@ def test_every_public_op_has_its_facts_on_a_page():
 
     pages = "".join(page.read_text() for page in (ROOT / "docs" / "ops").glob("*.md"))
     assert not [name for name in public if name in REGISTRY and f"<!-- facts of {name}: begin -->" not in pages]
+
+
+def test_every_environment_variable_is_in_the_table():
+    """Of each file of the package, and of nothing else."""
+    folders = ("autotune", "kernels", "nn", "optim", "perf_reports", "src/tropigrad/cli")
+    sources = "".join(path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    page = (ROOT / "docs" / "environment-variables.md").read_text()
+    rows = re.findall(r"^\| `(TROPIGRAD_\w+)` \|", page, re.MULTILINE)
+    assert sorted(rows) == sorted(set(re.findall(r"\bTROPIGRAD_[A-Z]+(?:_[A-Z]+)*\b", sources)))
 
 
 def test_every_field_of_a_spec_is_explained():
