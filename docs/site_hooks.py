@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import ast
 import posixpath
 import re
 from pathlib import Path
@@ -115,10 +116,23 @@ def _with_docstrings(text: str) -> str:
     """The page, its names leading to their docstrings, which follow the tables."""
 
     def table(match: re.Match[str]) -> str:
-        package = f"tropigrad.{match[1]}"
+        paths = _paths(f"tropigrad.{match[1]}")
         names = re.findall(r"^\| `(\w+)` \|", match[0], re.MULTILINE)
-        rows = re.sub(r"^\| `(\w+)` \|", rf"| [`\1`][{package}.\1] |", match[0], flags=re.MULTILINE)
-        return rows + "".join(f"\n\n::: {package}.{name}\n" for name in names)
+        rows = re.sub(r"^\| `(\w+)` \|", lambda row: f"| [`{row[1]}`][{paths[row[1]]}] |", match[0], flags=re.MULTILINE)
+        return rows + "".join(f"\n\n::: {paths[name]}\n" for name in names)
 
     text = text.replace("The site that `make docs` builds has the docstrings in full below this table.\n", "")
     return re.sub(r"<!-- names of ([\w.]+): begin -->.*?<!-- names of \1: end -->", table, text, flags=re.DOTALL)
+
+
+def _paths(package: str) -> dict[str, str]:
+    """The definitions that a package exports, by name: a function may have the name of the module that it is in."""
+    folder = ROOT / package.removeprefix("tropigrad.").replace(".", "/")
+    file = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
+    paths: dict[str, str] = {}
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            paths |= {alias.name: f"{package}.{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            paths[node.name] = f"{package}.{node.name}"
+    return paths
