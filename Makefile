@@ -2,6 +2,7 @@
 # make test      the whole suite, on the CPU and through Triton's interpreter
 # make check     ruff, pyright, import-linter
 # make gate      what our kernels cost beside perf_baseline.json; no GPU needed
+# make docs      the documentation as a site: site/index.html; a warning is an error
 # make setup     the environment alone; TORCH_INDEX=URL takes PyTorch from that index (its CPU build, say)
 # make clean     removes what these made
 
@@ -11,8 +12,9 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 REPORT_FLAGS ?=
 PYTEST_FLAGS ?=
+SITE ?= site
 
-.PHONY: report test check gate setup clean
+.PHONY: report test check gate docs setup clean
 
 report: setup
 	$(BIN)/tropigrad report $(REPORT_FLAGS)
@@ -29,7 +31,16 @@ check: setup
 gate: setup
 	$(BIN)/tropigrad perf gate
 
+docs: $(VENV)/.docs-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir $(SITE)
+	@echo "open $(SITE)/index.html; the search answers behind a server: $(BIN)/python -m http.server -d $(SITE)"
+
 setup: $(VENV)/.installed
+
+# not in `setup`: nothing but the site needs it
+$(VENV)/.docs-installed: $(VENV)/.installed
+	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -40,4 +51,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) perf_reports/out dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) site perf_reports/out dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

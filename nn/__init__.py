@@ -6,6 +6,7 @@ from .kmedoids import KMedoids, chebyshev_distances, kmedoids
 from .linear_min_max import KMedoidsInit, LinearMinMax
 from .losses import CVaRLoss, WorstSampleLoss, best_temperature
 from .maxplus import MaxPlusLinear, MinPlusLinear
+from .maxplus_classifier import MaxPlusClassifier
 from .maxplus_networks import MaxPlusMLP, ResidualMaxPlus
 from .pruning import PrunedUnits, prune_units
 from .quantized import (
@@ -35,6 +36,7 @@ __all__ = [
     "KMedoids",
     "KMedoidsInit",
     "LinearMinMax",
+    "MaxPlusClassifier",
     "MaxPlusConv2d",
     "MaxPlusLinear",
     "MaxPlusMLP",

@@ -26,8 +26,8 @@ def fragility(model: Any, x: Tensor, *, box: tuple[float, float] | None = None) 
         name the other.
 
     Raises:
-        TypeError: the model has no such tensors; dtypes that differ.  ValueError: shapes or devices that do not fit; x
-        outside the box.
+        TypeError: the model has no such tensors; dtypes that differ.
+        ValueError: shapes or devices that do not fit; x outside the box.
     """
     missing = [name for name in ("A", "W1", "W2") if not isinstance(getattr(model, name, None), Tensor)]
     if missing:

@@ -2,10 +2,12 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import io
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -36,11 +38,34 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+# what an example may ask for beside this library's own extras
+OTHERS = ("cv2", "kornia", "lightning", "onnxruntime", "safetensors", "transformers")
+
+
+@pytest.fixture
+def registered():
+    """Takes back what an example registers."""
+    from tropigrad import autotune
+    from tropigrad.kernels.contract.registry import REGISTRY
+
+    tables = [(table, dict(table)) for table in (REGISTRY, autotune.TUNABLE)]
+    yield
+    for table, before in tables:
+        for name in table.keys() - before.keys():
+            del table[name]
+
+
 @pytest.mark.parametrize("code", blocks("python"))
+@pytest.mark.usefixtures("registered")
 def test_example_runs_and_prints_what_it_says(code):
     """The comment lines that follow a call of print() are its output."""
+    others = [name for name in OTHERS if re.search(rf"^(?:import|from) {name}\b", code, re.MULTILINE)]
+    if missing := [name for name in others if importlib.util.find_spec(name) is None]:
+        pytest.skip(f"the example needs {', '.join(missing)}")
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
+    with contextlib.redirect_stdout(printed), warnings.catch_warnings():
+        if others or "torch.export" in code:
+            warnings.simplefilter("ignore")  # theirs, which are none of ours
         exec(compile(code, "example", "exec"), {"__name__": "__main__"})
     expected = re.findall(r"^# (.*)$", code, re.MULTILINE)
     assert [line.rstrip() for line in printed.getvalue().splitlines()] == [line.rstrip() for line in expected]
@@ -78,6 +103,39 @@ def test_imports_are_drawn_as_they_are():
     command = [sys.executable, str(ROOT / "docs" / "draw_imports.py"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def tables():
+    """docs/write_tables.py, which is in no package."""
+    spec = importlib.util.spec_from_file_location("write_tables", ROOT / "docs" / "write_tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if "<!-- facts of" in p.read_text() or "/api/" in str(p)], ids=named)
+def test_tables_are_of_this_code(page, tables):
+    assert page.read_text() == tables.written(page.read_text()), f"{named(page)} is out of date; run: {tables.COMMAND}"
+
+
+def test_every_public_op_has_its_facts_on_a_page():
+    from tropigrad.kernels import __all__ as public
+    from tropigrad.kernels.contract.registry import REGISTRY
+
+    pages = "".join(page.read_text() for page in (ROOT / "docs" / "ops").glob("*.md"))
+    assert not [name for name in public if name in REGISTRY and f"<!-- facts of {name}: begin -->" not in pages]
+
+
+def test_every_environment_variable_is_in_the_table():
+    """Of each file of the package, and of nothing else."""
+    folders = ("autotune", "kernels", "nn", "optim", "perf_reports", "src/tropigrad/cli")
+    sources = "".join(path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    page = (ROOT / "docs" / "environment-variables.md").read_text()
+    rows = re.findall(r"^\| `(TROPIGRAD_\w+)` \|", page, re.MULTILINE)
+    assert sorted(rows) == sorted(set(re.findall(r"\bTROPIGRAD_[A-Z]+(?:_[A-Z]+)*\b", sources)))
 
 
 def test_every_field_of_a_spec_is_explained():

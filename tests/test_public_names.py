@@ -13,7 +13,15 @@ from typing import Any
 import pytest
 
 LISTED = Path(__file__).with_suffix("").with_name("public_names.txt")
-MODULES = ("tropigrad", "tropigrad.autotune", "tropigrad.kernels", "tropigrad.nn", "tropigrad.optim")
+MODULES = (
+    "tropigrad",
+    "tropigrad.autotune",
+    "tropigrad.kernels",
+    "tropigrad.nn",
+    "tropigrad.nn.onnx",
+    "tropigrad.optim",
+    "tropigrad.perf_reports.gate",
+)
 
 
 def names() -> Iterator[str]:
