@@ -20,8 +20,9 @@ from torch.optim.adam import adam
 from torch.optim.rmsprop import rmsprop
 from torch.optim.sgd import sgd
 
-from ..kernels import scatter_step
 from ..kernels.runtime.arguments import looks_at_values
+from ..kernels.scatter_step import restorer as restorer_of
+from ..kernels.scatter_step import scatter_steps
 from ..kernels.scatter_step.definition import STATE, compute_dtype, decay_and_eps, fresh_state
 
 _WHERE = "SparseMaxPlus"
@@ -121,31 +122,37 @@ class SparseMaxPlus(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         with torch.set_grad_enabled(False):  # in a third of no_grad's time
-            lists, dense = [], []
+            listed, dense = [], []
             for group in self.param_groups:
-                whole = []
+                lists, whole = None, []
                 for p in group["params"]:
-                    if p.grad is None:
+                    grad = p.grad
+                    if grad is None:
                         continue
-                    if p.grad.layout is torch.strided:
+                    if grad.layout is torch.strided:
                         whole.append(p)
-                    else:
-                        lists.append(_List(p, _coordinates(p, p.grad), p.grad._values(), group, self.state[p]))
+                        continue
+                    if lists is None:
+                        lists = _Lists([], [], [], [], group)
+                        listed.append(lists)
+                    lists.parameters.append(p)
+                    lists.indices.append(_coordinates(p, grad))
+                    lists.values.append(grad._values())
+                    lists.states.append(self.state[p])
                 if whole:
                     dense.append(_DenseStep(whole, group, self.state))
-            self._take(lists, dense)
+            self._take(listed, dense)
         return loss
 
-    def _take(self, lists: list[_List], dense: list[_DenseStep]) -> None:
+    def _take(self, listed: list[_Lists], dense: list[_DenseStep]) -> None:
         """All steps, or, where a check fails, none: dense ones are computed aside, and listed ones are taken back."""
         for step in dense:
             step.compute()
-        lists.sort(key=lambda each: each.p.numel())
         restores: list[Callable[[], None]] = []
         try:
-            for i, each in enumerate(lists):
-                if i + 1 < len(lists) and _is_checked(each.p, each.group):  # the last, the largest, fails as a whole
-                    restores.append(each.restorer())
+            for i, each in enumerate(listed):
+                if i + 1 < len(listed):  # the last fails as a whole
+                    restores += each.restorers()
                 each.take()
         except BaseException:
             for restore in restores:
@@ -162,62 +169,61 @@ def _is_checked(p: Tensor, group: dict[str, Any]) -> bool:
 # ------------------------------------------------------------------------------------------------ sparse gradients
 
 
-def _coordinates(p: Tensor, grad: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+def _coordinates(p: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
     if grad.layout is not torch.sparse_coo or not 0 < grad.sparse_dim() < 3:
         dimensions = f" with {grad.sparse_dim()} sparse dimensions" if grad.layout is torch.sparse_coo else ""
         raise TypeError(
             f"{_WHERE}: the gradient of a parameter {tuple(p.shape)} is {grad.layout}{dimensions}; expected a dense "
             "one, or torch.sparse_coo with one sparse dimension or two"
         )
-    at = grad._indices()
-    return at[0] if len(at) == 1 else (at[0], at[1])
+    return grad._indices().unbind()
 
 
-_WHOLE = 16  # elements of a whole tensor that are copied in the time of one that is gathered
+class _Lists(NamedTuple):
+    """The steps of those parameters of a group that have sparse gradients."""
 
-
-class _List(NamedTuple):
-    """The step of a parameter with a sparse gradient."""
-
-    p: Tensor
-    at: Tensor | tuple[Tensor, Tensor]
-    values: Tensor
+    parameters: list[Tensor]
+    indices: list[tuple[Tensor, ...]]
+    values: list[Tensor]
+    states: list[dict[str, Tensor]]
     group: dict[str, Any]
-    state: dict[str, Tensor]
 
     def take(self) -> None:
-        group, state = self.group, self.state
-        is_fresh = not state
-        if group["rule"] == "momentum" and "touched" not in state and "velocity" in state:  # all at the last step
-            lengths = self.p.shape[: 1 if isinstance(self.at, Tensor) else 2]
-            state["touched"] = torch.zeros(lengths, dtype=torch.int32, device=self.p.device)
-            state["step"] = torch.zeros((), dtype=torch.int32, device=self.p.device)
-        options = {name: group[name] for name in ("lr", "rule", "momentum", "decay", "eps", "check_finite")}
+        """All of them, or, where a check fails, none."""
+        parameters, indices, values, states, group = self
+        if group["rule"] == "momentum":
+            for p, at, state in zip(parameters, indices, states, strict=True):
+                if "touched" not in state and "velocity" in state:  # all were at the last step
+                    state["touched"] = torch.zeros(p.shape[: len(at)], dtype=torch.int32, device=p.device)
+                    state["step"] = torch.zeros((), dtype=torch.int32, device=p.device)
         try:
-            scatter_step(self.p, self.at, self.values, state=state, **options)
-        except Exception as error:
-            if is_fresh:
+            scatter_steps(
+                parameters, indices, values, states, lr=group["lr"], rule=group["rule"], momentum=group["momentum"],
+                decay=group["decay"], eps=group["eps"], check_finite=group["check_finite"],
+            )  # fmt: skip
+        except FloatingPointError as error:
+            text = str(error)
+            if len(parameters) == 1:
+                text = f"of a parameter {tuple(parameters[0].shape)}: {text}, of any parameter"
+            raise FloatingPointError(f"{_WHERE}: {text}") from error
+
+    def restorers(self) -> list[Callable[[], None]]:
+        """Take the steps back."""
+        names = STATE[self.group["rule"]]
+
+        def restorer(p: Tensor, at: tuple[Tensor, ...], state: dict[str, Tensor]) -> Callable[[], None]:
+            kept = dict(state)
+            of_tensors = restorer_of(p, at[0], at[1] if len(at) == 2 else None, [state[n] for n in names if n in state])
+
+            def restore() -> None:
+                of_tensors()
                 state.clear()
-            if isinstance(error, FloatingPointError):
-                raise FloatingPointError(
-                    f"{_WHERE}: of a parameter {tuple(self.p.shape)}: {error}, of any parameter"
-                ) from error
-            raise
+                state.update(kept)
 
-    def restorer(self) -> Callable[[], None]:
-        """Takes the step back."""
-        state, names = self.state, tuple(self.state)
-        written = [self.p, *(x for name, x in state.items() if name in STATE[self.group["rule"]])]
-        is_whole = self.p.numel() <= _WHOLE * self.values.numel()
-        kept = [(x, x.clone() if is_whole or not x.dim() else x[self.at]) for x in written]
+            return restore
 
-        def restore() -> None:
-            for x, values in kept:
-                x[... if is_whole or not x.dim() else self.at] = values
-            for name in [name for name in state if name not in names]:
-                del state[name]
-
-        return restore
+        lists = zip(self.parameters, self.indices, self.states, strict=True)
+        return [restorer(*each) for each in lists if _is_checked(each[0], self.group)]
 
 
 # ------------------------------------------------------------------------------------------------ dense gradients

@@ -7,11 +7,11 @@ list. Duplicates are summed before the rule, which is not linear in g for all ru
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import combinations
 from numbers import Real
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -107,10 +107,49 @@ def _step(
         torch.autograd.graph.increment_version(param)
 
 
-def _checked_step(param, rows, columns, values, lr, rate, rule, momentum, decay, eps, kept, *others) -> None:
-    if param.is_cpu:  # where the public function leaves that to the operator
-        _check_layouts(param, rows, columns, values, rule, kept)
-    _step(param, rows, columns, values, lr, rate, rule, momentum, decay, eps, kept, *others)
+class _Listed(NamedTuple):
+    """One of the weights of a call, its list, and what the rule keeps of it."""
+
+    param: Tensor
+    rows: Tensor
+    columns: Tensor | None
+    values: Tensor
+    kept: list[Tensor]
+
+
+def _each(params, indices, values, coordinates, rule: str, kept) -> list[_Listed]:
+    """The arguments of the operator, by weights."""
+    index, state, names = iter(indices), iter(kept), STATE[rule]
+    return [
+        _Listed(param, next(index), next(index) if count == 2 else None, v, [next(state) for _ in names])
+        for param, v, count in zip(params, values, coordinates, strict=True)
+    ]
+
+
+def _checked_steps(
+    params, indices, values, coordinates, lr, rate, rule, momentum, decay, eps, kept, check_finite, deterministic
+) -> None:
+    """The steps one by one; where one fails, those before it are taken back if check_finite."""
+    steps = _each(params, indices, values, coordinates, rule, kept)
+    for step in steps:
+        if step.param.is_cpu:  # where the public function leaves that to the operator
+            _check_layouts(*step[:4], rule, step.kept)
+    steps.sort(key=lambda step: step.param.numel())
+    restores: list[Callable[[], None]] = []
+    options = rule, momentum, decay, eps
+    step = steps[0]
+    try:
+        for i, step in enumerate(steps):
+            if i + 1 < len(steps) and check_finite and looks_at_values(step.param.device):
+                # not of the last, the largest, which fails as a whole
+                restores.append(restorer(step.param, step.rows, step.columns, step.kept))
+            _step(*step[:4], lr, rate, *options, step.kept, check_finite, deterministic)
+    except BaseException as error:
+        for restore in restores:
+            restore()
+        if isinstance(error, FloatingPointError) and len(steps) > 1:
+            raise FloatingPointError(f"of a parameter {tuple(step.param.shape)}: {error}, of any parameter") from error
+        raise
 
 
 def _check_layouts(param, rows, columns, values, rule: str, kept: Sequence[Tensor]) -> None:
@@ -120,19 +159,24 @@ def _check_layouts(param, rows, columns, values, rule: str, kept: Sequence[Tenso
 
 
 def _plan(
-    param, rows, columns, values, lr, rate, rule, momentum, decay, eps, kept, check_finite, deterministic
+    params, indices, values, coordinates, lr, rate, rule, momentum, decay, eps, kept, check_finite, deterministic
 ) -> Plan:
-    _check_layouts(param, rows, columns, values, rule, kept)
-    lists = rows, values, *(() if columns is None else (columns,))
-    if (
-        param.dim() > (2 if columns is None else 3)
-        or param.numel() * values.numel() == 0
-        or not all(x.is_contiguous() for x in lists)
-        or (rate is not None and not (rate.is_cpu and rate.dtype == torch.float64))
-        or _STEPS.backend_of(param) != "cpp"
-    ):
+    steps, calls = _each(params, indices, values, coordinates, rule, kept), []
+    if rate is not None and not (rate.is_cpu and rate.dtype == torch.float64):
         return []
-    return by_cpp.plan(param, rows, columns, values, rule, check_finite)
+    for param, rows, columns, v, own in steps:
+        _check_layouts(param, rows, columns, v, rule, own)
+        lists = rows, v, *(() if columns is None else (columns,))
+        if (
+            param.dim() > (2 if columns is None else 3)
+            or param.numel() * v.numel() == 0
+            or param.dtype != params[0].dtype
+            or not all(x.is_contiguous() for x in lists)
+            or _STEPS.backend_of(param) != "cpp"
+        ):
+            return []
+        calls.append(by_cpp.call(param, rows, columns, v, rule, check_finite))
+    return by_cpp.plan(params[0].dtype, calls)
 
 
 def _step_in_one(param, rows, columns, values, lr, rate, rule, momentum, decay, eps, kept, *others) -> None:
@@ -157,6 +201,24 @@ def _no_vmap(info, in_dims, *args) -> NoReturn:
         "scatter_step: vmap does not apply, as it works in place; expected one step of a longer list, in which the "
         "number of each map is an index more"
     )
+
+
+_WHOLE = 16  # elements of a whole tensor that are copied in the time of one that is gathered
+
+
+def restorer(param: Tensor, rows: Tensor, columns: Tensor | None, kept: Sequence[Tensor]) -> Callable[[], None]:
+    """Takes a step that follows back: the listed entries of param and of its state, or all of them where that is less."""
+    at: Any = rows if columns is None else (rows, columns)
+    is_whole = param.numel() <= _WHOLE * rows.numel()
+    with torch.no_grad():
+        before = [(x, x.clone() if is_whole or not x.dim() else x[at]) for x in (param, *kept)]
+
+    def restore() -> None:
+        with torch.no_grad():
+            for x, values in before:
+                x[... if is_whole or not x.dim() else at] = values
+
+    return restore
 
 
 def _check_apart(param: Tensor, *state: Tensor) -> None:
@@ -254,9 +316,9 @@ _STEPS = Implementations(
 # ------------------------------------------------------------------------------------------------ operator
 
 _STEP = operator(
-    "scatter_step(Tensor(a!) param, Tensor rows, Tensor? columns, Tensor values, float lr, Tensor? rate, str rule, "
-    "float momentum, float decay, float eps, Tensor(b!)[] kept, bool check_finite, bool? deterministic) -> ()",
-    _checked_step,
+    "scatter_step(Tensor(a!)[] params, Tensor[] indices, Tensor[] values, int[] coordinates, float lr, Tensor? rate, "
+    "str rule, float momentum, float decay, float eps, Tensor(b!)[] kept, bool check_finite, bool? deterministic) -> ()",
+    _checked_steps,
     fake=lambda *args: None,
     vmap=_no_vmap,
     plan=_plan,
@@ -349,27 +411,94 @@ def scatter_step(
         state.update(fresh)
     elif names and not fits:
         _check_state(param, rule, state, len(at))
-    rows, columns = at if len(at) == 2 else (at[0], None)
-    if columns is not None and columns.dtype != rows.dtype:
-        rows, columns = rows.long(), columns.long()
+    if len(at) == 2 and at[0].dtype != at[1].dtype:
+        at = at[0].long(), at[1].long()
+    kept = [state[name] for name in names]
+    _call([param], at, [values], [len(at)], lr, rule, numbers, kept, check_finite, deterministic)
+    return state
+
+
+def scatter_steps(
+    params: Sequence[Tensor],
+    indices: Sequence[tuple[Tensor, ...]],
+    values: Sequence[Tensor],
+    states: Sequence[dict[str, Tensor]],
+    *,
+    lr: float | Tensor,
+    rule: str,
+    momentum: float,
+    decay: float | None,
+    eps: float | None,
+    check_finite: bool,
+) -> None:
+    """scatter_step on several weights, with a list and a state of each. With check_finite, of all or of none.
+
+    On the CPU it is one call of C++, which looks at all steps before it writes the first.
+
+    Raises:
+        What scatter_step raises; states that were empty then are so again.
+    """
+    names = STATE.get(rule, ())
+    fresh: list[dict[str, Tensor]] = []
+    try:
+        kept: list[Tensor] = []
+        flat: list[Tensor] = []
+        for param, at, v, state in zip(params, indices, values, states, strict=True):
+            if not _fit(param, at, v, lr, rule, state):
+                _check_tensors(param, at, v)
+                if names and state:
+                    _check_state(param, rule, state, len(at))
+                elif names:
+                    fresh.append(state)
+                    state.update(fresh_state(param, rule, len(at)))
+                if isinstance(lr, Tensor):
+                    _check_lr(param, lr)
+            flat += at
+            for name in names:
+                kept.append(state[name])  # noqa: PERF401  as in _fit
+        numbers = _checked_options(params[0], lr, rule, momentum, decay, eps)
+        coordinates = [len(at) for at in indices]
+        _call(params, flat, values, coordinates, lr, rule, numbers, kept, check_finite, None)
+    except BaseException:
+        for state in fresh:
+            state.clear()
+        raise
+
+
+def _call(
+    params: Sequence[Tensor],
+    indices: Sequence[Tensor],
+    values: Sequence[Tensor],
+    coordinates: list[int],
+    lr: float | Tensor,
+    rule: str,
+    numbers: tuple[float, float, float],
+    kept: list[Tensor],
+    check_finite: bool,
+    deterministic: bool | None,
+) -> None:
+    """Calls the operator on arguments that were checked."""
     rate = lr if isinstance(lr, Tensor) else None
-    options = rule, *numbers, [state[name] for name in names], bool(check_finite), deterministic
+    options = rule, *numbers, kept, bool(check_finite), deterministic
     if torch.compiler.is_compiling():
         if rate is None:  # to a compiler a number would be a constant
             rate = torch.tensor(float(lr), dtype=torch.float64, device="cpu")
         with torch.no_grad():  # as torch.optim steps
-            _STEP(param.detach(), rows, columns, values, 0.0, rate, *options)
-        return state
+            _STEP([param.detach() for param in params], indices, values, coordinates, 0.0, rate, *options)
+        return
     number = 0.0 if rate is not None else float(lr)
-    if not (param.is_neg() or values.is_neg()):
-        _STEP.call(param, rows, columns, values, number, rate, *options)
-        return state
+    for param, v in zip(params, values, strict=True):
+        if param.is_neg() or v.is_neg():
+            break
+    else:
+        _STEP.call(params, indices, values, coordinates, number, rate, *options)
+        return
     with torch.no_grad():  # torch's own way with lazy negations knows no operator that may be given None
-        whole = param.resolve_neg()
-        _STEP(whole, rows, columns, values.resolve_neg(), number, rate, *options)
-        if whole is not param:
-            param.copy_(whole)
-    return state
+        wholes = [param.resolve_neg() for param in params]
+        _STEP(wholes, indices, [v.resolve_neg() for v in values], coordinates, number, rate, *options)
+        for param, whole in zip(params, wholes, strict=True):
+            if whole is not param:
+                param.copy_(whole)
 
 
 def _fit(param: Tensor, at: Any, values: Tensor, lr: Any, rule: str, state: Any) -> bool:

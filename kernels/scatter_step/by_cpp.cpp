@@ -7,6 +7,9 @@
 // Values are added in the order of the list whatever the number of threads, which share out buckets: always the same
 // bits. All indices are looked at before anything is written, and operands may lie in one another: the step is that on
 // copies of what it reads. A step that is to be finite is first made without a write, and looked at.
+//
+// What a rule moves is gathered, and moved in batches: roots and quotients of single numbers take longer than they do.
+// Several W are stepped in one call, of which all or none are written.
 
 #include "../runtime/native/native.hpp"
 
@@ -21,6 +24,8 @@ enum Rule { SGD, MOMENTUM, ADAGRAD, POLYAK, ADAM, RMSPROP };  // RULES of defini
 constexpr int64_t MOST_BUCKETS = 1 << 11;
 constexpr int64_t AHEAD = 16;  // entries whose place in W is asked for before their turn
 constexpr std::size_t MOST_KEPT = 32 << 20;  // bytes of each kind of buffer that a thread keeps for its next call
+constexpr int64_t STEPS_WITH_KEPT_ROOM = 4;  // of a call
+constexpr int64_t BATCH = 256;               // numbers that are moved together
 constexpr uint32_t LAST = UINT32_MAX;
 constexpr int64_t NO_KEY = INT64_MAX, NO_ENTRY = -1;
 
@@ -69,19 +74,23 @@ bool param_lies_in(const Problem& p, const Span& bytes) {
 
 // Memory of the last call of this thread, unless it is much: touching fresh pages can cost more than the step.
 template <class T>
-T* room(int64_t count, std::unique_ptr<T[]>& own) {
-    thread_local std::unique_ptr<T[]> kept;
-    thread_local int64_t capacity = 0;
-    if (count * sizeof(T) > MOST_KEPT) {
+T* room(int64_t which, int64_t count, std::unique_ptr<T[]>& own) {
+    struct Kept {
+        std::unique_ptr<T[]> first;
+        int64_t capacity = 0;
+    };
+    thread_local Kept kept[STEPS_WITH_KEPT_ROOM];
+    if (which >= STEPS_WITH_KEPT_ROOM || count * sizeof(T) > MOST_KEPT) {
         own.reset(new T[count]);
         return own.get();
     }
-    if (count > capacity) {
-        capacity = 0;
-        kept.reset(new T[count]);
-        capacity = count;
+    Kept& here = kept[which];
+    if (count > here.capacity) {
+        here.capacity = 0;
+        here.first.reset(new T[count]);
+        here.capacity = count;
     }
-    return kept.get();
+    return here.first.get();
 }
 
 inline Element rounded(Compute x) {
@@ -102,71 +111,66 @@ struct Rates {  // of one step, as the rules take them
 
 __attribute__((noinline)) Compute power(double base, int32_t exponent) { return Compute(std::pow(base, exponent)); }
 
-// The rule on the row of W at `key`; G is Element or Compute. Where WRITES is false nothing is written, and returned is
-// whether all that would be is finite.
-template <Rule RULE, bool WRITES, class G>
-bool move(const Problem& p, int64_t key, const G* g, const Rates& rates) {
-    Element* const w = at(p, key);
-    const int64_t width = p.width, of_inner = p.of_inner;
-    Compute *const moment = p.moment + key * width, *const square = p.square + key * width;
-    const Compute lr = rates.lr, eps = Compute(p.eps);
-    bool is_finite = true;
-    const auto keep = [&](Compute& place, Compute x) {
-        if constexpr (WRITES) place = x;
-        else is_finite &= bool(std::isfinite(x));
-        return x;
-    };
-    const auto put = [&](int64_t j, Compute x) {
-        if constexpr (WRITES) w[j * of_inner] = rounded(x);
-        else is_finite &= std::isfinite(x) && std::isfinite(Rounding(false)(x));  // a NaN has no rounding
-    };
-    const auto weight = [&](int64_t j) { return widen<Compute>(w[j * of_inner]); };
-    const auto step = [&](int64_t j, Compute delta) { put(j, weight(j) - delta); };
-    // lr · x / (√v + eps). √v ≥ √(1 − decay) |g|, but where v is too small to be told from 0; nothing by 0 is no step
-    const auto step_over_root = [&](int64_t j, Compute x, Compute v, Compute g) {
-        const Compute root = std::sqrt(v), least = rates.root * std::abs(g);
-        const Compute below = (v < std::numeric_limits<Compute>::min() && least > root ? least : root) + eps;
-        const Compute from = weight(j), to = from - lr * (x / below);
-        put(j, below == 0 ? from : to);
-    };
-    if constexpr (RULE == MOMENTUM) {
-        const int32_t since = p.step - p.touched[key];
-        // expected: the registers that a call needs are then saved only where there is one
-        const Compute decay = __builtin_expect(since == 1, 1) ? Compute(p.momentum) : power(p.momentum, since);
-        if constexpr (WRITES) p.touched[key] = p.step;
-        for (int64_t j = 0; j < width; ++j)
-            step(j, lr * keep(moment[j], decay * moment[j] + widen<Compute>(g[j])));
-    } else if constexpr (RULE == ADAGRAD) {
-        for (int64_t j = 0; j < width; ++j) {
-            const Compute x = widen<Compute>(g[j]), sum = keep(moment[j], moment[j] + x * x);
-            if (x == 0) {  // without eps it would be 0 / 0
-                if constexpr (!WRITES) put(j, weight(j));
-                continue;
+inline bool is_finite(Compute x) { return std::abs(x) <= std::numeric_limits<Compute>::max(); }
+
+// Numbers of W, with their gradients and their state, apart from their places.
+struct Batch {
+    alignas(CACHE_LINE) Compute g[BATCH], weight[BATCH], moment[BATCH], square[BATCH], decay[BATCH];
+
+    static constexpr bool has_moment(Rule rule) { return rule == MOMENTUM || rule == ADAGRAD || rule == ADAM; }
+    static constexpr bool has_square(Rule rule) { return rule == ADAM || rule == RMSPROP; }
+
+    template <Rule RULE>
+    void move(int64_t count, const Problem& p, const Rates& rates) {
+        const Compute lr = rates.lr, eps = Compute(p.eps), constant = Compute(p.decay);
+        // lr · x / (√v + eps). √v ≥ √(1 − decay) |g|, but where v is too small to be told from 0; nothing by 0 is no step
+        const auto over_root = [&](Compute from, Compute x, Compute v, Compute g) {
+            const Compute root = std::sqrt(v), least = rates.root * std::abs(g);
+            const bool is_small = (v < std::numeric_limits<Compute>::min()) & (least > root);
+            const Compute below = (is_small ? least : root) + eps, to = from - lr * (x / below);
+            return below == 0 ? from : to;
+        };
+        for (int64_t u = 0; u < count; ++u) {
+            const Compute x = g[u], w = weight[u];
+            if constexpr (RULE == MOMENTUM) {
+                moment[u] = decay[u] * moment[u] + x;
+                weight[u] = w - lr * moment[u];
+            } else if constexpr (RULE == ADAGRAD) {
+                moment[u] = moment[u] + x * x;
+                // √q ≥ |g|, but where g² is too small to be told from 0; without eps it would be 0 / 0 where g is 0
+                const Compute to = w - lr * (x / (std::max(std::sqrt(moment[u]), std::abs(x)) + eps));
+                weight[u] = x == 0 ? w : to;
+            } else if constexpr (RULE == ADAM) {
+                const Compute m = moment[u], v = square[u], following = v + (x * x - v) * rates.square;
+                const bool is_full = v == std::numeric_limits<Compute>::infinity();  // ∞ − ∞ would be NaN
+                moment[u] = m + (x - m) * rates.mean;
+                square[u] = is_full ? v : following;
+                weight[u] = over_root(w, moment[u], square[u], x);
+            } else if constexpr (RULE == RMSPROP) {
+                square[u] = square[u] * constant + rates.square * x * x;
+                weight[u] = over_root(w, x, square[u], x);
+            } else if constexpr (RULE == POLYAK) {
+                weight[u] = w - lr * (x / rates.norm);
+            } else {
+                weight[u] = w - lr * x;
             }
-            // √q ≥ |g|, but where g² is too small to be told from 0
-            step(j, lr * (x / (std::max(std::sqrt(sum), std::abs(x)) + eps)));
         }
-    } else if constexpr (RULE == ADAM) {
-        for (int64_t j = 0; j < width; ++j) {
-            const Compute x = widen<Compute>(g[j]), m = moment[j], v = square[j];
-            const Compute mean = keep(moment[j], m + (x - m) * rates.mean);
-            const Compute following = v + (x * x - v) * rates.square;
-            const bool is_full = v == std::numeric_limits<Compute>::infinity();  // ∞ − ∞ would be NaN
-            step_over_root(j, mean, keep(square[j], is_full ? v : following), x);
-        }
-    } else if constexpr (RULE == RMSPROP) {
-        for (int64_t j = 0; j < width; ++j) {
-            const Compute x = widen<Compute>(g[j]);
-            const Compute v = keep(square[j], square[j] * Compute(p.decay) + rates.square * x * x);
-            step_over_root(j, x, v, x);
-        }
-    } else if constexpr (RULE == POLYAK) {
-        for (int64_t j = 0; j < width; ++j) step(j, lr * (widen<Compute>(g[j]) / rates.norm));
-    } else {
-        for (int64_t j = 0; j < width; ++j) step(j, lr * widen<Compute>(g[j]));
     }
-    return is_finite;
-}
+
+    template <Rule RULE>
+    bool is_finite_at(int64_t u) const {
+        bool all = is_finite(weight[u]) & is_finite(Rounding(false)(weight[u]));  // a NaN has no rounding
+        if constexpr (has_moment(RULE)) all &= is_finite(moment[u]);
+        if constexpr (has_square(RULE)) all &= is_finite(square[u]);
+        return all;
+    }
+    template <Rule RULE>
+    bool all_finite(int64_t count) const {
+        int bad = 0;
+        for (int64_t u = 0; u < count; ++u) bad |= !is_finite_at<RULE>(u);
+        return !bad;
+    }
+};
 
 // work(rule), with the rule as a constant: each has a loop of its own.
 template <class Work>
@@ -181,10 +185,18 @@ void with_constant(Rule rule, const Work& work) {
     }
 }
 
+// The step of one W of a call, in three parts.
+struct AnyStep {
+    virtual ~AnyStep() = default;
+    virtual bool sort() = 0;       // reads the indices; whether all are in range
+    virtual int64_t culprit() = 0; // an entry of the least key that would not be finite, or NO_ENTRY
+    virtual void write() = 0;
+};
+
 // SCALAR: an entry carries its value, and sums grow in place. Otherwise it carries its position in the list, and the
 // positions that share a key are chained: a row without a duplicate is never copied.
 template <bool SCALAR>
-class Step {
+class Step final : public AnyStep {
     using Payload = std::conditional_t<SCALAR, Compute, uint32_t>;
     struct Entry {
         uint32_t low;  // the key's bits below its bucket's number
@@ -192,6 +204,7 @@ class Step {
     };
 
     const Problem& p;
+    const int64_t which;  // of the steps of this call
     int shift = 0;
     int64_t buckets = 1, chunks;
     std::vector<int64_t> ends;           // [chunks][buckets], then of the buckets
@@ -201,8 +214,12 @@ class Step {
     std::unique_ptr<Entry[]> own_entries;
     std::unique_ptr<Slot[]> own_slots;
     std::unique_ptr<Link[]> own_links;
+    std::unique_ptr<Compute[]> own_results;
     Entry* entries = nullptr;
     Link* next = nullptr;                // [count]
+    Compute* results = nullptr;          // of single numbers that were looked at: by batches, weights and then state
+    Rates rates;
+    bool is_reduced = false, rests = false;  // rests: where Polyak's g is 0
 
     struct Scratch {
         Slot* table;
@@ -212,7 +229,7 @@ class Step {
     std::vector<Scratch> scratch;
 
 public:
-    explicit Step(const Problem& problem) : p(problem), chunks(p.threads) {
+    Step(const Problem& problem, int64_t which) : p(problem), which(which), chunks(p.threads) {
         const int64_t keys = p.rows * p.columns;
         const int64_t wanted = std::clamp<int64_t>(p.count / p.entries_a_bucket, 1, MOST_BUCKETS);
         while (keys >> shift > wanted) ++shift;
@@ -220,13 +237,12 @@ public:
         buckets = std::max<int64_t>(1, ((keys - 1) >> shift) + 1);
     }
 
-    // Returns whether all indices are in range. culprit: an entry of the least key that would not be finite, if one is.
-    bool run(int64_t& culprit) {
+    bool sort() override {
         if (!(p.has_wide_indices ? partition<int64_t>() : partition<int32_t>())) return false;
         int64_t longest = 0;
         for (const int64_t size : sizes) longest = std::max(longest, size);
         scratch.resize(p.threads);
-        Slot* table = room(p.threads * slots(longest), own_slots);
+        Slot* table = room(which, p.threads * slots(longest), own_slots);
         for (Scratch& s : scratch) {
             s.table = table;
             table += slots(longest);
@@ -236,7 +252,6 @@ public:
             }
         }
         double lr = p.lr, norm = 1;
-        bool rests = false;  // where Polyak's g is 0
         if (p.rule == POLYAK) {
             std::vector<double> squares(buckets, 0.0);
             for_each_task(p.threads, buckets, [&](int thread, int64_t b) {
@@ -248,6 +263,7 @@ public:
                     }
                 });
             });
+            is_reduced = true;
             norm = 0;
             for (const double x : squares) norm += x;
             rests = norm == 0;
@@ -255,37 +271,167 @@ public:
             lr = rests ? 0 : lr / norm;  // once more by the norm is g: lr / ‖g‖² can be infinite where the step is not
         }
         if (p.rule == ADAM) lr = lr * std::sqrt(1 - std::pow(p.decay, p.step)) / (1 - std::pow(p.momentum, p.step));
-        const Rates rates{Compute(lr), Compute(norm), Compute(1 - p.momentum), Compute(1 - p.decay),
-                          Compute(std::sqrt(1 - p.decay))};
-        bool is_reduced = p.rule == POLYAK;
-        if (p.must_be_finite) {
-            std::vector<int64_t> bad(buckets, NO_KEY);
-            for_each_task(p.threads, buckets, [&](int thread, int64_t b) {
-                if (!is_reduced) reduce(b, scratch[thread]);
-                with_constant(p.rule, [&](auto rule) {
-                    visit(b, scratch[thread], [&](int64_t key, const auto* g) {
-                        if (!move<rule, false>(p, key, g, rates)) bad[b] = std::min(bad[b], key);
-                    });
-                });
-            });
-            is_reduced = true;
-            const int64_t least = *std::min_element(bad.begin(), bad.end());
-            if (least != NO_KEY) {
-                culprit = p.has_wide_indices ? entry_of<int64_t>(least) : entry_of<int32_t>(least);
-                return true;
-            }
-        }
-        if (rests) return true;
-        for_each_task(p.threads, buckets, [&](int thread, int64_t b) {
-            if (!is_reduced) reduce(b, scratch[thread]);
-            with_constant(p.rule, [&](auto rule) {
-                visit(b, scratch[thread], [&](int64_t key, const auto* g) { move<rule, true>(p, key, g, rates); });
-            });
-        });
+        rates = {Compute(lr), Compute(norm), Compute(1 - p.momentum), Compute(1 - p.decay),
+                 Compute(std::sqrt(1 - p.decay))};
         return true;
     }
 
+    int64_t culprit() override {
+        std::vector<int64_t> bad(buckets, NO_KEY);
+        if constexpr (SCALAR) results = room(which, begins.back() * kept() + sizes.back() * kept(), own_results);
+        for_each_task(p.threads, buckets, [&](int thread, int64_t b) {
+            if (!is_reduced) reduce(b, scratch[thread]);
+            with_constant(p.rule, [&](auto rule) {
+                Batch batch;
+                if constexpr (SCALAR) {
+                    each_batch(b, [&](int64_t first, int64_t count) {
+                        gather<rule>(batch, b, first, count);
+                        batch.move<rule>(count, p, rates);
+                        for_each_kept<rule>(batch, [&](int64_t i, Compute* x) {
+                            std::copy_n(x, count, result(b, first, count, i));
+                        });
+                        if (batch.all_finite<rule>(count)) return;
+                        for (int64_t u = 0; u < count; ++u)
+                            if (!batch.is_finite_at<rule>(u)) bad[b] = std::min(bad[b], key_of(b, first + u));
+                    });
+                } else {
+                    visit(b, scratch[thread], [&](int64_t key, const auto* g) {
+                        if (!move_row<rule, false>(batch, key, g)) bad[b] = std::min(bad[b], key);
+                    });
+                }
+            });
+        });
+        is_reduced = true;
+        const int64_t least = *std::min_element(bad.begin(), bad.end());
+        if (least == NO_KEY) return NO_ENTRY;
+        return p.has_wide_indices ? entry_of<int64_t>(least) : entry_of<int32_t>(least);
+    }
+
+    void write() override {
+        if (rests) return;
+        for_each_task(p.threads, buckets, [&](int thread, int64_t b) {
+            if (!is_reduced) reduce(b, scratch[thread]);
+            with_constant(p.rule, [&](auto rule) {
+                if constexpr (SCALAR) {
+                    if (results) {
+                        each_batch(b, [&](int64_t first, int64_t count) {
+                            scatter<rule>(b, first, count, [&](int64_t i) { return result(b, first, count, i); });
+                        });
+                        return;
+                    }
+                }
+                Batch batch;
+                if constexpr (SCALAR) {
+                    each_batch(b, [&](int64_t first, int64_t count) {
+                        gather<rule>(batch, b, first, count);
+                        batch.move<rule>(count, p, rates);
+                        Compute* all[MOST_RESULTS];
+                        for_each_kept<rule>(batch, [&](int64_t i, Compute* x) { all[i] = x; });
+                        scatter<rule>(b, first, count, [&](int64_t i) { return all[i]; });
+                    });
+                } else {
+                    visit(b, scratch[thread], [&](int64_t key, const auto* g) { move_row<rule, true>(batch, key, g); });
+                }
+            });
+        });
+    }
+
 private:
+    static constexpr int64_t MOST_RESULTS = 3;
+
+    // use(i, x) for the weights and whatever state the rule has.
+    template <Rule RULE, class Use>
+    static void for_each_kept(Batch& batch, const Use& use) {
+        int64_t i = 0;
+        use(i++, batch.weight);
+        if constexpr (Batch::has_moment(RULE)) use(i++, batch.moment);
+        if constexpr (Batch::has_square(RULE)) use(i++, batch.square);
+    }
+    int64_t kept() const { return 1 + Batch::has_moment(p.rule) + Batch::has_square(p.rule); }
+    Compute* result(int64_t b, int64_t first, int64_t count, int64_t i) const {
+        return results + (begins[b] + first) * kept() + i * count;
+    }
+
+    int64_t key_of(int64_t b, int64_t entry) const { return (b << shift) + entries[begins[b] + entry].low; }
+
+    void ask_for(int64_t key) const {
+        __builtin_prefetch(at(p, key), 1);
+        if (p.moment) __builtin_prefetch(p.moment + key * p.width, 1);
+        if (p.square) __builtin_prefetch(p.square + key * p.width, 1);
+        if (p.touched) __builtin_prefetch(p.touched + key, 1);
+    }
+
+    Compute decay(int64_t key) const {
+        const int32_t since = p.step - p.touched[key];
+        return since == 1 ? Compute(p.momentum) : power(p.momentum, since);
+    }
+
+    // use(first, count) for the entries of a reduced bucket.
+    template <class Use>
+    void each_batch(int64_t b, const Use& use) const {
+        for (int64_t first = 0; first < sizes[b]; first += BATCH) use(first, std::min(BATCH, sizes[b] - first));
+    }
+
+    template <Rule RULE>
+    void gather(Batch& batch, int64_t b, int64_t first, int64_t count) const {
+        const Entry* const e = entries + begins[b];
+        for (int64_t u = 0; u < count; ++u) {
+            const int64_t key = key_of(b, first + u);
+            ask_for(key_of(b, std::min(first + u + AHEAD, sizes[b] - 1)));
+            if constexpr (SCALAR) batch.g[u] = e[first + u].payload;
+            batch.weight[u] = widen<Compute>(*at(p, key));
+            if constexpr (Batch::has_moment(RULE)) batch.moment[u] = p.moment[key];
+            if constexpr (Batch::has_square(RULE)) batch.square[u] = p.square[key];
+            if constexpr (RULE == MOMENTUM) batch.decay[u] = decay(key);
+        }
+    }
+
+    // of(i): the weights or the state that are written to the places of these entries.
+    template <Rule RULE, class Of>
+    void scatter(int64_t b, int64_t first, int64_t count, const Of& of) const {
+        int64_t i = 0;
+        const Compute* const weight = of(i++);
+        const Compute* const moment = Batch::has_moment(RULE) ? of(i++) : nullptr;
+        const Compute* const square = Batch::has_square(RULE) ? of(i++) : nullptr;
+        for (int64_t u = 0; u < count; ++u) {
+            const int64_t key = key_of(b, first + u);
+            *at(p, key) = rounded(weight[u]);
+            if constexpr (Batch::has_moment(RULE)) p.moment[key] = moment[u];
+            if constexpr (Batch::has_square(RULE)) p.square[key] = square[u];
+            if constexpr (RULE == MOMENTUM) p.touched[key] = p.step;
+        }
+    }
+
+    // The rule on the row of W at `key`; G is Element or Compute. Where WRITES is false nothing is written, and returned
+    // is whether all that would be is finite.
+    template <Rule RULE, bool WRITES, class G>
+    bool move_row(Batch& batch, int64_t key, const G* g) const {
+        const int64_t of_inner = p.of_inner;
+        bool is_finite = true;
+        if constexpr (RULE == MOMENTUM) {
+            std::fill_n(batch.decay, std::min(BATCH, p.width), decay(key));
+            if constexpr (WRITES) p.touched[key] = p.step;
+        }
+        for (int64_t first = 0; first < p.width; first += BATCH) {
+            const int64_t count = std::min(BATCH, p.width - first);
+            Element* const w = at(p, key) + first * of_inner;
+            Compute *const moment = p.moment + key * p.width + first, *const square = p.square + key * p.width + first;
+            for (int64_t j = 0; j < count; ++j) batch.g[j] = widen<Compute>(g[first + j]);
+            for (int64_t j = 0; j < count; ++j) batch.weight[j] = widen<Compute>(w[j * of_inner]);
+            if constexpr (Batch::has_moment(RULE)) std::copy_n(moment, count, batch.moment);
+            if constexpr (Batch::has_square(RULE)) std::copy_n(square, count, batch.square);
+            batch.move<RULE>(count, p, rates);
+            if constexpr (WRITES) {
+                for (int64_t j = 0; j < count; ++j) w[j * of_inner] = rounded(batch.weight[j]);
+                if constexpr (Batch::has_moment(RULE)) std::copy_n(batch.moment, count, moment);
+                if constexpr (Batch::has_square(RULE)) std::copy_n(batch.square, count, square);
+            } else {
+                is_finite &= batch.all_finite<RULE>(count);
+            }
+        }
+        return is_finite;
+    }
+
     // The key of an entry, −1 where it is skipped; in_range is cleared where it names nothing.
     template <class Index>
     int64_t key(int64_t i, bool& in_range) const {
@@ -311,8 +457,8 @@ private:
     }
 
     void make_room(int64_t count) {
-        entries = room(count, own_entries);
-        if constexpr (!SCALAR) next = room(p.count, own_links);
+        entries = room(which, count, own_entries);
+        if constexpr (!SCALAR) next = room(which, p.count, own_links);
     }
 
     Entry entry(int64_t k, int64_t i) const {
@@ -421,11 +567,7 @@ private:
         const int64_t size = sizes[b];
         for (int64_t u = 0; u < size; ++u) {
             const int64_t key = (b << shift) + e[u].low;
-            const int64_t ahead = (b << shift) + e[std::min(u + AHEAD, size - 1)].low;
-            __builtin_prefetch(at(p, ahead), 1);
-            if (p.moment) __builtin_prefetch(p.moment + ahead * p.width, 1);
-            if (p.square) __builtin_prefetch(p.square + ahead * p.width, 1);
-            if (p.touched) __builtin_prefetch(p.touched + ahead, 1);
+            ask_for(key_of(b, std::min(u + AHEAD, size - 1)));
             if constexpr (SCALAR) {
                 see(key, &e[u].payload);
             } else {
@@ -446,61 +588,118 @@ private:
     }
 };
 
-constexpr int STATE_OVERLAPS = 3, RATE_IS_NOT_FINITE = 4;  // statuses beside those of native.hpp
+constexpr int STATE_OVERLAPS = 3, RATE_IS_NOT_FINITE = 4, STEPS_OVERLAP = 5;  // statuses beside those of native.hpp
 
 }  // namespace
 
-// What by_cpp.py lays out once for calls of the same shapes and strides, as a row of integers.
+// What by_cpp.py lays out once for calls of the same shapes and strides, as a row of integers: of each W.
 struct Call {
-    int64_t count, rows, columns, width, of_row, of_column, of_inner, entries_a_bucket, has_wide_indices, rule,
+    int64_t count, rows, columns, width, of_row, of_column, of_inner, entries_a_bucket, has_columns, has_wide_indices, rule,
         must_be_finite, threads;
 };
 
-// addresses: param, row and column indices, values, lr, a rate that takes its place, momentum, decay, eps; null for what
-// a call is without. Then what the rule keeps, in the order of STATE of definition.py; the number of steps there were is
-// counted up here. What is written must not overlap; what is read may overlap it. Returns −1 − the culprit where a step
-// that must be finite is not.
-extern "C" int scatter_step(const Call* call, void* const* addresses) noexcept {
-    const auto number_at = [&](int i) { return *static_cast<const double*>(addresses[i]); };
-    const double lr = number_at(addresses[5] ? 5 : 4), momentum = number_at(6), decay = number_at(7), eps = number_at(8);
-    void* const param = addresses[0];
-    const void *const row_index = addresses[1], *const column_index = addresses[2], *const values = addresses[3];
-    const Rule rule = Rule(call->rule);
-    void* const* const kept = addresses + 9;
-    void* const moment = rule == MOMENTUM || rule == ADAGRAD || rule == ADAM ? kept[0] : nullptr;
-    void* const square = rule == ADAM ? kept[1] : rule == RMSPROP ? kept[0] : nullptr;
-    auto* const touched = static_cast<int32_t*>(rule == MOMENTUM ? kept[1] : nullptr);
-    auto* const number = static_cast<int32_t*>(rule == MOMENTUM || rule == ADAM ? kept[2] : nullptr);
-    if (!std::isfinite(lr)) return RATE_IS_NOT_FINITE;
-    bool overlaps = false;
+namespace {
+
+// A W, as a call's addresses tell it.
+struct Operands {
+    Problem p;
+    int32_t* number;         // of the steps there were
+    std::vector<Element> own;  // values, where they lie in what is written
+    Span written[5];         // W and its state
+
+    Operands(const Call& c, void* param, void* const* indices, const void* values, const double (&numbers)[4], void* const* kept)
+        : p{c.count, c.rows, c.columns, c.width, indices[0], c.has_columns ? indices[1] : nullptr,
+            static_cast<const Element*>(values), static_cast<Element*>(param), c.of_row, c.of_column, c.of_inner,
+            c.entries_a_bucket, Rule(c.rule), c.has_wide_indices != 0, c.must_be_finite != 0, numbers[0], numbers[1],
+            numbers[2], numbers[3], nullptr, nullptr, nullptr, 0, int(c.threads)} {
+        const Rule rule = p.rule;
+        p.moment = static_cast<Compute*>(Batch::has_moment(rule) ? kept[0] : nullptr);
+        p.square = static_cast<Compute*>(rule == ADAM ? kept[1] : rule == RMSPROP ? kept[0] : nullptr);
+        p.touched = static_cast<int32_t*>(rule == MOMENTUM ? kept[1] : nullptr);
+        number = static_cast<int32_t*>(rule == MOMENTUM || rule == ADAM ? kept[2] : nullptr);
+        p.step = number ? *number + 1 : 0;
+        const int64_t keys = p.rows * p.columns;
+        written[0] = span_of_param(p);
+        written[1] = span(p.moment, keys * p.width), written[2] = span(p.square, keys * p.width);
+        written[3] = span(p.touched, keys), written[4] = span(number, 1);
+    }
+
+    Span read() const { return span(p.values, p.count * p.width); }
+    bool writes(const Span& bytes) const {
+        return std::any_of(std::begin(written), std::end(written), [&](const Span& x) { return x.meets(bytes); });
+    }
+    bool state_overlaps() const {
+        for (const Span* x = written + 1; x != std::end(written); ++x) {
+            if (x->begin == x->end) continue;
+            if (param_lies_in(p, *x)) return true;
+            for (const Span* y = written + 1; y != x; ++y)
+                if (x->meets(*y)) return true;
+        }
+        return false;
+    }
+    // Whether another's step may change what this one reads or writes; single values are all read before any write.
+    bool meets(const Operands& other) const {
+        return (p.width > 1 && other.writes(read())) ||
+               std::any_of(std::begin(written), std::end(written), [&](const Span& x) { return other.writes(x); });
+    }
+    void copy_values() {
+        if (p.width == 1 || !writes(read())) return;
+        own.assign(p.values, p.values + p.count * p.width);
+        p.values = own.data();
+    }
+};
+
+int64_t kept_of(Rule rule) { return rule == MOMENTUM || rule == ADAM ? 3 : rule == ADAGRAD || rule == RMSPROP ? 1 : 0; }
+
+}  // namespace
+
+// `constants`: how many W there are, and the Call of each. addresses: of all W; of the row indices of each, and of the
+// column indices if it has any; of all values; of lr, a rate that takes its place (or null), momentum, decay and eps;
+// then of what the rule keeps of each W, in the order of STATE of definition.py, whose number of steps is counted up
+// here. What is written must not overlap; what is read may overlap it. Returns −1 − the culprit where the step of the
+// one W there is must be finite and is not. Where it is not DONE nothing was written.
+extern "C" int scatter_step(const int64_t* constants, void* const* addresses) noexcept {
+    const int64_t steps = constants[0];
+    const Call* const calls = reinterpret_cast<const Call*>(constants + 1);
+    void* const* const indices = addresses + steps;
+    int64_t lists = 0;
+    for (int64_t i = 0; i < steps; ++i) lists += calls[i].has_columns ? 2 : 1;
+    void* const* const values = indices + lists;
+    void* const* const numbers = values + steps;
+    const auto number_at = [&](int i) { return *static_cast<const double*>(numbers[i]); };
+    const double options[4] = {number_at(numbers[1] ? 1 : 0), number_at(2), number_at(3), number_at(4)};
+    if (!std::isfinite(options[0])) return RATE_IS_NOT_FINITE;
+    int other = DONE;
     int64_t culprit = NO_ENTRY;
     const int status = guarded([&] {
-        const Call& c = *call;
-        Problem p{c.count, c.rows, c.columns, c.width, row_index, column_index,
-                        static_cast<const Element*>(values), static_cast<Element*>(param), c.of_row, c.of_column,
-                        c.of_inner, c.entries_a_bucket, rule, c.has_wide_indices != 0, c.must_be_finite != 0, lr, momentum, decay, eps,
-                        static_cast<Compute*>(moment), static_cast<Compute*>(square), touched,
-                        number ? *number + 1 : 0, int(c.threads)};
-        const int64_t keys = c.rows * c.columns;
-        const Span state[] = {span(p.moment, keys * c.width), span(p.square, keys * c.width), span(touched, keys),
-                              span(number, 1)};
-        for (const Span* x = std::begin(state); x != std::end(state); ++x) {
-            if (x->begin == x->end) continue;
-            overlaps = overlaps || param_lies_in(p, *x);
-            for (const Span* y = std::begin(state); y != x; ++y) overlaps = overlaps || x->meets(*y);
+        std::vector<Operands> all;
+        all.reserve(steps);
+        void* const* index = indices;
+        void* const* kept = numbers + 5;
+        for (int64_t i = 0; i < steps; ++i) {
+            all.emplace_back(calls[i], addresses[i], index, values[i], options, kept);
+            index += calls[i].has_columns ? 2 : 1;
+            kept += kept_of(all[i].p.rule);
+            if (all[i].state_overlaps()) other = STATE_OVERLAPS;
+            for (int64_t j = 0; j < i; ++j)
+                if (all[i].meets(all[j]) || all[j].meets(all[i])) other = STEPS_OVERLAP;
+            if (other != DONE) return false;
+            all[i].copy_values();
         }
-        if (overlaps) return false;
-        std::vector<Element> own;
-        const Span values_span = span(p.values, c.count * c.width);
-        bool is_written = values_span.meets(span_of_param(p));
-        for (const Span& x : state) is_written = is_written || values_span.meets(x);
-        if (is_written && c.width > 1) {  // single values, like indices, are all read before anything is written
-            own.assign(p.values, p.values + c.count * c.width);
-            p.values = own.data();
+        std::vector<std::unique_ptr<AnyStep>> each;
+        for (int64_t i = 0; i < steps; ++i) {
+            if (all[i].p.width == 1) each.emplace_back(new Step<true>(all[i].p, i));
+            else each.emplace_back(new Step<false>(all[i].p, i));
+            if (!each[i]->sort()) return false;
         }
-        return c.width == 1 ? Step<true>(p).run(culprit) : Step<false>(p).run(culprit);
+        for (int64_t i = 0; i < steps; ++i)
+            if (all[i].p.must_be_finite && (culprit = each[i]->culprit()) != NO_ENTRY) return true;
+        for (int64_t i = 0; i < steps; ++i) {
+            each[i]->write();
+            if (all[i].number) ++*all[i].number;
+        }
+        return true;
     });
     if (culprit != NO_ENTRY) return int(-1 - culprit);
-    if (number && status == DONE) ++*number;
-    return overlaps ? STATE_OVERLAPS : status;
+    return other != DONE ? other : status;
 }

@@ -26,12 +26,12 @@ _SMALL = 1 << 15  # elements that are done before a thread would start
 
 
 class _Call(ctypes.Structure):
-    """Mirrors `struct Call` in by_cpp.cpp, field by field."""
+    """Mirrors `struct Call` in by_cpp.cpp, field by field: the step of one of the weights of a call."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("count", "rows", "columns", "width")),
         *((name, ctypes.c_int64) for name in ("of_row", "of_column", "of_inner")),
-        *((name, ctypes.c_int64) for name in ("entries_a_bucket", "has_wide_indices", "rule")),
+        *((name, ctypes.c_int64) for name in ("entries_a_bucket", "has_columns", "has_wide_indices", "rule")),
         *((name, ctypes.c_int64) for name in ("must_be_finite", "threads")),
     )
 
@@ -59,11 +59,12 @@ def step(
         FloatingPointError: with check_finite, the step would not leave all that it writes finite.
         MemoryError: there is no room for a copy of the entries. Nothing was written, in any of the four cases.
     """
-    tensors = param, rows, columns, values
+    at = (rows,) if columns is None else (rows, columns)
     numbers = float(lr), None, *map(float, options[1:])
-    status, _ = dispatch.run(plan(*tensors, options.rule, check_finite), *tensors, *numbers, *kept)
+    row = plan(param.dtype, [call(param, rows, columns, values, options.rule, check_finite)])
+    status, _ = dispatch.run(row, param, *at, values, *numbers, *kept)
     if status < 0:
-        raise FloatingPointError(not_finite([int(x[-1 - status]) for x in (rows, columns) if x is not None]))
+        raise FloatingPointError(not_finite([int(x[-1 - status]) for x in at]))
     if status == 1:
         raise MemoryError(f"scatter_step: no memory for a copy of {len(rows)} entries")
     if status == 3:
@@ -77,10 +78,16 @@ def step(
         )
 
 
-def plan(
+def plan(dtype: torch.dtype, calls: list[_Call]) -> dispatch.Plan:
+    """The plan of the steps of several weights of one dtype, of all or of none."""
+    constants = native.integers(len(calls), *(getattr(call, name) for call in calls for name, _ in _Call._fields_))
+    return dispatch.plan(_function(dtype), (), constants)
+
+
+def call(
     param: Tensor, rows: Tensor, columns: Tensor | None, values: Tensor, rule: str, check_finite: bool
-) -> dispatch.Plan:
-    """The plan of `step` for tensors that lie in memory as these do."""
+) -> _Call:
+    """The step of a weight in a plan, for tensors that lie in memory as these do."""
     sizes, strides = param.shape, param.stride()
     R, (C, of_row, of_column) = sizes[0], (1, strides[0], strides[0])
     if columns is not None:
@@ -91,7 +98,7 @@ def plan(
     problem = {"R": R, "C": C, "nnz": nnz, "D": D, "dtype": str(param.dtype)}
     config = STEP.config(problem, param.device)
     bucket = (STEP.default(problem) if rule == "polyak" else config)["BUCKET"]
-    call = _Call(
+    return _Call(
         count=nnz,
         rows=R,
         columns=C,
@@ -100,9 +107,9 @@ def plan(
         of_column=of_column,
         of_inner=of_inner,
         entries_a_bucket=bucket,
+        has_columns=columns is not None,
         has_wide_indices=rows.dtype == torch.int64,
         rule=RULES.index(rule),
         must_be_finite=check_finite,
         threads=native.threads(config["threads"], nnz * D, _SMALL),
     )
-    return dispatch.plan(_function(param.dtype), (), call)
