@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ....nn import CVaRLoss, best_temperature
 from ....optim import SparseMaxPlus
 from ...data import Dataset
-from .methods import NAME
+from .methods import NAME, accuracy
 
 Objective = Literal["mean", "cvar", "worst"]
 OBJECTIVES: tuple[Objective, ...] = ("mean", "cvar", "worst")
@@ -338,15 +338,20 @@ def shifted(x: Tensor, most: int, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
+def scores_of(model: nn.Module, x: Tensor) -> Tensor:
+    """The scores of samples [N, K], some of them at a time."""
+    return torch.cat([model(rows) for rows in x.split(_ROWS)])
+
+
 def judge(model: nn.Module, x: Tensor, y: Tensor, temperature: float) -> Judged:
     """Accuracy, and the mean and the worst cross-entropy of f / T, over samples."""
-    losses, right = [], 0
-    for rows, labels in zip(x.split(_ROWS), y.split(_ROWS), strict=True):
-        scores = model(rows)
-        losses.append(nn.functional.cross_entropy(scores / temperature, labels, reduction="none"))
-        right += int((scores.argmax(dim=1) == labels).sum())
-    every = torch.cat(losses).double()
-    return Judged(right / len(y), every.mean().item(), every.max().item())
+    return judge_scores(scores_of(model, x), y, temperature)
+
+
+def judge_scores(scores: Tensor, y: Tensor, temperature: float) -> Judged:
+    """The same of scores f."""
+    losses = nn.functional.cross_entropy(scores / temperature, y, reduction="none").double()
+    return Judged(accuracy(scores, y), losses.mean().item(), losses.max().item())
 
 
 # ------------------------------------------------------------------------------------------------ the scale
