@@ -65,6 +65,7 @@ class MiniBatchTraining:
         epochs: in all.
         batch: samples a step. The last one of an epoch may be smaller.
         rule: the optimizer's, with torch's own settings: "adam", "rmsprop", "adagrad", "sgd".
+        momentum: of "sgd", and of "rmsprop" where its steps are not sparse, in [0, 1).
         sparse: steps by SparseMaxPlus; for a model whose layers were made with sparse=True.
         shifts: pixels by which each image of a batch is moved at random, at most, in rows and in columns, the rest
             blank; 0 moves none. The features are then the pixels of square images.
@@ -97,6 +98,7 @@ class MiniBatchTraining:
         epochs: int = 10,
         batch: int = BATCH,
         rule: str = "adam",
+        momentum: float = 0.0,
         sparse: bool = False,
         average: float = 0.0,
         warm_up: int = 0,
@@ -126,6 +128,14 @@ class MiniBatchTraining:
             raise ValueError("MiniBatchTraining: the temperature is to be annealed and to be learned; expected one")
         if shifts and math.isqrt(dataset.features) ** 2 != dataset.features:
             raise ValueError(f"MiniBatchTraining: shifts of {dataset.features} features; expected square images")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"MiniBatchTraining: momentum is {momentum}; expected a number in [0, 1)")
+        if momentum and rule not in (rules := ("sgd",) if sparse else ("sgd", "rmsprop")):
+            steps = f"{'sparse ' if sparse else ''}steps"
+            raise ValueError(
+                f"MiniBatchTraining: momentum is {momentum} with rule {rule!r}; {steps} take one with "
+                f"{' or '.join(rules)}"
+            )
         self.model = model
         self.dataset = dataset
         self.method = method
@@ -151,11 +161,13 @@ class MiniBatchTraining:
         self._rates = [r for _, r in rates]
         groups = [{"params": parameters, "lr": r} for parameters, r in rates]
         self.optimizer: torch.optim.Optimizer
+        options: dict[str, Any] = {"momentum": momentum} if momentum else {}
         if sparse:
-            self.optimizer = SparseMaxPlus(groups, rule=rule)
+            self.optimizer = SparseMaxPlus(groups, rule="momentum" if momentum else rule, **options)
         else:
-            # fused: one pass over weights and moments, where the default makes a dozen
-            self.optimizer = _RULES[rule](groups, **({"fused": True} if rule == "adam" else {}))
+            if rule == "adam":
+                options["fused"] = True  # one pass over weights and moments, where the default makes a dozen
+            self.optimizer = _RULES[rule](groups, **options)
         self.order = torch.Generator().manual_seed(seed)
         self.iteration = 0  # epochs that are done
         self.seconds = 0.0
