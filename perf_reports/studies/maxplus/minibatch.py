@@ -370,7 +370,7 @@ def judge_scores(scores: Tensor, y: Tensor, temperature: float) -> Judged:
 
 
 class Scale(NamedTuple):
-    """A temperature and a rate, what they were chosen by, and the trials: a row for each run at each of its lengths."""
+    """A temperature and a rate, the seconds that choosing them took, and the trials: a row for each run."""
 
     temperature: float
     rate: float
@@ -385,69 +385,94 @@ def search_scale(
     *,
     temperatures: Sequence[float] = (1 / 4, 1 / 8, 1 / 16),
     rates: Sequence[float] = (1e-3, 3e-3, 1e-2),
-    batches: int = 12,
-    samples: int = 2000,
+    usual: tuple[float, float] | None = None,
+    rate_over_a: float = 1.0,
+    batches: int = 24,
+    samples: int = 1000,
     **settings: Any,
 ) -> Scale:
-    """Choose temperature and rate for a model at its start, by successive halving over short runs of copies of it.
+    """Choose temperature and rate for a model at its start, by short runs of copies of it.
 
-    Every pair is trained for `batches` batches, by the cosine of a run that ends there; of the runs the better half is
-    trained afresh for twice as long, until one is left. Better is a lower cross-entropy on held-out samples at the
-    temperature that suits them best, which is comparable between temperatures, and less coarse than an accuracy.
+    The rates are tried at the usual temperature, then the temperatures at the rate that was chosen, each by a run of
+    `batches` batches, which are the same ones, and a cosine that ends there. Better is a lower cross-entropy on
+    held-out samples at the temperature that suits them best, which is comparable between temperatures, and less coarse
+    than an accuracy. Runs so short tell a bad pair from a good one, and hardly the better of two good ones: a pair is
+    left only for one that is better by two standard errors of the difference over the held-out samples.
 
     Args:
         model: at its start; it is copied, and left as it is.
         validation: held-out (x, y), of which at most `samples` are judged.
+        usual: the pair to begin with; by default those in the middle.
+        rate_over_a: the rate of the parameter A is the pair's divided by this.
         settings: further ones of MiniBatchTraining: the batch, objective, rule, seed.
     Raises:
-        ValueError: no temperature, no rate, or no batch.
+        ValueError: no temperature, no rate, or no batch; usual is none of the pairs.
     """
     if not (temperatures and rates) or batches < 1:
         raise ValueError(
             f"search_scale: {len(temperatures)} temperatures, {len(rates)} rates and {batches} batches; "
             "expected at least one of each"
         )
+    best = (temperatures[len(temperatures) // 2], rates[len(rates) // 2]) if usual is None else usual
+    if best[0] not in temperatures or best[1] not in rates:
+        raise ValueError(
+            f"search_scale: usual is {best}; expected one of {list(temperatures)} and one of {list(rates)}"
+        )
     begin = clock()
-    x, y = (part[:samples] for part in validation)
-    trials: list[dict[str, float]] = []
-    left = [(temperature, rate) for temperature in temperatures for rate in rates]
-    length = batches
-    while len(left) > 1:
-        losses = {}
-        for temperature, rate in left:
-            losses[temperature, rate] = _held_out_loss(model, dataset, (x, y), temperature, rate, length, settings)
-            trials.append(
-                {"temperature": temperature, "rate": rate, "batches": length, "loss": losses[temperature, rate]}
-            )
-        left = sorted(left, key=losses.__getitem__)[: (len(left) + 1) // 2]
-        length *= 2
-    temperature, rate = left[0]
-    return Scale(temperature, rate, clock() - begin, trials)
+    held_out = validation[0][:samples], validation[1][:samples]
+    losses: dict[tuple[float, float], Tensor] = {}
+
+    def take_best(pairs: list[tuple[float, float]]) -> tuple[float, float]:
+        """Of pairs, best among them, the one to go on with."""
+        if len(pairs) == 1:
+            return best
+        for temperature, rate in pairs:
+            if (temperature, rate) not in losses:
+                own = {**settings, "temperature": temperature, "rate": rate, "rate_of_a": rate / rate_over_a}
+                losses[temperature, rate] = _held_out_losses(model, dataset, held_out, batches, own)
+        first = min(pairs, key=lambda pair: losses[pair].mean().item())
+        return first if _is_less(losses[first], losses[best]) else best
+
+    best = take_best([(best[0], rate) for rate in rates])
+    best = take_best([(temperature, best[1]) for temperature in temperatures])
+    trials = [{"temperature": t, "rate": r, "loss": each.mean().item()} for (t, r), each in losses.items()]
+    return Scale(*best, clock() - begin, trials)
 
 
-def _held_out_loss(
-    model: nn.Module,
-    dataset: Dataset,
-    validation: tuple[Tensor, Tensor],
-    temperature: float,
-    rate: float,
-    batches: int,
-    settings: dict[str, Any],
-) -> float:
-    """The held-out cross-entropy, at its best temperature, of a copy trained so long; infinite where it diverged."""
+def _is_less(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether losses of the same samples are lower by more than two standard errors of their mean difference."""
+    if not theirs.isfinite().all():
+        return bool(ours.isfinite().all())
+    gain = theirs - ours
+    return bool(gain.mean() > 2 * gain.std(correction=0) / math.sqrt(len(gain)))
+
+
+class _Trial(MiniBatchTraining):
+    """A short run, of which nothing is judged or logged on the way."""
+
+    def _judged_start(self) -> tuple[float, float]:
+        return math.nan, math.nan
+
+    def _log(self, of_training: tuple[float, float]) -> None:
+        pass
+
+
+def _held_out_losses(
+    model: nn.Module, dataset: Dataset, validation: tuple[Tensor, Tensor], batches: int, settings: dict[str, Any]
+) -> Tensor:
+    """Held-out cross-entropies, at their best temperature, of a copy trained so long; infinite where it diverged."""
     trial = _short(dataset, batches * int(settings.get("batch", BATCH)), int(settings.get("seed", 0)))
     size = min(int(settings.get("batch", BATCH)), len(trial.y_train))
     epochs = -(-batches // -(-len(trial.y_train) // size))  # of few samples more than one, for as many batches
-    own = {**settings, "validation": None, "epochs": epochs}
-    training = MiniBatchTraining(copy.deepcopy(model), trial, temperature=temperature, rate=rate, **own)
+    training = _Trial(copy.deepcopy(model), trial, **{**settings, "validation": None, "epochs": epochs})
     while not training.is_done:
         training.advance()
     x, y = validation
     with torch.no_grad():
         scores = training.model(x)
     if not scores.isfinite().all():
-        return math.inf
-    return nn.functional.cross_entropy(scores.double() / best_temperature(scores, y), y).item()
+        return torch.full((len(y),), math.inf, dtype=torch.float64, device="cpu")
+    return nn.functional.cross_entropy(scores.double() / best_temperature(scores, y), y, reduction="none")
 
 
 def _short(dataset: Dataset, samples: int, seed: int) -> Dataset:

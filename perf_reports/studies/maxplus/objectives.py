@@ -355,7 +355,8 @@ def train_objective(
         temperatures = [t] if temperature is not None else [factor * t for factor in _TEMPERATURES]
         rates = [r] if rate is not None else [factor * r for factor in _RATES]
         few = {name: value for name, value in by_batches.items() if name != "validation"}
-        t, r, *_ = search_scale(model, dataset, watched, temperatures=temperatures, rates=rates, **few)
+        few |= {"temperatures": temperatures, "rates": rates, "usual": (t, r), "rate_over_a": RATE_OVER_A}
+        t, r, *_ = search_scale(model, dataset, watched, **few)
 
     def contender(name: str) -> Contender:
         if name == "worst":
