@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ....nn import LinearMinMax, MaxPlusMLP, ResidualMaxPlus
+from ....nn import LinearMinMax
 from ....whole_files import replace
 from ... import data, output
 from ...data import DataError, Dataset
@@ -33,9 +33,10 @@ from ...durations import format_duration
 from ...environment import machine, versions
 from ..runs import write_metrics
 from ..tables import markdown, spread
-from . import minibatch, objectives
+from . import minibatch, networks, objectives
 from .methods import MARGIN, SCALE, quick_start
 from .minibatch import MiniBatchTraining, judge
+from .networks import layered, sizes_of
 from .objectives import AVERAGE, RATE_OVER_A, WorstSample, rescaled
 from .training import hold_out
 
@@ -48,7 +49,6 @@ MLP, RESIDUAL = "max-plus MLP", "residual max-plus"
 BESIDE = {"ReLU MLP": "ReLU MLP", "linear softmax": "linear softmax"}  # by the mean alone
 NETWORKS = (FIXED, TRAINED, MLP, RESIDUAL, *BESIDE)
 _WORST_ITERATIONS = 2000
-_DENSE_RATE = 3e-3  # of the networks whose layers are linear, in part
 
 
 @dataclass(frozen=True)
@@ -94,21 +94,19 @@ def network(name: str, dataset: Dataset, hidden: int, seed: int) -> tuple[nn.Mod
         model.A.requires_grad_(name == TRAINED)
         return model, minibatch.TEMPERATURE, minibatch.RATE, medoids.seconds
     features, classes = dataset.features, dataset.classes
+    if name in (MLP, RESIDUAL):
+        model = layered("max-plus-mlp" if name == MLP else "residual", features, hidden, classes, seed)
+        return model, networks.TEMPERATURE, networks.RATE, 0.0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        middle, last = max(classes, hidden // 2), max(classes, hidden // 4)
-        if name == MLP:
-            model = MaxPlusMLP(features, (hidden, middle, last), classes)
-        elif name == RESIDUAL:
-            blocks = (ResidualMaxPlus(last) for _ in range(2))
-            model = nn.Sequential(MaxPlusMLP(features, hidden, last), *blocks, MaxPlusMLP(last, last, classes))
-        elif name == "ReLU MLP":
-            sizes = (features, hidden, middle, last)
+        if name == "ReLU MLP":
+            sizes = (features, *sizes_of("max-plus-mlp", hidden, classes))
             layers = [(nn.Linear(i, o, device="cpu"), nn.ReLU()) for i, o in pairwise(sizes)]
-            model = nn.Sequential(*(part for layer in layers for part in layer), nn.Linear(last, classes, device="cpu"))
+            last = nn.Linear(sizes[-1], classes, device="cpu")
+            model = nn.Sequential(*(part for layer in layers for part in layer), last)
         else:
             model = nn.Linear(features, classes, device="cpu")
-        return model, 1.0, _DENSE_RATE, 0.0
+        return model, networks.TEMPERATURE, networks.RATE, 0.0
 
 
 def run(

@@ -326,21 +326,23 @@ def accuracy_of(model: LinearMinMax, x: Tensor, y: Tensor) -> float:
     return accuracy(model(x), y)
 
 
-def start(dataset: Dataset, hidden: int, seed: int, scale: float, margin: float) -> tuple[LinearMinMax, KMedoidsInit]:
+def start(
+    dataset: Dataset, hidden: int, seed: int, scale: float, margin: float, *, sparse: bool = False
+) -> tuple[LinearMinMax, KMedoidsInit]:
     """The network as the nearest-medoid classifier of the training samples."""
-    model = LinearMinMax(dataset.features, hidden, dataset.classes, device="cpu")
+    model = LinearMinMax(dataset.features, hidden, dataset.classes, sparse=sparse, device="cpu")
     generator = torch.Generator().manual_seed(seed)
     return model, model.init_kmedoids(dataset.x_train, dataset.y_train, scale, margin=margin, generator=generator)
 
 
 def quick_start(
-    dataset: Dataset, hidden: int, seed: int, scale: float, margin: float
+    dataset: Dataset, hidden: int, seed: int, scale: float, margin: float, *, sparse: bool = False
 ) -> tuple[LinearMinMax, KMedoidsInit]:
     """`start`, with the medoids sought among at most START_SAMPLES samples: as many of each class, drawn by seed."""
     samples = max(START_SAMPLES, hidden)
     if len(dataset.y_train) > samples:
         dataset = dataset.subset(samples // dataset.classes, 1, seed)
-    return start(dataset, hidden, seed, scale, margin)
+    return start(dataset, hidden, seed, scale, margin, sparse=sparse)
 
 
 def dense_copy(model: LinearMinMax) -> DenseLinearMinMax:

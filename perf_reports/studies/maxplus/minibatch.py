@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ....nn import CVaRLoss, best_temperature
 from ....optim import SparseMaxPlus
 from ...data import Dataset
-from .methods import NAME
+from .methods import NAME, accuracy
 
 Objective = Literal["mean", "cvar", "worst"]
 OBJECTIVES: tuple[Objective, ...] = ("mean", "cvar", "worst")
@@ -65,6 +65,7 @@ class MiniBatchTraining:
         epochs: in all.
         batch: samples a step. The last one of an epoch may be smaller.
         rule: the optimizer's, with torch's own settings: "adam", "rmsprop", "adagrad", "sgd".
+        momentum: of "sgd", and of "rmsprop" where its steps are not sparse, in [0, 1).
         sparse: steps by SparseMaxPlus; for a model whose layers were made with sparse=True.
         shifts: pixels by which each image of a batch is moved at random, at most, in rows and in columns, the rest
             blank; 0 moves none. The features are then the pixels of square images.
@@ -97,6 +98,7 @@ class MiniBatchTraining:
         epochs: int = 10,
         batch: int = BATCH,
         rule: str = "adam",
+        momentum: float = 0.0,
         sparse: bool = False,
         average: float = 0.0,
         warm_up: int = 0,
@@ -126,6 +128,14 @@ class MiniBatchTraining:
             raise ValueError("MiniBatchTraining: the temperature is to be annealed and to be learned; expected one")
         if shifts and math.isqrt(dataset.features) ** 2 != dataset.features:
             raise ValueError(f"MiniBatchTraining: shifts of {dataset.features} features; expected square images")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"MiniBatchTraining: momentum is {momentum}; expected a number in [0, 1)")
+        if momentum and rule not in (rules := ("sgd",) if sparse else ("sgd", "rmsprop")):
+            steps = f"{'sparse ' if sparse else ''}steps"
+            raise ValueError(
+                f"MiniBatchTraining: momentum is {momentum} with rule {rule!r}; {steps} take one with "
+                f"{' or '.join(rules)}"
+            )
         self.model = model
         self.dataset = dataset
         self.method = method
@@ -151,11 +161,13 @@ class MiniBatchTraining:
         self._rates = [r for _, r in rates]
         groups = [{"params": parameters, "lr": r} for parameters, r in rates]
         self.optimizer: torch.optim.Optimizer
+        options: dict[str, Any] = {"momentum": momentum} if momentum else {}
         if sparse:
-            self.optimizer = SparseMaxPlus(groups, rule=rule)
+            self.optimizer = SparseMaxPlus(groups, rule="momentum" if momentum else rule, **options)
         else:
-            # fused: one pass over weights and moments, where the default makes a dozen
-            self.optimizer = _RULES[rule](groups, **({"fused": True} if rule == "adam" else {}))
+            if rule == "adam":
+                options["fused"] = True  # one pass over weights and moments, where the default makes a dozen
+            self.optimizer = _RULES[rule](groups, **options)
         self.order = torch.Generator().manual_seed(seed)
         self.iteration = 0  # epochs that are done
         self.seconds = 0.0
@@ -338,22 +350,27 @@ def shifted(x: Tensor, most: int, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
+def scores_of(model: nn.Module, x: Tensor) -> Tensor:
+    """The scores of samples [N, K], some of them at a time."""
+    return torch.cat([model(rows) for rows in x.split(_ROWS)])
+
+
 def judge(model: nn.Module, x: Tensor, y: Tensor, temperature: float) -> Judged:
     """Accuracy, and the mean and the worst cross-entropy of f / T, over samples."""
-    losses, right = [], 0
-    for rows, labels in zip(x.split(_ROWS), y.split(_ROWS), strict=True):
-        scores = model(rows)
-        losses.append(nn.functional.cross_entropy(scores / temperature, labels, reduction="none"))
-        right += int((scores.argmax(dim=1) == labels).sum())
-    every = torch.cat(losses).double()
-    return Judged(right / len(y), every.mean().item(), every.max().item())
+    return judge_scores(scores_of(model, x), y, temperature)
+
+
+def judge_scores(scores: Tensor, y: Tensor, temperature: float) -> Judged:
+    """The same of scores f."""
+    losses = nn.functional.cross_entropy(scores / temperature, y, reduction="none").double()
+    return Judged(accuracy(scores, y), losses.mean().item(), losses.max().item())
 
 
 # ------------------------------------------------------------------------------------------------ the scale
 
 
 class Scale(NamedTuple):
-    """A temperature and a rate, what they were chosen by, and the trials: a row for each run at each of its lengths."""
+    """A temperature and a rate, the seconds that choosing them took, and the trials: a row for each run."""
 
     temperature: float
     rate: float
@@ -368,69 +385,94 @@ def search_scale(
     *,
     temperatures: Sequence[float] = (1 / 4, 1 / 8, 1 / 16),
     rates: Sequence[float] = (1e-3, 3e-3, 1e-2),
-    batches: int = 12,
-    samples: int = 2000,
+    usual: tuple[float, float] | None = None,
+    rate_over_a: float = 1.0,
+    batches: int = 24,
+    samples: int = 1000,
     **settings: Any,
 ) -> Scale:
-    """Choose temperature and rate for a model at its start, by successive halving over short runs of copies of it.
+    """Choose temperature and rate for a model at its start, by short runs of copies of it.
 
-    Every pair is trained for `batches` batches, by the cosine of a run that ends there; of the runs the better half is
-    trained afresh for twice as long, until one is left. Better is a lower cross-entropy on held-out samples at the
-    temperature that suits them best, which is comparable between temperatures, and less coarse than an accuracy.
+    The rates are tried at the usual temperature, then the temperatures at the rate that was chosen, each by a run of
+    `batches` batches, which are the same ones, and a cosine that ends there. Better is a lower cross-entropy on
+    held-out samples at the temperature that suits them best, which is comparable between temperatures, and less coarse
+    than an accuracy. Runs so short tell a bad pair from a good one, and hardly the better of two good ones: a pair is
+    left only for one that is better by two standard errors of the difference over the held-out samples.
 
     Args:
         model: at its start; it is copied, and left as it is.
         validation: held-out (x, y), of which at most `samples` are judged.
+        usual: the pair to begin with; by default those in the middle.
+        rate_over_a: the rate of the parameter A is the pair's divided by this.
         settings: further ones of MiniBatchTraining: the batch, objective, rule, seed.
     Raises:
-        ValueError: no temperature, no rate, or no batch.
+        ValueError: no temperature, no rate, or no batch; usual is none of the pairs.
     """
     if not (temperatures and rates) or batches < 1:
         raise ValueError(
             f"search_scale: {len(temperatures)} temperatures, {len(rates)} rates and {batches} batches; "
             "expected at least one of each"
         )
+    best = (temperatures[len(temperatures) // 2], rates[len(rates) // 2]) if usual is None else usual
+    if best[0] not in temperatures or best[1] not in rates:
+        raise ValueError(
+            f"search_scale: usual is {best}; expected one of {list(temperatures)} and one of {list(rates)}"
+        )
     begin = clock()
-    x, y = (part[:samples] for part in validation)
-    trials: list[dict[str, float]] = []
-    left = [(temperature, rate) for temperature in temperatures for rate in rates]
-    length = batches
-    while len(left) > 1:
-        losses = {}
-        for temperature, rate in left:
-            losses[temperature, rate] = _held_out_loss(model, dataset, (x, y), temperature, rate, length, settings)
-            trials.append(
-                {"temperature": temperature, "rate": rate, "batches": length, "loss": losses[temperature, rate]}
-            )
-        left = sorted(left, key=losses.__getitem__)[: (len(left) + 1) // 2]
-        length *= 2
-    temperature, rate = left[0]
-    return Scale(temperature, rate, clock() - begin, trials)
+    held_out = validation[0][:samples], validation[1][:samples]
+    losses: dict[tuple[float, float], Tensor] = {}
+
+    def take_best(pairs: list[tuple[float, float]]) -> tuple[float, float]:
+        """Of pairs, best among them, the one to go on with."""
+        if len(pairs) == 1:
+            return best
+        for temperature, rate in pairs:
+            if (temperature, rate) not in losses:
+                own = {**settings, "temperature": temperature, "rate": rate, "rate_of_a": rate / rate_over_a}
+                losses[temperature, rate] = _held_out_losses(model, dataset, held_out, batches, own)
+        first = min(pairs, key=lambda pair: losses[pair].mean().item())
+        return first if _is_less(losses[first], losses[best]) else best
+
+    best = take_best([(best[0], rate) for rate in rates])
+    best = take_best([(temperature, best[1]) for temperature in temperatures])
+    trials = [{"temperature": t, "rate": r, "loss": each.mean().item()} for (t, r), each in losses.items()]
+    return Scale(*best, clock() - begin, trials)
 
 
-def _held_out_loss(
-    model: nn.Module,
-    dataset: Dataset,
-    validation: tuple[Tensor, Tensor],
-    temperature: float,
-    rate: float,
-    batches: int,
-    settings: dict[str, Any],
-) -> float:
-    """The held-out cross-entropy, at its best temperature, of a copy trained so long; infinite where it diverged."""
+def _is_less(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether losses of the same samples are lower by more than two standard errors of their mean difference."""
+    if not theirs.isfinite().all():
+        return bool(ours.isfinite().all())
+    gain = theirs - ours
+    return bool(gain.mean() > 2 * gain.std(correction=0) / math.sqrt(len(gain)))
+
+
+class _Trial(MiniBatchTraining):
+    """A short run, of which nothing is judged or logged on the way."""
+
+    def _judged_start(self) -> tuple[float, float]:
+        return math.nan, math.nan
+
+    def _log(self, of_training: tuple[float, float]) -> None:
+        pass
+
+
+def _held_out_losses(
+    model: nn.Module, dataset: Dataset, validation: tuple[Tensor, Tensor], batches: int, settings: dict[str, Any]
+) -> Tensor:
+    """Held-out cross-entropies, at their best temperature, of a copy trained so long; infinite where it diverged."""
     trial = _short(dataset, batches * int(settings.get("batch", BATCH)), int(settings.get("seed", 0)))
     size = min(int(settings.get("batch", BATCH)), len(trial.y_train))
     epochs = -(-batches // -(-len(trial.y_train) // size))  # of few samples more than one, for as many batches
-    own = {**settings, "validation": None, "epochs": epochs}
-    training = MiniBatchTraining(copy.deepcopy(model), trial, temperature=temperature, rate=rate, **own)
+    training = _Trial(copy.deepcopy(model), trial, **{**settings, "validation": None, "epochs": epochs})
     while not training.is_done:
         training.advance()
     x, y = validation
     with torch.no_grad():
         scores = training.model(x)
     if not scores.isfinite().all():
-        return math.inf
-    return nn.functional.cross_entropy(scores.double() / best_temperature(scores, y), y).item()
+        return torch.full((len(y),), math.inf, dtype=torch.float64, device="cpu")
+    return nn.functional.cross_entropy(scores.double() / best_temperature(scores, y), y, reduction="none")
 
 
 def _short(dataset: Dataset, samples: int, seed: int) -> Dataset:

@@ -22,10 +22,12 @@ from ....optim import WorstSampleSubgradient
 from ...commands import Progress
 from ...data import Dataset
 from ..runs import Run
+from . import networks
 from .drawing import plot_objectives
 from .features import view
 from .methods import MARGIN, SCALE, accuracy_of, logged, quick_start
 from .minibatch import BATCH, RATE, TEMPERATURE, MiniBatchTraining, Objective, search_scale
+from .networks import LINEAR_MIN_MAX, NETWORKS, Network, layered, sizes_of
 from .training import hold_out, kept_iterate
 
 OBJECTIVES = ("auto", "mean", "cvar", "worst")
@@ -232,6 +234,10 @@ def train_objective(
     temperature: float | None = None,
     rate: float | None = None,
     rule: str = "adam",
+    momentum: float = 0.0,
+    shifts: int = 0,
+    sparse: bool = False,
+    network: Network = LINEAR_MIN_MAX,
     train_a: bool | None = None,
     validation: float = 0.1,
     iterations: int = 300,
@@ -251,14 +257,20 @@ def train_objective(
     Args:
         objective: "mean" or "cvar", the mean cross-entropy of a batch or of its worst share; "auto", the one of these
             and of the worst sample that is right most often on the held-out samples; of equals the mean, then "cvar".
-        features, hidden, seed, validation, resume, progress: as in training.train.
+            Of another network than linear-min-max, the mean and "cvar" alone.
+        features, seed, validation, resume, progress: as in training.train.
+        hidden: hidden units; by default 300, of another network than linear-min-max 256 in its first layer, or a
+            quarter of the samples where that is less.
         epochs: by default as `epochs_for` says.
-        scale: λ of the start; by default 1, and SCALE for the worst sample.
+        scale: λ of the start, of linear-min-max; by default 1, and SCALE for the worst sample.
         alpha: the worst share, of "cvar".
         temperature: T of the cross-entropy of f / T, in the units of the scores.
         rate: of the first step, in the units of the scores.
-        rule: the optimizer's; see MiniBatchTraining.
-        train_a: whether A moves; by default by mini-batches alone.
+        rule, momentum: the optimizer's; see MiniBatchTraining.
+        shifts: pixels by which each image of a batch is moved at random, at most; features are then the pixels.
+        sparse: gradients of the max-plus layers are sparse tensors, and steps those of SparseMaxPlus.
+        network: of NETWORKS in networks.py.
+        train_a: whether A moves, of linear-min-max; by default by mini-batches alone.
         iterations, margin, step, loss, memory: of the worst sample's contender; see training.train.
     Returns:
         The summary: the objective, accuracies, seconds, a line for each contender, whether it was interrupted, files.
@@ -280,9 +292,17 @@ def train_objective(
             raise ValueError(f"train: {name} is {value}; expected a positive, finite number")
     if not 0 < alpha <= 1:
         raise ValueError(f"train: alpha is {alpha}; expected a share in (0, 1]")
+    if network not in NETWORKS:
+        raise ValueError(f"train: network is {network!r}; expected one of {', '.join(NETWORKS)}")
+    is_min_max = network == LINEAR_MIN_MAX
+    for name, value in (("scale", scale), ("train_a", train_a)):
+        if value is not None and not is_min_max:
+            raise ValueError(f"train: {name} is {value} with network {network!r}, which has no A; expected none")
+    if shifts:
+        _check_images(shifts, features, dataset)
     dataset, held_out, _ = hold_out(dataset, validation, seed)
     if hidden is None:
-        hidden = min(300, max(dataset.classes, len(dataset.y_train) // 4))
+        hidden = min(300 if is_min_max else 256, max(dataset.classes, len(dataset.y_train) // 4))
     epochs = epochs_for(len(dataset.y_train)) if epochs is None else epochs
     seen = view(features, dataset.x_train, seed)
     dataset = dataset if seen is None else seen.on(dataset)
@@ -301,23 +321,33 @@ def train_objective(
         "temperature": temperature,
         "rate": rate,
         "rule": rule,
+        "momentum": momentum,
+        "shifts": shifts,
+        "sparse": sparse,
+        "network": network,
+        "sizes": list(sizes_of(network, hidden, dataset.classes)),
         "train_a": train_a,
         "validation": validation,
     }
-    if objective == "auto":
-        config |= {"iterations": iterations, "margin": margin, "step": step, "loss": loss}
     names: list[str] = [objective] if objective != "auto" else ["worst", "mean", "cvar"] if watched else ["mean"]
+    if not is_min_max and "worst" in names:
+        names.remove("worst")
+    if objective == "auto" and is_min_max:
+        config |= {"iterations": iterations, "margin": margin, "step": step, "loss": loss}
     run = Run(out, config, resume)
     state = run.state
     first = 1.0 if scale is None else scale
-    if state is None:
+    if state is None and is_min_max:
         progress(0, 1, "k-medoids")
-        model, _ = quick_start(dataset, hidden, seed, first, first)
+        model, _ = quick_start(dataset, hidden, seed, first, first, sparse=sparse)
     else:
-        model = LinearMinMax(dataset.features, hidden, dataset.classes, device="cpu")
-    model.A.requires_grad_(train_a is not False)
+        model = layered(network, dataset.features, hidden, dataset.classes, seed, sparse=sparse)
+    if isinstance(model, LinearMinMax):
+        model.A.requires_grad_(train_a is not False)
     by_batches: dict[str, Any] = {"batch": BATCH, "rule": rule, "seed": seed, "validation": watched}
-    t, r = (temperature or first * TEMPERATURE), (rate or first * RATE)
+    by_batches |= {"momentum": momentum, "shifts": shifts, "sparse": sparse}
+    usual = (first * TEMPERATURE, first * RATE) if is_min_max else (networks.TEMPERATURE, networks.RATE)
+    t, r = (temperature or usual[0]), (rate or usual[1])
     if state is not None:
         t, r = state["temperature"], state["rate"]
     elif watched is not None:
@@ -325,11 +355,13 @@ def train_objective(
         temperatures = [t] if temperature is not None else [factor * t for factor in _TEMPERATURES]
         rates = [r] if rate is not None else [factor * r for factor in _RATES]
         few = {name: value for name, value in by_batches.items() if name != "validation"}
-        t, r, *_ = search_scale(model, dataset, watched, temperatures=temperatures, rates=rates, **few)
+        few |= {"temperatures": temperatures, "rates": rates, "usual": (t, r), "rate_over_a": RATE_OVER_A}
+        t, r, *_ = search_scale(model, dataset, watched, **few)
 
     def contender(name: str) -> Contender:
         if name == "worst":
             assert watched is not None
+            assert isinstance(model, LinearMinMax)
             own = SCALE if scale is None else scale
             worst = rescaled(model, own / first, margin, first)
             worst.A.requires_grad_(bool(train_a))
@@ -420,7 +452,7 @@ def train_objective(
         **config,
         "asked": objective,
         "objective": won,
-        "scale": (SCALE if won == "worst" else 1.0) if scale is None else scale,
+        "scale": (SCALE if won == "worst" else 1.0) if scale is None and is_min_max else scale,
         "temperature": t,
         "rate": r,
         "interrupted": bool(going()),
@@ -435,6 +467,18 @@ def train_objective(
         "objectives": [_told(name, c, name in left_out) for name, c in contenders.items()],
         "files": run.files,
     }
+
+
+def _check_images(shifts: int, features: str, dataset: Dataset) -> None:
+    """Whether there are images that can be moved so far."""
+    if features != "pixels":
+        raise ValueError(f"train: shifts is {shifts} with features {features!r}; expected 'pixels', which can be moved")
+    side = math.isqrt(dataset.features)
+    if side**2 != dataset.features or side <= 2 * shifts:
+        raise ValueError(
+            f"train: shifts is {shifts} and a sample of {dataset.name} has {dataset.features} features; expected "
+            f"square images of more than {2 * shifts} pixels a side"
+        )
 
 
 def _told(name: str, contender: Contender, is_left_out: bool) -> dict[str, Any]:
@@ -457,6 +501,12 @@ _NAMES: dict[str, Callable[[Mapping[str, Any]], str]] = {
 }
 
 
+def _units(summary: Mapping[str, Any]) -> str:
+    if summary["network"] == LINEAR_MIN_MAX:
+        return f"{summary['hidden']} hidden units"
+    return f"{summary['network']} of {', '.join(map(str, summary['sizes']))} units"
+
+
 def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     """The summary that `train_objective` returned, for people."""
     name = _NAMES[summary["objective"]](summary)
@@ -467,7 +517,7 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     else:
         why = ": no sample is held out to choose by"
     lines = [
-        f"network        {summary['dataset']}: {summary['in_features']} features, {summary['hidden']} hidden units",
+        f"network        {summary['dataset']}: {summary['in_features']} features, {_units(summary)}",
         f"objective      {summary['objective']}, {name}{why}",
     ]
     for of in summary["objectives"]:

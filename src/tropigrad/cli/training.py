@@ -65,7 +65,11 @@ def train_maxplus(
         typer.Option(help="pixels, components (20 principal ones) or directions (these along 100 random directions)."),
     ] = "pixels",
     hidden: Annotated[
-        int | None, typer.Option(help="Hidden units (default: 300, or a quarter of the samples where that is less).")
+        int | None,
+        typer.Option(
+            help="Hidden units (default: 300, or a quarter of the samples where that is less). Deeper networks have so "
+            "many in the first layer (default: 256), then half and a quarter of them."
+        ),
     ] = None,
     objective: Annotated[
         Literal["auto", "mean", "cvar", "worst"],
@@ -87,6 +91,17 @@ def train_maxplus(
     rule: Annotated[
         Literal["adam", "rmsprop", "adagrad", "sgd"], typer.Option(help="mean, cvar: the optimizer's.")
     ] = "adam",
+    momentum: Annotated[float, typer.Option(help="mean, cvar: of --rule sgd or rmsprop.")] = 0.0,
+    shifts: Annotated[
+        int, typer.Option(help="mean, cvar: each image is moved at random by so many pixels, at most.")
+    ] = 0,
+    sparse: Annotated[
+        bool, typer.Option("--sparse", help="mean, cvar: sparse gradients, and steps on what they list.")
+    ] = False,
+    network: Annotated[
+        Literal["linear-min-max", "max-plus-mlp", "residual"],
+        typer.Option(help="linear-min-max (of medoids; the paper's), or deeper: max-plus-mlp, residual."),
+    ] = "linear-min-max",
     iterations: Annotated[
         int, typer.Option(help="worst: iterations in all; it ends sooner where the loss is 0.")
     ] = 300,
@@ -120,16 +135,24 @@ def train_maxplus(
     out: Out = Path("runs/maxplus"),
     as_json: Json = False,
 ) -> None:
-    """A linear-min-max network, by the objective that wins on held-out samples. Ctrl-C keeps a checkpoint."""
+    """A max-plus network, by the objective that wins on held-out samples. Ctrl-C keeps a checkpoint."""
     from ..perf_reports.studies import maxplus
 
+    if objective == "worst":
+        others = "expected --objective mean, cvar or auto"
+        if network != "linear-min-max":
+            fail(f"--objective worst with --network {network}; {others}, or --network linear-min-max")
+        of_batches = {"--momentum": momentum, "--shifts": shifts, "--sparse": sparse}
+        if asked := [name for name, value in of_batches.items() if value]:
+            fail(f"--objective worst with {' and '.join(asked)}, which mini-batches alone take; {others}")
     settings: dict[str, Any] = {"features": features, "hidden": hidden, "iterations": iterations, "seed": seed}
     settings |= {"margin": margin, "step": step, "loss": loss, "memory": memory, "validation": validation}
     if objective == "worst":
         settings |= {"scale": 64.0 if scale is None else scale, "train_a": bool(train_a), "keep": keep}
     else:
         settings |= {"objective": objective, "alpha": alpha, "temperature": temperature, "rate": rate, "rule": rule}
-        settings |= {"epochs": epochs, "scale": scale, "train_a": train_a}
+        settings |= {"epochs": epochs, "scale": scale, "train_a": train_a, "network": network}
+        settings |= {"momentum": momentum, "shifts": shifts, "sparse": sparse}
 
     def run(progress: Callable[[int, int, str], None]) -> dict[str, Any]:
         train = maxplus.train if objective == "worst" else maxplus.train_objective

@@ -55,22 +55,52 @@ def test_the_accuracy_command_writes_and_goes_on(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "accuracy.jsonl").read_text() == first
 
 
-def test_the_front_goes_from_the_mean_to_the_worst_sample(tmp_path, monkeypatch):
-    monkeypatch.setattr(front, "SHARES", (1.0, 0.1))
-    points = list(front.run(separable(), HIDDEN, 3, 40, seed=0))
-    assert [(p["way"], p["alpha"], p["iteration"]) for p in points] == [
+@pytest.fixture(scope="module")
+def points():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(front, "SHARES", (1.0, 0.1))
+        return list(front.run(separable(), HIDDEN, 3, 120, seed=0))
+
+
+def test_the_front_goes_from_the_mean_to_the_worst_sample(points):
+    assert [(p["way"], p["alpha"], p["iteration"]) for p in points[:3]] == [
         ("start", None, 0),
         (front.BY_BATCHES, 1.0, 3),
         (front.BY_BATCHES, 0.1, 3),
-        *((front.ONWARDS, None, i) for i in (10, 20, 40)),
     ]
-    onwards = [p["worst_loss"] for p in points if p["way"] == front.ONWARDS]
-    assert onwards == sorted(onwards, reverse=True)
-    assert onwards[-1] < points[1]["worst_loss"]
+    for way in front.ONWARDS:
+        own = [p for p in points if p["way"] == way.name]
+        assert {p["alpha"] for p in own} == {way.settings.get("alpha")}
+        assert [p["iteration"] for p in own] == front.moments(round(120 * way.part)), "looked at to its end"
+        losses = [p["loss"] for p in own]
+        assert losses == sorted(losses, reverse=True)
     text = front.table(points)
     assert "| mean |" in text
     assert "| CVaR 10% |" in text
-    assert "| … then 40 iterations on the worst sample, A fixed |" in text
+    assert "| mean, then 12 iterations on the CVaR 1% of all, A fixed |" in text
+    assert "| mean, then 120 iterations on the worst of all, A fixed |" in text
+
+
+@pytest.mark.parametrize(
+    ("way", "field"), [(front.WORST, "worst_loss"), (front.HINGE, "worst_hinge")], ids=["cross-entropy", "hinge"]
+)
+def test_the_worst_loss_of_a_point_is_that_of_its_network(points, way, field):
+    own = [p for p in points if p["way"] == way.name]
+    assert [p[field] for p in own] == pytest.approx([p["loss"] for p in own], rel=1e-4)
+    assert own[-1][field] < points[1][field], "less than at the mean's solution"
+
+
+def test_who_meets_the_hope():
+    def point(way, alpha, hinge, accuracy):
+        return {"kind": "point", "seed": 0, "way": way, "alpha": alpha, "worst_hinge": hinge, "test_accuracy": accuracy}
+
+    mean = point(front.BY_BATCHES, 1.0, 1.2, 0.95)
+    half, wrong, slow = (
+        point("hinge", None, 0.6, 0.92),
+        point("hinge", None, 0.6, 0.91),
+        point("hinge", None, 0.61, 0.95),
+    )
+    assert front.met([mean, half, wrong, slow]) == [half]
 
 
 def test_the_front_command_writes_and_goes_on(tmp_path, monkeypatch):

@@ -239,11 +239,11 @@ def test_the_search_leaves_the_model_and_takes_the_pair_of_its_best_run():
         model, data, held_out(data), temperatures=(0.5, 0.125), rates=(1e-6, 1e-2), batches=4, batch=16
     )
     assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
-    lengths = [trial["batches"] for trial in scale.trials]
-    assert lengths == [4, 4, 4, 4, 8, 8]
-    best = min(scale.trials[-2:], key=lambda trial: trial["loss"])
-    assert (scale.temperature, scale.rate) == (best["temperature"], best["rate"])
-    assert scale.rate == 1e-2  # the other one stays where it began
+    tried = [(trial["temperature"], trial["rate"]) for trial in scale.trials]
+    assert tried == [(0.125, 1e-6), (0.125, 1e-2), (0.5, 1e-2)]
+    losses = dict(zip(tried, [trial["loss"] for trial in scale.trials], strict=True))
+    assert scale.rate == 1e-2, "the other one stays where it began"
+    assert losses[scale.temperature, scale.rate] <= losses[0.125, 1e-2] < losses[0.125, 1e-6]
 
 
 def test_the_search_is_the_same_twice():
@@ -254,8 +254,32 @@ def test_the_search_is_the_same_twice():
 
 def test_a_run_that_diverges_loses():
     data = separable()
-    scale = search_scale(network(data), data, held_out(data), temperatures=(0.125,), rates=(1e38, 1e-3), batch=16)
+    scale = search_scale(
+        network(data), data, held_out(data), temperatures=(0.125,), rates=(1e38, 1e-3), batches=4, batch=16
+    )
     assert scale.rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("better", "leaves"), [(1e-2, True), (1.001e-6, False)], ids=["clearly better", "hardly better"]
+)
+def test_the_usual_pair_is_left_only_for_a_clearly_better_one(better, leaves):
+    data = separable()
+    settings = {"temperatures": (0.125,), "rates": (1e-6, better), "usual": (0.125, 1e-6), "batches": 4, "batch": 16}
+    scale = search_scale(network(data, scale=0.2), data, held_out(data), **settings)
+    assert (scale.rate == better) is leaves
+
+
+def test_a_usual_pair_that_is_not_tried_is_named():
+    data = separable()
+    with pytest.raises(ValueError, match=r"usual is \(1, 1\); expected one of"):
+        search_scale(network(data), data, held_out(data), usual=(1, 1))
+
+
+def test_the_usual_pair_is_left_where_it_diverges():
+    data = separable()
+    settings = {"temperatures": (0.125,), "rates": (1e38, 1e-3), "usual": (0.125, 1e38), "batches": 4, "batch": 16}
+    assert search_scale(network(data), data, held_out(data), **settings).rate == 1e-3
 
 
 @pytest.mark.parametrize("name", ["temperatures", "rates"])

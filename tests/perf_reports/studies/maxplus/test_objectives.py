@@ -11,14 +11,17 @@ import time
 import pytest
 import torch
 
-from tropigrad.nn import LinearMinMax
+from tropigrad.nn import LinearMinMax, MaxPlusMLP
+from tropigrad.perf_reports.data import load
 from tropigrad.perf_reports.studies import maxplus, runs
-from tropigrad.perf_reports.studies.maxplus import objectives, training
+from tropigrad.perf_reports.studies.maxplus import networks, objectives, training
 from tropigrad.perf_reports.studies.maxplus.methods import quick_start, start
+from tropigrad.perf_reports.studies.maxplus.minibatch import MiniBatchTraining
 
 from .conftest import HIDDEN, inseparable, separable
 
 SHORT = {"hidden": HIDDEN, "epochs": 6, "iterations": 30, "validation": 0.25}
+GIVEN = {**SHORT, "epochs": 40, "temperature": 0.5, "rate": 0.01}  # which is not sought
 
 
 def rows(folder):
@@ -130,7 +133,18 @@ def test_few_samples_are_seen_more_often(samples, epochs):
     assert objectives.epochs_for(samples) == epochs
 
 
-def test_ctrl_c_and_resumption_go_through_the_same_iterates(tmp_path):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(SHORT, id="all objectives"),
+        pytest.param({"sparse": True, "objective": "mean"}, id="sparse"),
+        pytest.param({"sparse": True, "objective": "mean", "rule": "sgd", "momentum": 0.5}, id="sparse, momentum"),
+        pytest.param({"network": "max-plus-mlp", "sparse": True, "rule": "adagrad"}, id="max-plus MLP"),
+        pytest.param({"network": "residual"}, id="residual"),
+    ],
+)
+def test_ctrl_c_and_resumption_go_through_the_same_iterates(tmp_path, settings):
+    settings = {**GIVEN, **settings}
     told = []
 
     def interrupt(done, total, what):
@@ -139,11 +153,11 @@ def test_ctrl_c_and_resumption_go_through_the_same_iterates(tmp_path):
             os.kill(os.getpid(), signal.SIGINT)
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    first = maxplus.train_objective(inseparable(), parts, progress=interrupt, **SHORT)
+    first = maxplus.train_objective(inseparable(), parts, progress=interrupt, **settings)
     assert first["interrupted"]
     assert "--resume goes on" in "\n".join(maxplus.objective_lines(first))
-    second = maxplus.train_objective(inseparable(), parts, resume=True, **SHORT)
-    once = maxplus.train_objective(inseparable(), whole, **SHORT)
+    second = maxplus.train_objective(inseparable(), parts, resume=True, **settings)
+    once = maxplus.train_objective(inseparable(), whole, **settings)
     assert not second["interrupted"]
     assert without_seconds(rows(parts)) == without_seconds(rows(whole))
     assert (second["objective"], second["test_accuracy"]) == (once["objective"], once["test_accuracy"])
@@ -183,8 +197,6 @@ def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
         if len(stop) == 20:
             os.kill(os.getpid(), signal.SIGINT)
 
-    from tropigrad.perf_reports.data import load
-
     settings = {"hidden": 12, "epochs": 2000, "iterations": 50, "temperature": 0.125, "rate": 0.003}
     maxplus.train_objective(load("iris"), tmp_path, resume=True, progress=interrupt, **settings)
     after = rows(tmp_path)
@@ -211,12 +223,63 @@ def test_another_setting_is_not_resumed(tmp_path):
         pytest.param({"rule": "newton"}, "newton", id="rule"),
         pytest.param({"validation": 1.0}, "expected a share", id="all held out"),
         pytest.param({"objective": "median"}, "objective is 'median'", id="objective"),
+        pytest.param(
+            {"momentum": 0.9}, "momentum is 0.9 with rule 'adam'; steps take one with sgd or rmsprop", id="no momentum"
+        ),
+        pytest.param(
+            {"momentum": 0.9, "rule": "rmsprop", "sparse": True}, "sparse steps take one with sgd", id="sparse momentum"
+        ),
+        pytest.param(
+            {"momentum": 1.0, "rule": "sgd"}, r"momentum is 1.0; expected a number in \[0, 1\)", id="momentum"
+        ),
+        pytest.param({"shifts": 1}, "has 4 features; expected square images of more than 2 pixels", id="shifts"),
+        pytest.param({"shifts": 1, "features": "components"}, "expected 'pixels', which can be moved", id="not pixels"),
+        pytest.param(
+            {"network": "transformer"}, "network is 'transformer'; expected one of linear-min-max", id="network"
+        ),
+        pytest.param({"network": "residual", "scale": 2.0}, "scale is 2.0 with network 'residual'", id="scale"),
+        pytest.param({"network": "max-plus-mlp", "train_a": True}, "train_a is True", id="A of none"),
     ],
 )
 def test_settings_that_do_not_fit_leave_nothing(tmp_path, settings, match):
     with pytest.raises(ValueError, match=match):
         maxplus.train_objective(separable(), tmp_path / "out", **settings)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+@pytest.mark.parametrize("network", networks.NETWORKS)
+def test_a_network_is_made_again_from_the_model_that_it_left(tmp_path, network, sparse):
+    data = separable()
+    summary = maxplus.train_objective(data, tmp_path, network=network, sparse=sparse, **GIVEN)
+    asked = ["mean", "cvar"] if network != "linear-min-max" else ["worst", "mean", "cvar"]
+    assert [of["objective"] for of in summary["objectives"]] == asked
+    model = maxplus.load_model(tmp_path / runs.MODEL)
+    assert accuracy(model, data.x_test, data.y_test) == summary["test_accuracy"] > 0.5
+    assert any(getattr(module, "sparse", False) for module in model.modules()) is sparse
+    text = "\n".join(maxplus.objective_lines(summary))
+    units = {
+        "linear-min-max": "12 hidden units",
+        "max-plus-mlp": "max-plus-mlp of 12, 6, 3",
+        "residual": "residual of 12, 3",
+    }
+    assert units[network] in text
+
+
+def test_a_max_plus_mlp_is_one_of_the_library(tmp_path):
+    maxplus.train_objective(separable(), tmp_path, objective="mean", network="max-plus-mlp", **GIVEN)
+    saved = torch.load(tmp_path / runs.MODEL, weights_only=True)
+    config = saved["config"]
+    model = MaxPlusMLP(config["in_features"], config["sizes"], config["classes"])
+    model.load_state_dict(saved["state_dict"])
+    x = separable().x_test
+    assert torch.equal(model(x), maxplus.load_model(tmp_path / runs.MODEL)(x))
+
+
+def test_a_file_that_is_no_model_is_named(tmp_path):
+    torch.save({"config": {"hidden": 3}}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="a model without in_features, classes; expected"):
+        maxplus.load_model(tmp_path / "other.pt")
 
 
 @pytest.fixture
@@ -247,11 +310,42 @@ def test_command_takes_every_option(command, tmp_path):
     assert taken == ["cvar", 0.3, 0.2, 0.01, "rmsprop", 2, False]
 
 
+def test_command_reaches_the_settings_of_the_class(command, tmp_path):
+    words = ("--data", "digits", "--objective", "mean", "--hidden", 20, "--temperature", 0.125, "--rate", 0.003)
+    result = command(*words, "--epochs", 2, "--shifts", 1, "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    data, held_out, _ = training.hold_out(load("digits"), 0.1, 0)
+    assert held_out is not None
+    model, _ = quick_start(data, 20, 0, 1.0, 1.0)
+    model.A.requires_grad_(True)
+    settings = {"temperature": 1 / 8, "rate": 3e-3, "rate_of_a": 1e-3, "epochs": 2, "average": 0.998, "shifts": 1}
+    MiniBatchTraining(model, data, validation=(held_out.x, held_out.y), **settings).run()
+    for name, value in maxplus.load_model(tmp_path / runs.MODEL).state_dict().items():
+        assert torch.equal(value, model.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("--network", "residual"),
+            "--objective worst with --network residual; expected --objective mean, cvar or auto",
+        ),
+        (("--shifts", 1, "--sparse"), "--objective worst with --shifts and --sparse, which mini-batches alone take"),
+        (("--momentum", 0.5), "--objective worst with --momentum, which mini-batches alone take"),
+    ],
+    ids=["network", "shifts and sparse", "momentum"],
+)
+def test_the_worst_sample_takes_no_setting_of_others(command, tmp_path, words, message):
+    result = command("--data", "iris", "--objective", "worst", *words, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_worst_sample_is_one_flag(command, tmp_path):
     words = ("--data", "iris", "--objective", "worst", "--hidden", 12, "--iterations", 9, "--json")
     summary = json.loads(command(*words, "--out", tmp_path / "command").stdout)
-    from tropigrad.perf_reports.data import load
-
     direct = maxplus.train(load("iris"), tmp_path / "direct", hidden=12, iterations=9)
     for name in ("scale", "margin", "train_a", "best_loss", "test_accuracy", "worst_sample"):
         assert summary[name] == direct[name]
