@@ -30,8 +30,8 @@ from .studies import STUDIES
 RESULTS = "results.jsonl"
 BUDGET_S = {False: 260.0, True: 95.0}  # by `quick`; the page at the end takes some seconds more
 FIRST_PAGE_S, NEXT_PAGE_S = 40.0, 75.0
-# shares of the budget: training ends at this one; growth and startup are kept so much
-_TRAINING_ENDS, _GROWTH, _STARTUP = 0.55, 0.08, 0.1
+# shares of the budget: what speaks for a system, and training, end at these; growth and startup are kept so much
+_HEADLINES_END, _TRAINING_ENDS, _GROWTH, _STARTUP = 0.25, 0.5, 0.08, 0.1
 
 
 @dataclass(frozen=True)
@@ -342,7 +342,7 @@ def _measured(plan: Plan, progress: StageProgress) -> Iterator[Mapping[str, Any]
         tune.keep_ceilings(roofs, torch.device("cpu"), "tropigrad report")
     first = _headlines(plan.cells) if plan.studies else []
     if first:
-        yield from timed(first, start + plan.budget_s * 0.12)
+        yield from timed(first, start + _HEADLINES_END * plan.budget_s)
     for name in plan.studies:
         yield from _trained(name, plan, start + _TRAINING_ENDS * plan.budget_s, on("training"))
     rest = [cell for cell in plan.cells if cell not in first]

@@ -28,6 +28,7 @@ PreparedCall = Callable[[], Outputs]
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 QUICK_SHAPES = 2
+_SLOW_S = 5.0  # three calls of a rival may take so long, however little time is left
 _LEAST_S = {False: 0.5, True: 0.25}  # of timing a cell, by `quick`
 # a first call that compiles would be charged with the compiler's memory
 MEASURED_IN_MEMORY = ("ours", "dense", "peer")
@@ -185,7 +186,7 @@ def _measure_cell(cell: Cell, budget_s: float, end: float, quick: bool, seed: in
     left = max(_LEAST_S[quick], budget_s - (perf_counter() - start))
     for entry in [entry for entry in entries[1:] if entry.contender.role != "compiled"]:
         # three calls of it are the least that is timed
-        if 3 * entry.first_s > max(3 * left, (end - perf_counter()) / 4):
+        if 3 * entry.first_s > max(_SLOW_S, (end - perf_counter()) / 5):
             yield cell.left_out(entry.contender, f"{SPENT}: one call took {entry.first_s:.2g} s", budget=True)
             entries.remove(entry)
     timed = interleaved(

@@ -93,8 +93,11 @@ def _written(field: str, value: float) -> str:
 
 def _draw(lines: Mapping[str, Line], places: Mapping[str, int], field: str, axes: Axes) -> None:
     # the first iteration may be logged at zero seconds, which a logarithm has no place for
-    shown = {method: [row for row in line if row[0] > 0] or line for method, line in lines.items()}
-    seconds = [row[0] for line in shown.values() for row in line if row[0] > 0] or [1e-3]
+    shown = {method: late for method, line in lines.items() if (late := [row for row in line if row[0] > 0])}
+    if not shown:
+        axes.annotate("nothing was trained yet", (0.5, 0.5), xycoords="axes fraction", ha="center")
+        return
+    seconds = [row[0] for line in shown.values() for row in line]
     axes.set_xscale("log")
     left, last = min(seconds) / 1.2, max(seconds)
     right = last * (last / left) ** 0.62  # room for the names
@@ -103,6 +106,8 @@ def _draw(lines: Mapping[str, Line], places: Mapping[str, int], field: str, axes
     low, top = axes.get_ylim()
     inside = {method: min(max(line[-1][1], low), top) for method, line in shown.items()}
     labels = spread([inside[method] for method in shown], (top - low) * 0.075)
+    beyond = max(0.0, max(labels) - top)
+    labels = [label - beyond for label in labels]
     for (method, line), label in zip(shown.items(), labels, strict=True):
         color, dashes = COLOR[_LINES[places[method] % 6]], _DASHES[places[method] % 6]
         times, values, least, most = zip(*line, strict=True)

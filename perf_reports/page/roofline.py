@@ -171,7 +171,7 @@ def _runs(axes: Axes, run: Sequence[Record], ours: Sequence[Point], dense: Seque
     for column in _columns(ours, wide):
         places = spread([math.log(p.rate) for p in column], (top - low) * 0.065)
         for p, place in zip(column, places, strict=True):
-            axes.annotate(f"{100 * _share(run, p):.0f} %", (p.intensity, math.exp(place)), xytext=(7, 0), va="center",
+            axes.annotate(f"{100 * _share(run, p):.2g} %", (p.intensity, math.exp(place)), xytext=(7, 0), va="center",
                           textcoords="offset points", fontsize=8, color=colors[p.workload])  # fmt: skip
     for workload in workloads:
         axes.plot([], [], color=colors[workload], linewidth=4, label=workload)
