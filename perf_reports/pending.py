@@ -20,8 +20,8 @@ def training(study: str) -> str:
 
 def pending(run: Sequence[Record]) -> list[str]:
     """The names of parts that were planned and are not there, in the order of the plan."""
-    measured = {name for record in run if (name := _measured(record))}
-    return [name for name in run[0].get("planned") or () if name not in measured]
+    there = {name for record in run if (name := measured(record))}
+    return [name for name in run[0].get("planned") or () if name not in there]
 
 
 def unfinished(run: Sequence[Record]) -> list[str]:
@@ -35,7 +35,8 @@ def _cell(record: Record) -> str:
     return f"{record['op']}, {record['workload']}, {record['shape_label']}"
 
 
-def _measured(record: Record) -> str:
+def measured(record: Record) -> str:
+    """The name of the part that a record is of, where it shows that this part was measured; else ""."""
     kind = record["kind"]
     if kind == "ceiling":
         return CEILINGS

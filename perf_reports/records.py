@@ -29,6 +29,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from .pending import measured
+
 SCHEMA_VERSION = 1
 
 
@@ -214,19 +216,22 @@ def standing(run: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         for place, r in enumerate(run)
         if r["kind"] == "timing"
     }
+    later = {measured(r): place for place, r in enumerate(run) if r["kind"] in ("training_summary", "growth")}
     result = []
     for place, record in enumerate(run):
         if last[_subject(record)] != place:
             continue
-        if record["kind"] == "left_out" and record.get("budget") and place < _timed(record, timed_again):
-            continue
+        if record["kind"] == "left_out" and record.get("budget"):
+            at = _timed(record, timed_again) if record.get("op") else later.get(record["what"], -1)
+            if place < at:
+                continue
         result.append(record)
     return result
 
 
 def _timed(left_out: Mapping[str, Any], timed: Mapping[tuple[Any, ...], int]) -> int:
     """The place of a later timing of what was left out, a contender or a whole cell; −1 where there is none."""
-    cell = (left_out.get("op"), left_out.get("workload"), left_out.get("shape_label"))
+    cell = (left_out["op"], left_out.get("workload"), left_out.get("shape_label"))
     contender = left_out.get("contender")
     return max((p for key, p in timed.items() if key[:3] == cell and contender in (None, key[3])), default=-1)
 

@@ -330,9 +330,15 @@ def _measured(plan: Plan, progress: StageProgress) -> Iterator[Mapping[str, Any]
     def on(stage: str) -> Progress:
         return lambda done, total, what: progress(stage, done, total, what)
 
-    def timed(cells: Sequence[benchmark.Cell], until: float) -> Iterator[Mapping[str, Any]]:
-        left = max(0.0, until - perf_counter())
-        yield from benchmark.measure(cells, budget_s=left, quick=plan.quick, seed=plan.seed, progress=on("kernels"))
+    def timed(cells: Sequence[benchmark.Cell], until: float, compiles: bool = True) -> Iterator[Mapping[str, Any]]:
+        yield from benchmark.measure(
+            cells,
+            budget_s=max(0.0, until - perf_counter()),
+            quick=plan.quick,
+            compiles=compiles,
+            seed=plan.seed,
+            progress=on("kernels"),
+        )
 
     if plan.has_ceilings:
         roofs = []
@@ -342,10 +348,11 @@ def _measured(plan: Plan, progress: StageProgress) -> Iterator[Mapping[str, Any]
         tune.keep_ceilings(roofs, torch.device("cpu"), "tropigrad report")
     first = _headlines(plan.cells) if plan.studies else []
     if first:
-        yield from timed(first, start + _HEADLINES_END * plan.budget_s)
+        yield from timed(first, start + _HEADLINES_END * plan.budget_s, compiles=False)
     for name in plan.studies:
         yield from _trained(name, plan, start + _TRAINING_ENDS * plan.budget_s, on("training"))
-    rest = [cell for cell in plan.cells if cell not in first]
+    # those that speak for a system are timed once more beside what had to be compiled
+    rest = [cell for cell in plan.cells if cell not in first or (not plan.quick and _is_compiled(cell))]
     kept_s = plan.budget_s * (_GROWTH * bool(plan.sweeps) + _STARTUP * plan.has_startup)
     if rest:
         yield from timed(rest, end - kept_s)
@@ -358,14 +365,27 @@ def _measured(plan: Plan, progress: StageProgress) -> Iterator[Mapping[str, Any]
         yield from startup.measure(ops, budget_s=left, progress=on("startup"))
 
 
+def _is_compiled(cell: benchmark.Cell) -> bool:
+    return any(contender.role == "compiled" for contender in cell.workload.contenders)
+
+
+class _OutOfTime(Exception):
+    """Ends a study between two of its iterations."""
+
+
 def _trained(study: str, plan: Plan, end: float, progress: Progress) -> Iterator[Mapping[str, Any]]:
-    records = iter(STUDIES[study].compare(data_dir=plan.data_dir, quick=plan.quick, seed=plan.seed, progress=progress))
-    for record in records:
-        yield record
-        if record["kind"] == "training" and perf_counter() > end:
-            reason = f"{benchmark.SPENT} before it ended; its curves are drawn as far as they came"
-            yield {"kind": "left_out", "what": pending.training(study), "reason": reason, "budget": True}
-            return
+    def until_the_end(done: int, total: int, what: str) -> None:
+        progress(done, total, what)
+        if perf_counter() > end:
+            raise _OutOfTime
+
+    try:
+        yield from STUDIES[study].compare(
+            data_dir=plan.data_dir, quick=plan.quick, seed=plan.seed, progress=until_the_end
+        )
+    except _OutOfTime:
+        reason = f"{benchmark.SPENT} before it ended; its curves are drawn as far as they came"
+        yield {"kind": "left_out", "what": pending.training(study), "reason": reason, "budget": True}
 
 
 def summary(outcome: ReportOutcome) -> list[str]:

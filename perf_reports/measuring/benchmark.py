@@ -28,7 +28,9 @@ PreparedCall = Callable[[], Outputs]
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 QUICK_SHAPES = 2
-_SLOW_S = 5.0  # three calls of a rival may take so long, however little time is left
+# three calls of a rival may take so long, however little time is left: the dense one is what a page is about
+_SLOW_S = {"dense": 15.0}
+_SLOW_OTHERS_S = 5.0
 _LEAST_S = {False: 0.5, True: 0.25}  # of timing a cell, by `quick`
 # a first call that compiles would be charged with the compiler's memory
 MEASURED_IN_MEMORY = ("ours", "dense", "peer")
@@ -114,6 +116,7 @@ def measure(
     *,
     budget_s: float,
     quick: bool = False,
+    compiles: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Iterator[dict[str, Any]]:
@@ -124,6 +127,7 @@ def measure(
         budget_s: seconds for all of them; what one cell leaves over, the next may use. A cell that they do not reach is
             left out.
         quick: fewer rounds, and nothing that must be compiled first.
+        compiles: whether torch.compile takes part; where it does not, it waits for more time.
         progress: called with (done, total, what is being measured).
     """
     end = perf_counter() + budget_s
@@ -134,7 +138,7 @@ def measure(
             yield cell.not_reached()
             continue
         share = (end - perf_counter()) / (len(chosen) - done)
-        yield from _measure_cell(cell, share, end, quick, seed)
+        yield from _measure_cell(cell, share, end, quick, compiles, seed)
     if progress is not None:
         progress(len(chosen), len(chosen), "kernels")
 
@@ -149,7 +153,9 @@ class _Entry:
     gate: str = "none"  # "green" | "red" | "none": computes something else, or nothing to compare with
 
 
-def _measure_cell(cell: Cell, budget_s: float, end: float, quick: bool, seed: int) -> Iterator[dict[str, Any]]:
+def _measure_cell(
+    cell: Cell, budget_s: float, end: float, quick: bool, compiles: bool, seed: int
+) -> Iterator[dict[str, Any]]:
     start = perf_counter()
     inputs = inputs_of(cell.spec, cell.shape, seed)
     small = inputs_of(cell.spec, cell.spec.small_shapes[-1], seed)
@@ -158,7 +164,7 @@ def _measure_cell(cell: Cell, budget_s: float, end: float, quick: bool, seed: in
         if reason := _why_left_out(cell, contender, quick):
             yield cell.left_out(contender, reason)
             continue
-        if contender.role == "compiled" and perf_counter() > end:
+        if contender.role == "compiled" and (not compiles or perf_counter() > end):
             yield cell.left_out(contender, f"{SPENT} before it could be compiled", budget=True)
             continue
         try:
@@ -186,7 +192,8 @@ def _measure_cell(cell: Cell, budget_s: float, end: float, quick: bool, seed: in
     left = max(_LEAST_S[quick], budget_s - (perf_counter() - start))
     for entry in [entry for entry in entries[1:] if entry.contender.role != "compiled"]:
         # three calls of it are the least that is timed
-        if 3 * entry.first_s > max(_SLOW_S, (end - perf_counter()) / 5):
+        slow_s = _SLOW_S.get(entry.contender.role, _SLOW_OTHERS_S)
+        if 3 * entry.first_s > max(slow_s, (end - perf_counter()) / 5):
             yield cell.left_out(entry.contender, f"{SPENT}: one call took {entry.first_s:.2g} s", budget=True)
             entries.remove(entry)
     timed = interleaved(

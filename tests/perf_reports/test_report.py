@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tropigrad.kernels.contract.spec import Contender
-from tropigrad.perf_reports import records, report, tune
+from tropigrad.perf_reports import pending, records, report, tune
 from tropigrad.perf_reports.data import DataError
 from tropigrad.perf_reports.measuring import benchmark, ceilings, startup
 from tropigrad.perf_reports.measuring.memory import Memory
@@ -258,6 +258,31 @@ def test_what_the_time_does_not_reach_is_named_and_resumed(go, words_alone):
     again = go(resume=True)
     assert "nothing was left to measure" in again.note
     assert len(again.records) == len(whole.records)
+
+
+def test_a_study_that_is_out_of_time_ends_and_is_resumed(go, words_alone):
+    outcome = go(only=["maxplus"], budget_s=1e-9)
+    (left,) = of_kind(outcome, "left_out")
+    assert left["what"] == "training, maxplus"
+    assert "its curves are drawn as far as they came" in left["reason"]
+    assert of_kind(outcome, "training_summary") == []
+    whole = go(resume=True)
+    assert of_kind(whole, "left_out") == []
+    assert len(of_kind(whole, "training_summary")) == 2
+
+
+def test_a_rival_that_waits_to_be_compiled_is_measured_by_a_second_pass(tiny_spec, monkeypatch):
+    monkeypatch.setattr(benchmark, "peak_memory", lambda call: (call(), None))
+    (cell, _) = benchmark.cells([tiny_spec(OURS, DEFINITION, Contender("compiled", "compiled", calls))])
+    first, second = (list(benchmark.measure([cell], budget_s=0.1, compiles=on)) for on in (False, True))
+    (waits,) = [r for r in first if r["kind"] == "left_out"]
+    assert waits["budget"]
+    assert waits["contender"] == "compiled"
+    run = [{"kind": "run", "run": "abc", "planned": [cell.name]}, *first]
+    assert (pending.pending(run), pending.unfinished(run)) == ([], [cell.name])
+    run = records.standing([*run, *second])
+    assert pending.unfinished(run) == []
+    assert [r["contender"] for r in run if r["kind"] == "timing"] == ["ours", "definition", "compiled"]
 
 
 def test_an_interrupted_report_keeps_the_good_page_until_it_was_resumed(go, tmp_path, words_alone):
