@@ -100,7 +100,8 @@ def _draw(lines: Mapping[str, Line], places: Mapping[str, int], field: str, axes
     seconds = [row[0] for line in shown.values() for row in line]
     axes.set_xscale("log")
     left, last = min(seconds) / 1.2, max(seconds)
-    right = last * (last / left) ** 0.62  # room for the names
+    names = 0.06 + 0.0185 * max(map(len, shown))  # the share of the axes that they take
+    right = last * (last / left) ** (names / (1 - names))
     axes.set_xlim(left, right)
     axes.set_ylim(*_range(shown, field))
     low, top = axes.get_ylim()
