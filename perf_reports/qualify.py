@@ -400,11 +400,11 @@ def _write(out: Path, specs, device: torch.device, records, outcome: Qualificati
 
 def _draw(records, outcome: QualificationOutcome) -> None:
     try:
-        from .page.roofline import draw  # needs matplotlib
+        from .page import figures, roofline  # need matplotlib
     except ModuleNotFoundError as error:
         outcome.cut_off.append(f"the roofline's picture: {error.name} is not installed")
     else:
-        draw(records, outcome.out)
+        figures.draw_panels(roofline.panels(records), "roofline", outcome.out)
 
 
 def _summary(

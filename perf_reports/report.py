@@ -1,12 +1,16 @@
 """The report: measure this machine's ceilings, train beside dense backprop, time every kernel; then draw the page.
 
-Every record is on the disk as soon as it exists, so an interruption loses nothing: the page shows what there is.
+Every record is on the disk as soon as it exists, so an interruption loses nothing. What speaks for a system is measured
+first, then each workload at its cheapest shape, rivals that must be compiled included, then the other shapes, as far as
+the time reaches; `resume` goes on from there. A first page is drawn while the rest is measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import difflib
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -14,15 +18,20 @@ from typing import Any
 import torch
 
 from ..kernels.contract.registry import REGISTRY
-from . import data, environment, tune
+from . import data, environment, pending, tune
 from .commands import BadRequest, Progress, StageProgress
 from .durations import format_duration
-from .measuring import benchmark, ceilings, startup
-from .page import page, speedups
-from .records import Results
+from .measuring import benchmark, ceilings, growth, startup
+from .page import numbers, page, speedups
+from .page.systems import SYSTEMS
+from .records import Results, last_run, read_what_can_be
 from .studies import STUDIES
 
-_KERNEL_BUDGET_S = {False: 140.0, True: 12.0}  # by `quick`
+RESULTS = "results.jsonl"
+BUDGET_S = {False: 260.0, True: 95.0}  # by `quick`; the page at the end takes some seconds more
+FIRST_PAGE_S, NEXT_PAGE_S = 40.0, 75.0
+# shares of the budget: what speaks for a system, and training, end at these; growth and startup are kept so much
+_HEADLINES_END, _TRAINING_ENDS, _GROWTH, _STARTUP = 0.25, 0.5, 0.08, 0.1
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,8 @@ class ReportOutcome:
     page: Path
     records: Sequence[Mapping[str, Any]]  # of this run
     interrupted: bool
+    results: Path
+    note: str = ""  # what else there is to tell
 
     @property
     def disagreements(self) -> list[str]:
@@ -53,6 +64,92 @@ def names() -> list[str]:
     return list(dict.fromkeys([*STUDIES, *REGISTRY, *workloads]))
 
 
+def catalogue() -> dict[str, list[str]]:
+    """The names that `only` may hold, by kind."""
+    workloads = [workload.name for spec in REGISTRY.values() for workload in spec.workloads]
+    return {
+        "studies": list(STUDIES),
+        "ops": [name for name, spec in REGISTRY.items() if spec.workloads],
+        "workloads": list(dict.fromkeys(workloads)),
+    }
+
+
+def _refuse_unknown(only: Sequence[str]) -> None:
+    choice = names()
+    for name in only:
+        if name in choice:
+            continue
+        near = difflib.get_close_matches(name, choice, n=3, cutoff=0.5)
+        near += [other for other in choice if name and name in other and other not in near][: 3 - len(near)]
+        hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+        raise BadRequest(
+            f"--only: nothing is named {name!r}; {hint}`tropigrad report --list` prints all {len(choice)} names"
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The parts of a report, in order."""
+
+    cells: Sequence[benchmark.Cell]
+    studies: Sequence[str]
+    sweeps: Sequence[growth.Step]
+    has_ceilings: bool
+    has_startup: bool
+    quick: bool
+    data_dir: Path | None
+    seed: int
+    budget_s: float
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all its parts, as `pending` knows them."""
+        return [
+            *([pending.CEILINGS] if self.has_ceilings else []),
+            *(pending.training(study) for study in self.studies),
+            *(cell.name for cell in self.cells),
+            *(step.name for step in self.sweeps),
+            *([pending.STARTUP] if self.has_startup else []),
+        ]
+
+    def only(self, unfinished: Sequence[str]) -> Plan:
+        """The parts with these names."""
+        return replace(
+            self,
+            cells=[cell for cell in self.cells if cell.name in unfinished],
+            studies=[study for study in self.studies if pending.training(study) in unfinished],
+            sweeps=[step for step in self.sweeps if step.name in unfinished],
+            has_ceilings=pending.CEILINGS in unfinished,
+            has_startup=pending.STARTUP in unfinished,
+        )
+
+
+def in_order(cells: Sequence[benchmark.Cell]) -> list[benchmark.Cell]:
+    """The cells that speak for a system first; then each workload at its cheapest shape; then the others."""
+    headlines = {system.workloads[0]: place for place, system in enumerate(SYSTEMS)}
+    cost = {cell.name: cell.workload.operations(cell.shape) for cell in cells}
+    cheapest: dict[tuple[str, str], str] = {}
+    for cell in sorted(cells, key=lambda cell: cost[cell.name]):
+        cheapest.setdefault((cell.spec.name, cell.workload.name), cell.name)
+
+    def place(cell: benchmark.Cell) -> tuple[int, float]:
+        workload = (cell.spec.name, cell.workload.name)
+        if cheapest[workload] != cell.name:
+            return 2, cost[cell.name]
+        return (0, headlines[workload]) if workload in headlines else (1, 0)
+
+    return sorted(cells, key=place)
+
+
+def _headlines(cells: Sequence[benchmark.Cell]) -> list[benchmark.Cell]:
+    """The first cell of each workload that speaks for a system."""
+    headlines = {system.workloads[0] for system in SYSTEMS}
+    first: dict[tuple[str, str], benchmark.Cell] = {}
+    for cell in cells:
+        first.setdefault((cell.spec.name, cell.workload.name), cell)
+    return [cell for workload, cell in first.items() if workload in headlines]
+
+
 def run(
     out: Path,
     *,
@@ -60,88 +157,239 @@ def run(
     only: Sequence[str] = (),
     data_dir: Path | None = None,
     seed: int = 0,
+    budget_s: float | None = None,
+    resume: bool = False,
     progress: StageProgress = lambda stage, done, total, what: None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> ReportOutcome:
     """Measure, append to results.jsonl in `out`, and draw the page there.
 
+    A page of a finished run stays until this run is finished as well: until then its page is in `out`/unfinished.
+
     Args:
         out: a folder, made where it is missing.
-        quick: the smallest setting, under a minute.
+        quick: the smallest setting, within two minutes.
         only: names out of `names()`; everything where empty.
         data_dir: MNIST-format files to train on; by default scikit-learn's digits.
-        progress: called with (stage, done, total, what is being done); the stages are ceilings, startup, training and
-            kernels.
+        budget_s: seconds to measure for; by default BUDGET_S.
+        resume: go on with the last run in `out`, with its settings; `quick` and `only` must be its own, or not set.
+        progress: called with (stage, done, total, what is being done); the stages are ceilings, training, kernels,
+            growth and startup.
+        tell: called with a line where something is to be told in between, as that a first page is there.
     Raises:
-        BadRequest: `only` holds a name that means nothing, or TROPIGRAD_BACKEND or TROPIGRAD_AUTOTUNE does.
+        BadRequest: `only` holds a name that means nothing, TROPIGRAD_BACKEND or TROPIGRAD_AUTOTUNE does, or there is no
+            run to resume, or one that was measured elsewhere.
         DataError: the data are missing or corrupt. Nothing has been written then.
         OSError: `out` cannot be written.
     """
-    unknown = [name for name in only if name not in names()]
-    if unknown:
-        raise BadRequest(f"nothing is named {', '.join(map(repr, unknown))}; expected some of: {', '.join(names())}")
+    _refuse_unknown(only)
     if wrong := environment.wrong_variables():
         raise BadRequest("; ".join(wrong))
+    earlier: Sequence[Mapping[str, Any]] = ()
+    if resume:
+        earlier = _to_resume(out / RESULTS, quick, only)
+        settings = earlier[0]["settings"]
+        quick, only, seed = settings["quick"], settings["only"], settings["seed"]
+        data_dir = data_dir or (settings["data_dir"] and Path(settings["data_dir"]))
     data_dir = data.find_data_dir(data_dir)
-    studies = [name for name in STUDIES if not only or name in only]
-    cells = benchmark.cells(list(REGISTRY.values()), only=only, quick=quick)
-    if studies:
+    cells = in_order(benchmark.cells(list(REGISTRY.values()), only=only, quick=quick))
+    plan = Plan(
+        cells,
+        studies=[name for name in STUDIES if not only or name in only],
+        sweeps=growth.steps(REGISTRY, only),
+        has_ceilings=bool(cells),
+        has_startup=bool(cells) and not quick,
+        quick=quick,
+        data_dir=data_dir,
+        seed=seed,
+        budget_s=budget_s or BUDGET_S[quick],
+    )
+    planned = plan.names
+    if earlier:
+        plan = plan.only(pending.unfinished(earlier))
+    if plan.studies:
         data.load(data_dir=data_dir, seed=seed)  # missing or corrupt data must come to light before anything is written
 
-    loss_titles = {name: study.loss_title for name, study in STUDIES.items()}
     out.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "quick": quick,
+        "only": list(only),
+        "data_dir": None if data_dir is None else str(data_dir),
+        "seed": seed,
+        "budget_s": plan.budget_s,
+    }
+    with Results(out / RESULTS, earlier) as kept:
+        if not earlier:
+            kept.add({**environment.head(settings), "planned": planned})
+        folder = out / page.UNFINISHED if page.is_finished(out) else out
+        interrupted, error = _keep(kept, plan, folder, progress, tell)
+        records = last_run(kept.records)
+        if not interrupted:
+            index = page.build(records, out, _loss_titles())
+            shutil.rmtree(out / page.UNFINISHED, ignore_errors=True)
+        else:
+            index = page.build(records, folder, _loss_titles())
+    if error is not None:
+        raise error  # a bug, not a result: what was measured is shown, then the error goes its way
+    return ReportOutcome(index, records, interrupted, out / RESULTS, _note(records, out, earlier, plan))
+
+
+def _keep(
+    kept: Results, plan: Plan, folder: Path, progress: StageProgress, tell: Callable[[str], None]
+) -> tuple[bool, Exception | None]:
+    """Measure and write down; returns whether that was interrupted, and by which error of ours."""
     start = perf_counter()
-    interrupted = False
-    with Results(out / "results.jsonl") as kept:
-        settings = {
-            "quick": quick,
-            "only": list(only),
-            "data_dir": None if data_dir is None else str(data_dir),
-            "seed": seed,
-        }
-        kept.add(environment.head(settings))
-        try:
-            for record in _measured(studies, cells, quick, data_dir, seed, progress):
-                kept.add(record)
-        except KeyboardInterrupt:
-            interrupted = True
-        except Exception as error:
-            # a bug, not a result: what was measured is shown, then the error goes its way
-            seconds, reason = perf_counter() - start, f"{type(error).__name__}: {error}"
-            kept.add({"kind": "run_end", "interrupted": True, "seconds": seconds, "error": reason})
-            page.build(kept.records, out, loss_titles)
-            raise
-        kept.add({"kind": "run_end", "interrupted": interrupted, "seconds": perf_counter() - start, "error": None})
-        index = page.build(kept.records, out, loss_titles)
-    return ReportOutcome(index, kept.records, interrupted)
+    interrupted, error, page_at, is_first = False, None, start + FIRST_PAGE_S, True
+    try:
+        for record in _measured(plan, progress):
+            kept.add(record)
+            if perf_counter() > page_at:
+                index = page.build(last_run(kept.records), folder, _loss_titles(), draft=True)
+                if is_first:
+                    tell(f"a first page, which the rest completes: {index}")
+                page_at, is_first = perf_counter() + NEXT_PAGE_S, False
+    except KeyboardInterrupt:
+        interrupted = True
+    except Exception as caught:
+        interrupted, error = True, caught
+    reason = None if error is None else f"{type(error).__name__}: {error}"
+    before = sum(r["seconds"] for r in kept.records if r["kind"] == "run_end")
+    seconds = before + perf_counter() - start
+    kept.add({"kind": "run_end", "interrupted": interrupted, "seconds": seconds, "error": reason})
+    return interrupted, error
 
 
-def _measured(
-    studies: Sequence[str],
-    cells: Sequence[benchmark.Cell],
-    quick: bool,
-    data_dir: Path | None,
-    seed: int,
-    progress: StageProgress,
-) -> Iterator[Mapping[str, Any]]:
+def _loss_titles() -> dict[str, str]:
+    return {name: study.loss_title for name, study in STUDIES.items()}
+
+
+def _note(records: Sequence[Mapping[str, Any]], out: Path, earlier: Sequence[Mapping[str, Any]], plan: Plan) -> str:
+    if earlier and not plan.names:
+        return "nothing was left to measure: the last run is whole, and its page was drawn again"
+    if left := pending.unfinished(records):
+        total = len(records[0]["planned"])
+        return f"{len(left)} of {total} parts wait for more time: tropigrad report --resume --out {out}"
+    return ""
+
+
+def _to_resume(path: Path, quick: bool, only: Sequence[str]) -> list[Mapping[str, Any]]:
+    """The last run in a file, where it can go on here."""
+    run = last_run(read_what_can_be(path).records) if path.is_file() else []
+    if not run:
+        raise BadRequest(f"{path}: no run to resume; leave --resume out, or name the --out of the run")
+    head = run[0]
+    if not head.get("planned") or "machine" not in head:
+        raise BadRequest(f"{path}: its last run does not say what it planned; start without --resume, or use --redraw")
+    here = environment.head({})
+    facts = [("machine", "cpu"), ("machine", "threads"), ("versions", "torch"), ("versions", "tropigrad")]
+    other = [
+        f"{name} {head[part].get(name)!r}, here {here[part].get(name)!r}"
+        for part, name in facts
+        if head[part].get(name) != here[part].get(name)
+    ]
+    if head.get("git_revision") != here["git_revision"]:
+        other.append(f"revision {head.get('git_revision')}, here {here['git_revision']}")
+    settings = head["settings"]
+    if quick and not settings["quick"]:
+        other.append("a full run, asked for --quick")
+    if only and list(only) != settings["only"]:
+        other.append(f"--only {settings['only']}, asked for {list(only)}")
+    if other:
+        raise BadRequest(f"{path}: a run of another kind cannot be resumed: {'; '.join(other)}")
+    return run
+
+
+def redraw(path: Path, out: Path, run: str | None = None) -> tuple[Path, list[str]]:
+    """Draw a run of a results file again, whatever machine or version it comes from.
+
+    Args:
+        path: a results.jsonl; lines that cannot be used are left out.
+        out: the folder of the page.
+        run: the beginning of its id; by default the run that was begun last.
+    Returns:
+        The page, and a line for each thing of the file that was left out.
+    Raises:
+        BadRequest: the file cannot be read, or holds no such run.
+    """
+    try:
+        reading = read_what_can_be(path)
+    except OSError as error:
+        raise BadRequest(f"{path}: {error.strerror or error}; expected a results.jsonl of a report") from None
+    records = last_run(reading.records, run)
+    if not records:
+        ids = [f"{r['run']} ({r.get('time', '')[:16]})" for r in reading.records if r["kind"] == "run"]
+        which = f"no run {run!r}; it has {', '.join(ids)}" if ids else "no run that could be drawn"
+        raise BadRequest(f"{path}: {which}; expected a results.jsonl of `tropigrad report`")
+    return page.build(records, out, _loss_titles(), complaints=reading.complaints), reading.complaints
+
+
+def _measured(plan: Plan, progress: StageProgress) -> Iterator[Mapping[str, Any]]:
+    start = perf_counter()
+    end = start + plan.budget_s
+
     def on(stage: str) -> Progress:
         return lambda done, total, what: progress(stage, done, total, what)
 
-    if cells:
+    def timed(cells: Sequence[benchmark.Cell], until: float, compiles: bool = True) -> Iterator[Mapping[str, Any]]:
+        yield from benchmark.measure(
+            cells,
+            budget_s=max(0.0, until - perf_counter()),
+            quick=plan.quick,
+            compiles=compiles,
+            seed=plan.seed,
+            progress=on("kernels"),
+        )
+
+    if plan.has_ceilings:
         roofs = []
-        for record in ceilings.measure(quick=quick, progress=on("ceilings")):
+        for record in ceilings.measure(quick=plan.quick, progress=on("ceilings")):
             yield record
             roofs.append(record)
         tune.keep_ceilings(roofs, torch.device("cpu"), "tropigrad report")
-        yield from startup.measure(quick=quick, progress=on("startup"))
-    for name in studies:
-        yield from STUDIES[name].compare(data_dir=data_dir, quick=quick, seed=seed, progress=on("training"))
-    if cells:
-        budget_s = _KERNEL_BUDGET_S[quick]
-        yield from benchmark.measure(cells, budget_s=budget_s, quick=quick, seed=seed, progress=on("kernels"))
+    first = _headlines(plan.cells) if plan.studies else []
+    if first:
+        yield from timed(first, start + _HEADLINES_END * plan.budget_s, compiles=False)
+    for name in plan.studies:
+        yield from _trained(name, plan, start + _TRAINING_ENDS * plan.budget_s, on("training"))
+    # those that speak for a system are timed once more beside what had to be compiled
+    rest = [cell for cell in plan.cells if cell not in first or (not plan.quick and _is_compiled(cell))]
+    kept_s = plan.budget_s * (_GROWTH * bool(plan.sweeps) + _STARTUP * plan.has_startup)
+    if rest:
+        yield from timed(rest, end - kept_s)
+    if plan.sweeps:
+        until = end - plan.budget_s * _STARTUP * plan.has_startup
+        yield from growth.measure(plan.sweeps, end=until, quick=plan.quick, seed=plan.seed, progress=on("growth"))
+    if plan.has_startup:
+        ops = list(dict.fromkeys(cell.spec.name for cell in plan.cells))
+        left = max(5.0, end - perf_counter())
+        yield from startup.measure(ops, budget_s=left, progress=on("startup"))
+
+
+def _is_compiled(cell: benchmark.Cell) -> bool:
+    return any(contender.role == "compiled" for contender in cell.workload.contenders)
+
+
+class _OutOfTime(Exception):
+    """Ends a study between two of its iterations."""
+
+
+def _trained(study: str, plan: Plan, end: float, progress: Progress) -> Iterator[Mapping[str, Any]]:
+    def until_the_end(done: int, total: int, what: str) -> None:
+        progress(done, total, what)
+        if perf_counter() > end:
+            raise _OutOfTime
+
+    try:
+        yield from STUDIES[study].compare(
+            data_dir=plan.data_dir, quick=plan.quick, seed=plan.seed, progress=until_the_end
+        )
+    except _OutOfTime:
+        reason = f"{benchmark.SPENT} before it ended; its curves are drawn as far as they came"
+        yield {"kind": "left_out", "what": pending.training(study), "reason": reason, "budget": True}
 
 
 def summary(outcome: ReportOutcome) -> list[str]:
-    """Six lines: machine, training, speed over dense backprop, over peers, gate, page."""
+    """Six lines: machine, training, speed over dense backprop, over peers, gate, page; and a note, if there is one."""
     run, groups = outcome.records, speedups.groups(outcome.records)
     head = run[0]
     return [
@@ -151,6 +399,7 @@ def summary(outcome: ReportOutcome) -> list[str]:
         f"rivals    {_speed_line([g for g in groups if g.role != 'dense'])}",
         f"results   {_gate_line(outcome)}",
         f"page      {outcome.page}",
+        *([f"note      {outcome.note}"] if outcome.note else []),
     ]
 
 
@@ -162,14 +411,14 @@ def _training_line(run: Sequence[Mapping[str, Any]]) -> str:
     for r in methods:
         if r["role"] in ("ours", "dense"):
             speed = format_duration(r["seconds_per_iteration"])
-            words.append(f"{r['method']} {speed} an iteration, {page.percent(r['test_accuracy'])} right")
+            words.append(f"{r['method']} {speed} an iteration, {numbers.percent(r['test_accuracy'])} right")
     return f"{methods[0]['dataset']}: " + "; ".join(words)
 
 
 def _speed_line(groups: Sequence[speedups.Group]) -> str:
     if not groups:
         return "nothing compared in this run"
-    return "; ".join(f"{g.workload} {page.ratio(g.mean)} {g.contender}" for g in groups)
+    return "; ".join(f"{g.workload} {numbers.ratio(g.mean)} {g.contender}" for g in groups)
 
 
 def _gate_line(outcome: ReportOutcome) -> str:
@@ -185,9 +434,11 @@ def as_json(outcome: ReportOutcome) -> dict[str, Any]:
     """The summary for machines."""
     return {
         "page": str(outcome.page),
-        "results": str(outcome.page.with_name("results.jsonl")),
+        "results": str(outcome.results),
         "run": outcome.records[0]["run"],
         "interrupted": outcome.interrupted,
+        "note": outcome.note,
+        "unfinished": pending.unfinished(outcome.records),
         "disagreements": outcome.disagreements,
         "speedups": [
             {

@@ -119,7 +119,7 @@ def test_a_report_ends_with_its_summary_and_its_code(tropigrad, tmp_path, monkey
     head = {"kind": "run", "run": "abc", "machine": {"cpu": "a processor", "threads": 2}, "versions": {"torch": "2"}}
     red = {"kind": "gate", "gate": "red", "role": "ours", "op": "o", "workload": "w", "shape_label": "s", "detail": "d"}
     outcome = report.ReportOutcome(
-        tmp_path / "index.html", [head, *([red] if code == 1 else [])], interrupted=code == 130
+        tmp_path / "index.html", [head, *([red] if code == 1 else [])], code == 130, tmp_path / "results.jsonl"
     )
     monkeypatch.setattr(report, "run", lambda *a, **k: outcome)
     done = tropigrad("report")

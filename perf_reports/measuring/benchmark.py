@@ -28,8 +28,13 @@ PreparedCall = Callable[[], Outputs]
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 QUICK_SHAPES = 2
+# three calls of a rival may take so long, however little time is left: the dense one is what a page is about
+_SLOW_S = {"dense": 15.0}
+_SLOW_OTHERS_S = 5.0
+_LEAST_S = {False: 0.5, True: 0.25}  # of timing a cell, by `quick`
 # a first call that compiles would be charged with the compiler's memory
 MEASURED_IN_MEMORY = ("ours", "dense", "peer")
+SPENT = "the time of the report was spent"
 # of a rival: a tie may take another winner there, and the gradient follows it
 RIVAL_MAY_DIFFER = 1e-3
 
@@ -68,9 +73,23 @@ class Cell:
         except (RuntimeError, ImportError):
             return ""
 
-    def left_out(self, contender: Contender, reason: str) -> dict[str, Any]:
-        what = f"{self.spec.name}, {self.workload.name}, {self.label}: {contender.name}"
-        return {**self.record("left_out", contender), "what": what, "reason": reason}
+    @property
+    def name(self) -> str:
+        return f"{self.spec.name}, {self.workload.name}, {self.label}"
+
+    def left_out(self, contender: Contender, reason: str, *, budget: bool = False) -> dict[str, Any]:
+        record = {**self.record("left_out", contender), "what": f"{self.name}: {contender.name}", "reason": reason}
+        return record | ({"budget": True} if budget else {})
+
+    def not_reached(self) -> dict[str, Any]:
+        """The record of a cell that the time of the report did not reach."""
+        record = {**self.record("left_out", self.workload.contenders[0]), "what": self.name, "reason": SPENT}
+        return record | {"contender": None, "role": None, "budget": True}
+
+
+def inputs_of(spec: Spec, shape: Sizes, seed: int) -> tuple[Tensor, ...]:
+    """The inputs that an op is timed on: float32, on the device that reports measure."""
+    return spec.inputs(shape, torch.float32, DEVICE, seed)
 
 
 def cells(specs: Sequence[Spec], *, only: Sequence[str] = (), quick: bool = False) -> list[Cell]:
@@ -97,6 +116,7 @@ def measure(
     *,
     budget_s: float,
     quick: bool = False,
+    compiles: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Iterator[dict[str, Any]]:
@@ -104,16 +124,21 @@ def measure(
 
     Args:
         chosen: of `cells`.
-        budget_s: seconds for all of them; what one cell leaves over, the next may use.
+        budget_s: seconds for all of them; what one cell leaves over, the next may use. A cell that they do not reach is
+            left out.
         quick: fewer rounds, and nothing that must be compiled first.
+        compiles: whether torch.compile takes part; where it does not, it waits for more time.
         progress: called with (done, total, what is being measured).
     """
     end = perf_counter() + budget_s
     for done, cell in enumerate(chosen):
         if progress is not None:
             progress(done, len(chosen), f"{cell.workload.name} {cell.shape_name}")
+        if done and perf_counter() > end:
+            yield cell.not_reached()
+            continue
         share = (end - perf_counter()) / (len(chosen) - done)
-        yield from _measure_cell(cell, share, end, quick, seed)
+        yield from _measure_cell(cell, share, end, quick, compiles, seed)
     if progress is not None:
         progress(len(chosen), len(chosen), "kernels")
 
@@ -128,15 +153,19 @@ class _Entry:
     gate: str = "none"  # "green" | "red" | "none": computes something else, or nothing to compare with
 
 
-def _measure_cell(cell: Cell, budget_s: float, end: float, quick: bool, seed: int) -> Iterator[dict[str, Any]]:
+def _measure_cell(
+    cell: Cell, budget_s: float, end: float, quick: bool, compiles: bool, seed: int
+) -> Iterator[dict[str, Any]]:
     start = perf_counter()
-    inputs = cell.spec.inputs(cell.shape, torch.float32, DEVICE, seed)
-    small = cell.spec.inputs(cell.spec.small_shapes[-1], torch.float32, DEVICE, seed)
+    inputs = inputs_of(cell.spec, cell.shape, seed)
+    small = inputs_of(cell.spec, cell.spec.small_shapes[-1], seed)
     entries: list[_Entry] = []
     for contender in cell.workload.contenders:
-        reason = _why_left_out(cell, contender, quick, spent=perf_counter() > end)
-        if reason:
+        if reason := _why_left_out(cell, contender, quick):
             yield cell.left_out(contender, reason)
+            continue
+        if contender.role == "compiled" and (not compiles or perf_counter() > end):
+            yield cell.left_out(contender, f"{SPENT} before it could be compiled", budget=True)
             continue
         try:
             # at a small size first: pages of code that are touched for the first time are no kernel's memory
@@ -149,10 +178,10 @@ def _measure_cell(cell: Cell, budget_s: float, end: float, quick: bool, seed: in
             entry.first_s = perf_counter() - called
         except Exception as error:
             if contender.role == "ours":
-                failed = {"gate": "red", "against": None, "detail": _one_line(error)}
+                failed = {"gate": "red", "against": None, "detail": one_line(error)}
                 yield {**cell.record("gate", contender), **failed}
                 return
-            yield cell.left_out(contender, _one_line(error))
+            yield cell.left_out(contender, one_line(error))
             continue
         entries.append(entry)
         if memory is not None and contender.role in MEASURED_IN_MEMORY:
@@ -160,10 +189,17 @@ def _measure_cell(cell: Cell, budget_s: float, end: float, quick: bool, seed: in
     yield from _gate(cell, entries)
     for entry in entries:
         entry.outputs = ()
+    left = max(_LEAST_S[quick], budget_s - (perf_counter() - start))
+    for entry in [entry for entry in entries[1:] if entry.contender.role != "compiled"]:
+        # three calls of it are the least that is timed
+        slow_s = _SLOW_S.get(entry.contender.role, _SLOW_OTHERS_S)
+        if 3 * entry.first_s > max(slow_s, (end - perf_counter()) / 5):
+            yield cell.left_out(entry.contender, f"{SPENT}: one call took {entry.first_s:.2g} s", budget=True)
+            entries.remove(entry)
     timed = interleaved(
         {entry.contender.name: entry.call for entry in entries},
         # the rounds are not to pay for what compiling took
-        budget_s=max(1.0 if quick else 3.0, budget_s - (perf_counter() - start)),
+        budget_s=left,
         min_rounds=5 if quick else 7,
         # the first call of what is compiled was spent on compiling
         known_s={entry.contender.name: entry.first_s for entry in entries if entry.contender.role != "compiled"},
@@ -172,7 +208,7 @@ def _measure_cell(cell: Cell, budget_s: float, end: float, quick: bool, seed: in
     yield from _timings(cell, entries, timed)
 
 
-def _why_left_out(cell: Cell, contender: Contender, quick: bool, spent: bool) -> str:
+def _why_left_out(cell: Cell, contender: Contender, quick: bool) -> str:
     if contender.requires and importlib.util.find_spec(contender.requires) is None:
         return f"{contender.requires} is not installed: pip install 'tropigrad[peers]'"
     steps = cell.workload.operations(cell.shape)
@@ -180,12 +216,11 @@ def _why_left_out(cell: Cell, contender: Contender, quick: bool, spent: bool) ->
         return f"{steps:.2g} steps; it takes too long or too much memory above {contender.limit:.2g}"
     if contender.role == "compiled" and quick:
         return "compiling takes longer than the whole quick setting"
-    if contender.role == "compiled" and spent:
-        return "the time of the whole report was spent before it could be compiled"
     return ""
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """The first line of an error, after its type."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0] if text else ''}"
 

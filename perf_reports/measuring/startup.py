@@ -10,11 +10,13 @@ from __future__ import annotations
 import functools
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -23,9 +25,9 @@ from ...autotune.timing import interleaved
 from ...kernels import tropical_matmul
 from ..commands import Progress
 
-IMPORTS = {False: 3, True: 1}  # by `quick`
+IMPORTS = 3
 
-# prints a JSON object: what -> seconds
+# each prints JSON objects, one a line: what -> seconds
 _IMPORT = """
 import json, time
 import torch
@@ -43,44 +45,48 @@ import tropigrad.kernels
 from tropigrad.kernels.runtime import dispatch
 start = time.perf_counter()
 dispatch.load(compiles=True)
-seconds = {"the operators, nothing compiled": time.perf_counter() - start}
-for spec in REGISTRY.values():
-    if "cpp" not in spec.tuned:
-        continue  # runs on another op's library
-    for dtype in spec.dtypes[: int(sys.argv[1])]:
-        inputs = spec.inputs(spec.small_shapes[-1], dtype, torch.device("cpu"), 0)
-        for when in ("nothing compiled", "compiled"):
-            start = time.perf_counter()
-            spec.op(*inputs)
-            seconds[f"{spec.name}, {str(dtype).removeprefix('torch.')}, {when}"] = time.perf_counter() - start
-print(json.dumps(seconds))
+print(json.dumps({"the operators, nothing compiled": time.perf_counter() - start}), flush=True)
+chosen = [spec for spec in REGISTRY.values() if spec.name in sys.argv[1:] and "cpp" in spec.tuned]
+for place in range(max((len(spec.dtypes) for spec in chosen), default=0)):  # one dtype of each op before a second
+    for spec in chosen:
+        dtypes = sorted(spec.dtypes, key=lambda dtype: dtype != torch.float32)
+        for dtype in dtypes[place : place + 1]:
+            inputs = spec.inputs(spec.small_shapes[-1], dtype, torch.device("cpu"), 0)
+            for when in ("nothing compiled", "compiled"):
+                start = time.perf_counter()
+                spec.op(*inputs)
+                what = f"{spec.name}, {str(dtype).removeprefix('torch.')}, {when}"
+                print(json.dumps({what: time.perf_counter() - start}), flush=True)
 """
 
 
-def measure(*, quick: bool = False, progress: Progress | None = None) -> Iterator[dict[str, Any]]:
-    """Records of kind startup, in seconds: imports beyond torch's own, first calls on the CPU by dtype, of
-    the ops that have a C++ kernel of their own, and calls on 8 × 8 matrices.
+def measure(ops: Sequence[str], *, budget_s: float, progress: Progress | None = None) -> Iterator[dict[str, Any]]:
+    """Records of kind startup, in seconds: imports beyond torch's own, calls on 8 × 8 matrices, and first calls on the
+    CPU by dtype, of the ops that have a C++ kernel of their own.
 
     Args:
-        quick: one import, and the first calls of one dtype.
+        ops: names of ops. Those without a C++ kernel of their own run on another's.
+        budget_s: seconds for all of it; first calls that they do not reach are left out.
         progress: called with (done, total, what is being measured).
     """
-    total = IMPORTS[quick] + 2
+    end, total = perf_counter() + budget_s, IMPORTS + 2
     imports = []
-    for number in range(IMPORTS[quick]):
+    for number in range(IMPORTS):
         if progress is not None:
             progress(number, total, "importing")
+        if imports and perf_counter() > end - budget_s / 2:
+            break
         imports.append(_run(_IMPORT))
     for what in imports[0]:
         yield _record(what, [seconds[what] for seconds in imports])
     if progress is not None:
-        progress(total - 2, total, "first calls")
-    for what, seconds in _run(_FIRST_CALLS, "1" if quick else "99").items():
-        yield _record(what, [seconds])
-    if progress is not None:
-        progress(total - 1, total, "small calls")
-    for what, samples in interleaved(_small_calls(), budget_s=2.0).items():
+        progress(total - 2, total, "small calls")
+    for what, samples in interleaved(_small_calls(), budget_s=1.0).items():
         yield _record(what, list(samples.seconds))
+    if progress is not None:
+        progress(total - 1, total, "first calls")
+    for what, seconds in _run(_FIRST_CALLS, *ops, limit_s=max(5.0, end - perf_counter())).items():
+        yield _record(what, [seconds])
     if progress is not None:
         progress(total, total, "started up")
 
@@ -100,16 +106,38 @@ def _record(what: str, samples: list[float]) -> dict[str, Any]:
     return {"kind": "startup", "what": what, "seconds": statistics.median(samples), "samples": samples}
 
 
-def _run(program: str, *arguments: str) -> dict[str, float]:
-    with tempfile.TemporaryDirectory(prefix="tropigrad-startup-") as cache:
-        done = subprocess.run(
+def _run(program: str, *arguments: str, limit_s: float | None = None) -> dict[str, float]:
+    with tempfile.TemporaryDirectory(prefix="tropigrad-startup-", ignore_cleanup_errors=True) as cache:
+        process = subprocess.Popen(
             [sys.executable, "-c", program, *arguments],
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             encoding="utf-8",
             errors="replace",
             env=os.environ | {"TROPIGRAD_CACHE_DIR": cache},
+            start_new_session=True,  # its compilers end with it
         )
-    if done.returncode:
-        raise RuntimeError(f"startup: a fresh process failed: {done.stderr.strip().splitlines()[-1]}")
-    return json.loads(done.stdout)
+        is_cut = False
+        try:
+            written, errors = process.communicate(timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            is_cut = True
+            _end(process)
+            written, errors = process.communicate()
+        except BaseException:
+            _end(process)
+            process.communicate()
+            raise
+    if process.returncode and not is_cut:
+        raise RuntimeError(f"startup: a fresh process failed: {errors.strip().splitlines()[-1]}")
+    lines = written.splitlines(keepends=True)
+    parts = [json.loads(line) for line in lines if line.endswith("\n")]  # a last one may have been cut
+    return {what: seconds for part in parts for what, seconds in part.items()}
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    if hasattr(os, "killpg"):
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()

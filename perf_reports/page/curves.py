@@ -1,69 +1,141 @@
-"""Training curves: the loss, and accuracy, over training time, one line a method."""
+"""Training curves: the loss, and accuracy, over training time; each method's name stands at its line's end."""
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from .figures import COLOR, drawing, save
+from ..durations import format_duration
+from .figures import COLOR, Panel, spread
+from .numbers import percent
 
 Record = Mapping[str, Any]
 
-_LINES = ("ours", "dense", "other", "peer", "compiled", "muted")  # ours is the first method of a study
+# a method is told by its colour, by its dashes and by its name: no two agree in two of them
+_LINES = ("ours", "dense", "peer", "other", "compiled", "muted")
+_DASHES = ("-", (0, (5, 2)), (0, (1, 1.3)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)), (0, (9, 3)))
+FIELDS = {"loss": "loss", "test_accuracy": "test accuracy"}
 
 
-def draw(records: Sequence[Record], study: str, out: Path, loss_title: str) -> str | None:
-    """Write training-<study>.png and .svg; returns the drawing for the page, None where nothing was trained."""
-    logged = [r for r in records if r["kind"] == "training" and r["study"] == study]
-    if not logged:
-        return None
-    methods = list(dict.fromkeys(r["method"] for r in logged))
-    with drawing(10, 4.3, ncols=2) as (figure, axes):
-        loss, accuracy = axes
-        for number, method in enumerate(methods):
-            rows = [r for r in logged if r["method"] == method]
-            color = COLOR[_LINES[number % len(_LINES)]]
-            _line(loss, rows, "loss", color, method)
-            _line(accuracy, rows, "test_accuracy", color, method)
-        # the first iteration may be logged at zero seconds, which a logarithm has no place for
-        least = min((r["seconds"] for r in logged if r["seconds"] > 0), default=1e-3)
-        for panel in (loss, accuracy):
-            panel.set_xscale("log")
-            panel.set_xlim(left=least / 1.5)
-            panel.grid(axis="y")
-            panel.set_xlabel("training time, seconds")
-            panel.xaxis.set_minor_locator(NullLocator())
-            panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        loss.set_ylim(bottom=0)
-        loss.set_title(loss_title)
-        accuracy.set_title("Test accuracy")
-        if shown := _range([[r for r in logged if r["method"] == method] for method in methods]):
-            accuracy.set_ylim(*shown)
-        accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
-        handles, labels = loss.get_legend_handles_labels()
-        columns = len(methods) if len(methods) <= 5 else -(-len(methods) // 2)
-        figure.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=1.6)
-        return save(figure, out, f"training-{study}")
+def panels(run: Sequence[Record], study: str, loss_title: str) -> list[Panel]:
+    """Loss and test accuracy of a study; none where nothing was trained."""
+    logged = [r for r in run if r["kind"] == "training" and r["study"] == study]
+    methods = _ours_first(run, study, list(dict.fromkeys(r["method"] for r in logged)))
+    result = []
+    for field in FIELDS:
+        lines = {
+            method: line for method in methods if (line := _line([r for r in logged if r["method"] == method], field))
+        }
+        if not lines:
+            continue
+        ends = {method: line[-1][1] for method, line in lines.items()}
+        words = "; ".join(
+            f"{method} ends at {_written(field, end)} after {format_duration(lines[method][-1][0])}"
+            for method, end in ends.items()
+        )
+        name = loss_title if field == "loss" else "Test accuracy"
+        places = {method: methods.index(method) for method in lines}
+        draw = partial(_draw, lines, places, field)
+        result.append(Panel(f"{study}-{field}", f"{name}: {_finding(lines, field)}", words, draw, height=2.7))
+    return result
 
 
-def _range(curves: Sequence[Sequence[Record]]) -> tuple[float, float] | None:
-    """Test accuracies that tell the methods' ends apart, whatever one of them started from."""
-    measured = [[r["test_accuracy"] for r in rows if r.get("test_accuracy") is not None] for rows in curves]
-    ends, best = [own[-1] for own in measured if own], max((max(own) for own in measured if own), default=0.0)
-    if not ends:
-        return None
-    spread = max(best - min(ends), 0.02)
-    return max(0.0, min(ends) - 0.5 * spread), min(1.0, best + 0.25 * spread)
+def _ours_first(run: Sequence[Record], study: str, methods: list[str]) -> list[str]:
+    ours = {r["method"] for r in run if r["kind"] == "training_summary" and r["study"] == study and r["role"] == "ours"}
+    return sorted(methods, key=lambda method: method not in ours)
 
 
-def _line(axes: Axes, rows: Sequence[Record], field: str, color: str, label: str) -> None:
-    shown = [(r["seconds"], r[field]) for r in rows if r.get(field) is not None]
+Line = list[tuple[float, float, float, float]]  # seconds, median, least, most over the seeds
+
+
+def _line(rows: Sequence[Record], field: str) -> Line:
+    """The median over seeds at each logged iteration, with the band of all of them."""
+    by_iteration: dict[Any, list[Record]] = {}
+    for place, r in enumerate(rows):
+        if r.get(field) is not None:
+            by_iteration.setdefault(r.get("iteration", place), []).append(r)
+    line = []
+    for own in by_iteration.values():
+        values = [r[field] for r in own]
+        seconds = statistics.median(r["seconds"] for r in own)
+        line.append((seconds, statistics.median(values), min(values), max(values)))
+    return sorted(line)
+
+
+def _finding(lines: Mapping[str, Line], field: str) -> str:
+    """Which of the first method and the others reaches first where the first one ends, as far as they do."""
+    ours, *others = lines
+    end = lines[ours][-1][1]
+    better = (lambda value: value <= end) if field == "loss" else (lambda value: value >= end)
+    at = next(row[0] for row in lines[ours] if better(row[1]))
+    sooner = [m for m in others for t in [_first(lines[m], better)] if t is not None and t < at]
+    where = f"{_written(field, end)} after {format_duration(at)}"
+    if not others:
+        return f"{ours} reaches {where}"
+    if not sooner:
+        return f"{ours} is first to its {where}"
+    return f"{ours} reaches {where}; sooner there: {', '.join(sooner)}"
+
+
+def _first(line: Line, is_met: Any) -> float | None:
+    return next((row[0] for row in line if is_met(row[1])), None)
+
+
+def _written(field: str, value: float) -> str:
+    return percent(value) if field == "test_accuracy" else f"{value:.3g}"
+
+
+def _draw(lines: Mapping[str, Line], places: Mapping[str, int], field: str, axes: Axes) -> None:
+    # the first iteration may be logged at zero seconds, which a logarithm has no place for
+    shown = {method: late for method, line in lines.items() if (late := [row for row in line if row[0] > 0])}
     if not shown:
+        axes.annotate("nothing was trained yet", (0.5, 0.5), xycoords="axes fraction", ha="center")
         return
-    seconds, values = zip(*shown, strict=True)
-    axes.plot(seconds, values, color=color, linewidth=1.8, label=label)
-    axes.plot(seconds[-1], values[-1], "o", color=color, markersize=5)
+    seconds = [row[0] for line in shown.values() for row in line]
+    axes.set_xscale("log")
+    left, last = min(seconds) / 1.2, max(seconds)
+    names = 0.06 + 0.0185 * max(map(len, shown))  # the share of the axes that they take
+    right = last * (last / left) ** (names / (1 - names))
+    axes.set_xlim(left, right)
+    axes.set_ylim(*_range(shown, field))
+    low, top = axes.get_ylim()
+    inside = {method: min(max(line[-1][1], low), top) for method, line in shown.items()}
+    labels = spread([inside[method] for method in shown], (top - low) * 0.075)
+    beyond = max(0.0, max(labels) - top)
+    labels = [label - beyond for label in labels]
+    for (method, line), label in zip(shown.items(), labels, strict=True):
+        color, dashes = COLOR[_LINES[places[method] % 6]], _DASHES[places[method] % 6]
+        times, values, least, most = zip(*line, strict=True)
+        if any(a < b for a, b in zip(least, most, strict=True)):
+            axes.fill_between(times, least, most, color=color, alpha=0.15, linewidth=0)
+        axes.plot(times, values, color=color, linewidth=2.2 if not places[method] else 1.6, linestyle=dashes)
+        axes.plot(times[-1], values[-1], "o", color=color, markersize=4.5)
+        at = last * (last / left) ** 0.05
+        axes.plot([times[-1], at], [inside[method], label], color=color, linewidth=0.6, alpha=0.7, clip_on=False)
+        axes.annotate(method, (at, label), xytext=(2, 0), textcoords="offset points", va="center", color=color,
+                      fontsize=8.5, annotation_clip=False)  # fmt: skip
+    axes.grid(axis="y")
+    axes.set_xlabel("training time, seconds", fontsize=9)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=8))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value <= last * 1.01 else ""))
+    if field == "test_accuracy":
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+
+
+def _range(lines: Mapping[str, Line], field: str) -> tuple[float, float]:
+    """A range that tells the methods' ends apart, whatever one of them started from."""
+    ends = [line[-1][1] for line in lines.values()]
+    if field == "loss":
+        most = max(row[1] for line in lines.values() for row in line)
+        top = min(most, 4 * max(ends)) if max(ends) > 0 else most
+        return 0.0, 1.05 * top if math.isfinite(top) and top > 0 else 1.0
+    best = max(row[1] for line in lines.values() for row in line)
+    gap = max(best - min(ends), 0.02)
+    return max(0.0, min(ends) - 1.5 * gap), min(1.0, best + 0.25 * gap)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,17 +13,38 @@ from markupsafe import Markup
 
 from ..durations import format_duration
 from ..records import last_run
-from . import curves, figures, roofline, speedups
+from . import cost, curves, figures, growth, numbers, roofline, rows, speedups, systems
+from .figures import Drawn
 
 Record = Mapping[str, Any]
 
+UNFINISHED = "unfinished"  # the folder of a page that must not replace one of a finished run
+_FINISHED = '<meta name="tropigrad-run" content="finished">'
+_BACKGROUND = {
+    "machine": {"cpu": "a machine that is not named", "threads": "?"},
+    "versions": {"torch": "?"},
+    "settings": {"quick": False},
+    "environment": {},
+    "git_revision": None,
+    "time": "",
+}
 
-def build(records: Sequence[Record], out: Path, loss_titles: Mapping[str, str] | None = None) -> Path:
-    """Draw the run that was begun last: index.html, *.png and *.svg in `out`.
+
+def build(
+    records: Sequence[Record],
+    out: Path,
+    loss_titles: Mapping[str, str] | None = None,
+    *,
+    draft: bool = False,
+    complaints: Sequence[str] = (),
+) -> Path:
+    """Draw the run that was begun last: index.html, *.png and *.svg, results.csv in `out`.
 
     Args:
         records: as `records.read` gives them; other runs are left alone.
         loss_titles: study -> the title over its loss curve; "Training loss" where it is not among them.
+        draft: of a run that goes on: index.html alone.
+        complaints: what the page is to say of its file.
     Returns:
         The path of index.html.
     Raises:
@@ -40,14 +63,24 @@ def build(records: Sequence[Record], out: Path, loss_titles: Mapping[str, str] |
     )
     environment.filters.update(
         duration=format_duration,
-        bytes=byte_count,
-        number=number,
-        ratio=ratio,
-        ratio_interval=ratio_interval,
-        percent=percent,
+        bytes=numbers.byte_count,
+        number=numbers.number,
+        ratio=numbers.ratio,
+        ratio_interval=numbers.ratio_interval,
+        percent=numbers.percent,
     )
+    if not draft:
+        _write_data(run, out)
+    end = next((r for r in run if r["kind"] == "run_end"), None)
+    is_finished = end is not None and not end.get("interrupted", True)
     page = environment.get_template("template.html").render(
-        **view(run), **_drawings(run, out, loss_titles or {}), css=Markup(figures.css())
+        **view(run),
+        **_drawings(run, None if draft else out, loss_titles or {}),
+        css=Markup(figures.css()),
+        marker=Markup(_FINISHED if is_finished and not draft else ""),
+        is_running=draft,
+        complaints=complaints,
+        downloads=[name for name in ("results.jsonl", "results.csv") if (out / name).is_file()],
     )
     index = out / "index.html"
     # a reader, or a second report, never meets half a page
@@ -57,19 +90,38 @@ def build(records: Sequence[Record], out: Path, loss_titles: Mapping[str, str] |
     return index
 
 
-def _drawings(run: Sequence[Record], out: Path, loss_titles: Mapping[str, str]) -> dict[str, Any]:
-    def markup(svg: str | None) -> Markup | None:
-        return None if svg is None else Markup(svg)
+def is_finished(out: Path) -> bool:
+    """Whether a folder has the page of a finished run."""
+    try:
+        return _FINISHED in (out / "index.html").read_text(encoding="utf-8", errors="replace")[:2000]
+    except OSError:
+        return False
 
+
+def _write_data(run: Sequence[Record], out: Path) -> None:
+    (out / "results.csv").write_text(rows.as_csv(run), encoding="utf-8")
+    if not (out / "results.jsonl").exists():  # drawn into another folder than that of its file
+        lines = (json.dumps(dict(record), ensure_ascii=False) for record in run)
+        (out / "results.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def _drawings(run: Sequence[Record], out: Path | None, loss_titles: Mapping[str, str]) -> dict[str, Any]:
+    picture = cost.panel(systems.costs(run))
     return {
-        "roofline": markup(roofline.draw(run, out)),
-        "speedups": markup(speedups.draw(run, out)),
+        "cost": figures.draw_panels([picture] if picture else [], "cost", out),
+        "roofline": figures.draw_panels(roofline.panels(run), "roofline", out),
+        "speedups": figures.draw_panels(speedups.panels(run), "speedups", out),
+        "growth": figures.draw_panels(growth.panels(run), "growth", out),
         "training": {
-            study: Markup(svg)
+            study: drawn
             for study in studies(run)
-            if (svg := curves.draw(run, study, out, loss_titles.get(study, "Training loss"))) is not None
+            if (drawn := _training(run, study, out, loss_titles.get(study, "Training loss")))
         },
     }
+
+
+def _training(run: Sequence[Record], study: str, out: Path | None, loss_title: str) -> list[Drawn]:
+    return figures.draw_panels(curves.panels(run, study, loss_title), f"training-{study}", out)
 
 
 def studies(run: Sequence[Record]) -> list[str]:
@@ -79,84 +131,37 @@ def studies(run: Sequence[Record]) -> list[str]:
 
 def view(run: Sequence[Record]) -> dict[str, Any]:
     """Collect what the template shows, without the drawings."""
-    timings = [r for r in run if r["kind"] == "timing"]
-    ratios = [r for r in timings if r["ratio"] is not None]
     end = next((r for r in run if r["kind"] == "run_end"), None)
+    head = {**_BACKGROUND, **run[0]}
+    for part in ("machine", "versions", "settings"):
+        head[part] = {**_BACKGROUND[part], **head[part]}
+    costs = systems.costs(run)
+    single, first_calls = rows.startup(run)
+    dataset = {r["study"]: r["dataset"] for r in run if r["kind"] == "training_summary"}
     return {
-        "head_record": run[0],
-        "interrupted": end is None or end["interrupted"],
-        "error": None if end is None else end["error"],
+        "head_record": head,
+        "command": rows.command(head),
+        "interrupted": end is None or end.get("interrupted", True),
+        "error": None if end is None else end.get("error"),
         "elapsed": None if end is None else end["seconds"],
-        "tiles": tiles(run),
-        "groups": speedups.groups(run),
-        "timings": timings,
-        "gates": [r for r in run if r["kind"] == "gate"],
+        "verdict": cost.verdict(costs),
+        "costs": costs,
+        "unmeasured": systems.unmeasured(run),
+        "tiles": rows.tiles(run, costs),
+        "missing": rows.missing(run),
+        "ops": rows.ops(run),
         "red": [r for r in run if r["kind"] == "gate" and r["gate"] == "red"],
-        "losses": [r for r in ratios if r["ratio"]["low"] <= 1],
-        "memory": [r for r in run if r["kind"] == "memory"],
-        "startup": [r for r in run if r["kind"] == "startup"],
-        "ceilings": [r for r in run if r["kind"] == "ceiling"],
-        "points": _points(run),
-        "summaries": [r for r in run if r["kind"] == "training_summary"],
-        "left_out": [r for r in run if r["kind"] == "left_out"],
+        "losses": speedups.losses(run),
+        "training_losses": [g for g in speedups.groups(run) if not g.op and g.mean <= 1],
+        "memory": rows.memory(run),
+        "memory_how": next((r.get("how", "") for r in run if r["kind"] == "memory"), ""),
+        "startup": single,
+        "first_calls": first_calls,
+        "ceilings": [{"how": "", **r} for r in run if r["kind"] == "ceiling"],
+        "growths": growth.growths(run),
+        "summaries": [{"peak_bytes": None, **r} for r in run if r["kind"] == "training_summary"],
+        "titles": {system.study: system.title for system in systems.SYSTEMS if system.study},
+        "dataset": dataset,
+        "left_out": rows.left_out(run),
+        "slug": lambda text: re.sub(r"\W+", "-", str(text)).strip("-").lower(),
     }
-
-
-def tiles(run: Sequence[Record]) -> list[dict[str, str]]:
-    """The few figures that stand at the top: over dense backprop by workload, and the training."""
-    entries = []
-    for group in speedups.groups(run):
-        if group.role == "dense":
-            over = (
-                f"geometric mean over {len(group.by_shape)} shapes"
-                if len(group.by_shape) > 1
-                else next(iter(group.by_shape))
-            )
-            entries.append(
-                {
-                    "value": speedups.times(group.mean),
-                    "label": group.workload,
-                    "note": f"as fast as {group.contender}; {over}",
-                }
-            )
-    for r in run:
-        if r["kind"] == "training_summary" and r["role"] == "ours":
-            label = f"test accuracy, {r['dataset']}"
-            entries.append({"value": percent(r["test_accuracy"]), "label": label, "note": r["method"]})
-    return entries
-
-
-def _points(run: Sequence[Record]) -> list[dict[str, Any]]:
-    memory = roofline.bandwidth_roof(run)
-    rows = []
-    for point in roofline.points(run):
-        compute = roofline.compute_roof(run, point.mix)
-        roof = None if compute is None or memory is None else roofline.attainable(point.intensity, compute, memory)
-        rows.append({"point": point, "roof": roof, "share": None if roof is None else point.rate / roof})
-    return rows
-
-
-def byte_count(value: float | None) -> str:
-    """Three digits and a unit: 4.19 MB, decimal."""
-    if value is None:
-        return "–"
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if value >= size:
-            return f"{value / size:#.3g}".removesuffix(".") + " " + unit
-    return f"{value:.0f} B"
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None else f"{value:.{digits}g}"
-
-
-def ratio(value: float | None) -> str:
-    return "–" if value is None else speedups.times(value)
-
-
-def ratio_interval(value: Mapping[str, float] | None) -> str:
-    return "" if value is None else f"{value['low']:.3g} – {value['high']:.3g}"
-
-
-def percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"

@@ -4,28 +4,30 @@
 
 with steps the (m, n, k) of the definition and bytes the least that must move: each input read once, each output written
 once. Both roofs are measured on this machine (ceilings.py).  Source: Williams, Waterman & Patterson, "Roofline", 2009.
+
+A panel for each op shows the roof that applies to it; beside each point stands its share of that roof.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from ..measuring.ceilings import WAYS, bandwidth_roof, compute_roof
-from .figures import COLOR, drawing, save
+from ..measuring.ceilings import bandwidth_roof, compute_roof
+from .figures import COLOR, Panel, legend_below, spread
+from .numbers import percent
 
 Record = Mapping[str, Any]
 
 NAMES = {"add_max": "add + max", "fma_max": "fma + max", "mul_max": "mul + max"}
 _MARKERS = "osD^vPX"
-_COLORS = ("ours", "dense", "peer", "other", "compiled")
+_COLORS = ("ours", "peer", "other", "compiled", "muted")
 
 
 @dataclass(frozen=True)
@@ -55,122 +57,136 @@ def points(records: Iterable[Record], roles: Sequence[str] = ("ours",)) -> list[
     ]
 
 
-def draw(records: Sequence[Record], out: Path) -> str | None:
-    """Write roofline.png and .svg; returns the drawing for the page, None where nothing was timed or no roof is known.
+@dataclass(frozen=True)
+class Roof:
+    """The least of the roofs over a point."""
 
-    Args:
-        records: of one run.
+    name: str
+    rate: float  # G steps/s
+
+
+def applying_roof(run: Iterable[Record], mix: str, intensity: float, rate: float) -> Roof | None:
+    """The roof that bounds work of this mix and intensity; None where no bandwidth was measured.
+
+    Work that is faster than the memory feeds it was fed by the cache, whose slope then applies.
     """
-    ours, dense = (  # of what these roofs bound: steps (m, n, k)
-        [point for point in points(records, (role,)) if point.mix in WAYS] for role in ("ours", "dense")
-    )
-    memory = bandwidth_roof(records)
-    if not ours or memory is None:
+    run = list(run)
+    memory, cache, compute = bandwidth_roof(run), bandwidth_roof(run, "cache"), compute_roof(run, mix)
+    if memory is None:
         return None
-    mixes = sorted({point.mix for point in ours})
-    roofs = [roof for mix in mixes if (roof := compute_roof(records, mix)) is not None]
-    intensities = [point.intensity for point in ours] + [roof / memory for roof in roofs]
-    rates = [point.rate for point in (*ours, *dense)] + roofs
-    with drawing(10, 6.6) as (figure, axes):
-        left, right = min(intensities) / 4, max(intensities) * 3
-        axes.set(xscale="log", yscale="log", xlim=(left, right), ylim=(min(rates) / 2, max(rates) * 1.9))
-        _bandwidth(axes, records, left, max(roofs, default=max(rates)))
-        _compute(axes, records, mixes, left, right)
-        _runs(figure, axes, ours, dense)
-        axes.set_xlabel("steps (m, n, k) per byte that must move")
-        axes.set_title("G steps/s against this machine's measured roofs")
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
-            axis.set_minor_locator(NullLocator())
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        return save(figure, out, "roofline")
+    roofs = [Roof("the memory", memory * intensity)]
+    if rate > roofs[0].rate and cache is not None:
+        roofs = [Roof("the L2 cache", cache * intensity)]
+    if compute is not None:
+        roofs.append(Roof(NAMES.get(mix, mix.replace("_", " + ")), compute))
+    return min(roofs, key=lambda roof: roof.rate)
 
 
-def _bandwidth(axes: Axes, records: Sequence[Record], left: float, top: float) -> None:
-    for name, style, words in (("memory", "-", "memory"), ("cache", (0, (5, 2)), "L2 cache")):
-        bandwidth = bandwidth_roof(records, name)
-        if bandwidth is None or bandwidth * left > top / 2:  # no room to show its slope
-            continue
-        axes.plot(
-            [left, top / bandwidth], [left * bandwidth, top], color=COLOR["muted"], linewidth=1.6, linestyle=style
+def panels(run: Sequence[Record]) -> list[Panel]:
+    """A panel for each op that was timed; none where no bandwidth was measured."""
+    ours, dense = points(run), points(run, ("dense",))
+    if bandwidth_roof(run) is None:
+        return []
+    result = []
+    for op in dict.fromkeys(point.op for point in ours):
+        own, beside = ([p for p in every if p.op == op] for every in (ours, dense))
+        shares = {p: _share(run, p) for p in own}
+        best = max(own, key=lambda p: shares[p])
+        roof = applying_roof(run, best.mix, best.intensity, best.rate)
+        title = f"{op}: up to {percent(shares[best])} of {roof.name if roof else 'its roof'}"
+        words = "; ".join(
+            f"{p.workload}, {p.shape}: {p.rate:.3g} G steps/s, {percent(shares[p])} of the roof" for p in own
         )
-        at_foot = name == "memory"  # the cache's lies above it, and is named where it ends
+        entries = len({p.workload for p in own}) + len({p.shape for p in own}) + bool(beside)
+        result.append(Panel(op, title, words, partial(_draw, run, own, beside), below=0.56 + 0.165 * entries))
+    return result
+
+
+def _share(run: Sequence[Record], point: Point) -> float:
+    roof = applying_roof(run, point.mix, point.intensity, point.rate)
+    return 0.0 if roof is None else point.rate / roof.rate
+
+
+def _draw(run: Sequence[Record], ours: Sequence[Point], dense: Sequence[Point], axes: Axes) -> None:
+    memory, cache = bandwidth_roof(run) or 1.0, bandwidth_roof(run, "cache")
+    computes = {mix: roof for mix in dict.fromkeys(p.mix for p in ours) if (roof := compute_roof(run, mix)) is not None}
+    intensities = [p.intensity for p in ours]
+    left, right = min(intensities) / 3, max(intensities) * 6
+    shown = [p.rate for p in (*ours, *dense)]
+    roofs = [roof for p in ours if (roof := applying_roof(run, p.mix, p.intensity, p.rate)) is not None]
+    low, top = min(shown) / 2, max(*shown, *(roof.rate for roof in roofs)) * 2.2
+    axes.set(xscale="log", yscale="log", xlim=(left, right), ylim=(low, top))
+    slopes: list[tuple[str, float, Any]] = [("memory", memory, "-")]
+    if cache is not None and any(roof.name == "the L2 cache" for roof in roofs):
+        slopes.append(("L2 cache", cache, (0, (5, 2))))
+    ceiling = max(computes.values(), default=top)
+    for name, bandwidth, style in slopes:
+        end = min(right, ceiling / bandwidth)
+        axes.plot(
+            [left, end], [left * bandwidth, end * bandwidth], color=COLOR["muted"], linewidth=1.5, linestyle=style
+        )
+        # above the end of its slope: the marks lie below
+        at = min(end, top / 2.5 / bandwidth)
+        is_right = math.log(at / left) > 0.4 * math.log(right / left)
         axes.annotate(
-            f"{words} {bandwidth:,.0f} GB/s",
-            (left, left * bandwidth) if at_foot else (top / bandwidth, top),
-            xytext=(10, -2) if at_foot else (6, 0),
+            f"{name} {bandwidth:,.0f} GB/s",
+            (at, at * bandwidth),
+            xytext=(-4, 2) if is_right else (4, -3),
             textcoords="offset points",
-            va="top" if at_foot else "center",
+            ha="right" if is_right else "left",
+            va="bottom" if is_right else "top",
             color=COLOR["muted"],
+            fontsize=8,
         )
+    for mix, roof in computes.items():
+        axes.plot([max(left, roof / (cache or memory)), right], [roof] * 2, color=COLOR["muted"], linewidth=1.5)
+        axes.annotate(f"{NAMES.get(mix, mix.replace('_', ' + '))} {roof:,.0f}", (right, roof), xytext=(-2, 3),
+                      textcoords="offset points", ha="right", color=COLOR["muted"], fontsize=8)  # fmt: skip
+    _runs(axes, run, ours, dense)
+    axes.set_xlabel("steps per byte that must move", fontsize=9)
+    axes.set_ylabel("G steps/s", fontsize=9)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(numticks=6))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    legend_below(axes, 0.47)
 
 
-def _compute(axes: Axes, records: Sequence[Record], mixes: Sequence[str], left: float, right: float) -> None:
-    wanted = {way for mix in mixes for way in WAYS.get(mix, (mix,))}
-    measured = [r for r in records if r["kind"] == "ceiling" and r["name"] in wanted]
-    everybody = max((r["threads"] for r in measured), default=1)
-    roof = max((r["value"] for r in measured), default=0.0)
-    memory = bandwidth_roof(records) or 1.0
-    for threads in sorted({r["threads"] for r in measured}):
-        # the ways lie close together: the best one is drawn, the top roof's label names them all
-        ways = sorted((r for r in measured if r["threads"] == threads), key=lambda r: r["value"])
-        level = ways[-1]["value"]
-        start = max(left, level / memory)
-        axes.plot([start, right], [level] * 2, color=COLOR["muted"], linewidth=1.6 if threads == everybody else 0.9)
-        label = f"{threads} thread{'s' * (threads > 1)}: "
-        # on a busy machine two threads may do no more than one: the words keep out of each other's way all the same
-        if level == roof:
-            label += ", ".join(f"{NAMES.get(r['name'], r['name'])} {r['value']:.0f}" for r in ways)
-        else:
-            label += f"{level:.0f}"
-        axes.annotate(  # at the far end, where no run lies
-            label,
-            (right, level),
-            xytext=(-4, 4 if level == roof else -4),
-            textcoords="offset points",
-            va="bottom" if level == roof else "top",
-            ha="right",
-            color=COLOR["muted"],
-        )
-
-
-def _runs(figure: Figure, axes: Axes, ours: Sequence[Point], dense: Sequence[Point]) -> None:
-    by_op = len({point.op for point in ours}) > 1
-
-    def hue(point: Point) -> str:
-        return point.op if by_op else point.workload
-
-    hues = list(dict.fromkeys(hue(point) for point in ours))
-    shapes = list(dict.fromkeys(point.shape for point in ours))
-    colors = {h: COLOR[_COLORS[i % len(_COLORS)]] for i, h in enumerate(hues)}
+def _runs(axes: Axes, run: Sequence[Record], ours: Sequence[Point], dense: Sequence[Point]) -> None:
+    workloads = list(dict.fromkeys(p.workload for p in ours))
+    shapes = list(dict.fromkeys(p.shape for p in ours))
+    colors = {w: COLOR[_COLORS[i % len(_COLORS)]] for i, w in enumerate(workloads)}
     markers = {s: _MARKERS[i % len(_MARKERS)] for i, s in enumerate(shapes)}
-    baseline = {(p.op, p.workload, p.shape): p.rate for p in dense}
+    baseline = {(p.workload, p.shape): p.rate for p in dense}
     for p in ours:
-        below = baseline.get((p.op, p.workload, p.shape))
+        color, below = colors[p.workload], baseline.get((p.workload, p.shape))
         if below is not None:
-            axes.plot([p.intensity] * 2, [below, p.rate], color=colors[hue(p)], linewidth=0.8, alpha=0.45, zorder=2)
-            axes.plot(
-                p.intensity,
-                below,
-                markers[p.shape],
-                markersize=6,
-                color=colors[hue(p)],
-                markerfacecolor=COLOR["paper"],
-            )
+            axes.plot([p.intensity] * 2, [below, p.rate], color=color, linewidth=0.8, alpha=0.5, zorder=2)
+            axes.plot(p.intensity, below, markers[p.shape], markersize=5, color=color, markerfacecolor=COLOR["paper"])
         axes.plot(
-            p.intensity,
-            p.rate,
-            markers[p.shape],
-            markersize=9,
-            color=colors[hue(p)],
-            markeredgecolor=COLOR["paper"],
-            zorder=3,
+            p.intensity, p.rate, markers[p.shape], markersize=8, color=color, markeredgecolor=COLOR["paper"], zorder=3
         )
-    handles = [Line2D([], [], color=colors[h], linewidth=4, label=h) for h in hues]
-    handles += [
-        Line2D([], [], color=COLOR["ink"], marker=markers[s], linestyle="", markersize=7, label=s) for s in shapes
-    ]
+    low, top = (math.log(y) for y in axes.get_ylim())
+    wide = math.log(axes.get_xlim()[1] / axes.get_xlim()[0]) * 0.12
+    for column in _columns(ours, wide):
+        places = spread([math.log(p.rate) for p in column], (top - low) * 0.065)
+        for p, place in zip(column, places, strict=True):
+            axes.annotate(f"{100 * _share(run, p):.2g} %", (p.intensity, math.exp(place)), xytext=(7, 0), va="center",
+                          textcoords="offset points", fontsize=8, color=colors[p.workload])  # fmt: skip
+    for workload in workloads:
+        axes.plot([], [], color=colors[workload], linewidth=4, label=workload)
+    for shape in shapes:
+        axes.plot([], [], markers[shape], color=COLOR["ink"], markersize=5.5, label=shape)
     if baseline:
-        hollow = {"marker": "o", "linestyle": "", "markersize": 6, "markerfacecolor": COLOR["paper"]}
-        handles.append(Line2D([], [], color=COLOR["ink"], label="hollow: dense backprop", **hollow))
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, handlelength=1.4, labelspacing=0.6)
+        axes.plot([], [], "o", color=COLOR["ink"], markersize=5, markerfacecolor=COLOR["paper"], label="hollow: dense")
+
+
+def _columns(points: Sequence[Point], wide: float) -> list[list[Point]]:
+    """Points whose labels could meet: each is within `wide`, of the logarithm, of the one before."""
+    columns: list[list[Point]] = []
+    for point in sorted(points, key=lambda p: p.intensity):
+        if columns and math.log(point.intensity / columns[-1][-1].intensity) < wide:
+            columns[-1].append(point)
+        else:
+            columns.append([point])
+    return columns

@@ -84,8 +84,28 @@ def ceiling(name, threads, value, unit="G steps/s"):
     }
 
 
+def growing(contender, role, size, steps):
+    return {
+        "kind": "growth",
+        "op": "product",
+        "workload": "forward",
+        "letter": "N",
+        "meaning": "N, the outputs",
+        "contender": contender,
+        "role": role,
+        "size": size,
+        "seconds": 1e-6 * steps,
+        "peak_bytes": 1000 * steps,
+    }
+
+
 @pytest.fixture
 def run_records():
+    """The records of `finished_run`."""
+    return finished_run()
+
+
+def finished_run():
     """One finished run: ceilings, training by two methods, two workloads at two shapes, memory, something left out."""
     records = [
         {
@@ -116,6 +136,8 @@ def run_records():
     records.append(
         {**memory, "kind": "memory", "peak_bytes": 5_000_000, "result_bytes": 4_000_000, "how": "high water"}
     )
+    for size in (8, 16):
+        records += [growing("tropigrad", "ours", size, size), growing("dense eager", "dense", size, size**2)]
     records.append({"kind": "startup", "what": "import tropigrad", "seconds": 0.1, "samples": [0.1]})
     records.append({"kind": "left_out", "what": "forward: another peer", "reason": "not installed"})
     records.append({"kind": "run_end", "interrupted": False, "seconds": 12.3, "error": None})
@@ -125,9 +147,8 @@ def run_records():
 @pytest.fixture
 def words_alone(monkeypatch):
     """The page without its figures, which take the time."""
-    monkeypatch.setattr(
-        page, "_drawings", lambda run, out, titles: {"roofline": None, "speedups": None, "training": {}}
-    )
+    nothing = {"cost": [], "roofline": [], "speedups": [], "growth": [], "training": {}}
+    monkeypatch.setattr(page, "_drawings", lambda run, out, titles: nothing)
 
 
 def _inputs(shape, dtype, device, seed):

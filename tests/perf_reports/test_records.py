@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from tropigrad.perf_reports.records import SCHEMA_VERSION, Results, last_run, read
+from tropigrad.perf_reports.records import SCHEMA_VERSION, Results, last_run, read, read_what_can_be, standing
 
 
 def test_records_come_back_with_what_every_line_has(tmp_path):
@@ -66,3 +66,60 @@ def test_another_schema_is_refused_by_line(tmp_path):
     path.write_text('{"schema_version": 99, "kind": "run"}\n')
     with pytest.raises(ValueError, match=r"line 1 has schema_version 99; this version reads 1"):
         read(path)
+
+
+def lines_of(records):
+    return [json.dumps(record) for record in records]
+
+
+def test_a_whole_file_is_read_without_complaint(run_records, tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_text("\n".join(lines_of(run_records)) + "\n")
+    reading = read_what_can_be(path)
+    assert reading.complaints == []
+    assert reading.records == run_records
+
+
+def test_what_can_be_read_of_a_damaged_file_is_read_and_the_rest_named(run_records, tmp_path):
+    path = tmp_path / "results.jsonl"
+    lines = lines_of(run_records)
+    lines[3] = lines[3][:40]
+    lines[7] = "[1, 2]"
+    older = {"schema_version": 0, "run": "abc", "kind": "timing", "op": "product", "time_ms": 3.0}
+    later = {"schema_version": 2, "run": "abc", "kind": "telemetry"}
+    path.write_bytes(("\n".join([*lines, json.dumps(older), json.dumps(later)]) + "\n").encode() + b"\xff\xfe")
+    reading = read_what_can_be(path)
+    assert len(reading.records) == len(run_records) - 2
+    cut, no_record, schema, binary = reading.complaints
+    assert cut == "line 4 is cut off, or no JSON"
+    assert no_record.startswith("line 8 is no record")
+    assert schema.startswith(f"line {len(lines) + 1}, timing: no usable workload, ")
+    assert "schema_version 0; this is 1" in schema
+    assert binary.startswith(f"line {len(lines) + 3} is cut off")
+
+
+def test_records_whose_run_has_lost_its_head_get_one(run_records, tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_text("\n".join(lines_of(run_records[1:])) + "\n")
+    reading = read_what_can_be(path)
+    assert len(reading.complaints) == 1
+    assert "run abc: the line it began with is missing" in reading.complaints[0]
+    assert [record["run"] for record in last_run(reading.records)] == ["abc"] * len(run_records)
+
+
+def test_a_run_is_named_by_the_beginning_of_its_id():
+    records = [{"kind": "run", "run": run} for run in ("abc", "abd", "xyz")]
+    assert [r["run"] for r in last_run(records, "ab")] == ["abd"]
+    assert last_run(records, "q") == []
+
+
+def test_what_was_measured_again_counts_once(run_records):
+    timing = next(r for r in run_records if r["kind"] == "timing")
+    cell = {name: timing[name] for name in ("op", "workload", "shape_label")}
+    budget = {"kind": "left_out", "run": "abc", "reason": "the time was spent", "budget": True, **cell}
+    whole = {**budget, "what": "the cell", "contender": None}
+    rival = {**budget, "what": "a rival", "contender": "torch.compile"}
+    faster = {**timing, "rate": 123.0}
+    run = [run_records[0], whole, rival, timing, faster]
+    assert standing(run) == [run_records[0], rival, faster]
+    assert standing([*run, {**timing, "contender": "torch.compile"}])[1:2] == [faster]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tropigrad.kernels.contract.spec import Contender
-from tropigrad.perf_reports import records, report, tune
+from tropigrad.perf_reports import pending, records, report, tune
 from tropigrad.perf_reports.data import DataError
 from tropigrad.perf_reports.measuring import benchmark, ceilings, startup
 from tropigrad.perf_reports.measuring.memory import Memory
@@ -43,8 +43,8 @@ def go(monkeypatch, tmp_path, tiny_spec):
     def make(*contenders, study=study, workloads=None, **options):
         monkeypatch.setattr(report, "REGISTRY", {"product": tiny_spec(*contenders, workloads=workloads)})
         monkeypatch.setattr(report, "STUDIES", {"maxplus": Study("maxplus", study, "Worst-sample loss")})
-        monkeypatch.setattr(report, "_KERNEL_BUDGET_S", {False: 0.2, True: 0.1})
-        return report.run(tmp_path / "out", **{"quick": True, **options})
+        options = {"quick": not options.get("resume"), "budget_s": 0.3, **options}
+        return report.run(tmp_path / "out", **options)
 
     make.kept = kept = []
 
@@ -55,7 +55,8 @@ def go(monkeypatch, tmp_path, tiny_spec):
     monkeypatch.setattr(ceilings, "measure", roofs)
     # what `explain` goes by on this machine is not to be made up
     monkeypatch.setattr(tune, "keep_ceilings", lambda records, device, by: kept.append((records, device, by)))
-    monkeypatch.setattr(startup, "measure", lambda quick, progress: iter([startup._record("import", [0.1])]))
+    monkeypatch.setattr(benchmark, "_LEAST_S", {False: 0.01, True: 0.01})
+    monkeypatch.setattr(startup, "measure", lambda ops, budget_s, progress: iter([startup._record("import", [0.1])]))
     # what collects garbage at each call takes the time of these tests; measuring/test_memory.py holds it
     monkeypatch.setattr(benchmark, "peak_memory", lambda call: (call(), Memory(2048, 1024, "made up")))
     interleaved = benchmark.interleaved
@@ -88,12 +89,13 @@ def test_a_report_leaves_a_page_plots_and_all_records(go, tmp_path):
     assert outcome.exit_code == 0
     assert outcome.page == tmp_path / "out" / "index.html"
     names = {path.name for path in outcome.page.parent.iterdir()}
-    assert names >= {"index.html", "results.jsonl", "roofline.png", "speedups.svg", "training-maxplus.png"}
+    assert names >= {"index.html", "results.jsonl", "results.csv", "roofline.png", "speedups.svg", "cost.png"}
+    assert "training-maxplus.png" in names
     assert records.read(outcome.page.with_name("results.jsonl")) == outcome.records
     kinds = [record["kind"] for record in outcome.records]
     assert kinds[0] == "run"
     assert kinds[-1] == "run_end"
-    assert {"ceiling", "startup", "training", "training_summary", "gate", "timing"} <= {*kinds}
+    assert {"ceiling", "training", "training_summary", "gate", "timing"} <= {*kinds}
     assert list(dict.fromkeys(stages)) == ["training", "kernels"]
 
 
@@ -162,14 +164,14 @@ def test_an_interruption_keeps_what_was_measured(go):
         "run",
         "ceiling",
         "ceiling",
-        "startup",
         "training",
         "training",
         "run_end",
     ]
     assert "Interrupted." in outcome.page.read_text()
+    assert "Missing: training, maxplus, product (2)." in outcome.page.read_text()
     assert "training-maxplus.png" in {path.name for path in outcome.page.parent.iterdir()}
-    assert len(report.summary(outcome)) == 6
+    assert len(report.summary(outcome)) == 7
 
 
 def test_an_unforeseen_error_keeps_what_was_measured_and_goes_its_way(go, tmp_path, words_alone):
@@ -201,8 +203,8 @@ def test_the_summary_for_machines_is_json(go, words_alone):
     ("only", "kinds"),
     [
         (["maxplus"], {"run", "training", "training_summary", "run_end"}),
-        (["forward"], {"run", "ceiling", "startup", "memory", "gate", "timing", "run_end"}),
-        (["product"], {"run", "ceiling", "startup", "memory", "gate", "timing", "run_end"}),
+        (["forward"], {"run", "ceiling", "memory", "gate", "timing", "run_end"}),
+        (["product"], {"run", "ceiling", "memory", "gate", "timing", "run_end"}),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -211,10 +213,152 @@ def test_only_picks_by_name(go, only, kinds, words_alone):
     assert {record["kind"] for record in outcome.records} == kinds
 
 
-def test_an_unknown_name_lists_the_known_and_writes_nothing(go, tmp_path, words_alone):
-    with pytest.raises(report.BadRequest, match=r"'nonsense'; expected some of: maxplus, product, forward"):
-        go(only=["forward", "nonsense"])
+@pytest.mark.parametrize(("name", "near"), [("produkt", "'product'"), ("for", "'forward'"), ("xyz", "")], ids=str)
+def test_an_unknown_name_gets_the_nearest_and_writes_nothing(go, tmp_path, words_alone, name, near):
+    with pytest.raises(report.BadRequest, match=f"nothing is named '{name}'") as caught:
+        go(only=["forward", name])
+    assert ("did you mean " + near in str(caught.value)) == bool(near)
+    assert "prints all 3 names" in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_full_report_starts_up_the_ops_that_it_measures(go, monkeypatch, words_alone):
+    asked = []
+
+    def measure(ops, budget_s, progress):
+        asked.append((ops, budget_s))
+        yield startup._record("import", [0.1])
+
+    monkeypatch.setattr(startup, "measure", measure)
+    outcome = go(quick=False, only=["product"])
+    assert of_kind(outcome, "startup")
+    assert asked[0][0] == ["product"]
+
+
+# ------------------------------------------------------------------------------------------- time, and going on
+
+
+def interrupted_study(data_dir, quick, seed, progress):
+    yield training("sparse backward", 0, 0.1, 4.0, 0.9)
+    raise KeyboardInterrupt
+
+
+def test_what_the_time_does_not_reach_is_named_and_resumed(go, words_alone):
+    first = go(only=["product"], budget_s=1e-9)
+    assert len(of_kind(first, "timing")) == 2  # one cell is always measured
+    (left,) = of_kind(first, "left_out")
+    assert left["what"] == "product, forward, S2 6×7×8"
+    assert "1 of 3 parts wait for more time: tropigrad report --resume" in first.note
+    assert report.summary(first)[-1].startswith("note ")
+    whole = go(resume=True)
+    assert len(of_kind(whole, "timing")) == 4
+    assert of_kind(whole, "left_out") == []
+    assert whole.note == ""
+    assert {r["run"] for r in whole.records} == {first.records[0]["run"]}
+    again = go(resume=True)
+    assert "nothing was left to measure" in again.note
+    assert len(again.records) == len(whole.records)
+
+
+def test_a_study_that_is_out_of_time_ends_and_is_resumed(go, words_alone):
+    outcome = go(only=["maxplus"], budget_s=1e-9)
+    (left,) = of_kind(outcome, "left_out")
+    assert left["what"] == "training, maxplus"
+    assert "its curves are drawn as far as they came" in left["reason"]
+    assert of_kind(outcome, "training_summary") == []
+    whole = go(resume=True)
+    assert of_kind(whole, "left_out") == []
+    assert len(of_kind(whole, "training_summary")) == 2
+
+
+def test_a_rival_that_waits_to_be_compiled_is_measured_by_a_second_pass(tiny_spec, monkeypatch):
+    monkeypatch.setattr(benchmark, "peak_memory", lambda call: (call(), None))
+    (cell, _) = benchmark.cells([tiny_spec(OURS, DEFINITION, Contender("compiled", "compiled", calls))])
+    first, second = (list(benchmark.measure([cell], budget_s=0.1, compiles=on)) for on in (False, True))
+    (waits,) = [r for r in first if r["kind"] == "left_out"]
+    assert waits["budget"]
+    assert waits["contender"] == "compiled"
+    run = [{"kind": "run", "run": "abc", "planned": [cell.name]}, *first]
+    assert (pending.pending(run), pending.unfinished(run)) == ([], [cell.name])
+    run = records.standing([*run, *second])
+    assert pending.unfinished(run) == []
+    assert [r["contender"] for r in run if r["kind"] == "timing"] == ["ours", "definition", "compiled"]
+
+
+def test_an_interrupted_report_keeps_the_good_page_until_it_was_resumed(go, tmp_path, words_alone):
+    good = go(only=["forward"]).page.read_bytes()
+    outcome = go(study=interrupted_study)
+    assert outcome.exit_code == 130
+    assert outcome.page == tmp_path / "out" / "unfinished" / "index.html"
+    assert (tmp_path / "out" / "index.html").read_bytes() == good
+    whole = go(resume=True)
+    assert whole.page == tmp_path / "out" / "index.html"
+    assert whole.page.read_bytes() != good
+    assert {r["method"] for r in of_kind(whole, "training_summary")} == {"sparse backward", "dense autograd"}
+    assert len(of_kind(whole, "ceiling")) == 2  # not measured again
+    assert len(of_kind(whole, "run_end")) == 1
+    assert not outcome.page.exists()
+
+
+def test_a_first_page_is_drawn_while_the_rest_is_measured(go, monkeypatch, tmp_path, words_alone):
+    monkeypatch.setattr(report, "FIRST_PAGE_S", 0.0)
+    pages = []
+    go(tell=lambda line: pages.append((line, (tmp_path / "out" / "index.html").read_text())))
+    ((line, source),) = pages
+    assert "a first page" in line
+    assert "Still measuring." in source
+    assert "training, maxplus" in source.split("Missing yet:")[1][:200]
+    assert "Still measuring." not in (tmp_path / "out" / "index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"versions": {"torch": "0.0"}}, "torch '0.0', here"),
+        ({"machine": {"cpu": "another"}}, "cpu 'another', here"),
+        ({"git_revision": "abc"}, "revision abc, here"),
+        ({"planned": None}, "does not say what it planned"),
+    ],
+    ids=["versions", "machine", "revision", "plan"],
+)
+def test_a_run_of_elsewhere_is_not_resumed(go, tmp_path, words_alone, change, words):
+    go(only=["product"])
+    path = tmp_path / "out" / "results.jsonl"
+    head, *rest = path.read_text().splitlines()
+    path.write_text("\n".join([json.dumps({**json.loads(head), **change}), *rest]) + "\n")
+    with pytest.raises(report.BadRequest, match=words):
+        go(resume=True)
+
+
+def test_nothing_to_resume(go, tmp_path):
+    with pytest.raises(report.BadRequest, match="no run to resume"):
+        go(resume=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_options_than_the_runs_are_refused(go, words_alone):
+    go(only=["product"])
+    with pytest.raises(report.BadRequest, match="--only"):
+        go(resume=True, only=["forward"])
+
+
+def test_an_earlier_run_of_a_file_is_drawn_again(go, tmp_path, words_alone):
+    first, second = (go(only=[name]).records[0]["run"] for name in ("forward", "maxplus"))
+    path = tmp_path / "out" / "results.jsonl"
+    page, complaints = report.redraw(path, tmp_path / "again", run=first[:6])
+    assert first in page.read_text()
+    assert complaints == []
+    assert second in report.redraw(path, tmp_path / "again")[0].read_text()
+    with pytest.raises(report.BadRequest, match=f"no run 'zzz'; it has {first}"):
+        report.redraw(path, tmp_path / "again", run="zzz")
+
+
+def test_a_file_that_is_none_cannot_be_drawn(tmp_path):
+    with pytest.raises(report.BadRequest, match="No such file"):
+        report.redraw(tmp_path / "none.jsonl", tmp_path)
+    (tmp_path / "text.jsonl").write_text("no records\n")
+    with pytest.raises(report.BadRequest, match="no run that could be drawn"):
+        report.redraw(tmp_path / "text.jsonl", tmp_path)
 
 
 def test_an_unknown_backend_writes_nothing(go, tmp_path, monkeypatch, words_alone, set_backend):

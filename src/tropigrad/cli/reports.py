@@ -9,37 +9,84 @@ from typing import Annotated
 import typer
 
 from ..perf_reports import output
-from .terminal import Json, Verbose, bars, fail
+from .terminal import Json, Verbose, bars, fail, say
 
 
 def report(
-    quick: Annotated[bool, typer.Option("--quick", help="The smallest setting, under a minute.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="The smallest setting, within two minutes.")] = False,
     only: Annotated[
-        list[str] | None, typer.Option("--only", help="A study, op or workload by name; repeatable.")
+        list[str] | None, typer.Option("--only", help="A study, op or workload by name; repeatable. See --list.")
     ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Time to measure for, such as 90s, 8m (default: 260s; with --quick 95s).")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the last run in --out: what it has not measured yet.")
+    ] = False,
+    redraw: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Measure nothing: draw the last run of a results.jsonl again.")
+    ] = None,
+    run: Annotated[str | None, typer.Option(metavar="ID", help="With --redraw: another run of the file.")] = None,
+    names: Annotated[bool, typer.Option("--list", help="Print what --only may name.")] = False,
     data_dir: Annotated[
         Path | None,
         typer.Option(help="A folder of MNIST-format files (default: TROPIGRAD_DATA, else scikit-learn's digits)."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Where the page, the plots and results.jsonl go.")] = Path(
-        "perf_reports/out"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where the page, the plots and results.jsonl go (default: perf_reports/out; with --redraw the folder "
+            "of FILE)."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the inputs and of the training.")] = 0,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Train beside dense backprop, measure the kernels and this machine, and write a page."""
+    """Train beside dense backprop, measure the kernels and this machine, and write a page.
+
+    Examples: `tropigrad report --quick`; `tropigrad report --only tropical_matmul --budget 60s`;
+    `tropigrad report --resume --budget 10m`; `tropigrad report --redraw results.jsonl --out page`.
+    """
     try:
         from ..perf_reports import report as reports
         from ..perf_reports.commands import BadRequest
         from ..perf_reports.data import DataError
+        from ..perf_reports.durations import parse_duration
     except ModuleNotFoundError as error:
         if error.name not in ("jinja2", "markupsafe", "matplotlib"):
             raise
         fail(f"the report needs {error.name}: pip install 'tropigrad[reports]'")
+    if names:
+        catalogue = reports.catalogue()
+        print(output.as_json(catalogue) if as_json else "\n".join(_listed(catalogue)))
+        return
+    if run is not None and redraw is None:
+        fail("--run names a run of a file to draw again; expected --redraw FILE beside it")
+    out = out or (Path("perf_reports/out") if redraw is None else redraw.parent)
     try:
+        budget_s = None if budget is None else parse_duration(budget)
+    except ValueError as error:
+        fail(error)
+    try:
+        if redraw is not None:
+            page, complaints = reports.redraw(redraw, out, run)
+            for line in complaints:
+                say(f"left out  {line}")
+            print(output.as_json({"page": str(page), "left_out": complaints}) if as_json else f"page      {page}")
+            return
         with bars() as progress:
-            outcome = reports.run(out, quick=quick, only=only or (), data_dir=data_dir, seed=seed, progress=progress)
+            outcome = reports.run(
+                out,
+                quick=quick,
+                only=only or (),
+                data_dir=data_dir,
+                seed=seed,
+                budget_s=budget_s,
+                resume=resume,
+                progress=progress,
+                tell=say,
+            )
     except (DataError, BadRequest) as error:
         fail(error)
     except KeyboardInterrupt:
@@ -53,6 +100,13 @@ def report(
     lines = reports.summary(outcome)
     print(output.as_json(reports.as_json(outcome)) if as_json else "\n".join(lines))
     raise typer.Exit(outcome.exit_code)
+
+
+def _listed(catalogue: dict[str, list[str]]) -> list[str]:
+    lines = []
+    for kind, listed in catalogue.items():
+        lines += [f"{kind}:", *(f"  {name}" for name in listed)]
+    return lines
 
 
 def doctor(as_json: Json = False, verbose: Verbose = False) -> None:

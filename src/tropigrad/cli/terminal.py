@@ -26,7 +26,10 @@ def say(line: str) -> None:
 
 @contextmanager
 def bars() -> Iterator[Callable[[str, int, int, str], None]]:
-    """Progress bars on stderr, one a stage: the callable takes (stage, done, total, what is being done)."""
+    """Progress bars on stderr, one a stage: the callable takes (stage, done, total, what is being done).
+
+    Where stderr is no terminal, a line for each stage as it begins.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -36,13 +39,16 @@ def bars() -> Iterator[Callable[[str, int, int, str], None]]:
         TimeElapsedColumn(),
         TextColumn("[dim]{task.description}"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         tasks: dict = {}
 
         def update(stage: str, done: int, total: int, what: str) -> None:
             if stage not in tasks:
                 for earlier in progress.tasks:
                     progress.update(earlier.id, completed=earlier.total)  # else its clock would run on
+                if not console.is_terminal:
+                    say(f"{stage}: {total} steps")
                 tasks[stage] = progress.add_task(what, total=total, stage=stage)
             progress.update(tasks[stage], completed=done, total=total, description=what)
 

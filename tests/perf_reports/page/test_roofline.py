@@ -1,11 +1,15 @@
 """The roof's formula, which measured figures make it up, and that it is drawn."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tropigrad.perf_reports.page import curves, figures, roofline, speedups
+from tropigrad.perf_reports.page import cost, curves, figures, growth, numbers, roofline, speedups, systems
 from tropigrad.perf_reports.page.roofline import attainable, bandwidth_roof, compute_roof, points
+
+from ..conftest import ceiling
 
 POSITIVE = st.floats(1e-3, 1e6)
 
@@ -42,35 +46,123 @@ def test_points_are_ours_with_steps_a_byte(run_records):
     assert {p.rate for p in found} == {50.0}
 
 
-def draw_training(records, out):
-    return curves.draw(records, "maxplus", out, "Worst-sample loss")
+def training_panels(records):
+    return curves.panels(records, "maxplus", "Worst-sample loss")
 
 
-@pytest.mark.parametrize(
-    ("draw", "name"),
-    [(roofline.draw, "roofline"), (speedups.draw, "speedups"), (draw_training, "training-maxplus")],
-    ids=["roofline", "speedups", "training"],
-)
-def test_a_figure_is_written_as_png_and_svg_and_follows_the_theme_inside_a_page(run_records, tmp_path, draw, name):
-    drawing = draw(run_records, tmp_path)
+def cost_panels(records):
+    panel = cost.panel(systems.costs(records))
+    return [panel] if panel else []
+
+
+PANELS = {
+    "cost": cost_panels,
+    "roofline": roofline.panels,
+    "speedups": speedups.panels,
+    "growth": growth.panels,
+    "training": training_panels,
+}
+
+
+@pytest.mark.parametrize("name", PANELS)
+def test_a_sheet_is_written_as_png_and_svg_and_panels_follow_the_theme_of_the_page(run_records, tmp_path, name):
+    drawn = figures.draw_panels(PANELS[name](run_records), name, tmp_path)
     assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (tmp_path / f"{name}.svg").read_text()
     assert "var(--" not in (tmp_path / f"{name}.svg").read_text()
-    assert drawing.startswith("<svg")
-    assert "var(--ink)" in drawing
-    assert not any(color in drawing for color in (*figures.COLOR.values(), "#000000"))
+    assert drawn
+    for panel in drawn:
+        assert panel.svg.startswith("<svg")
+        assert "var(--ink)" in panel.svg
+        assert "<text" in panel.svg  # and not outlines
+        assert not any(color in panel.svg for color in (*figures.COLOR.values(), "#000000"))
+        assert panel.words
+        assert panel.title
 
 
-@pytest.mark.parametrize(
-    "draw", [roofline.draw, speedups.draw, draw_training], ids=["roofline", "speedups", "training"]
-)
-def test_nothing_to_draw_draws_nothing(run_records, tmp_path, draw):
-    assert draw(run_records[:1], tmp_path) is None
+@pytest.mark.parametrize("name", PANELS)
+def test_nothing_to_draw_draws_nothing(run_records, tmp_path, name):
+    assert figures.draw_panels(PANELS[name](run_records[:1]), name, tmp_path) == []
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_a_bandwidth_there_is_no_roofline(run_records, tmp_path):
-    assert roofline.draw([r for r in run_records if r.get("name") != "memory"], tmp_path) is None
+def test_without_a_bandwidth_there_is_no_roofline(run_records):
+    assert roofline.panels([r for r in run_records if r.get("name") != "memory"]) == []
+
+
+def test_titles_state_the_finding(run_records):
+    titles = {name: [panel.title for panel in panels(run_records)] for name, panels in PANELS.items()}
+    assert titles["speedups"] == ["product: 40.0× over dense PyTorch; slower than a peer (0.800×)"]
+    assert titles["roofline"] == ["product: up to 50.0 % of add + max"]
+    assert titles["training"] == [
+        "Worst-sample loss: sparse backward is first to its 0.2 after 19.0 ms",
+        "Test accuracy: sparse backward is first to its 93.8 % after 19.0 ms",
+    ]
+    assert titles["growth"][0] == "product, time with N, the outputs: ours N^1.00, dense N^2.00"
+
+
+def test_a_roof_is_the_cache_s_where_the_memory_could_not_feed_the_work(run_records):
+    cache = {**ceiling("cache", 2, 80.0, "GB/s"), "run": "abc"}
+    roof = roofline.applying_roof
+    assert roof(run_records, "add_max", 1.0, 10.0) == roofline.Roof("the memory", 20.0)
+    assert roof([*run_records, cache], "add_max", 1.0, 10.0) == roofline.Roof("the memory", 20.0)
+    assert roof([*run_records, cache], "add_max", 1.0, 30.0) == roofline.Roof("the L2 cache", 80.0)
+    assert roof(run_records, "add_max", 100.0, 30.0) == roofline.Roof("add + max", 100.0)
+    assert roof(run_records[:1], "add_max", 1.0, 1.0) is None
+
+
+@given(st.lists(st.floats(-100, 100), min_size=1, max_size=9), st.floats(0.01, 10))
+def test_labels_keep_their_order_and_distance(wanted, least):
+    places = figures.spread(wanted, least)
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    moved = [places[i] for i in order]
+    assert all(b - a >= least * (1 - 1e-6) for a, b in pairwise(moved))
+    if all(b - a >= least for a, b in pairwise([wanted[i] for i in order])):
+        assert places == pytest.approx(wanted, abs=1e-9)
+
+
+@given(POSITIVE, st.floats(-3, 3), st.lists(st.floats(1, 1e4), min_size=2, max_size=6, unique_by=round))
+def test_the_exponent_of_a_power_is_found(scale, power, sizes):
+    assert growth.exponent(sizes, [scale * x**power for x in sizes]) == pytest.approx(power, abs=1e-3)
+
+
+def test_several_seeds_become_a_median_and_a_band(run_records):
+    rows = [
+        {**r, "seed": seed, "loss": r["loss"] + seed}
+        for r in run_records
+        if r.get("method") == "sparse backward" and r["kind"] == "training"
+        for seed in range(3)
+    ]
+    (_, median, least, most), *rest = curves._line(rows, "loss")
+    assert (median, least, most) == (5.0, 4.0, 6.0)
+    assert len(rest) == 19
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"ratio": {"value": 0.99, "low": 0.9, "high": 1.1}}, "a tie"),
+        ({"role": "compiled"}, "torch.compile fuses"),
+        ({"role": "dense"}, "a few passes"),
+        ({}, "the other kernel is faster"),
+    ],
+    ids=["tie", "compiled", "dense", "peer"],
+)
+def test_a_loss_has_its_likely_reason(run_records, change, reason):
+    run = [{**r, **change} if r["kind"] == "timing" and r["role"] == "peer" else r for r in run_records]
+    found = speedups.losses(run)
+    assert len(found) == 4
+    assert all(reason in loss.reason for loss in found)
+
+
+def test_a_loss_in_a_short_call_or_near_the_roof_says_so(run_records):
+    short = [
+        {**r, "median": {"value": 2e-5, "low": 1e-5, "high": 3e-5}} if r.get("role") == "ours" and "median" in r else r
+        for r in run_records
+    ]
+    assert "so short a call" in speedups.losses(short)[0].reason
+    near = [{**r, "rate": 90.0} if r.get("role") == "ours" and "rate" in r else r for r in run_records]
+    assert any("90.0 % of the roof of add + max" in loss.reason for loss in speedups.losses(near))
 
 
 def test_geometric_mean():
@@ -90,4 +182,4 @@ def test_speedups_are_geometric_means_over_shapes_and_training_counts_dense_alon
     ("value", "words"), [(1.5, "1.50×"), (40.71, "40.7×"), (400.4, "400×"), (12345.6, "12,346×")], ids=str
 )
 def test_speedups_in_words(value, words):
-    assert speedups.times(value) == words
+    assert numbers.times(value) == words
