@@ -55,7 +55,9 @@ class MiniBatchTraining:
         model: what is trained: a linear-min-max network, or any module of the data's sizes. Its parameters that require
             a gradient are.
         dataset: x_train and y_train are trained on, x_test and y_test only reported.
-        objective: "mean", α = 1; "cvar", the worst share `alpha` of each batch; "worst", the worst sample of each.
+        objective: "mean", α = 1; "cvar", the worst share `alpha` of each batch; "worst", the worst sample of each. The
+            share falls from 1 geometrically over the first half of the steps, and stays: from a start that most samples
+            are wrong at, the worst ones alone lead to scores that are the same for all.
         alpha: of "cvar" alone.
         temperature: T of the cross-entropy of f / T.
         end_temperature: where the temperature is annealed to, geometrically over the steps; None leaves it.
@@ -146,8 +148,8 @@ class MiniBatchTraining:
         self.warm_up = warm_up
         self.shifts = shifts
         self.seed = seed
-        share = {"mean": 1.0, "cvar": alpha, "worst": 1.0 / self.batch}[objective]
-        self.loss = CVaRLoss(share, temperature=temperature, learn_temperature=learn_temperature)
+        self._alpha = {"mean": 1.0, "cvar": alpha, "worst": 1.0 / self.batch}[objective]
+        self.loss = CVaRLoss(self._alpha, temperature=temperature, learn_temperature=learn_temperature)
         self.loss.to(dataset.x_train.device)
         self._temperatures = (temperature, temperature if end_temperature is None else end_temperature)
         if end_temperature is not None:
@@ -263,6 +265,7 @@ class MiniBatchTraining:
         factor = 0.5 * (1 + math.cos(math.pi * share)) * min(1.0, (step + 1) / (self.warm_up + 1))
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
+        self.loss.alpha = self._alpha ** min(1.0, 2 * share)
         first, end = self._temperatures
         if end != first:
             self.loss.temperature = first * (end / first) ** share
