@@ -207,7 +207,7 @@ _WHOLE = 16  # elements of a whole tensor that are copied in the time of one tha
 
 
 def restorer(param: Tensor, rows: Tensor, columns: Tensor | None, kept: Sequence[Tensor]) -> Callable[[], None]:
-    """Takes a step that follows back: the listed entries of param and of its state, or all of them where that is less."""
+    """Takes a step that follows back: the listed entries of param and its state, or all of them where that is less."""
     at: Any = rows if columns is None else (rows, columns)
     is_whole = param.numel() <= _WHOLE * rows.numel()
     with torch.no_grad():
@@ -317,7 +317,8 @@ _STEPS = Implementations(
 
 _STEP = operator(
     "scatter_step(Tensor(a!)[] params, Tensor[] indices, Tensor[] values, int[] coordinates, float lr, Tensor? rate, "
-    "str rule, float momentum, float decay, float eps, Tensor(b!)[] kept, bool check_finite, bool? deterministic) -> ()",
+    "str rule, float momentum, float decay, float eps, Tensor(b!)[] kept, bool check_finite, bool? deterministic) "
+    "-> ()",
     _checked_steps,
     fake=lambda *args: None,
     vmap=_no_vmap,
@@ -454,8 +455,7 @@ def scatter_steps(
                 if isinstance(lr, Tensor):
                     _check_lr(param, lr)
             flat += at
-            for name in names:
-                kept.append(state[name])  # noqa: PERF401  as in _fit
+            kept += [state[name] for name in names]
         numbers = _checked_options(params[0], lr, rule, momentum, decay, eps)
         coordinates = [len(at) for at in indices]
         _call(params, flat, values, coordinates, lr, rule, numbers, kept, check_finite, None)

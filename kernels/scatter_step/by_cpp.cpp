@@ -25,6 +25,7 @@ constexpr int64_t MOST_BUCKETS = 1 << 11;
 constexpr int64_t AHEAD = 16;  // entries whose place in W is asked for before their turn
 constexpr std::size_t MOST_KEPT = 32 << 20;  // bytes of each kind of buffer that a thread keeps for its next call
 constexpr int64_t STEPS_WITH_KEPT_ROOM = 4;  // of a call
+constexpr int64_t SHORT = 1 << 12;  // numbers whose places in W a core's cache holds until their turn
 constexpr int64_t BATCH = 256;               // numbers that are moved together
 constexpr uint32_t LAST = UINT32_MAX;
 constexpr int64_t NO_KEY = INT64_MAX, NO_ENTRY = -1;
@@ -232,7 +233,7 @@ public:
     Step(const Problem& problem, int64_t which) : p(problem), which(which), chunks(p.threads) {
         const int64_t keys = p.rows * p.columns;
         const int64_t wanted = std::clamp<int64_t>(p.count / p.entries_a_bucket, 1, MOST_BUCKETS);
-        while (keys >> shift > wanted) ++shift;
+        while (wanted == 1 ? (keys - 1) >> shift > 0 : keys >> shift > wanted) ++shift;
         shift = std::min(shift, 32);
         buckets = std::max<int64_t>(1, ((keys - 1) >> shift) + 1);
     }
@@ -472,12 +473,14 @@ private:
     template <class Index>
     bool collect() {
         make_room(p.count);
+        const bool is_short = p.count * p.width <= SHORT;
         int64_t found = 0;
         bool in_range = true;
         for (int64_t i = 0; i < p.count; ++i) {
             const int64_t k = key<Index>(i, in_range);
             entries[found] = entry(k, i);
             found += k >= 0;
+            if (is_short && k >= 0 && in_range) ask_for(k);
         }
         begins = {0};
         sizes = {found};

@@ -80,13 +80,11 @@ def step(
 
 def plan(dtype: torch.dtype, calls: list[_Call]) -> dispatch.Plan:
     """The plan of the steps of several weights of one dtype, of all or of none."""
-    constants = native.integers(len(calls), *(getattr(call, name) for call in calls for name, _ in _Call._fields_))
+    constants = native.integers(len(calls), *(getattr(call, field[0]) for call in calls for field in _Call._fields_))
     return dispatch.plan(_function(dtype), (), constants)
 
 
-def call(
-    param: Tensor, rows: Tensor, columns: Tensor | None, values: Tensor, rule: str, check_finite: bool
-) -> _Call:
+def call(param: Tensor, rows: Tensor, columns: Tensor | None, values: Tensor, rule: str, check_finite: bool) -> _Call:
     """The step of a weight in a plan, for tensors that lie in memory as these do."""
     sizes, strides = param.shape, param.stride()
     R, (C, of_row, of_column) = sizes[0], (1, strides[0], strides[0])

@@ -108,6 +108,7 @@ struct Winners {
         alignas(CACHE_LINE) T first[BLOCK], second[BLOCK];
         alignas(CACHE_LINE) Wide leader[BLOCK];
         alignas(CACHE_LINE) uint8_t winner_moved[BLOCK], second_moved[BLOCK];
+        static constexpr size_t MOST_COMPARED = 16;
 
         // Values of TOGETHER entrants: copies, which no store can change.
         struct Group {
@@ -148,8 +149,25 @@ struct Winners {
                 for (; n + WIDTH <= count; n += WIDTH) run_lanes<WIDTH>(group, n);
                 for (; n < count; ++n) run_lanes<1>(group, n);
             }
-            const Index *const winner = all.winner, *const runner_up = all.second;  // which no store of bytes can change
-            for (int64_t n = 0; n < count; ++n) winner_moved[n] = moved[winner[n]], second_moved[n] = moved[runner_up[n]];
+            look(entrants, moved, all.winner, count, winner_moved);
+            look(entrants, moved, all.second, count, second_moved);
+        }
+        // Whether the leaves `places` are entrants: comparisons with a few of them are faster than looking into a table.
+        static void look(const Entrants<MAXIMUM>& entrants, const uint8_t* moved, const Index* places, int64_t count,
+                         uint8_t* flags) {
+            const Index* const index = entrants.indices.data();
+            if (entrants.count() > MOST_COMPARED) {
+                for (int64_t n = 0; n < count; ++n) flags[n] = moved[places[n]];
+                return;
+            }
+            std::fill(flags, flags + count, uint8_t(0));
+            for (size_t e = 0; e < entrants.count(); e += Entrants<MAXIMUM>::TOGETHER) {
+                const Index a = index[e], b = index[e + 1], c = index[e + 2], d = index[e + 3];
+                for (int64_t n = 0; n < count; ++n) {
+                    const Index i = places[n];
+                    flags[n] |= uint8_t((i == a) | (i == b) | (i == c) | (i == d));
+                }
+            }
         }
     };
 
@@ -213,6 +231,10 @@ struct Winners {
         *here.value = x, *here.winner = first, *here.second = next, *here.third = third;
         *here.bound = Best::beats(y, third) ? y : third;
         return true;
+    }
+
+    static void ask_for_row(const T* row, int64_t count) {
+        for (int64_t i = 0; i < count; i += CACHE_LINE / sizeof(T)) __builtin_prefetch(row + i);
     }
 
     // The winner has fallen behind; `settles`: what is kept of the second and third may decide it.
@@ -360,8 +382,7 @@ struct Winners {
         const T* const value = s.ut + j * s.N + block.begin;
         for (int64_t r = 0; r < count; ++r) {
             const int64_t m = open[r], next = open[std::min(r + 1, count - 1)];
-            const T* row = s.z + (block.begin + next) * s.columns;
-            for (int64_t at = 0; at < s.columns; at += CACHE_LINE / sizeof(T)) __builtin_prefetch(row + at);
+            ask_for_row(s.z + (block.begin + next) * s.columns, s.columns);
             const T before = value[m];
             decide_unit(block.begin + m, j);
             block.changed[m] = value[m] != before;
@@ -420,7 +441,12 @@ struct Winners {
         meet<false>(crowd.minima, block.count, here, block.unsure, block.changed);
         const auto row = [&](int64_t m) { return s.z + (block.begin + m) * s.columns; };
         const auto column = [&](int64_t i) { return i < s.columns ? i : i - s.columns; };
-        each_set(block.unsure, block.count, [&](int64_t m) { __builtin_prefetch(row(m) + column(here.second[m])); });
+        const auto ask_for_u = [&](int64_t m) { __builtin_prefetch(s.u + (block.begin + m) * s.q + j, 1); };
+        each_set(block.changed, block.count, ask_for_u);  // which enter_many writes
+        each_set(block.unsure, block.count, [&](int64_t m) {
+            __builtin_prefetch(row(m) + column(here.second[m]));
+            ask_for_u(m);
+        });
         int64_t open[BLOCK], count = 0;
         const T* const w = s.weights.w1 + j * s.p;
         each_set(block.unsure, block.count, [&](int64_t m) {
@@ -448,14 +474,33 @@ struct Winners {
         uint8_t changed[BLOCK];
         meet<true>(crowd.maxima, block.count, here, block.unsure, changed);
         for (int64_t m = 0; m < block.count; ++m) block.touched[m] |= changed[m];
-        each_set(block.unsure, block.count, [&](int64_t m) {
+        int64_t open[BLOCK], count = 0;
+        each_set(block.unsure, block.count, [&](int64_t m) { open[count++] = m; });
+        const auto row = [&](int64_t m) { return s.u + (block.begin + m) * s.q; };
+        for (int64_t r = 0; r < count; ++r) {
+            const int64_t m = open[r];
+            ask_for_row(row(open[std::min(r + 1, count - 1)]), s.q);
             const T before = here.value[m];
-            const T* u = s.u + (block.begin + m) * s.q;
+            const T* u = row(m);
             if (!settle_heat<true>(crowd.maxima, m, here + m, [&](int64_t j) { return u[j] + w[j]; }))
                 decide_score(block.begin + m, k, false);
             block.touched[m] |= here.value[m] != before;
-        });
+        }
         block.floors[k] = *std::min_element(here.third, here.third + block.count);
+    }
+
+    // What is known of a unit in a block, and its first rows, are asked for while the unit before it is at work.
+    void ask_for_unit(const Block& block, const std::pair<int64_t, int64_t>* leaf,
+                      const std::pair<int64_t, int64_t>* end) const {
+        const int64_t j = leaf->first;
+        const Standings<Index> here = units + (j * s.N + block.begin);
+        const auto ask_for = [&](const auto* first) {
+            for (int64_t n = 0; n < block.count; n += CACHE_LINE / sizeof(*first)) __builtin_prefetch(first + n, 0, 2);
+        };
+        ask_for(here.value), ask_for(here.bound), ask_for(here.third), ask_for(here.winner), ask_for(here.second);
+        const auto* const last = leaf + std::min<int64_t>(end - leaf, Entrants<false>::TOGETHER);
+        for (; leaf != last && leaf->first == j; ++leaf)
+            ask_for(s.zt + (leaf->second >= s.columns ? leaf->second - s.columns : leaf->second) * s.N + block.begin);
     }
 
     void enter_many(Block& block, const Moves& moves) const {
@@ -467,6 +512,8 @@ struct Winners {
         for (size_t first = 0, last; first < moves.leaves.size(); first = last) {
             const int64_t j = moves.leaves[first].first;
             for (last = first; last < moves.leaves.size() && moves.leaves[last].first == j;) ++last;
+            if (last < moves.leaves.size())
+                ask_for_unit(block, moves.leaves.data() + last, moves.leaves.data() + moves.leaves.size());
             enter_unit(block, crowd, moves.leaves.data() + first, moves.leaves.data() + last);
             const T* u = s.ut + j * s.N + block.begin;
             T top = -std::numeric_limits<T>::infinity();

@@ -3,6 +3,7 @@
 import copy
 import importlib
 import io
+import math
 from contextlib import nullcontext
 from fractions import Fraction
 from functools import partial
@@ -19,7 +20,7 @@ from tropigrad.autotune import override
 from tropigrad.kernels import scatter_step
 from tropigrad.kernels.runtime import backend
 from tropigrad.kernels.runtime.arguments import FLOATS
-from tropigrad.kernels.scatter_step import RULES, by_triton, scatter_step_ref
+from tropigrad.kernels.scatter_step import RULES, by_triton, scatter_step_ref, scatter_steps
 from tropigrad.kernels.scatter_step.definition import DECAY, EPS, STATE, Options, State, arranged, fresh_state
 
 CPU = torch.device("cpu")
@@ -868,3 +869,73 @@ def test_zeros_keep_the_signs_of_weights(name, rule):
     scatter_step(w, torch.tensor([0, 1, 2]), torch.zeros(3), lr=0.5, rule=rule, eps=0.0)
     assert torch.equal(w, torch.tensor([0.0, 0.0, 1.0]))
     assert w.signbit().tolist() == [False, True, False]
+
+
+# ------------------------------------------------------------------------------------------------ several weights
+
+
+def drawn(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape)))
+
+
+def several(dtype=torch.float32):
+    """Weights of single numbers, of rows and of a vector, with a list of each."""
+    weights = [drawn(*shape).to(dtype) for shape in [(7, 5), (6, 300), (9,)]]
+    rows, columns = torch.randint(-1, 6, (2, 40), generator=torch.Generator().manual_seed(0))
+    indices = [(rows, columns.clamp(0, 4)), (rows.int(),), (rows,)]
+    values = [drawn(40, *w.shape[len(at) :]).to(dtype) for w, at in zip(weights, indices, strict=True)]
+    return weights, indices, values
+
+
+def steps_of(weights, indices, values, states, **options):
+    defaults = {"lr": 0.125, "momentum": 0.5, "decay": None, "eps": None, "check_finite": True}
+    scatter_steps(weights, indices, values, states, **defaults | options)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("check_finite", [False, True])
+def test_several_weights_are_stepped_as_one_by_one(rule, dtype, check_finite):
+    together, indices, values = several(dtype)
+    alone, states, own = [w.clone() for w in together], [{}, {}, {}], [{}, {}, {}]
+    for _ in range(2):
+        steps_of(together, indices, values, states, rule=rule, check_finite=check_finite)
+        for w, at, v, state in zip(alone, indices, values, own, strict=True):
+            scatter_step(w, at, v, lr=0.125, rule=rule, momentum=0.5, state=state)
+    for w, expected, state, expected_state in zip(together, alone, states, own, strict=True):
+        assert torch.equal(w, expected)
+        assert state.keys() == expected_state.keys()
+        assert all(torch.equal(x, expected_state[name]) for name, x in state.items())
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("bad", range(3))
+@pytest.mark.parametrize("started", [False, True])
+def test_of_several_weights_all_are_stepped_or_none(rule, bad, started):
+    weights, indices, values = several()
+    states = [{}, {}, {}]
+    if started:
+        steps_of(weights, indices, values, states, rule=rule)
+    values[bad].view(-1)[indices[bad][0].tolist().index(3)] = math.nan
+    before, kept = copy.deepcopy(weights), copy.deepcopy(states)
+    with pytest.raises(FloatingPointError, match=r"of a parameter \(.*nothing was written, of any parameter"):
+        steps_of(weights, indices, values, states, rule=rule)
+    assert all(torch.equal(w, old) for w, old in zip(weights, before, strict=True))
+    assert (
+        states == kept
+        if not started
+        else all(
+            torch.equal(x, old[name]) for state, old in zip(states, kept, strict=True) for name, x in state.items()
+        )
+    )
+
+
+def test_weights_that_are_each_other_s_are_stepped_one_by_one():
+    whole = drawn(4, 4)
+    at = torch.tensor([0, 1]), torch.tensor([0, 1])
+    ones = torch.ones(2)
+    expected = whole.clone()
+    for view in (expected, expected.T):
+        scatter_step(view, at, ones, lr=0.5, rule="polyak")
+    steps_of([whole, whole.T], [at, at], [ones, ones], [{}, {}], lr=0.5, rule="polyak")
+    assert torch.equal(whole, expected)
