@@ -123,7 +123,7 @@ def run(
         model = rescaled(model, SCALE, MARGIN, 1.0)
         worst = WorstSample(model, kept_in, validation, _WORST_ITERATIONS, {"margin": MARGIN, "train_A": False})
         while not worst.is_done:
-            worst.advance()
+            worst.advance_briefly()
         history, best, best_row = worst.history, worst.best, worst.best_row
         temperature, seconds = SCALE * temperature, worst.seconds
     else:

@@ -31,6 +31,7 @@ LOSS_TITLE = "Worst-sample loss"
 # One grey level of the digits is 1/16 of their range: in the units of the scores, 4. The margin asks for that much.
 SCALE = 64.0
 MARGIN = 4.0
+ANSWER_SECONDS = 0.5  # that Ctrl-C may wait
 START_SAMPLES = 3000  # what mini-batches need to begin well: the medoids move afterwards
 clock: Callable[[], float] = time.perf_counter  # of the methods' training; the comparison may set another
 

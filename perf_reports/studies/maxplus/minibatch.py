@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ....nn import CVaRLoss, best_temperature
 from ....optim import SparseMaxPlus
 from ...data import Dataset
-from .methods import NAME, accuracy
+from .methods import ANSWER_SECONDS, NAME, accuracy
 
 Objective = Literal["mean", "cvar", "worst"]
 OBJECTIVES: tuple[Objective, ...] = ("mean", "cvar", "worst")
@@ -173,6 +173,7 @@ class MiniBatchTraining:
         self.order = torch.Generator().manual_seed(seed)
         self.iteration = 0  # epochs that are done
         self.seconds = 0.0
+        self._pace = 1  # batches
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Tensor] = {}
         self.best_row: dict[str, Any] = {}
@@ -188,6 +189,18 @@ class MiniBatchTraining:
     def batches(self) -> int:
         """Steps of an epoch."""
         return -(-len(self.dataset.y_train) // self.batch)
+
+    @property
+    def share(self) -> float:
+        """Done of the whole, in whole epochs, in [0, 1]."""
+        return self.iteration / self.epochs
+
+    def advance_briefly(self) -> None:
+        """Some batches on, as many as take no longer than Ctrl-C may wait, at most to the end of the epoch."""
+        begun = time.perf_counter()
+        self.advance(self._pace)
+        seconds = time.perf_counter() - begun
+        self._pace = max(1, min(2 * self._pace, round(self._pace * ANSWER_SECONDS / seconds)))
 
     def advance(self, batches: int | None = None) -> None:
         """To the end of the epoch, or so many batches on, at most to its end; at its end a row is logged."""
@@ -426,7 +439,7 @@ def search_scale(
     losses: dict[tuple[float, float], Tensor] = {}
 
     def take_best(pairs: list[tuple[float, float]]) -> tuple[float, float]:
-        """Of pairs, best among them, the one to go on with."""
+        """The one of these pairs, best among them, to go on with."""
         if len(pairs) == 1:
             return best
         for temperature, rate in pairs:

@@ -25,7 +25,7 @@ from ..runs import Run
 from . import networks
 from .drawing import plot_objectives
 from .features import view
-from .methods import MARGIN, SCALE, accuracy_of, logged, quick_start
+from .methods import ANSWER_SECONDS, MARGIN, SCALE, accuracy_of, logged, quick_start
 from .minibatch import BATCH, RATE, TEMPERATURE, MiniBatchTraining, Objective, search_scale
 from .networks import LINEAR_MIN_MAX, NETWORKS, Network, layered, sizes_of
 from .training import hold_out, kept_iterate
@@ -37,12 +37,11 @@ AVERAGE = 0.998  # decay of the average of the weights that is judged and kept
 RATE_OVER_A = 3.0  # A moves slower than the other weights
 clock: Callable[[], float] = time.perf_counter  # of the worst sample's training
 _LEAST_EPOCHS, _MOST_EPOCHS = 10, 300
-_ANSWER_SECONDS = 0.5  # that Ctrl-C may wait
 _TEMPERATURES, _RATES = (0.5, 1.0, 2.0), (1 / 3, 1.0, 3.0)  # times the usual ones: what a search tries
 
 
 class Contender(Protocol):
-    """A training that is taken on in parts, and the iterate of it that is right most often on held-out samples."""
+    """A training in parts, and its iterate that is right most often on held-out samples."""
 
     @property
     def history(self) -> list[dict[str, Any]]: ...
@@ -61,53 +60,13 @@ class Contender(Protocol):
         """Done of the whole, in [0, 1]."""
         ...
 
-    def advance(self) -> None:
+    def advance_briefly(self) -> None:
         """A part that takes no longer than Ctrl-C may wait."""
         ...
 
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-class Batches:
-    """The mean or the worst share, by mini-batches."""
-
-    def __init__(self, training: MiniBatchTraining) -> None:
-        self.training = training
-        self._pace = 1  # batches
-
-    @property
-    def history(self) -> list[dict[str, Any]]:
-        return self.training.history
-
-    @property
-    def best(self) -> dict[str, Tensor]:
-        return self.training.best
-
-    @property
-    def best_row(self) -> dict[str, Any]:
-        return self.training.best_row
-
-    @property
-    def is_done(self) -> bool:
-        return self.training.is_done
-
-    @property
-    def share(self) -> float:
-        return self.training.iteration / self.training.epochs
-
-    def advance(self) -> None:
-        begun = time.perf_counter()
-        self.training.advance(self._pace)
-        seconds = time.perf_counter() - begun
-        self._pace = max(1, min(2 * self._pace, round(self._pace * _ANSWER_SECONDS / seconds)))
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.training.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.training.load_state_dict(state)
 
 
 class WorstSample:
@@ -162,7 +121,7 @@ class WorstSample:
             "test_accuracy": accuracy_of(model, self.dataset.x_test, self.dataset.y_test),
         }
 
-    def advance(self) -> None:
+    def advance_briefly(self) -> None:
         at = self.optimizer.iteration
         until = next(
             i for i in range(at + 1, self.iterations + 1) if logged(i, self.iterations) or i == self.iterations
@@ -172,7 +131,7 @@ class WorstSample:
         self.optimizer.step(asked)
         seconds = clock() - begun
         self.seconds += seconds
-        self._pace = max(1, min(2 * asked, round(asked * _ANSWER_SECONDS / seconds)) if seconds else 2 * asked)
+        self._pace = max(1, min(2 * asked, round(asked * ANSWER_SECONDS / seconds)) if seconds else 2 * asked)
         if self.optimizer.iteration == until or self.is_done:
             self._log()
 
@@ -368,20 +327,18 @@ def train_objective(
             settings = {"step": step, "loss": loss, "margin": margin, "memory": memory, "train_A": bool(train_a)}
             return WorstSample(worst, dataset, watched, iterations, settings)
         kind: Objective = "mean" if name == "mean" else "cvar"
-        return Batches(
-            MiniBatchTraining(
-                copy.deepcopy(model),
-                dataset,
-                objective=kind,
-                alpha=alpha,
-                temperature=t,
-                rate=r,
-                rate_of_a=r / RATE_OVER_A,
-                epochs=epochs,
-                average=AVERAGE,
-                method=name,
-                **by_batches,
-            )
+        return MiniBatchTraining(
+            copy.deepcopy(model),
+            dataset,
+            objective=kind,
+            alpha=alpha,
+            temperature=t,
+            rate=r,
+            rate_of_a=r / RATE_OVER_A,
+            epochs=epochs,
+            average=AVERAGE,
+            method=name,
+            **by_batches,
         )
 
     contenders = {name: contender(name) for name in names}
@@ -411,7 +368,7 @@ def train_objective(
     def advance() -> None:
         name = min(going(), key=lambda name: contenders[name].share)
         before = len(contenders[name].history)
-        contenders[name].advance()
+        contenders[name].advance_briefly()
         collect()
         if len(contenders[name].history) > before:
             leave_out()

@@ -19,9 +19,8 @@ from ...data import Dataset
 from ..runs import Run
 from .drawing import plot
 from .features import view
-from .methods import MARGIN, NAME, SCALE, accuracy_of, kernel_copy, logged, start
+from .methods import ANSWER_SECONDS, MARGIN, NAME, SCALE, accuracy_of, kernel_copy, logged, start
 
-_ANSWER_SECONDS = 0.5
 _BETTER = (
     "Adam on mini-batches of the mean cross-entropy trains this network to a better accuracy: leave --objective worst "
     "out, and the objective that wins on the validation samples is taken"
@@ -209,7 +208,7 @@ def train(
         optimizer.step(asked)
         seconds = time.perf_counter() - begun
         spent += seconds
-        pace = max(1, round(asked * _ANSWER_SECONDS / seconds))
+        pace = max(1, round(asked * ANSWER_SECONDS / seconds))
 
     def snapshot() -> tuple[dict[str, Any], dict[str, Any]]:
         training = {"seconds": spent, "optimizer": optimizer.state_dict()}
