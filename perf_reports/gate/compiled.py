@@ -29,7 +29,8 @@ def figures(code: MachineCode) -> dict[str, int]:
         "registers": code.registers,
         "stack bytes": code.stack,
         "shared bytes": code.shared,
-        "instructions": sum(code.instructions.values()),
+        "instructions": sum(code.instructions.values())
+        - code.instructions.get("NOP", 0),  # which fill up a line of code
         "loop instructions": sum(loop.values()),
     }
     for kind, prefixes in _MEMORY.items():
@@ -62,7 +63,7 @@ def measure(kernels: Sequence[Kernel], tell: Callable[[str], object] = lambda wh
 
 
 def _assembled(job: tuple[Kernel, int | str]) -> Any:
-    """What Triton compiles, or the exception."""
+    """The result of triton.compile, or the exception."""
     kernel, target = job
     try:
         _check(kernel)

@@ -55,7 +55,7 @@ def lines(outcome: Outcome, *, is_update: bool = False) -> list[str]:
 
 
 def closing_lines(outcome: Outcome, *, is_update: bool = False) -> list[str]:
-    """What could not be measured, what to do, the verdict."""
+    """The lines below the table: failures, what to do, the verdict."""
     told = [f"not measured: {failure}" for failure in outcome.failures]
     if is_update and not outcome.failures:
         told.append("the baseline is written: look at what differs, and commit it")

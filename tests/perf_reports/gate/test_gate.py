@@ -61,8 +61,8 @@ PLANTED = {  # name: (tier, what is replaced, by what, tile, figures that must b
         0, "        sums += x\n",
         "        sums += x * tl.load(y_ptr + j, mask=j < columns, other=0.0)\n", 1024, {"loop global loads"},
     ),
-    "an extra load in Gluon": (
-        0, "mask=i < n), mask", "mask=i < n) + gl.load(y_ptr + i), mask", 1024, {"instructions"},
+    "extra loads in Gluon": (
+        0, "mask=i < n), mask", "mask=i < n) + gl.load(y_ptr + i) / gl.load(y_ptr - i), mask", 1024, {"instructions"},
     ),
     "a spilled tile": (0, "BLOCK: tl.constexpr", "BLOCK: tl.constexpr", 32768, {"stack bytes"}),
     "an extra load, counted": (

