@@ -196,15 +196,17 @@ def compile_all(plans: Sequence[Plan], deadline: float = math.inf) -> dict[str, 
             return None
         try:
             return plan.compile()
-        except Exception as error:
-            return _reason(plan, error)
+        except Exception as error:  # whatever a compiler says, it is the config's fault
+            return error
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         made = dict(zip(distinct, pool.map(compiled, distinct.values()), strict=True))
-    codes: dict[str, MachineCode | str] = {name: reason for name, reason in made.items() if isinstance(reason, str)}
+    codes: dict[str, MachineCode | str] = {}
     by_capability: dict[int | str, list[Plan]] = {}
     for name, plan in distinct.items():
-        if name not in codes and made[name] is not None:
+        if isinstance(made[name], Exception):
+            codes[name] = _reason(plan, made[name])
+        elif made[name] is not None:
             by_capability.setdefault(plan.capability, []).append(plan)
     for capability, of in by_capability.items():
         codes |= _read(of, [made[plan.name] for plan in of], capability)
@@ -225,6 +227,5 @@ def _read(plans: Sequence[Plan], compiled: Sequence[Any], capability: int | str)
 
 
 def _reason(plan: Plan, error: Exception) -> str:
-    # whatever a compiler says, it is the config's fault
     text = str(error).strip().splitlines()
     return f"{plan.function} does not compile: {type(error).__name__}: {text[0] if text else ''}"
