@@ -98,7 +98,7 @@ def _revision(folder: Path) -> str:
 
 def _measured(declaration: Path, tier: int, progress: StageProgress) -> tuple[list[dict[str, Any]], list[str]]:
     """The records of a tier, and what went wrong."""
-    # with lines of the source in it, machine code depends on the path of the source: ptxas allocates other registers
+    # lines of the source would put the path of the checkout into what is compiled
     environment = {**os.environ, "TRITON_INTERPRET": _INTERPRETS[tier], "TRITON_DISABLE_LINE_INFO": "1"}
     command = [sys.executable, "-m", f"{__package__}.worker", str(declaration), str(tier)]
     records: list[dict[str, Any]] = []
