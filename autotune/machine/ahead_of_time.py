@@ -121,6 +121,16 @@ def machine_codes(compiled: Sequence[Any], capability: int | str) -> list[Machin
     return codes
 
 
+def read(compiled: Sequence[Any], capability: int | str) -> list[MachineCode | Exception]:
+    """Costs as of `machine_codes`; where the tools fail on all together, of each alone, or the exception."""
+    try:
+        return [*machine_codes(compiled, capability)]
+    except Exception as error:
+        if len(compiled) < 2:
+            return [error for _ in compiled]
+    return [code for made in compiled for code in read([made], capability)]
+
+
 def _resource_usage(cubin: bytes) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -209,21 +219,9 @@ def compile_all(plans: Sequence[Plan], deadline: float = math.inf) -> dict[str, 
         elif made[name] is not None:
             by_capability.setdefault(plan.capability, []).append(plan)
     for capability, of in by_capability.items():
-        codes |= _read(of, [made[plan.name] for plan in of], capability)
+        for plan, code in zip(of, read([made[plan.name] for plan in of], capability), strict=True):
+            codes[plan.name] = _reason(plan, code) if isinstance(code, Exception) else code
     return {name: codes[name] for name in distinct if name in codes}
-
-
-def _read(plans: Sequence[Plan], compiled: Sequence[Any], capability: int | str) -> dict[str, MachineCode | str]:
-    """The machine code of each; where the tools fail on them together, of each alone, or why not."""
-    try:
-        return dict(zip((plan.name for plan in plans), machine_codes(compiled, capability), strict=True))
-    except Exception as error:
-        if len(plans) == 1:
-            return {plans[0].name: _reason(plans[0], error)}
-    read: dict[str, MachineCode | str] = {}
-    for plan, made in zip(plans, compiled, strict=True):
-        read |= _read([plan], [made], capability)
-    return read
 
 
 def _reason(plan: Plan, error: Exception) -> str:

@@ -17,10 +17,8 @@ from ...whole_files import replace
 SCHEMA = 1
 # a share of the baseline, and a least amount, that a figure of a tier may grow by
 TOLERANCES = {
-    (0, "instructions"): (
-        0.01,
-        4,
-    ),  # ptxas for sm_100 gave 1 of 200 kernels a few more, or fewer, from one run to the next
+    # a few more or fewer come from one run to the next, of about one kernel of fifty for sm_100
+    (0, "instructions"): (0.01, 4),
     (2, "bytecode instructions"): (0.02, 20),
 }
 Record = Mapping[str, Any]

@@ -29,8 +29,8 @@ def figures(code: MachineCode) -> dict[str, int]:
         "registers": code.registers,
         "stack bytes": code.stack,
         "shared bytes": code.shared,
-        "instructions": sum(code.instructions.values())
-        - code.instructions.get("NOP", 0),  # which fill up a line of code
+        # NOPs only fill up the last line of code
+        "instructions": sum(n for opcode, n in code.instructions.items() if opcode != "NOP"),
         "loop instructions": sum(loop.values()),
     }
     for kind, prefixes in _MEMORY.items():
@@ -81,10 +81,7 @@ def _read(jobs: Sequence[tuple[Kernel, int | str]], assembled: Sequence[Any]) ->
         places = [i for i, job in enumerate(jobs) if job[1] == target and not isinstance(assembled[i], Exception)]
         if not places:
             continue
-        try:
-            together = ahead_of_time.machine_codes([assembled[i] for i in places], target)
-        except RuntimeError as error:
-            together = [error] * len(places)
+        together = ahead_of_time.read([assembled[i] for i in places], target)
         for place, code in zip(places, together, strict=True):
             codes[place] = code
     return codes
