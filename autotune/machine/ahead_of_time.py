@@ -24,6 +24,17 @@ from . import disassembly
 from .cost import MachineCode
 
 
+@dataclass(frozen=True)
+class Assembled:
+    """A compiled kernel's code and IR, which another process may read."""
+
+    capability: int | str
+    ir: str  # the highest level that there is
+    assembly: str  # NVIDIA's PTX; AMD's own
+    code: bytes  # NVIDIA's cubin, AMD's hsaco
+    shared: int  # bytes that Triton gives a block
+
+
 def compile(
     kernel: Any,
     signature: Mapping[str, str | tuple[str, ...]],
@@ -36,7 +47,7 @@ def compile(
 ) -> MachineCode:
     """Machine code of a `@triton.jit` or `@gluon.jit` kernel; arguments and errors as of `assemble`."""
     made = assemble(kernel, signature, constants, capability, num_warps, divisible, maxnreg, enable_fp_fusion)
-    return machine_code(made, capability)
+    return machine_codes([made], capability)[0]
 
 
 def assemble(
@@ -48,8 +59,8 @@ def assemble(
     divisible: Collection[str] = (),
     maxnreg: int | None = None,
     enable_fp_fusion: bool = True,
-) -> Any:
-    """Compile a `@triton.jit` or `@gluon.jit` kernel, and return what triton.compile does.
+) -> Assembled:
+    """Compile a `@triton.jit` or `@gluon.jit` kernel, and leave its code to `machine_codes`.
 
     Args:
         kernel: the jitted function, not an interpreted one (TRITON_INTERPRET must be off).
@@ -89,15 +100,17 @@ def assemble(
         family = ("hip", capability, 64 if capability.startswith("gfx9") else 32)  # RDNA's waves are half of CDNA's
     target = triton.backends.compiler.GPUTarget(*family)
     options = {"num_warps": num_warps, "maxnreg": maxnreg, "enable_fp_fusion": enable_fp_fusion}
-    return triton.compile(source, target=target, options=options)
+    return _assembled(triton.compile(source, target=target, options=options), capability)
 
 
-def machine_code(compiled: Any, capability: int | str) -> MachineCode:
-    """The costs of what triton.compile returned."""
-    return machine_codes([compiled], capability)[0]
+def _assembled(compiled: Any, capability: int | str) -> Assembled:
+    """The parts of what triton.compile returned."""
+    asm = compiled.asm
+    assembly, code = ("amdgcn", "hsaco") if isinstance(capability, str) else ("ptx", "cubin")
+    return Assembled(capability, asm.get("ttir", asm["ttgir"]), asm[assembly], asm[code], compiled.metadata.shared)
 
 
-def machine_codes(compiled: Sequence[Any], capability: int | str) -> list[MachineCode]:
+def machine_codes(assembled: Sequence[Assembled], capability: int | str) -> list[MachineCode]:
     """The costs of several kernels for one target, in much less time than one by one.
 
     Raises:
@@ -105,30 +118,28 @@ def machine_codes(compiled: Sequence[Any], capability: int | str) -> list[Machin
     """
     if isinstance(capability, str):
         names = ("vgpr_count", "private_segment_fixed_size", "group_segment_fixed_size")
-        usages = [made.asm["amdgcn"] for made in compiled]
+        usages = [made.assembly for made in assembled]
         listings = [disassembly.of_assembly(usage) for usage in usages]
     else:
         names = ("REG", "STACK", "SHARED")
-        usages = [_resource_usage(made.asm["cubin"]) for made in compiled]
-        listings = disassembly.of_cubins([made.asm["cubin"] for made in compiled], capability)
-    codes = []
-    for made, usage, listing in zip(compiled, usages, listings, strict=True):
+        usages = [_resource_usage(made.code) for made in assembled]
+        listings = disassembly.of_cubins([made.code for made in assembled], capability)
+    costs = []
+    for made, usage, listing in zip(assembled, usages, listings, strict=True):
         figures = {name: int(value) for name, value in re.findall(rf"\b({'|'.join(names)}):\s*(\d+)", usage)}
         registers, stack, shared = (figures[name] for name in names)
-        shared = max(shared, made.metadata.shared)
-        ir = made.asm.get("ttir", made.asm["ttgir"])
-        codes.append(MachineCode(capability, registers, stack, shared, *listing, ir))
-    return codes
+        costs.append(MachineCode(capability, registers, stack, max(shared, made.shared), *listing, made.ir))
+    return costs
 
 
-def read(compiled: Sequence[Any], capability: int | str) -> list[MachineCode | Exception]:
+def read(assembled: Sequence[Assembled], capability: int | str) -> list[MachineCode | Exception]:
     """Costs as of `machine_codes`; where the tools fail on all together, of each alone, or the exception."""
     try:
-        return [*machine_codes(compiled, capability)]
+        return [*machine_codes(assembled, capability)]
     except Exception as error:
-        if len(compiled) < 2:
-            return [error for _ in compiled]
-    return [code for made in compiled for code in read([made], capability)]
+        if len(assembled) < 2:
+            return [error for _ in assembled]
+    return [code for made in assembled for code in read([made], capability)]
 
 
 def _resource_usage(cubin: bytes) -> str:
@@ -205,7 +216,7 @@ def compile_all(plans: Sequence[Plan], deadline: float = math.inf) -> dict[str, 
         if perf_counter() >= deadline:
             return None
         try:
-            return plan.compile()
+            return _assembled(plan.compile(), plan.capability)
         except Exception as error:  # whatever a compiler says, it is the config's fault
             return error
 

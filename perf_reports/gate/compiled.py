@@ -1,16 +1,23 @@
-"""Tier 0: what the machine code of a kernel costs on each target, compiled ahead of time."""
+"""Tier 0: what the machine code of a kernel costs on each target, compiled ahead of time.
+
+Each compilation is made by a process of its own. LLVM's options belong to a process, Triton sets them by kernel and by
+target and takes none back, and they change the code of whatever is compiled beside or afterwards: in threads about 5 of
+432 kernels came out differently from run to run.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.connection
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ...autotune.machine import ahead_of_time
 from ...autotune.machine.cost import MachineCode
 from .declaration import Kernel
 
+Job = tuple[Kernel, int | str]
 _AT_A_TIME = 64  # compilations between two records: all of a target in them are read by one start of the tools
 # opcode prefixes, of NVIDIA and AMD
 _MEMORY = {
@@ -47,23 +54,58 @@ def target_name(target: int | str) -> str:
 
 
 def measure(kernels: Sequence[Kernel], tell: Callable[[str], object] = lambda what: None) -> Iterator[dict[str, Any]]:
-    """A record for each kernel and target: its figures and its loop's mix, or why it does not compile."""
+    """A record for each kernel and target: its figures and its loop's mix, or why it does not compile.
+
+    The process that calls must have compiled nothing: those that compile are its forks.
+    """
     jobs = [(kernel, target) for kernel in kernels for target in kernel.targets]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for first in range(0, len(jobs), _AT_A_TIME):
-            some = jobs[first : first + _AT_A_TIME]
-            tell(f"{some[0][0].key} for {target_name(some[0][1])}, and what follows")
-            codes = _read(some, list(pool.map(_assembled, some)))
-            for (kernel, target), code in zip(some, codes, strict=True):
-                record: dict[str, Any] = {"tier": 0, "of": kernel.key, "target": target_name(target)}
-                if isinstance(code, MachineCode):
-                    yield record | {"figures": figures(code), "mix": dict(sorted(code.loop.items()))}
-                else:
-                    yield record | {"error": _words(code)}
+    for first in range(0, len(jobs), _AT_A_TIME):
+        some = jobs[first : first + _AT_A_TIME]
+        tell(f"{some[0][0].key} for {target_name(some[0][1])}, and what follows")
+        for (kernel, target), code in zip(some, _read(some, _in_forks(some)), strict=True):
+            record: dict[str, Any] = {"tier": 0, "of": kernel.key, "target": target_name(target)}
+            if isinstance(code, MachineCode):
+                yield record | {"figures": figures(code), "mix": dict(sorted(code.loop.items()))}
+            else:
+                yield record | {"error": code}
 
 
-def _assembled(job: tuple[Kernel, int | str]) -> Any:
-    """The result of triton.compile, or the exception."""
+def _in_forks(jobs: Sequence[Job]) -> list[ahead_of_time.Assembled | str]:
+    """The compiled kernel of each job, by a fork of this process a job, or why there is none; on all cores.
+
+    A pool would not do: it waits for ever for a process that the compiler brought down.
+    """
+    fork = multiprocessing.get_context("fork")  # kernels cannot be pickled, and a fork has them already
+    waiting = list(enumerate(jobs))[::-1]
+    running: dict[Any, tuple[int, Any]] = {}
+    made: dict[int, ahead_of_time.Assembled | str] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < (os.cpu_count() or 1):
+                place, job = waiting.pop()
+                here, there = fork.Pipe(duplex=False)
+                process = fork.Process(target=lambda job=job, there=there: there.send(_assembled(job)), daemon=True)
+                process.start()
+                there.close()
+                running[here] = place, process
+            for here in multiprocessing.connection.wait([*running]):
+                place, process = running[here]
+                try:
+                    made[place] = here.recv()
+                except EOFError:
+                    process.join()
+                    made[place] = f"the compiler ended its process (exit code {process.exitcode})"
+                del running[here]
+                here.close()
+                process.join()
+    finally:
+        for _, process in running.values():
+            process.kill()
+    return [made[place] for place in range(len(jobs))]
+
+
+def _assembled(job: Job) -> ahead_of_time.Assembled | str:
+    """The compiled kernel of a job, or why there is none."""
     kernel, target = job
     try:
         _check(kernel)
@@ -71,20 +113,18 @@ def _assembled(job: tuple[Kernel, int | str]) -> Any:
             kernel.function, kernel.signature, kernel.constants, target, kernel.warps, enable_fp_fusion=kernel.fuses
         )
     except Exception as error:  # whatever a compiler says is for the reader of the table
-        return error
+        return _words(error)
 
 
-def _read(jobs: Sequence[tuple[Kernel, int | str]], assembled: Sequence[Any]) -> list[MachineCode | Exception]:
-    """The machine code of each, or the exception; those of one target are read together."""
-    codes: list[Any] = list(assembled)
+def _read(jobs: Sequence[Job], assembled: Sequence[ahead_of_time.Assembled | str]) -> list[MachineCode | str]:
+    """The machine code of each, or why there is none; those of one target are read together."""
+    codes: dict[int, MachineCode | str] = {i: made for i, made in enumerate(assembled) if isinstance(made, str)}
     for target in dict.fromkeys(target for _, target in jobs):
-        places = [i for i, job in enumerate(jobs) if job[1] == target and not isinstance(assembled[i], Exception)]
-        if not places:
-            continue
-        together = ahead_of_time.read([assembled[i] for i in places], target)
-        for place, code in zip(places, together, strict=True):
-            codes[place] = code
-    return codes
+        of = {i: made for i, made in enumerate(assembled) if not isinstance(made, str) and made.capability == target}
+        if of:
+            for place, code in zip(of, ahead_of_time.read([*of.values()], target), strict=True):
+                codes[place] = _words(code) if isinstance(code, Exception) else code
+    return [codes[i] for i in range(len(jobs))]
 
 
 def _words(error: Exception) -> str:

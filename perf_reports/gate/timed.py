@@ -5,7 +5,7 @@ call: the least of many stretches, in passes over all calls, after warming up. A
 memory differs from process to process by more than a call does from call to call. Rounds go on until the interval of
 the ratio is narrow:
 
-    ratio = median_r(b_r / a_r),    slower where its bootstrap interval excludes 1 and it is at least 1.03
+    ratio = median_r(b_r / a_r),    slower where its bootstrap interval excludes 1 and it is at least 1 + effect
 
 What is slower is measured a second time, and is a regression where it is slower in both.
 """
@@ -34,7 +34,7 @@ from ..commands import BadRequest, StageProgress
 from ..durations import format_duration
 from .declaration import Declaration
 
-EFFECT = 1.03
+EFFECT = 0.03
 WIDTH = 0.008  # of the interval, to either side, at which rounds end
 LEAST_ROUNDS, MOST_ROUNDS = 9, 60
 _LOOK_EVERY = 3  # rounds: an interval costs more than it tells anew after one
@@ -49,6 +49,7 @@ class Comparison:
     name: str
     before: list[float] = field(default_factory=list)  # seconds, one a round
     after: list[float] = field(default_factory=list)
+    effect: float = EFFECT
 
     @property
     def ratio(self) -> Interval:
@@ -58,7 +59,7 @@ class Comparison:
 
     @property
     def is_slower(self) -> bool:
-        return self.ratio.low > 1 and self.ratio.value >= EFFECT
+        return self.ratio.low > 1 and self.ratio.value >= 1 + self.effect
 
     @property
     def is_settled(self) -> bool:
@@ -99,6 +100,7 @@ def measure(
     declaration: Path,
     revisions: tuple[str, str],
     *,
+    effect: float = EFFECT,
     budget_s: float = 600.0,
     progress: StageProgress = lambda stage, done, total, what: None,
 ) -> Outcome:
@@ -117,17 +119,24 @@ def measure(
         raise BadRequest(f"{declaration} is not in the repository {root}; expected a declaration that is")
     place = declaration.resolve().relative_to(root.resolve())
     with _checked_out(root, commits, declaration, place) as trees:
-        return decide(lambda which, names: _timed(trees[which], place, names), budget_s=budget_s, progress=progress)
+        return decide(
+            lambda which, names: _timed(trees[which], place, names), effect=effect, budget_s=budget_s, progress=progress
+        )
 
 
 def decide(
-    timed: Timed, *, budget_s: float = math.inf, progress: StageProgress = lambda stage, done, total, what: None
+    timed: Timed,
+    *,
+    effect: float = EFFECT,
+    budget_s: float = math.inf,
+    progress: StageProgress = lambda stage, done, total, what: None,
 ) -> Outcome:
     """The rule alone: a verdict on each call that both sides time, whoever times them.
 
     Args:
         timed: called with 0 for before or 1 for after, and the names that are asked for, or None for all; returns the
             seconds of each call in one process.
+        effect: how much slower is slower, as a share.
         budget_s: the most that the first measurement takes, and the second again.
     """
     first: dict[str, Comparison] = {}
@@ -135,9 +144,9 @@ def decide(
     deadline = perf_counter() + budget_s
     is_cut_short = False
     try:
-        _rounds(timed, first, None, deadline, "first", progress)
+        _rounds(timed, first, None, effect, deadline, "first", progress)
         if slower := {name for name, comparison in first.items() if comparison.is_slower}:
-            _rounds(timed, again, slower, deadline + budget_s, "again", progress)
+            _rounds(timed, again, slower, effect, deadline + budget_s, "again", progress)
     except KeyboardInterrupt:
         is_cut_short = True
         again = {}  # half a repetition decides nothing
@@ -183,6 +192,7 @@ def _rounds(
     timed: Timed,
     comparisons: dict[str, Comparison],
     names: set[str] | None,
+    effect: float,
     deadline: float,
     stage: str,
     progress: StageProgress,
@@ -201,7 +211,7 @@ def _rounds(
         for which in order:
             seconds[which] = timed(which, names)
         for name in seconds[0].keys() & seconds[1].keys():
-            comparison = comparisons.setdefault(name, Comparison(name))
+            comparison = comparisons.setdefault(name, Comparison(name, effect=effect))
             comparison.before.append(seconds[0][name])
             comparison.after.append(seconds[1][name])
 

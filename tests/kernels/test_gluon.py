@@ -687,7 +687,9 @@ def main(arguments: list[str]) -> None:
         case ["--ir", case]:
             print(compiled(case)[0].ir)
         case ["--ptx", *cases]:
-            with mock.patch.object(ahead_of_time, "machine_code", lambda code, _: code.asm["ptx"]):
+            with mock.patch.object(
+                ahead_of_time, "machine_codes", lambda made, _: [kernel.assembly for kernel in made]
+            ):
                 print(json.dumps({case: compiled(case)[0] for case in cases}))
         case []:
             found = {case: cost(case) for case in CASES}

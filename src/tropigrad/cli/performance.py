@@ -1,4 +1,4 @@
-"""`tropigrad perf`: the gate, two revisions timed, history."""
+"""`tropigrad perf`: the gate, two revisions or two results compared, history."""
 
 from __future__ import annotations
 
@@ -68,34 +68,55 @@ def gate(
 
 @perf.command("compare")
 def compare(
-    before: Annotated[str, typer.Argument(help="A revision that git knows.")],
-    after: Annotated[str, typer.Argument(help="Another; HEAD, say.")] = "HEAD",
+    before: Annotated[str, typer.Argument(help="A revision that git knows; or results.jsonl of a report.")],
+    after: Annotated[str, typer.Argument(help="Another of the same kind; HEAD, say.")] = "HEAD",
     declaration: Annotated[
         Path, typer.Option(help="A Python file with a list GATE; its calls of tier 2 are timed.")
     ] = Path("perf_gate.py"),
-    seconds: Annotated[float, typer.Option(help="The most that the first measurement takes.")] = 600.0,
-    jsonl: Annotated[Path | None, typer.Option(help="Write the samples and the verdict there, as JSON Lines.")] = None,
+    seconds: Annotated[float, typer.Option(help="The most that the first measurement of revisions takes.")] = 600.0,
+    fail_if: Annotated[str, typer.Option("--fail-if", help="How much slower is a regression: 5%, say.")] = "3%",
+    jsonl: Annotated[Path | None, typer.Option(help="Write what the verdict rests on there, as JSON Lines.")] = None,
 ) -> None:
-    """Time the calls of two revisions, in processes that take turns.
+    """Time the calls of two revisions, in processes that take turns; or compare two files of results.
 
-    A call is slower where the interval of the ratio excludes 1, the ratio is at least 1.03, and both hold twice. Exit
-    codes: 0 none slower, 1 slower, 2 not measured, or cut short.
+    Of revisions, a call is slower where the interval of the ratio excludes 1, the ratio is at least 1.03, and both hold
+    twice. Of files, where that holds of its time, and of its time beside its rivals'. Exit codes: 0 none slower, 1
+    slower, 2 not measured, or cut short.
     """
     from ..perf_reports.commands import BadRequest
-    from ..perf_reports.gate import DeclarationError, timed
+    from ..perf_reports.gate import DeclarationError, results, timed
 
     try:
-        with bars() as progress:
-            outcome = timed.measure(
-                declaration.resolve().parent, declaration, (before, after), budget_s=seconds, progress=progress
-            )
-        if jsonl:
-            timed.write_records(outcome, (before, after), jsonl)
+        effect = float(fail_if.removesuffix("%")) / 100
+    except ValueError:
+        effect = -1.0
+    if not 0 < effect < 10:
+        fail(f"--fail-if is {fail_if!r}; expected a share such as 5%")
+    outcome: timed.Outcome | results.Outcome
+    try:
+        if before.endswith(".jsonl") or after.endswith(".jsonl"):
+            outcome = results.compare(Path(before), Path(after), effect=effect)
+            told = results.lines(outcome)
+            if jsonl:
+                results.write_records(outcome, (before, after), jsonl)
+        else:
+            with bars() as progress:
+                outcome = timed.measure(
+                    declaration.resolve().parent,
+                    declaration,
+                    (before, after),
+                    effect=effect,
+                    budget_s=seconds,
+                    progress=progress,
+                )
+            told = timed.lines(outcome)
+            if jsonl:
+                timed.write_records(outcome, (before, after), jsonl)
     except (BadRequest, DeclarationError) as error:
         fail(error)
     except OSError as error:
         fail(f"{error.filename or jsonl}: {error.strerror or error}")
-    print("\n".join(timed.lines(outcome)))
+    print("\n".join(told))
     raise typer.Exit(outcome.exit_code)
 
 

@@ -4,13 +4,15 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
+from tropigrad.autotune.machine import ahead_of_time
 from tropigrad.perf_reports import gate
-from tropigrad.perf_reports.gate import Baseline, BaselineError, outputs
+from tropigrad.perf_reports.gate import Baseline, BaselineError, compiled, outputs
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -209,12 +211,37 @@ def test_outputs_for_people_ci_and_machines(tmp_path):
     assert kinds == ["gate", "measured", "difference", "not measured", "verdict"]
 
 
-def test_the_command_in_a_strangers_repository(repository):
-    write(repository)
-    environment = {**os.environ, "GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(repository / "summary.md")}
-    command = [sys.executable, "-m", "tropigrad", "perf", "gate", "--tier", "2"]
-    done = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stdout.splitlines()[-1]) == (
-        0, "passed: 1 kernels and calls, none worse than in the baseline"
-    )  # fmt: skip
-    assert "passed" in (repository / "summary.md").read_text()
+def test_the_walk_through_of_the_page(tmp_path):
+    page = (Path(__file__).parents[3] / "docs" / "performance-gate.md").read_text()
+    kernels, declared = (
+        textwrap.dedent(page[page.index(first) : page.index(after)])
+        for first, after in (
+            ("    import torch, triton", "and beside it `perf_gate.py`"),
+            ("    import torch\n    from my_kernels", "`Kernel` takes the jitted"),
+        )
+    )
+    load = 'other=-float("inf"))'
+    assert load in kernels
+    assert len(declared.strip().splitlines()) <= 10
+
+    def command(*arguments: str, load_again: bool = False) -> tuple[int, str]:
+        twice = f"{load} + tl.load(x_ptr + row * columns + j, mask=j < columns)"
+        (tmp_path / "my_kernels.py").write_text(kernels.replace(load, twice) if load_again else kernels)
+        (tmp_path / "perf_gate.py").write_text(declared)
+        environment = {**os.environ, "GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md")}
+        words = [sys.executable, "-m", "tropigrad", "perf", "gate", *arguments]
+        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        return done.returncode, done.stdout
+
+    code, told = command("--update")
+    assert (code, told.splitlines()[-1]) == (0, "passed: 5 kernels and calls, none worse than in the baseline")
+    code, told = command(load_again=True)
+    assert code == 1
+    assert "::error file=perf_gate.py,title=performance::softmax, interpreter: bytes loaded: 16000 -> 32000" in told
+    assert "❌" in (tmp_path / "summary.md").read_text()
+
+
+def test_a_compiler_that_ends_its_process_is_told(monkeypatch):
+    monkeypatch.setattr(ahead_of_time, "assemble", lambda *of, **also: os._exit(3))
+    (record,) = compiled.measure([gate.Kernel(None, {}, targets=(90,), name="fatal")])
+    assert record["error"] == "the compiler ended its process (exit code 3)"
