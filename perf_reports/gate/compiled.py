@@ -88,7 +88,8 @@ def _in_forks(jobs: Sequence[Job]) -> list[ahead_of_time.Assembled | str]:
                 process.start()
                 there.close()
                 running[here] = place, process
-            for here in multiprocessing.connection.wait([*running]):
+            ready: list[Any] = multiprocessing.connection.wait([*running])
+            for here in ready:
                 place, process = running[here]
                 try:
                     made[place] = here.recv()

@@ -1,7 +1,7 @@
 """Two results files of reports compared: what each call of ours took in the last run of either.
 
 Two runs see one machine in two states, which can differ by more than any change of the code. The rivals of a call tell
-them apart, as they took turns with it. So a call is slower where its time is longer, and its time in units of theirs is:
+them apart, as they took turns with it. So a call is slower where its time is longer, in seconds and in units of theirs:
 
     t' / t >= 1 + effect    and    (t' / t) / exp(mean_j log(r'_j / r_j)) >= 1 + effect,    both intervals above 1
 
@@ -75,8 +75,8 @@ def compare(before: Path, after: Path, *, effect: float = EFFECT) -> Outcome:
     machines = [_machine(head) for head in heads]
     if all(machines) and machines[0] != machines[1]:
         raise BadRequest(
-            f"{before} was measured on {machines[0]}, {after} on {machines[1]}; expected one machine: times of two differ "
-            "whatever the code"
+            f"{before} was measured on {machines[0]}, {after} on {machines[1]}; expected one: times of two "
+            "differ whatever the code"
         )
     timings = [_timings(run) for run in runs]
     for path, of in zip((before, after), timings, strict=True):

@@ -687,9 +687,7 @@ def main(arguments: list[str]) -> None:
         case ["--ir", case]:
             print(compiled(case)[0].ir)
         case ["--ptx", *cases]:
-            with mock.patch.object(
-                ahead_of_time, "machine_codes", lambda made, _: [kernel.assembly for kernel in made]
-            ):
+            with mock.patch.object(ahead_of_time, "machine_codes", lambda made, _: [one.assembly for one in made]):
                 print(json.dumps({case: compiled(case)[0] for case in cases}))
         case []:
             found = {case: cost(case) for case in CASES}

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -33,7 +32,7 @@ from ...durations import format_duration
 from ...environment import machine, versions
 from ..runs import write_metrics
 from ..tables import markdown, spread
-from . import minibatch, networks, objectives
+from . import clock, minibatch, networks
 from .methods import MARGIN, SCALE, quick_start
 from .minibatch import MiniBatchTraining, judge
 from .networks import layered, sizes_of
@@ -275,21 +274,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--per-class", type=int, help="training samples of each class")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="a part of each, which shows that all runs")
-    parser.add_argument("--processor-time", action="store_true", help="of the CPU: for a machine that others use too")
+    clock.add_option(parser)
     asked = parser.parse_args(arguments)
     counts = (asked.seeds, asked.epochs or 1, asked.per_class or 2)
     if min(counts) < 1 or counts[2] < 2:
         parser.error("expected at least 1 seed, 1 epoch and 2 samples of each class")
-    if asked.processor_time:
-        minibatch.clock = objectives.clock = time.process_time
     folder = data.find_data_dir(asked.data_dir)
     experiments = chosen(asked.quick, asked.only, asked.epochs, asked.per_class)
     if not asked.only:
         there = {"digits": True, "mnist": folder, "cifar10": folder}
         there["fashion-mnist"] = folder and (folder / "fashion-mnist").is_dir()
         experiments = {name: experiment for name, experiment in experiments.items() if there[name]}
-    head = {"kind": "run", "machine": machine(), "versions": versions()}
-    head["clock"] = "processor time" if asked.processor_time else "wall time"
+    head = {"kind": "run", "machine": machine(), "versions": versions(), "clock": clock.choose(asked)}
     try:
         for seed in range(asked.seeds):
             for name, experiment in experiments.items():

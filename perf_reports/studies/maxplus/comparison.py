@@ -17,7 +17,6 @@ import argparse
 import json
 import math
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from ...durations import format_duration
 from ...environment import machine, versions
 from ..runs import write_metrics
 from ..tables import spread
-from . import methods
+from . import clock
 from .beside_dense import Setting, compare_on
 from .features import view
 
@@ -212,16 +211,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("data", help="iris, digits or mnist:DIR")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--processor-time", action="store_true", help="of the CPU: for a machine that others use too")
+    clock.add_option(parser)
     parser.add_argument("--out", type=Path, default=Path("perf_reports/out"))
     asked = parser.parse_args(arguments)
     name = asked.data.partition(":")[0]
     if name not in SETTINGS or asked.seeds < 1:
         parser.error(f"got {asked.data!r} and {asked.seeds} seeds; expected iris, digits or mnist:DIR, and at least 1")
-    if asked.processor_time:
-        methods.clock = time.process_time
-    clock = "processor time" if asked.processor_time else "wall time"
-    rows: list[dict[str, Any]] = [{"kind": "run", "machine": machine(), "versions": versions(), "clock": clock}]
+    head = {"kind": "run", "machine": machine(), "versions": versions(), "clock": clock.choose(asked)}
+    rows: list[dict[str, Any]] = [head]
     try:
         for row in run(asked.data, asked.seeds):
             rows.append(row)

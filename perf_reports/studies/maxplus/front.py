@@ -19,7 +19,6 @@ import copy
 import json
 import statistics
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +32,7 @@ from ...durations import format_duration
 from ...environment import machine, versions
 from ..runs import write_metrics
 from ..tables import markdown, spread
-from . import minibatch
+from . import clock
 from .methods import quick_start
 from .minibatch import RATE, TEMPERATURE, MiniBatchTraining, judge, judge_scores, scores_of
 from .objectives import AVERAGE, RATE_OVER_A
@@ -139,13 +138,13 @@ def run(dataset: Dataset, hidden: int, epochs: int, iterations: int, seed: int) 
         scale = 1.0 if way.settings["loss"] == "hinge" else TEMPERATURE
         scaled = copy.deepcopy(solution)
         scaled.load_state_dict({name: value / scale for name, value in solution.state_dict().items()})
-        seconds = -minibatch.clock()
+        seconds = -clock.now()
         optimizer = WorstSampleSubgradient(scaled, kept_in.x_train, kept_in.y_train, train_A=False, **way.settings)
-        seconds += minibatch.clock()
+        seconds += clock.now()
         for until in moments(max(1, round(way.part * iterations))):
-            seconds -= minibatch.clock()
+            seconds -= clock.now()
             optimizer.step(until - optimizer.iteration)
-            seconds += minibatch.clock()
+            seconds += clock.now()
             best = optimizer.best
             looked_at = copy.deepcopy(solution)
             looked_at.load_state_dict({name: scale * value for name, value in best.weights.items()})
@@ -257,14 +256,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--iterations", type=int, default=3000, help="on the worst sample; else a part of them")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--processor-time", action="store_true", help="of the CPU: for a machine that others use too")
+    clock.add_option(parser)
     asked = parser.parse_args(arguments)
     if min(asked.hidden, asked.epochs, asked.iterations, asked.seeds) < 1:
         parser.error("expected at least 1 hidden unit, epoch, iteration and seed")
-    if asked.processor_time:
-        minibatch.clock = time.process_time
-    head = {"kind": "run", "machine": machine(), "versions": versions()}
-    head["clock"] = "processor time" if asked.processor_time else "wall time"
+    head = {"kind": "run", "machine": machine(), "versions": versions(), "clock": clock.choose(asked)}
     try:
         for seed in range(asked.seeds):
             path = asked.out / "runs" / f"{seed}.jsonl"

@@ -11,7 +11,6 @@ loss, step rule and settings are our own.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +24,7 @@ from ....optim import WorstSampleSubgradient
 from ....optim.worst_sample import is_available
 from ....optim.worst_sample.definition import IDLE, Settings, beginning, step_length
 from ...data import Dataset
+from . import clock
 
 NAME = "maxplus"
 LOSS_TITLE = "Worst-sample loss"
@@ -33,7 +33,6 @@ SCALE = 64.0
 MARGIN = 4.0
 ANSWER_SECONDS = 0.5  # that Ctrl-C may wait
 START_SAMPLES = 3000  # what mini-batches need to begin well: the medoids move afterwards
-clock: Callable[[], float] = time.perf_counter  # of the methods' training; the comparison may set another
 
 
 class DenseLinearMinMax(LinearMinMax):
@@ -147,17 +146,17 @@ class Subgradient(Method):
         return loss.detach(), *torch.autograd.grad(loss, self.trained)
 
     def evaluate(self) -> float:
-        start = clock()
+        start = clock.now()
         self._evaluated = self.gradients()
         self.loss = self._evaluated[0].item()  # waits for the device
         self._previous = self.best_loss
         self._keep_best(self.loss)
-        self.times.append(clock() - start)
+        self.times.append(clock.now() - start)
         return self.loss
 
     @torch.no_grad()
     def advance(self) -> None:
-        start = clock()
+        start = clock.now()
         gradients = self._evaluated[1:]
         self._evaluated = ()
         self.idle = self.idle + 1 if self._previous <= self.loss <= self._rounding() else 0
@@ -170,7 +169,7 @@ class Subgradient(Method):
             for parameter, gradient in zip(self.trained, gradients, strict=True):
                 parameter.add_(gradient, alpha=-step)
         self.iteration += 1
-        self.times[-1] += clock() - start
+        self.times[-1] += clock.now() - start
 
     @property
     def is_done(self) -> bool:
@@ -193,9 +192,9 @@ class Sparse(Method):
         super().__init__(name, role, model, dataset, margin)
         self.z = None  # it is not ours to keep: the optimizer has it
         is_available(model.W1.dtype)  # compiled before its time is taken
-        start = clock()
+        start = clock.now()
         self.optimizer = WorstSampleSubgradient(model, dataset.x_train, dataset.y_train, margin=margin)
-        self.times.append(clock() - start)  # the caches: the evaluation of the start
+        self.times.append(clock.now() - start)  # the caches: the evaluation of the start
         self.loss = self.best_loss = self.optimizer.loss
         self._last = last
         self._ahead: list[float] = []
@@ -210,9 +209,9 @@ class Sparse(Method):
         self.iteration += 1
         if not self._ahead:
             until = next(i for i in range(self.iteration, self._last + 1) if logged(i, self._last) or i == self._last)
-            start = clock()
+            start = clock.now()
             self._ahead = self.optimizer.step(until - self.iteration + 1).tolist()
-            self.times += [(clock() - start) / len(self._ahead)] * len(self._ahead)
+            self.times += [(clock.now() - start) / len(self._ahead)] * len(self._ahead)
             self.best_loss = self.optimizer.best.loss
         self.loss = self._ahead.pop(0)
 
@@ -257,7 +256,7 @@ class MiniBatchAdam(Method):
         return loss
 
     def advance(self) -> None:
-        start = clock()
+        start = clock.now()
         for rows in _batches(len(self.dataset.y_train), self.batch, self.order):
             _, *gradients = self._gradients(rows)
             for parameter, gradient in zip(self.trained, gradients, strict=True):
@@ -265,7 +264,7 @@ class MiniBatchAdam(Method):
             self.optimizer.step()
         synchronize()
         self.iteration += 1
-        self.times.append(clock() - start)
+        self.times.append(clock.now() - start)
 
 
 class Perceptron(Method):
@@ -300,14 +299,14 @@ class Perceptron(Method):
         return loss
 
     def advance(self) -> None:
-        start = clock()
+        start = clock.now()
         for rows in _batches(len(self.dataset.y_train), MiniBatchAdam.batch, self.order):
             _, *gradients = self._gradients(rows)
             for parameter, gradient in zip(self.net.parameters(), gradients, strict=True):
                 parameter.grad = gradient
             self.optimizer.step()
         self.iteration += 1
-        self.times.append(clock() - start)
+        self.times.append(clock.now() - start)
 
     @torch.no_grad()
     def test_accuracy(self) -> float:

@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from ....nn import CVaRLoss, best_temperature
 from ....optim import SparseMaxPlus
 from ...data import Dataset
+from . import clock
 from .methods import ANSWER_SECONDS, NAME, accuracy
 
 Objective = Literal["mean", "cvar", "worst"]
 OBJECTIVES: tuple[Objective, ...] = ("mean", "cvar", "worst")
 TEMPERATURE, RATE, BATCH = 1 / 8, 3e-3, 128
 _ROWS = 4096  # samples that are judged at a time
-clock: Callable[[], float] = time.perf_counter
 
 _RULES: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -206,14 +206,14 @@ class MiniBatchTraining:
         """To the end of the epoch, or so many batches on, at most to its end; at its end a row is logged."""
         if self.is_done:
             return
-        begin = clock()
+        begin = clock.now()
         last = self.batches if batches is None else min(self.batches, self._at + batches)
         x, y = self.dataset.x_train, self.dataset.y_train
         while self._at < last:
             rows = self._permutation[self._at * self.batch : (self._at + 1) * self.batch]
             self._step(x[rows], y[rows])
             self._at += 1
-        self.seconds += clock() - begin
+        self.seconds += clock.now() - begin
         if self._at == self.batches:
             self.iteration += 1
             samples = len(self.dataset.y_train)
@@ -434,7 +434,7 @@ def search_scale(
         raise ValueError(
             f"search_scale: usual is {best}; expected one of {list(temperatures)} and one of {list(rates)}"
         )
-    begin = clock()
+    begin = clock.now()
     held_out = validation[0][:samples], validation[1][:samples]
     losses: dict[tuple[float, float], Tensor] = {}
 
@@ -452,7 +452,7 @@ def search_scale(
     best = take_best([(best[0], rate) for rate in rates])
     best = take_best([(temperature, best[1]) for temperature in temperatures])
     trials = [{"temperature": t, "rate": r, "loss": each.mean().item()} for (t, r), each in losses.items()]
-    return Scale(*best, clock() - begin, trials)
+    return Scale(*best, clock.now() - begin, trials)
 
 
 def _is_less(ours: Tensor, theirs: Tensor) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -22,7 +21,7 @@ from ....optim import WorstSampleSubgradient
 from ...commands import Progress
 from ...data import Dataset
 from ..runs import Run
-from . import networks
+from . import clock, networks
 from .drawing import plot_objectives
 from .features import view
 from .methods import ANSWER_SECONDS, MARGIN, SCALE, accuracy_of, logged, quick_start
@@ -35,7 +34,6 @@ ALPHA = 0.1
 STEPS = 1500  # batches that few samples are trained for
 AVERAGE = 0.998  # decay of the average of the weights that is judged and kept
 RATE_OVER_A = 3.0  # A moves slower than the other weights
-clock: Callable[[], float] = time.perf_counter  # of the worst sample's training
 _LEAST_EPOCHS, _MOST_EPOCHS = 10, 300
 _TEMPERATURES, _RATES = (0.5, 1.0, 2.0), (1 / 3, 1.0, 3.0)  # times the usual ones: what a search tries
 
@@ -127,9 +125,9 @@ class WorstSample:
             i for i in range(at + 1, self.iterations + 1) if logged(i, self.iterations) or i == self.iterations
         )
         asked = min(until - at, self._pace)
-        begun = clock()
+        begun = clock.now()
         self.optimizer.step(asked)
-        seconds = clock() - begun
+        seconds = clock.now() - begun
         self.seconds += seconds
         self._pace = max(1, min(2 * asked, round(asked * ANSWER_SECONDS / seconds)) if seconds else 2 * asked)
         if self.optimizer.iteration == until or self.is_done:

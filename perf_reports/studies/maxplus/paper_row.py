@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from ...durations import format_duration
 from ...environment import machine, versions
 from ..runs import write_metrics
 from ..tables import markdown
+from . import clock
 from .methods import accuracy_of, start
 
 Record = Mapping[str, Any]
@@ -73,13 +73,7 @@ def moments(iterations: int) -> list[int]:
     return sorted(logged)
 
 
-def run(
-    dataset: Dataset,
-    setting: Setting,
-    iterations: int,
-    seed: int,
-    clock: Callable[[], float] = time.perf_counter,
-) -> Iterator[dict[str, Any]]:
+def run(dataset: Dataset, setting: Setting, iterations: int, seed: int) -> Iterator[dict[str, Any]]:
     """A record a logged iteration (kind "training"), then one of the whole (kind "training_summary")."""
     model, medoids = start(dataset, setting.hidden, seed, setting.scale, margin=1.0)
     named = {"setting": setting.name, "dataset": dataset.name, "seed": seed}
@@ -90,15 +84,15 @@ def run(
             "test_accuracy": accuracy_of(model, dataset.x_test, dataset.y_test),
         }
 
-    began = clock()
+    began = clock.now()
     optimizer = WorstSampleSubgradient(model, dataset.x_train, dataset.y_train, "sqrt", loss="cross_entropy")
-    seconds = caches = clock() - began
+    seconds = caches = clock.now() - began
     beginning = {"first_loss": optimizer.loss, **{f"first_{name}": value for name, value in accuracies().items()}}
     for until in moments(iterations):
-        began = clock()
+        began = clock.now()
         if until > optimizer.iteration:
             optimizer.step(until - optimizer.iteration)
-        seconds += clock() - began
+        seconds += clock.now() - began
         yield {
             "kind": "training",
             **named,
@@ -205,19 +199,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--samples", type=int, default=SAMPLES, help="the first so many training samples")
     parser.add_argument("--iterations", type=int, default=ITERATIONS)
     parser.add_argument("--seed", type=int, default=0, help="of the samples that k-medoids draws")
-    parser.add_argument("--processor-time", action="store_true", help="of the CPU: for a machine that others use too")
+    clock.add_option(parser)
     asked = parser.parse_args(arguments)
     if min(asked.samples, asked.iterations) < 1:
         parser.error(f"got {asked.samples} samples and {asked.iterations} iterations; expected at least 1 of each")
-    clock = time.process_time if asked.processor_time else time.perf_counter
-    named = "processor time" if asked.processor_time else "wall time"
     try:
         dataset = first(data.load(asked.data or "mnist", data.find_data_dir()), asked.samples)
     except DataError as error:
         parser.error(str(error))
-    records: list[dict[str, Any]] = [{"kind": "run", "machine": machine(), "versions": versions(), "clock": named}]
+    head = {"kind": "run", "machine": machine(), "versions": versions(), "clock": clock.choose(asked)}
+    records: list[dict[str, Any]] = [head]
     for setting in SETTINGS:
-        for record in run(dataset, setting, asked.iterations, asked.seed, clock):
+        for record in run(dataset, setting, asked.iterations, asked.seed):
             records.append(record)
             if record["kind"] == "training_summary":
                 print(f"{setting.name}: {record['iterations']:,} iterations, F = {record['best_loss']:.4g}", flush=True)

@@ -1,4 +1,4 @@
-"""Two results files compared: what is slower is told, a slower machine is not, and what cannot be compared is refused."""
+"""Two results files: a slower call is told, a slower machine is not, and what cannot be compared is refused."""
 
 import json
 from pathlib import Path
@@ -74,7 +74,9 @@ def test_the_effect_can_be_chosen_and_what_one_has_alone_is_told(before, tmp_pat
     ("after", "words"),
     [
         pytest.param(lambda path: path, "no such file", id="missing"),
-        pytest.param(lambda path: write(path, {"path_norm": 1.0}, cpu="B"), "expected one machine", id="machine"),
+        pytest.param(
+            lambda path: write(path, {"path_norm": 1.0}, cpu="B"), "expected one: times of two differ", id="machine"
+        ),
         pytest.param(lambda path: write(path, {}), "holds no timing of ours", id="empty"),
         pytest.param(lambda path: write(path, {"new": 1.0}), "share no call", id="nothing shared"),
     ],

@@ -122,11 +122,11 @@ def test_command_writes_curves_table_and_picture(tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib", reason="matplotlib draws it")
     short = comparison.Setting(iterations=6, dense_seconds=60.0, adam_seconds=60.0, hidden=9)
     monkeypatch.setattr(comparison, "SETTINGS", {"iris": short, "digits": short})
-    monkeypatch.setattr(comparison.methods, "clock", time.perf_counter)  # put back at the end
+    monkeypatch.setattr(comparison.clock, "_clock", time.perf_counter)  # put back at the end
     assert comparison.main(["iris", "--seeds", "1", "--processor-time", "--out", str(tmp_path)]) == 0
     records = [json.loads(line) for line in (tmp_path / "iris.jsonl").read_text().splitlines()]
     assert (records[0]["kind"], records[0]["clock"]) == ("run", "processor time")
-    assert comparison.methods.clock is time.process_time
+    assert comparison.clock._clock is time.process_time
     assert len([r for r in records if r["kind"] == "training_summary"]) == 5
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
     text = (tmp_path / "comparison.md").read_text()
