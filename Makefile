@@ -29,7 +29,7 @@ check: setup
 	$(BIN)/lint-imports
 
 gate: setup
-	$(BIN)/tropigrad perf gate --tier 1 --tier 2  # tier 0 does not give the same code twice yet: docs/performance-gate.md
+	$(BIN)/tropigrad perf gate
 
 docs: $(VENV)/.docs-installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir $(SITE)

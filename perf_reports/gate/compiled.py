@@ -7,6 +7,7 @@ target and takes none back, and they change the code of whatever is compiled bes
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -75,6 +76,8 @@ def _in_forks(jobs: Sequence[Job]) -> list[ahead_of_time.Assembled | str]:
 
     A pool would not do: it waits for ever for a process that the compiler brought down.
     """
+    # each process hashes Triton's own files once, which takes as long as a compilation: here, for all of them
+    getattr(importlib.import_module("triton.runtime.cache"), "triton_key", lambda: None)()
     fork = multiprocessing.get_context("fork")  # kernels cannot be pickled, and a fork has them already
     waiting = list(enumerate(jobs))[::-1]
     running: dict[Any, tuple[int, Any]] = {}
