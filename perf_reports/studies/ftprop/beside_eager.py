@@ -36,7 +36,7 @@ class Setting:
 
 
 SETTINGS = {False: Setting(epochs=10, train_per_class=150), True: Setting(epochs=4, train_per_class=50)}
-METHODS = {"soft hinge, fused": "ours", "soft hinge, eager": "dense", "ReLU": "other"}  # name -> role
+METHODS = {"fused soft hinge": "ours", "eager soft hinge": "dense", "ReLU": "other"}  # name -> role
 
 
 def compare(

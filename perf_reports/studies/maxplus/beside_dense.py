@@ -88,8 +88,8 @@ class Objective(Method):
 
 
 SETTINGS = {
-    False: Setting(iterations=300, dense_seconds=55.0, adam_seconds=5.0, train_per_class=200),
-    True: Setting(iterations=300, dense_seconds=4.0, adam_seconds=1.0, train_per_class=50),
+    False: Setting(iterations=300, dense_seconds=12.0, adam_seconds=5.0, train_per_class=200),
+    True: Setting(iterations=300, dense_seconds=3.0, adam_seconds=1.0, train_per_class=50),
 }
 
 
