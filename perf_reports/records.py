@@ -9,6 +9,7 @@ conformance       how many cases passed and failed                           (qu
 tuning            a kernel's config at one problem, and its gain             (autotune)
 training          one logged iteration of a study                            (studies/)
 training_summary  one method of a study
+front             the front of loss and norm that one method of a study walked
 gate              whether a contender's results agree with ours
 timing            one contender on one workload and shape: raw samples, median, interval
 memory            peak memory of our call
@@ -127,6 +128,13 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, list) and bool(value)
 
 
+def _is_points(value: Any) -> bool:
+    numbers = ("loss", "l1", "nnz")
+    return _is_list(value) and all(
+        isinstance(point, Mapping) and all(_is_number(point.get(name)) for name in numbers) for point in value
+    )
+
+
 _CELL = dict.fromkeys(("op", "workload", "shape_label", "contender", "role"), _is_text)
 # kind -> the fields that a page cannot do without, and whether a value will do
 _NEEDED: Mapping[str, Mapping[str, Callable[[Any], bool]]] = {
@@ -138,6 +146,11 @@ _NEEDED: Mapping[str, Mapping[str, Callable[[Any], bool]]] = {
         **dict.fromkeys(("study", "method", "role", "dataset", "stopped"), _is_text),
         "iterations": _is_number,
         **dict.fromkeys(("seconds_per_iteration", "final_loss", "test_accuracy"), _or_none(_is_number)),
+    },
+    "front": {
+        **dict.fromkeys(("study", "method", "role", "dataset"), _is_text),
+        "seconds": _is_number,
+        "points": _is_points,
     },
     "gate": {**_CELL, "gate": _is_text, "detail": _is_text},
     "timing": {
@@ -242,7 +255,7 @@ _SUBJECT = {
     "growth": ("op", "workload", "letter", "size", "contender"),
     "left_out": ("what",),
     "training": ("study", "method", "seed", "iteration"),
-    "training_summary": ("study", "method", "seed"),
+    **dict.fromkeys(("training_summary", "front"), ("study", "method", "seed")),
     "ceiling": ("name", "threads"),
     "startup": ("what",),
     "run_end": (),

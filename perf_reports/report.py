@@ -30,8 +30,10 @@ from .studies import STUDIES
 RESULTS = "results.jsonl"
 BUDGET_S = {False: 260.0, True: 95.0}  # by `quick`; the page at the end takes some seconds more
 FIRST_PAGE_S, NEXT_PAGE_S = 40.0, 75.0
-# shares of the budget: what speaks for a system, and training, end at these; growth and startup are kept so much
-_HEADLINES_END, _TRAINING_ENDS, _GROWTH, _STARTUP = 0.25, 0.5, 0.08, 0.1
+# shares of the budget: what speaks for a system, and training, end at these; growth and startup are kept so much.
+# Each study may take an equal part of the training's time that is left when it begins: what a short one leaves is the
+# others', and none takes the turn of those behind it.
+_HEADLINES_END, _TRAINING_ENDS, _GROWTH, _STARTUP = 0.25, 0.55, 0.08, 0.1
 
 
 @dataclass(frozen=True)
@@ -351,8 +353,10 @@ def _measured(plan: Plan, progress: StageProgress) -> Iterator[Mapping[str, Any]
     first = _headlines(plan.cells) if plan.studies else []
     if first:
         yield from timed(first, start + _HEADLINES_END * plan.budget_s, compiles=False)
-    for name in plan.studies:
-        yield from _trained(name, plan, start + _TRAINING_ENDS * plan.budget_s, on("training"))
+    training_end = start + _TRAINING_ENDS * plan.budget_s if plan.cells or plan.sweeps else end
+    for place, name in enumerate(plan.studies):
+        share = (training_end - perf_counter()) / (len(plan.studies) - place)
+        yield from _trained(name, plan, perf_counter() + share, on("training"))
     # those that speak for a system are timed once more beside what had to be compiled
     rest = [cell for cell in plan.cells if cell not in first or (not plan.quick and _is_compiled(cell))]
     kept_s = plan.budget_s * (_GROWTH * bool(plan.sweeps) + _STARTUP * plan.has_startup)
@@ -405,6 +409,9 @@ def summary(outcome: ReportOutcome) -> list[str]:
     ]
 
 
+_EACH = {"step": "a step", "solution": "in all"}  # what an iteration is called
+
+
 def _training_line(run: Sequence[Mapping[str, Any]]) -> str:
     methods = [r for r in run if r["kind"] == "training_summary"]
     if not methods:
@@ -412,8 +419,8 @@ def _training_line(run: Sequence[Mapping[str, Any]]) -> str:
     words = []
     for r in methods:
         if r["role"] in ("ours", "dense"):
-            speed = format_duration(r["seconds_per_iteration"])
-            words.append(f"{r['method']} {speed} an iteration, {numbers.percent(r['test_accuracy'])} right")
+            speed = f"{format_duration(r['seconds_per_iteration'])} {_EACH.get(r.get('iteration', ''), 'an iteration')}"
+            words.append(f"{r['method']} {speed}, {numbers.percent(r['test_accuracy'])} right")
     return f"{methods[0]['dataset']}: " + "; ".join(words)
 
 

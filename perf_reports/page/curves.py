@@ -18,8 +18,10 @@ from .numbers import percent
 Record = Mapping[str, Any]
 
 # a method is told by its colour, by its dashes and by its name: no two agree in two of them
-_LINES = ("ours", "dense", "peer", "other", "compiled", "muted")
-_DASHES = ("-", (0, (5, 2)), (0, (1, 1.3)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)), (0, (9, 3)))
+LINES = ("ours", "dense", "peer", "other", "compiled", "muted")
+DASHES = ("-", (0, (5, 2)), (0, (1, 1.3)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)), (0, (9, 3)))
+Line = list[tuple[float, float, float, float]]  # seconds, median, least, most over the seeds
+_DECADES = 4.5  # that have room for a tick at 1 and one at 3, where no names stand beside the lines
 FIELDS = {"loss": "loss", "test_accuracy": "test accuracy"}
 
 
@@ -29,14 +31,12 @@ def panels(run: Sequence[Record], study: str, loss_title: str) -> list[Panel]:
     methods = _ours_first(run, study, list(dict.fromkeys(r["method"] for r in logged)))
     result = []
     for field in FIELDS:
-        lines = {
-            method: line for method in methods if (line := _line([r for r in logged if r["method"] == method], field))
-        }
+        lines = lines_of(run, study, field)
         if not lines:
             continue
         ends = {method: line[-1][1] for method, line in lines.items()}
         words = "; ".join(
-            f"{method} ends at {_written(field, end)} after {format_duration(lines[method][-1][0])}"
+            f"{method} ends at {written(field, end)} after {format_duration(lines[method][-1][0])}"
             for method, end in ends.items()
         )
         name = loss_title if field == "loss" else "Test accuracy"
@@ -46,12 +46,17 @@ def panels(run: Sequence[Record], study: str, loss_title: str) -> list[Panel]:
     return result
 
 
+def lines_of(run: Sequence[Record], study: str, field: str) -> dict[str, Line]:
+    """The line of each method of a study, ours first; of those alone that logged the field."""
+    logged = [r for r in run if r["kind"] == "training" and r["study"] == study]
+    methods = _ours_first(run, study, list(dict.fromkeys(r["method"] for r in logged)))
+    lines = {method: _line([r for r in logged if r["method"] == method], field) for method in methods}
+    return {method: line for method, line in lines.items() if line}
+
+
 def _ours_first(run: Sequence[Record], study: str, methods: list[str]) -> list[str]:
     ours = {r["method"] for r in run if r["kind"] == "training_summary" and r["study"] == study and r["role"] == "ours"}
     return sorted(methods, key=lambda method: method not in ours)
-
-
-Line = list[tuple[float, float, float, float]]  # seconds, median, least, most over the seeds
 
 
 def _line(rows: Sequence[Record], field: str) -> Line:
@@ -75,7 +80,7 @@ def _finding(lines: Mapping[str, Line], field: str) -> str:
     better = (lambda value: value <= end) if field == "loss" else (lambda value: value >= end)
     at = next(row[0] for row in lines[ours] if better(row[1]))
     sooner = [m for m in others for t in [_first(lines[m], better)] if t is not None and t < at]
-    where = f"{_written(field, end)} after {format_duration(at)}"
+    where = f"{written(field, end)} after {format_duration(at)}"
     if not others:
         return f"{ours} reaches {where}"
     if not sooner:
@@ -87,7 +92,8 @@ def _first(line: Line, is_met: Any) -> float | None:
     return next((row[0] for row in line if is_met(row[1])), None)
 
 
-def _written(field: str, value: float) -> str:
+def written(field: str, value: float) -> str:
+    """A value of a field, for people."""
     return percent(value) if field == "test_accuracy" else f"{value:.3g}"
 
 
@@ -106,11 +112,12 @@ def _draw(lines: Mapping[str, Line], places: Mapping[str, int], field: str, axes
     axes.set_ylim(*_range(shown, field))
     low, top = axes.get_ylim()
     inside = {method: min(max(line[-1][1], low), top) for method, line in shown.items()}
-    labels = spread([inside[method] for method in shown], (top - low) * 0.075)
-    beyond = max(0.0, max(labels) - top)
-    labels = [label - beyond for label in labels]
+    lowest = low + (top - low) * 0.035  # a name as low as the axis would be crossed by it
+    labels = spread([max(value, lowest) for value in inside.values()], (top - low) * 0.075)
+    beneath, beyond = max(0.0, lowest - min(labels)), max(0.0, max(labels) - top)
+    labels = [label + beneath - beyond for label in labels]
     for (method, line), label in zip(shown.items(), labels, strict=True):
-        color, dashes = COLOR[_LINES[places[method] % 6]], _DASHES[places[method] % 6]
+        color, dashes = COLOR[LINES[places[method] % 6]], DASHES[places[method] % 6]
         times, values, least, most = zip(*line, strict=True)
         if any(a < b for a, b in zip(least, most, strict=True)):
             axes.fill_between(times, least, most, color=color, alpha=0.15, linewidth=0)
@@ -123,7 +130,8 @@ def _draw(lines: Mapping[str, Line], places: Mapping[str, int], field: str, axes
     axes.grid(axis="y")
     axes.set_xlabel("training time, seconds", fontsize=9)
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=8))
+    is_narrow = math.log10(last / left) > _DECADES * (1 - names)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1,) if is_narrow else (1, 3), numticks=8))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value <= last * 1.01 else ""))
     if field == "test_accuracy":
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))

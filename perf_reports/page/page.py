@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from ..durations import format_duration
 from ..records import last_run
-from . import cost, curves, figures, growth, numbers, roofline, rows, speedups, systems
+from . import cost, curves, figures, fronts, growth, numbers, roofline, rows, speedups, statements, systems
 from .figures import Drawn
 
 Record = Mapping[str, Any]
@@ -121,12 +121,15 @@ def _drawings(run: Sequence[Record], out: Path | None, loss_titles: Mapping[str,
 
 
 def _training(run: Sequence[Record], study: str, out: Path | None, loss_title: str) -> list[Drawn]:
-    return figures.draw_panels(curves.panels(run, study, loss_title), f"training-{study}", out)
+    panels = [*curves.panels(run, study, loss_title), *fronts.panels(run, study)]
+    return figures.draw_panels(panels, f"training-{study}", out)
 
 
 def studies(run: Sequence[Record]) -> list[str]:
-    """Names of the studies in a run."""
-    return list(dict.fromkeys(r["study"] for r in run if r["kind"] in ("training", "training_summary")))
+    """Names of the studies in a run, in the order of the systems; those of no system last."""
+    names = dict.fromkeys(r["study"] for r in run if r["kind"] in ("training", "training_summary", "front"))
+    order = [system.study for system in systems.SYSTEMS]
+    return sorted(names, key=lambda name: order.index(name) if name in order else len(order))
 
 
 def view(run: Sequence[Record]) -> dict[str, Any]:
@@ -137,7 +140,9 @@ def view(run: Sequence[Record]) -> dict[str, Any]:
         head[part] = {**_BACKGROUND[part], **head[part]}
     costs = systems.costs(run)
     single, first_calls = rows.startup(run)
-    dataset = {r["study"]: r["dataset"] for r in run if r["kind"] == "training_summary"}
+    dataset = {r["study"]: r["dataset"] for r in run if r["kind"] in ("training_summary", "front")}
+    order = studies(run)
+    summaries = [{"peak_bytes": None, "iteration": "", **r} for r in run if r["kind"] == "training_summary"]
     return {
         "head_record": head,
         "command": rows.command(head),
@@ -152,14 +157,15 @@ def view(run: Sequence[Record]) -> dict[str, Any]:
         "ops": rows.ops(run),
         "red": [r for r in run if r["kind"] == "gate" and r["gate"] == "red"],
         "losses": speedups.losses(run),
-        "training_losses": [g for g in speedups.groups(run) if not g.op and g.mean <= 1],
+        "statements": {study: statements.of(run, study) for study in order},
+        "training_losses": statements.no_gains(run),
         "memory": rows.memory(run),
         "memory_how": next((r.get("how", "") for r in run if r["kind"] == "memory"), ""),
         "startup": single,
         "first_calls": first_calls,
         "ceilings": [{"how": "", **r} for r in run if r["kind"] == "ceiling"],
         "growths": growth.growths(run),
-        "summaries": [{"peak_bytes": None, **r} for r in run if r["kind"] == "training_summary"],
+        "summaries": sorted(summaries, key=lambda r: order.index(r["study"])),
         "titles": {system.study: system.title for system in systems.SYSTEMS if system.study},
         "dataset": dataset,
         "left_out": rows.left_out(run),

@@ -66,6 +66,8 @@ def _training(records: Sequence[Record]) -> list[Group]:
         for dense in (r for r in summaries if r["role"] == "dense" and r["study"] == ours["study"]):
             if not ours["seconds_per_iteration"] or not dense["seconds_per_iteration"]:
                 continue
+            if ours.get("iteration") != dense.get("iteration"):
+                continue  # a solution is no step
             ratio = dense["seconds_per_iteration"] / ours["seconds_per_iteration"]
             by_shape = {ours["dataset"]: Interval(ratio, ratio, ratio)}
             result.append(Group(TRAINING, dense["method"], "dense", by_shape))

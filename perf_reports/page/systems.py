@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from . import equals
+
 Record = Mapping[str, Any]
 
 
@@ -17,7 +19,7 @@ class System:
     title: str
     workloads: tuple[tuple[str, str], ...]  # (op, workload)
     study: str = ""
-    iteration: str = ""  # what one iteration of the study is
+    iteration: str = ""  # what one iteration of the study is, where those of ours and of dense backprop compare
 
 
 SYSTEMS = (
@@ -32,13 +34,21 @@ SYSTEMS = (
         "ftprop",
         "hard thresholds",
         (("hard_threshold", "soft hinge, forward + backward"),),
+        study="ftprop",
+        iteration="training, an epoch",
     ),
     System(
         "explicit",
         "softmax by counting",
         (("gather_softmax", "readout forward + backward"), ("gather_softmax", "readout forward")),
+        study="explicit",
     ),
-    System("l1path", "sparse networks", (("held_step", "held step"), ("proximal_candidates", "proximal candidates"))),
+    System(
+        "l1path",
+        "sparse networks",
+        (("held_step", "held step"), ("proximal_candidates", "proximal candidates")),
+        study="l1path",
+    ),
     System(
         "gsgd",
         "path space",
@@ -85,6 +95,8 @@ def _of_training(run: Sequence[Record], system: System) -> Cost | None:
     dense = next((r for r in ends if r["role"] == "dense"), None)
     if ours is None or dense is None or not ours["seconds_per_iteration"] or not dense["seconds_per_iteration"]:
         return None
+    if ours.get("iteration") != dense.get("iteration"):
+        return _of_an_equal_loss(run, system, ours["dataset"])
     return Cost(
         system,
         f"{system.iteration}, {ours['dataset']}",
@@ -94,6 +106,14 @@ def _of_training(run: Sequence[Record], system: System) -> Cost | None:
         dense.get("peak_bytes"),
         ours.get("peak_bytes"),
     )
+
+
+def _of_an_equal_loss(run: Sequence[Record], system: System, dataset: str) -> Cost | None:
+    equal = equals.at(run, system.study, "loss")
+    if equal is None:
+        return None
+    measured = f"training to an equal loss, {dataset}"
+    return Cost(system, measured, equal.dense, equal.dense_seconds, equal.our_seconds, None, None)
 
 
 def _of_an_op(run: Sequence[Record], system: System) -> Cost | None:

@@ -99,6 +99,40 @@ def growing(contender, role, size, steps):
     }
 
 
+def front(method, role, points):
+    """A front by points (loss, norm, nonzeros), of which the last is dominated."""
+    return {
+        "kind": "front",
+        "study": "l1path",
+        "method": method,
+        "role": role,
+        "dataset": "digits",
+        "seed": 0,
+        "seconds": 2.0,
+        "epochs": 40,
+        "points": [
+            {"loss": loss, "l1": l1, "nnz": nnz, "test_accuracy": 0.9, "is_dominated": place == len(points) - 1}
+            for place, (loss, l1, nnz) in enumerate(points)
+        ],
+    }
+
+
+def front_end(method, role, hypervolume):
+    ends = {"study": "l1path", "hypervolume": hypervolume, "common_range": [20.0, 80.0]}
+    return {**summary(method, role, 0.05), **ends}
+
+
+def fronts():
+    """The records of a study of fronts: two of them, of which the other one is ahead where both reach."""
+    records = [
+        front("held λ", "ours", [(2.3, 0.0, 0), (0.6, 20.0, 50), (0.01, 80.0, 400), (0.7, 90.0, 500)]),
+        front("sweep", "other", [(2.3, 0.0, 0), (0.4, 30.0, 80), (0.0002, 200.0, 1900), (0.5, 90.0, 90)]),
+        front_end("held λ", "ours", 0.9),
+        front_end("sweep", "other", 0.95),
+    ]
+    return [{"schema_version": 1, "run": "abc", "time": "2026-01-02T03:04:05.000+00:00"} | r for r in records]
+
+
 @pytest.fixture
 def run_records():
     """The records of `finished_run`."""

@@ -7,6 +7,8 @@ import pytest
 
 from tropigrad.perf_reports.records import SCHEMA_VERSION, Results, last_run, read, read_what_can_be, standing
 
+from .conftest import front
+
 
 def test_records_come_back_with_what_every_line_has(tmp_path):
     path = tmp_path / "results.jsonl"
@@ -111,6 +113,22 @@ def test_a_run_is_named_by_the_beginning_of_its_id():
     records = [{"kind": "run", "run": run} for run in ("abc", "abd", "xyz")]
     assert [r["run"] for r in last_run(records, "ab")] == ["abd"]
     assert last_run(records, "q") == []
+
+
+def test_a_front_without_its_norms_is_named_and_left_out(tmp_path):
+    path = tmp_path / "results.jsonl"
+    head, whole = {"kind": "run", "run": "abc"}, front("held λ", "ours", [(2.0, 1.0, 3), (1.0, 2.0, 5)])
+    points = [[], [{"loss": 1.0, "l1": None, "nnz": 3}], [1.0], None]
+    broken = [{**whole, "run": "abc", "points": value} for value in points]
+    path.write_text("\n".join(lines_of([head, {**whole, "run": "abc"}, *broken])) + "\n")
+    reading = read_what_can_be(path)
+    assert [r["kind"] for r in reading.records] == ["run", "front"]
+    assert [line.split(": ")[1][:16] for line in reading.complaints] == ["no usable points"] * 4
+
+
+def test_of_a_front_that_was_walked_again_the_later_one_stands():
+    first, later = (front("held λ", "ours", [(loss, 1.0, 3), (1.0, 2.0, 5)]) for loss in (2.0, 3.0))
+    assert standing([first, later]) == [later]
 
 
 def test_what_was_measured_again_counts_once(run_records):

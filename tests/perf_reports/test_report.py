@@ -10,9 +10,10 @@ from tropigrad.perf_reports import pending, records, report, tune
 from tropigrad.perf_reports.data import DataError
 from tropigrad.perf_reports.measuring import benchmark, ceilings, startup
 from tropigrad.perf_reports.measuring.memory import Memory
-from tropigrad.perf_reports.studies import Study
+from tropigrad.perf_reports.page.systems import SYSTEMS
+from tropigrad.perf_reports.studies import STUDIES, Study
 
-from .conftest import calls, ceiling, product, summary, training
+from .conftest import calls, ceiling, fronts, product, summary, training
 
 
 def study(data_dir, quick, seed, progress):
@@ -40,9 +41,11 @@ DEFINITION = Contender("definition", "dense", calls)
 def go(monkeypatch, tmp_path, tiny_spec):
     """`go(*contenders, **options)`: a report of the tiny op by these contenders and of the made-up study."""
 
-    def make(*contenders, study=study, workloads=None, **options):
+    def make(*contenders, study=study, others=None, workloads=None, **options):
         monkeypatch.setattr(report, "REGISTRY", {"product": tiny_spec(*contenders, workloads=workloads)})
-        monkeypatch.setattr(report, "STUDIES", {"maxplus": Study("maxplus", study, "Worst-sample loss")})
+        monkeypatch.setattr(
+            report, "STUDIES", {"maxplus": Study("maxplus", study, "Worst-sample loss"), **(others or {})}
+        )
         options = {"quick": not options.get("resume"), "budget_s": 0.3, **options}
         return report.run(tmp_path / "out", **options)
 
@@ -269,6 +272,39 @@ def test_a_study_that_is_out_of_time_ends_and_is_resumed(go, words_alone):
     whole = go(resume=True)
     assert of_kind(whole, "left_out") == []
     assert len(of_kind(whole, "training_summary")) == 2
+
+
+def test_no_study_takes_the_turn_of_those_behind_it(go, monkeypatch, words_alone):
+    def endless(data_dir, quick, seed, progress):
+        yield training("sparse backward", 0, 0.1, 4.0, 0.9)
+        while True:
+            progress(0, 1, "training")
+
+    def other(data_dir, quick, seed, progress):
+        progress(0, 1, "training")
+        yield {**summary("GSGD", "ours", 0.001), "study": "gsgd"}
+
+    outcome = go(study=endless, others={"gsgd": Study("gsgd", other, "Training loss")}, only=["maxplus", "gsgd"])
+    assert [r["what"] for r in of_kind(outcome, "left_out")] == ["training, maxplus"]
+    assert [r["study"] for r in of_kind(outcome, "training_summary")] == ["gsgd"]
+    assert pending.unfinished(outcome.records) == ["training, maxplus"]
+
+
+def test_every_system_has_a_study():
+    assert {system.study for system in SYSTEMS} == {*STUDIES}
+    assert all(study.name == name for name, study in STUDIES.items())
+
+
+def test_a_study_of_fronts_is_kept_drawn_and_not_walked_again(go, tmp_path):
+    def walks(data_dir, quick, seed, progress):
+        yield from ({k: v for k, v in r.items() if k not in ("schema_version", "run", "time")} for r in fronts())
+
+    outcome = go(study=walks, only=["maxplus"])  # the name that it is planned under is not its records'
+    assert len(of_kind(outcome, "front")) == 2
+    assert (tmp_path / "out" / "training-l1path.png").is_file()
+    page, complaints = report.redraw(tmp_path / "out" / "results.jsonl", tmp_path / "again")
+    assert complaints == []
+    assert "Loss over nonzeros" in page.read_text()
 
 
 def test_a_rival_that_waits_to_be_compiled_is_measured_by_a_second_pass(tiny_spec, monkeypatch):

@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ....whole_files import replace
 from ... import data, output
 from ...data import DataError
@@ -28,6 +26,7 @@ from ...environment import machine, versions
 from ...texts import Text, read_speeches, read_text
 from ..runs import write_metrics
 from ..tables import markdown
+from ..threads import one_thread
 from . import drawing
 from .language import languages, warm_language
 from .methods import Record, Split, arms, of_images, of_speeches, signs, tuned
@@ -342,22 +341,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="a part of each, which shows that all runs")
     asked = parser.parse_args(arguments)
     inputs = Inputs(data.find_data_dir(asked.data_dir), asked.quick)
-    threads = torch.get_num_threads()
     try:
-        torch.set_num_threads(1)
-        asked.out.mkdir(parents=True, exist_ok=True)
-        for name in [asked.only] if asked.only else EXPERIMENTS:
-            rows = [
-                {"kind": "run", "machine": machine(), "versions": versions(), "clock": "processor time, one thread"}
-            ]
-            for row in EXPERIMENTS[name](inputs):
-                rows.append(row)
-                write_metrics(asked.out / f"{name}.jsonl", rows)  # at each: a run that is stopped leaves what it has
-                print(_line(row), flush=True)
+        with one_thread():
+            asked.out.mkdir(parents=True, exist_ok=True)
+            for name in [asked.only] if asked.only else EXPERIMENTS:
+                rows = [
+                    {"kind": "run", "machine": machine(), "versions": versions(), "clock": "processor time, one thread"}
+                ]
+                for row in EXPERIMENTS[name](inputs):
+                    rows.append(row)
+                    write_metrics(
+                        asked.out / f"{name}.jsonl", rows
+                    )  # at each: a run that is stopped leaves what it has
+                    print(_line(row), flush=True)
     except DataError as error:
         parser.error(str(error))
-    finally:
-        torch.set_num_threads(threads)
     paths = [asked.out / f"{name}.jsonl" for name in EXPERIMENTS]
     records = [json.loads(line) for path in paths if path.is_file() for line in path.read_text("utf-8").splitlines()]
     written = table(records)

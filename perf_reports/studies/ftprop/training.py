@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from ...commands import Progress
 from ...data import Dataset
 from ...durations import format_duration
 from ..runs import Run
+from ..threads import one_thread
 from .drawing import plot
 from .methods import Recipe, Training, device
 from .verdict import spread, verdict
@@ -94,7 +93,8 @@ def train(
 
     first = next(iter(trainings.values()))
     progress(place * recipe.epochs + first.epoch, total, f"{recipe.network}, {dataset.name}")
-    with _threads(recipe):
+    # the MLP's products are too small to be shared
+    with one_thread() if recipe.network == "mlp" else nullcontext():
         run.go(is_done=is_done, advance=advance, snapshot=snapshot, plot=plot)
     return {
         **config,
@@ -106,18 +106,6 @@ def train(
         "interrupted": not is_done(),
         "files": run.files,
     }
-
-
-@contextmanager
-def _threads(recipe: Recipe) -> Iterator[None]:
-    """One thread for the MLP, whose products are too small to be shared."""
-    threads = torch.get_num_threads()
-    try:
-        if recipe.network == "mlp":
-            torch.set_num_threads(1)
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def last_rows(rows: Sequence[dict[str, Any]], epochs: int) -> dict[str, list[dict[str, Any]]]:

@@ -20,6 +20,7 @@ import torch
 from ... import data
 from ...commands import Progress
 from ...data import Dataset
+from ..threads import one_thread
 from .methods import NAME, OPTIMIZERS, Recipe, Training
 
 
@@ -48,7 +49,7 @@ def compare(
     seed: int = 0,
     progress: Progress = lambda done, total, what: None,
 ) -> Iterator[dict[str, Any]]:
-    """G-SGD beside SGD and Path-SGD, from one start and from a rescaled one; an iteration is an epoch.
+    """G-SGD beside SGD and Path-SGD, from one start and from a rescaled one; an iteration is an epoch, on one thread.
 
     Args:
         data_dir: MNIST-format files, of which a subset is taken (SETTINGS); None for scikit-learn's digits.
@@ -63,6 +64,11 @@ def compare(
     """
     setting = SETTINGS[quick]
     dataset = data.load_few(data_dir, setting.train_per_class, setting.test_per_class, seed)
+    with one_thread():
+        yield from _compared(dataset, setting, seed, progress)
+
+
+def _compared(dataset: Dataset, setting: Setting, seed: int, progress: Progress) -> Iterator[dict[str, Any]]:
     tuned: dict[str, float] = {}
     for name in OPTIMIZERS:
         progress(0, setting.epochs, f"learning rate of {name}, {dataset.name}")

@@ -1,6 +1,7 @@
 """The front of a network's loss and ℓ¹ norm, by continuation and by its rivals."""
 
+from .beside_sweep import LOSS_TITLE, NAME, compare
 from .methods import METHODS, Recipe
 from .training import summary_lines, train
 
-__all__ = ["METHODS", "Recipe", "summary_lines", "train"]
+__all__ = ["LOSS_TITLE", "METHODS", "NAME", "Recipe", "compare", "summary_lines", "train"]

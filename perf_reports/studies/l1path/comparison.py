@@ -30,12 +30,14 @@ from torch.nn import functional
 from ....optim import L1Continuation, L1Sweep, ParetoFront
 from ....optim.l1_continuation import dominance
 from ... import data, output
+from ...commands import Progress
 from ...data import DataError, Dataset
 from ...durations import format_duration
 from ...environment import machine, versions
 from .. import runs
 from ..runs import write_metrics
 from ..tables import markdown
+from ..threads import one_thread
 from . import drawing
 from .methods import Recipe, Task, accuracy, network, paper_start
 from .released import STORED, Released
@@ -149,11 +151,20 @@ def _table_of_sklearn(name: str, seed: int) -> Dataset:
 # ------------------------------------------------------------------------------------------------ one front
 
 
-def front_of(name: str, method: str, dataset: Dataset, schedule: Schedule, seed: int, budget: int) -> Record:
+def front_of(
+    name: str,
+    method: str,
+    dataset: Dataset,
+    schedule: Schedule,
+    seed: int,
+    budget: int,
+    progress: bool | Progress = False,
+) -> Record:
     """The front of one method on one data set, as a record.
 
     Args:
         budget: the epochs that held λ took; sweep, pruning and NSGA-II are given as many.
+        progress: of a walk, as in its `run`.
 
     Raises:
         Absent: the method's package is not installed.
@@ -168,7 +179,7 @@ def front_of(name: str, method: str, dataset: Dataset, schedule: Schedule, seed:
         front = ParetoFront([(row["loss"], row["l1"]) for row in rows])
         chosen = min(range(len(rows)), key=lambda i: (rows[i]["val_loss"], rows[i]["l1"]))
         return _record(rows, front, chosen, seconds, None)
-    front = _walked(method, model, task, dataset, schedule, seed, budget)
+    front = _walked(method, model, task, dataset, schedule, seed, budget, progress)
     seconds = time.process_time() - began
     rows = []
     for i, point in enumerate(front):
@@ -190,7 +201,14 @@ def _record(rows: list[Record], front: ParetoFront, chosen: int, seconds: float,
 
 
 def _walked(
-    method: str, model: nn.Module, task: Task, dataset: Dataset, schedule: Schedule, seed: int, budget: int
+    method: str,
+    model: nn.Module,
+    task: Task,
+    dataset: Dataset,
+    schedule: Schedule,
+    seed: int,
+    budget: int,
+    progress: bool | Progress,
 ) -> ParetoFront:
     loss_fn, paper = functional.cross_entropy, dict(schedule.paper)
     length: dict[str, Any] = {"first_steps": schedule.first_steps, "correctors": schedule.correctors}
@@ -220,7 +238,7 @@ def _walked(
     else:
         models = [model, *(network(dataset, 1000 * seed + i) for i in range(1, 50))]
         return nsga2(models, task, evaluations=3 * budget, seed=seed)
-    return walk.run(task.train, task.validation, progress=False)
+    return walk.run(task.train, task.validation, progress=progress)
 
 
 def _features(model: nn.Module) -> int | None:
@@ -436,15 +454,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("expected --seeds of at least 1, and no negative number of images")
     folder = data.find_data_dir(asked.data_dir)
     inputs = Inputs(folder, asked.samples, asked.images, asked.seeds, asked.quick)
-    threads = torch.get_num_threads()
     try:
-        torch.set_num_threads(1)
-        for name in [asked.only] if asked.only else inputs.names():
-            _run(name, inputs, asked.out, lambda line: print(line, flush=True))
+        with one_thread():
+            for name in [asked.only] if asked.only else inputs.names():
+                _run(name, inputs, asked.out, lambda line: print(line, flush=True))
     except DataError as error:
         parser.error(str(error))
-    finally:
-        torch.set_num_threads(threads)
     records = [r for name in SCHEDULES for r in read(_path(asked.out, name))]
     written = table(records)
     runs.replace(asked.out / "comparison.md", lambda fresh: fresh.write_text(written, encoding="utf-8"))

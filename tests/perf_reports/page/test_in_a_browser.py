@@ -6,7 +6,7 @@ import pytest
 
 from tropigrad.perf_reports.page import page
 
-from ..conftest import finished_run
+from ..conftest import finished_run, fronts
 from . import chromium
 
 pytestmark = pytest.mark.skipif(bool(chromium.missing()), reason=chromium.missing())
@@ -20,7 +20,8 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory):
-    return page.build(finished_run(), tmp_path_factory.mktemp("page"))
+    head, *rest = finished_run()
+    return page.build([head, *fronts(), *rest], tmp_path_factory.mktemp("page"))
 
 
 SIDEWAYS = """

@@ -57,6 +57,14 @@ def test_a_method_stops_when_its_time_is_up(small, monkeypatch):
     assert summaries["worst sample, sparse"]["iterations"] > 0
 
 
+def test_when_the_studys_time_is_up_the_sparse_iterations_alone_go_on(small, monkeypatch):
+    short = beside_dense.Setting(**{**vars(small), "study_seconds": 0.0})
+    monkeypatch.setattr(beside_dense, "SETTINGS", {True: short})
+    ours, *others = (r for r in beside_dense.compare(None, True) if r["kind"] == "training_summary")
+    assert ours["iterations"] > 0
+    assert {(r["iterations"], r["stopped"]) for r in others} == {(0, "0 s of all methods done")}
+
+
 def test_the_objectives_begin_at_the_same_start_in_the_same_units(small):
     rows = [r for r in beside_dense.compare(None, True) if r["kind"] == "training" and r["iteration"] == 0]
     first = {r["method"]: (r["loss"], r["train_accuracy"], r["test_accuracy"]) for r in rows}
