@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from ..kernels.contract.registry import REGISTRY
-from . import data, environment, pending, tune
+from . import data, environment, modules, pending, tune
 from .commands import BadRequest, Progress, StageProgress
 from .durations import format_duration
 from .measuring import benchmark, ceilings, growth, startup
@@ -155,6 +155,7 @@ def run(
     *,
     quick: bool = False,
     only: Sequence[str] = (),
+    module: Sequence[str] = (),
     data_dir: Path | None = None,
     seed: int = 0,
     budget_s: float | None = None,
@@ -170,27 +171,31 @@ def run(
         out: a folder, made where it is missing.
         quick: the smallest setting, within two minutes.
         only: names out of `names()`; everything where empty.
+        module: Python files, or dotted names of modules, that register ops; see `modules.load`.
         data_dir: MNIST-format files to train on; by default scikit-learn's digits.
         budget_s: seconds to measure for; by default BUDGET_S.
-        resume: go on with the last run in `out`, with its settings; `quick` and `only` must be its own, or not set.
+        resume: go on with the last run in `out`, with its settings; `quick`, `only` and `module` must be its own, or
+            not set.
         progress: called with (stage, done, total, what is being done); the stages are ceilings, training, kernels,
             growth and startup.
         tell: called with a line where something is to be told in between, as that a first page is there.
     Raises:
-        BadRequest: `only` holds a name that means nothing, TROPIGRAD_BACKEND or TROPIGRAD_AUTOTUNE does, or there is no
-            run to resume, or one that was measured elsewhere.
+        BadRequest: `only` holds a name that means nothing, TROPIGRAD_BACKEND or TROPIGRAD_AUTOTUNE does, a `module`
+            cannot be used, or there is no run to resume, or one that was measured elsewhere.
         DataError: the data are missing or corrupt. Nothing has been written then.
         OSError: `out` cannot be written.
     """
-    _refuse_unknown(only)
+    module = modules.load(module)
     if wrong := environment.wrong_variables():
         raise BadRequest("; ".join(wrong))
     earlier: Sequence[Mapping[str, Any]] = ()
     if resume:
-        earlier = _to_resume(out / RESULTS, quick, only)
+        earlier = _to_resume(out / RESULTS, quick, only, module)
         settings = earlier[0]["settings"]
         quick, only, seed = settings["quick"], settings["only"], settings["seed"]
+        module = modules.load(settings.get("module", ()))
         data_dir = data_dir or (settings["data_dir"] and Path(settings["data_dir"]))
+    _refuse_unknown(only)
     data_dir = data.find_data_dir(data_dir)
     cells = in_order(benchmark.cells(list(REGISTRY.values()), only=only, quick=quick))
     plan = Plan(
@@ -214,6 +219,7 @@ def run(
     settings = {
         "quick": quick,
         "only": list(only),
+        "module": module,
         "data_dir": None if data_dir is None else str(data_dir),
         "seed": seed,
         "budget_s": plan.budget_s,
@@ -272,7 +278,7 @@ def _note(records: Sequence[Mapping[str, Any]], out: Path, earlier: Sequence[Map
     return ""
 
 
-def _to_resume(path: Path, quick: bool, only: Sequence[str]) -> list[Mapping[str, Any]]:
+def _to_resume(path: Path, quick: bool, only: Sequence[str], module: Sequence[str]) -> list[Mapping[str, Any]]:
     """The last run in a file, where it can go on here."""
     run = last_run(read_what_can_be(path).records) if path.is_file() else []
     if not run:
@@ -294,6 +300,8 @@ def _to_resume(path: Path, quick: bool, only: Sequence[str]) -> list[Mapping[str
         other.append("a full run, asked for --quick")
     if only and list(only) != settings["only"]:
         other.append(f"--only {settings['only']}, asked for {list(only)}")
+    if module and module != settings.get("module", []):
+        other.append(f"--module {settings.get('module', [])}, asked for {module}")
     if other:
         raise BadRequest(f"{path}: a run of another kind cannot be resumed: {'; '.join(other)}")
     return run

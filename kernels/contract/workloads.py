@@ -101,6 +101,7 @@ def standard(
     winners: tuple[Contender, ...] = (),
     training: tuple[Contender, ...] = (),
     saves_winners: bool = False,
+    ours: str = "tropigrad",
 ) -> tuple[Workload, ...]:
     """The workloads of an op that returns something new: forward, with winners, and trained, where it has rivals there.
 
@@ -112,6 +113,7 @@ def standard(
         operations, mix: as of a Workload.
         forward, winners, training: whom the op is compared with.
         saves_winners: the backward reads winners, in two bytes each, that the forward wrote; else the inputs again.
+        ours: the name that the op has among its contenders.
     """
     forms = (
         ("forward", called(op), forward, forward_bytes),
@@ -121,12 +123,12 @@ def standard(
     return tuple(
         Workload(
             f"{label} {form}".strip(),
-            (Contender("tropigrad", "ours", ours), *others),
+            (Contender(ours, "ours", prepare), *others),
             operations,
             bytes(inputs, output),
             mix,
         )
-        for form, ours, others, bytes in forms
+        for form, prepare, others, bytes in forms
         if others
     )
 

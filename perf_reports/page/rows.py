@@ -176,8 +176,9 @@ def command(head: Record) -> str:
     words = ["tropigrad", "report"]
     if settings.get("quick"):
         words.append("--quick")
-    for name in settings.get("only") or ():
-        words += ["--only", name]
+    for option in ("only", "module"):
+        for name in settings.get(option) or ():
+            words += [f"--{option}", name]
     if settings.get("data_dir"):
         words += ["--data-dir", settings["data_dir"]]
     if settings.get("seed"):

@@ -17,6 +17,10 @@ def report(
     only: Annotated[
         list[str] | None, typer.Option("--only", help="A study, op or workload by name; repeatable. See --list.")
     ] = None,
+    module: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="A Python file, or a module by name, that registers ops; repeatable."),
+    ] = None,
     budget: Annotated[
         str | None, typer.Option(help="Time to measure for, such as 90s, 8m (default: 260s; with --quick 95s).")
     ] = None,
@@ -49,6 +53,7 @@ def report(
     `tropigrad report --resume --budget 10m`; `tropigrad report --redraw results.jsonl --out page`.
     """
     try:
+        from ..perf_reports import modules
         from ..perf_reports import report as reports
         from ..perf_reports.commands import BadRequest
         from ..perf_reports.data import DataError
@@ -57,6 +62,10 @@ def report(
         if error.name not in ("jinja2", "markupsafe", "matplotlib"):
             raise
         fail(f"the report needs {error.name}: pip install 'tropigrad[reports]'")
+    try:
+        modules.load(module or ())
+    except BadRequest as error:
+        fail(error)
     if names:
         catalogue = reports.catalogue()
         print(output.as_json(catalogue) if as_json else "\n".join(_listed(catalogue)))
@@ -80,6 +89,7 @@ def report(
                 out,
                 quick=quick,
                 only=only or (),
+                module=module or (),
                 data_dir=data_dir,
                 seed=seed,
                 budget_s=budget_s,
