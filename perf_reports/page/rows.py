@@ -12,7 +12,7 @@ from typing import Any
 from .. import pending
 from . import speedups
 from .numbers import number, percent, times
-from .roofline import applying_roof
+from .roofline import applying_roof, mix_of
 from .systems import Cost
 
 Record = Mapping[str, Any]
@@ -95,7 +95,7 @@ def ops(run: Sequence[Record]) -> list[Op]:
         shares = {}
         for r in own:
             roof = (
-                applying_roof(run, r["mix"], r["operations"] / r["bytes"], r["rate"]) if r["role"] == "ours" else None
+                applying_roof(run, mix_of(r), r["operations"] / r["bytes"], r["rate"]) if r["role"] == "ours" else None
             )
             if roof is not None:
                 shares[r["workload"], r["shape_label"], r["contender"]] = (
@@ -181,6 +181,11 @@ def command(head: Record) -> str:
             words += [f"--{option}", name]
     if settings.get("data_dir"):
         words += ["--data-dir", settings["data_dir"]]
+    for option in ("threads", "device", "dtype"):
+        if settings.get(option):
+            words += [f"--{option}", str(settings[option])]
+    for shape in settings.get("shapes") or ():
+        words += ["--shapes", shape]
     if settings.get("seed"):
         words += ["--seed", str(settings["seed"])]
     if settings.get("budget_s"):

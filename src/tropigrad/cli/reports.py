@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +21,18 @@ def report(
     module: Annotated[
         list[str] | None,
         typer.Option(metavar="FILE", help="A Python file, or a module by name, that registers ops; repeatable."),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads to measure with (default: torch's).")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda (default: cuda where there is one); cpu hides the GPU.")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Of the kernels' inputs: float64, bfloat16, int32, ... (default: float32 for most)."),
+    ] = None,
+    shapes: Annotated[
+        list[str] | None,
+        typer.Option(help="Shapes of the kernels: S1, or M=64,K=784,N=1024; repeatable (default: each op's own)."),
     ] = None,
     budget: Annotated[
         str | None, typer.Option(help="Time to measure for, such as 90s, 8m (default: 260s; with --quick 95s).")
@@ -52,6 +65,10 @@ def report(
     Examples: `tropigrad report --quick`; `tropigrad report --only tropical_matmul --budget 60s`;
     `tropigrad report --resume --budget 10m`; `tropigrad report --redraw results.jsonl --out page`.
     """
+    if device not in (None, "cpu", "cuda"):
+        fail(f"--device is {device!r}; expected cpu or cuda")
+    if device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported: everything that follows is to be there
     try:
         from ..perf_reports import modules
         from ..perf_reports import report as reports
@@ -90,6 +107,10 @@ def report(
                 quick=quick,
                 only=only or (),
                 module=module or (),
+                threads=threads,
+                device=device,
+                dtype=dtype,
+                shapes=shapes or (),
                 data_dir=data_dir,
                 seed=seed,
                 budget_s=budget_s,
