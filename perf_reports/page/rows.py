@@ -197,22 +197,31 @@ _COLUMNS = ("op", "workload", "shape", "contender", "role", "backend", "median_s
             "speedup", "speedup_low", "speedup_high", "results", "peak_bytes")  # fmt: skip
 
 
-def as_csv(run: Sequence[Record]) -> str:
-    """A line for each timing."""
+def timings(run: Sequence[Record]) -> list[dict[str, Any]]:
+    """A row for each timing: the columns of results.csv, and time, dtype, device and threads."""
     peaks = {
         (r["op"], r["workload"], r["shape_label"], r["contender"]): r["peak_bytes"]
         for r in run
         if r["kind"] == "memory"
     }
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(_COLUMNS)
+    result = []
     for r in run:
         if r["kind"] != "timing":
             continue
         median, ratio = r["median"], r["ratio"] or {}
         cell = (r["op"], r["workload"], r["shape_label"], r["contender"])
-        times_ = (median["value"], median["low"], median["high"], number(r["rate"], 6))
+        times_ = (median["value"], median["low"], median["high"], r["rate"])
         speeds = (ratio.get("value"), ratio.get("low"), ratio.get("high"))
-        table.writerow([*cell, r["role"], r.get("backend"), *times_, *speeds, r["gate"], peaks.get(cell)])
+        row = (*cell, r["role"], r.get("backend"), *times_, *speeds, r["gate"], peaks.get(cell))
+        more = {name: r.get(name) for name in ("time", "dtype", "device", "threads")}
+        result.append({**dict(zip(_COLUMNS, row, strict=True)), **more})
+    return result
+
+
+def as_csv(run: Sequence[Record]) -> str:
+    """A line for each timing."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
+    table.writeheader()
+    table.writerows({**row, "rate_g_steps_s": number(row["rate_g_steps_s"], 6)} for row in timings(run))
     return text.getvalue()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -56,6 +58,15 @@ def report(
             "of FILE)."
         ),
     ] = None,
+    parquet: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the timings there, as Parquet.")
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the comparisons there, as a table in Markdown.")
+    ] = None,
+    junit: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write JUnit XML there: whether results agree.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the inputs and of the training.")] = 0,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -75,6 +86,7 @@ def report(
         from ..perf_reports.commands import BadRequest
         from ..perf_reports.data import DataError
         from ..perf_reports.durations import parse_duration
+        from ..perf_reports.records import last_run, read_what_can_be
     except ModuleNotFoundError as error:
         if error.name not in ("jinja2", "markupsafe", "matplotlib"):
             raise
@@ -87,6 +99,8 @@ def report(
         catalogue = reports.catalogue()
         print(output.as_json(catalogue) if as_json else "\n".join(_listed(catalogue)))
         return
+    if parquet is not None and any(importlib.util.find_spec(name) is None for name in ("pandas", "pyarrow")):
+        fail("--parquet needs pandas and pyarrow: pip install 'tropigrad[reports]' pyarrow; results.csv needs neither")
     if run is not None and redraw is None:
         fail("--run names a run of a file to draw again; expected --redraw FILE beside it")
     out = out or (Path("perf_reports/out") if redraw is None else redraw.parent)
@@ -99,6 +113,7 @@ def report(
             page, complaints = reports.redraw(redraw, out, run)
             for line in complaints:
                 say(f"left out  {line}")
+            _export(last_run(read_what_can_be(redraw).records, run), parquet, markdown, junit)
             print(output.as_json({"page": str(page), "left_out": complaints}) if as_json else f"page      {page}")
             return
         with bars() as progress:
@@ -124,6 +139,7 @@ def report(
         fail("interrupted before anything was measured", 130)
     except OSError as error:
         fail(f"{error.filename or out}: {error.strerror or error}; expected a folder that can be written: --out DIR")
+    _export(outcome.records, parquet, markdown, junit)
     if verbose:
         for record in outcome.records:
             if record["kind"] == "left_out":
@@ -131,6 +147,20 @@ def report(
     lines = reports.summary(outcome)
     print(output.as_json(reports.as_json(outcome)) if as_json else "\n".join(lines))
     raise typer.Exit(outcome.exit_code)
+
+
+def _export(run: Sequence[Mapping[str, Any]], parquet: Path | None, markdown: Path | None, junit: Path | None) -> None:
+    from ..perf_reports.page import exports
+
+    writers = (exports.write_timings, parquet), (exports.write_markdown, markdown), (exports.write_junit, junit)
+    for write, path in writers:
+        try:
+            if path is not None:
+                write(run, path)
+        except OSError as error:
+            fail(f"{path}: {error.strerror or error}; expected a file that can be written")
+        except ValueError as error:
+            fail(error)
 
 
 def _listed(catalogue: dict[str, list[str]]) -> list[str]:
