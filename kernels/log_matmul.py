@@ -378,7 +378,7 @@ def _flops(a: Sequence[int], b: Sequence[int], *options, **named) -> int:
 
 @register_flop_formula(torch.ops.tropigrad.log_matmul_backward)
 def _backward_flops(dc, top, share, a: Sequence[int], b: Sequence[int], *options, **named) -> int:
-    """As many as the forward for each gradient that is asked for."""
+    """The forward's count, for each gradient that is asked for."""
     return sum(options[-2:]) * 2 * math.prod(a) * b[-1]
 
 

@@ -193,8 +193,10 @@ def command(head: Record) -> str:
     return shlex.join(words)
 
 
-_COLUMNS = ("op", "workload", "shape", "contender", "role", "backend", "median_s", "low_s", "high_s", "rate_g_steps_s",
-            "speedup", "speedup_low", "speedup_high", "results", "peak_bytes")  # fmt: skip
+_COLUMNS: tuple[str, ...] = (
+    "op", "workload", "shape", "contender", "role", "backend", "median_s", "low_s", "high_s", "rate_g_steps_s",
+    "speedup", "speedup_low", "speedup_high", "results", "peak_bytes",
+)  # fmt: skip
 
 
 def timings(run: Sequence[Record]) -> list[dict[str, Any]]:
