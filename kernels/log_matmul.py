@@ -10,11 +10,13 @@ candidate that equals top. Then w = share · exp((x − top) / T), and Σ_k w = 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from ..autotune import Space, Tuned
 from ..triton_or_stub import tl, triton
@@ -366,6 +368,18 @@ _LOG_MATMUL = operator(
     vmap=_mapped,
     gradient=Gradient(_gradient, inputs=(0, 1), outputs=(1, 2), detached=(1, 2), flag=4),
 )
+
+
+@register_flop_formula(torch.ops.tropigrad.log_matmul)
+def _flops(a: Sequence[int], b: Sequence[int], *options, **named) -> int:
+    """Two for each step, as of the other semirings; exponentials are not counted, as torch counts none."""
+    return 2 * math.prod(a) * b[-1]
+
+
+@register_flop_formula(torch.ops.tropigrad.log_matmul_backward)
+def _backward_flops(dc, top, share, a: Sequence[int], b: Sequence[int], *options, **named) -> int:
+    """The forward's count, for each gradient that is asked for."""
+    return sum(options[-2:]) * 2 * math.prod(a) * b[-1]
 
 
 def log_matmul(a: Tensor, b: Tensor, temperature: float, ignore_nan: bool) -> Tensor:

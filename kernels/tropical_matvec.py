@@ -171,6 +171,7 @@ WORKLOADS = standard(
     forward=rivals(_dense, called),
     training=rivals(_dense_of_one_winner, _trained, "dense autograd"),
     saves_winners=True,
+    dtypes=(*FLOATS, torch.int32, torch.int16),  # as the product's
 )
 
 

@@ -11,6 +11,7 @@ import difflib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -18,10 +19,11 @@ from typing import Any
 import torch
 
 from ..kernels.contract.registry import REGISTRY
-from . import data, environment, pending, tune
+from ..kernels.contract.spec import Sizes, Spec
+from . import data, environment, modules, pending, tune
 from .commands import BadRequest, Progress, StageProgress
 from .durations import format_duration
-from .measuring import benchmark, ceilings, growth, startup
+from .measuring import benchmark, ceilings, gpu_ceilings, growth, startup
 from .page import numbers, page, speedups
 from .page.systems import SYSTEMS
 from .records import Results, last_run, read_what_can_be
@@ -81,12 +83,16 @@ def _refuse_unknown(only: Sequence[str]) -> None:
     for name in only:
         if name in choice:
             continue
-        near = difflib.get_close_matches(name, choice, n=3, cutoff=0.5)
-        near += [other for other in choice if name and name in other and other not in near][: 3 - len(near)]
-        hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
         raise BadRequest(
-            f"--only: nothing is named {name!r}; {hint}`tropigrad report --list` prints all {len(choice)} names"
+            f"--only: nothing is named {name!r}; {_near(name, choice)}`tropigrad report --list` prints all "
+            f"{len(choice)} names"
         )
+
+
+def _near(name: str, choice: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, choice, n=3, cutoff=0.5)
+    near += [other for other in choice if name and name in other and other not in near][: 3 - len(near)]
+    return f"did you mean {' or '.join(map(repr, near))}? " if near else ""
 
 
 @dataclass(frozen=True)
@@ -159,6 +165,11 @@ def run(
     *,
     quick: bool = False,
     only: Sequence[str] = (),
+    module: Sequence[str] = (),
+    threads: int | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    shapes: Sequence[str] = (),
     data_dir: Path | None = None,
     seed: int = 0,
     budget_s: float | None = None,
@@ -174,33 +185,62 @@ def run(
         out: a folder, made where it is missing.
         quick: the smallest setting, within two minutes.
         only: names out of `names()`; everything where empty.
+        module: Python files, or dotted names of modules, that register ops; see `modules.load`.
+        threads: torch's number of threads from here on.
+        device: "cpu" or "cuda"; the one that torch has, which is the default.
+        dtype: of the kernels' inputs; by default each workload's usual one.
+        shapes: names of standard shapes, or sizes such as M=64,K=784,N=1024, in place of all standard shapes.
         data_dir: MNIST-format files to train on; by default scikit-learn's digits.
         budget_s: seconds to measure for; by default BUDGET_S.
-        resume: go on with the last run in `out`, with its settings; `quick` and `only` must be its own, or not set.
+        resume: go on with the last run in `out`, with its settings; those from `quick` to `shapes` must be its own, or
+            not set.
         progress: called with (stage, done, total, what is being done); the stages are ceilings, training, kernels,
             growth and startup.
         tell: called with a line where something is to be told in between, as that a first page is there.
     Raises:
-        BadRequest: `only` holds a name that means nothing, TROPIGRAD_BACKEND or TROPIGRAD_AUTOTUNE does, or there is no
-            run to resume, or one that was measured elsewhere.
+        BadRequest: a name, a dtype, a shape, TROPIGRAD_BACKEND or TROPIGRAD_AUTOTUNE means nothing, a `module` or the
+            device cannot be used, nothing can be measured so, or there is no run to resume, or one measured elsewhere.
         DataError: the data are missing or corrupt. Nothing has been written then.
         OSError: `out` cannot be written.
     """
-    _refuse_unknown(only)
+    asked = {
+        "quick": quick,
+        "only": list(only),
+        "module": modules.load(module),
+        "threads": threads,
+        "device": device,
+        "dtype": dtype,
+        "shapes": list(shapes),
+    }
     if wrong := environment.wrong_variables():
         raise BadRequest("; ".join(wrong))
     earlier: Sequence[Mapping[str, Any]] = ()
     if resume:
-        earlier = _to_resume(out / RESULTS, quick, only)
+        earlier = _to_resume(out / RESULTS, asked)
         settings = earlier[0]["settings"]
-        quick, only, seed = settings["quick"], settings["only"], settings["seed"]
+        asked = {name: settings.get(name, unset) for name, unset in _UNSET.items()}
+        quick, only, seed = asked["quick"], asked["only"], settings["seed"]
+        modules.load(asked["module"])
         data_dir = data_dir or (settings["data_dir"] and Path(settings["data_dir"]))
+    _refuse_unknown(only)
+    if asked["device"] not in (None, benchmark.DEVICE.type):
+        there = f"torch has {benchmark.DEVICE.type} here"
+        hide = "; hide the GPU with CUDA_VISIBLE_DEVICES= in the environment" if benchmark.DEVICE.type == "cuda" else ""
+        raise BadRequest(f"--device is {asked['device']}; {there}{hide}")
     data_dir = data.find_data_dir(data_dir)
-    cells = in_order(benchmark.cells(list(REGISTRY.values()), only=only, quick=quick))
+    kind, sizes = _dtype(asked["dtype"]), _sizes(asked["shapes"], only)
+    specs = list(REGISTRY.values())
+    cells = in_order(benchmark.cells(specs, only=only, quick=quick, dtype=kind, shapes=sizes))
+    unfit = benchmark.unfit(specs, only, kind, sizes)
+    studies = [name for name in STUDIES if not only or name in only]
+    if kind not in (None, torch.float32):
+        reason = "it trains in float32"
+        unfit += [{"kind": "left_out", "what": pending.training(name), "reason": reason} for name in studies]
+        studies = []
     plan = Plan(
         cells,
-        studies=[name for name in STUDIES if not only or name in only],
-        sweeps=growth.steps(REGISTRY, only),
+        studies=studies,
+        sweeps=growth.steps(REGISTRY, only, kind or torch.float32),
         has_ceilings=bool(cells),
         has_startup=bool(cells) and not quick,
         quick=quick,
@@ -209,15 +249,18 @@ def run(
         budget_s=budget_s or BUDGET_S[quick],
     )
     planned = plan.names
+    if not planned:
+        raise BadRequest(_nothing(specs, only, asked))
     if earlier:
         plan = plan.only(pending.unfinished(earlier))
+    if asked["threads"]:
+        torch.set_num_threads(asked["threads"])
     if plan.studies:
         data.load(data_dir=data_dir, seed=seed)  # missing or corrupt data must come to light before anything is written
 
     out.mkdir(parents=True, exist_ok=True)
     settings = {
-        "quick": quick,
-        "only": list(only),
+        **asked,
         "data_dir": None if data_dir is None else str(data_dir),
         "seed": seed,
         "budget_s": plan.budget_s,
@@ -225,6 +268,8 @@ def run(
     with Results(out / RESULTS, earlier) as kept:
         if not earlier:
             kept.add({**environment.head(settings), "planned": planned})
+            for record in unfit:
+                kept.add(record)
         folder = out / page.UNFINISHED if page.is_finished(out) else out
         interrupted, error = _keep(kept, plan, folder, progress, tell)
         records = last_run(kept.records)
@@ -236,6 +281,52 @@ def run(
     if error is not None:
         raise error  # a bug, not a result: what was measured is shown, then the error goes its way
     return ReportOutcome(index, records, interrupted, out / RESULTS, _note(records, out, earlier, plan))
+
+
+def _dtype(name: str | None) -> torch.dtype | None:
+    names = {benchmark.short(d): d for spec in REGISTRY.values() for w in spec.workloads for d in spec.timed_in(w)}
+    if name is not None and name not in names:
+        raise BadRequest(f"--dtype is {name!r}; expected one of {', '.join(names)}")
+    return None if name is None else names[name]
+
+
+def _sizes(shapes: Sequence[str], only: Sequence[str]) -> list[str | Sizes]:
+    """Shapes as `benchmark.cells` takes them, each of which some op has."""
+    specs = list(dict.fromkeys(spec.name for spec, _ in benchmark.chosen(REGISTRY.values(), only)))
+    names = list(dict.fromkeys(name for op in specs for name in REGISTRY[op].shapes))
+    letters = {op: set(benchmark.letters_of(REGISTRY[op])) for op in specs}
+    result: list[str | Sizes] = []
+    if shapes and not specs:
+        raise BadRequest(f"--shapes {' '.join(shapes)}: sizes are those of ops, and --only names none")
+    for text in shapes:
+        if "=" not in text:
+            if text not in names:
+                raise BadRequest(
+                    f"--shapes: no op has a shape {text!r}; {_near(text, names)}they have {', '.join(names)}"
+                )
+            result.append(text)
+            continue
+        try:
+            sizes = tune.sizes_of(text)
+        except ValueError as error:
+            raise BadRequest(f"--shapes: {error}") from None
+        if not any(set(sizes) == own for own in letters.values()):
+            theirs = "; ".join(f"{op} {', '.join(benchmark.letters_of(REGISTRY[op]))}" for op in specs)
+            raise BadRequest(f"--shapes {text}: no op has the sizes {', '.join(sizes)}; they have: {theirs}")
+        if wrong := [letter for letter, size in sizes.items() if size < 1]:
+            raise BadRequest(f"--shapes {text}: {wrong[0]} is {sizes[wrong[0]]}; expected positive integers")
+        result.append(sizes)
+    return result
+
+
+def _nothing(specs: Sequence[Spec], only: Sequence[str], asked: Mapping[str, Any]) -> str:
+    timed = [
+        f"{workload.name} is timed in {', '.join(map(benchmark.short, spec.timed_in(workload)))}, "
+        f"at {', '.join(spec.shapes)} or sizes {', '.join(benchmark.letters_of(spec))}"
+        for spec, workload in benchmark.chosen(specs, only)
+    ]
+    options = " and ".join(f"--{name} {asked[name]}" for name in ("dtype", "shapes") if asked[name]) or "these names"
+    return f"nothing can be measured with {options}: {'; '.join(timed[:4]) or 'training is in float32'}"
 
 
 def _keep(
@@ -276,7 +367,10 @@ def _note(records: Sequence[Mapping[str, Any]], out: Path, earlier: Sequence[Map
     return ""
 
 
-def _to_resume(path: Path, quick: bool, only: Sequence[str]) -> list[Mapping[str, Any]]:
+_UNSET = {"quick": False, "only": [], "module": [], "threads": None, "device": None, "dtype": None, "shapes": []}
+
+
+def _to_resume(path: Path, asked: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The last run in a file, where it can go on here."""
     run = last_run(read_what_can_be(path).records) if path.is_file() else []
     if not run:
@@ -284,6 +378,8 @@ def _to_resume(path: Path, quick: bool, only: Sequence[str]) -> list[Mapping[str
     head = run[0]
     if not head.get("planned") or "machine" not in head:
         raise BadRequest(f"{path}: its last run does not say what it planned; start without --resume, or use --redraw")
+    if head["settings"].get("threads"):
+        torch.set_num_threads(head["settings"]["threads"])
     here = environment.head({})
     facts = [("machine", "cpu"), ("machine", "threads"), ("versions", "torch"), ("versions", "tropigrad")]
     other = [
@@ -294,10 +390,10 @@ def _to_resume(path: Path, quick: bool, only: Sequence[str]) -> list[Mapping[str
     if head.get("git_revision") != here["git_revision"]:
         other.append(f"revision {head.get('git_revision')}, here {here['git_revision']}")
     settings = head["settings"]
-    if quick and not settings["quick"]:
-        other.append("a full run, asked for --quick")
-    if only and list(only) != settings["only"]:
-        other.append(f"--only {settings['only']}, asked for {list(only)}")
+    for name, unset in _UNSET.items():
+        if asked[name] != unset and asked[name] != settings.get(name, unset):
+            was = "not set" if settings.get(name, unset) == unset else settings[name]
+            other.append(f"--{name} was {was}, asked for {asked[name]}")
     if other:
         raise BadRequest(f"{path}: a run of another kind cannot be resumed: {'; '.join(other)}")
     return run
@@ -346,10 +442,12 @@ def _measured(plan: Plan, progress: StageProgress) -> Iterator[Mapping[str, Any]
 
     if plan.has_ceilings:
         roofs = []
-        for record in ceilings.measure(quick=plan.quick, progress=on("ceilings")):
+        is_cpu = benchmark.DEVICE.type == "cpu"
+        measure = ceilings.measure if is_cpu else partial(gpu_ceilings.measure, benchmark.DEVICE)
+        for record in measure(quick=plan.quick, progress=on("ceilings")):
             yield record
             roofs.append(record)
-        tune.keep_ceilings(roofs, torch.device("cpu"), "tropigrad report")
+        tune.keep_ceilings(roofs, benchmark.DEVICE, "tropigrad report")
     first = _headlines(plan.cells) if plan.studies else []
     if first:
         yield from timed(first, start + _HEADLINES_END * plan.budget_s, compiles=False)

@@ -34,11 +34,16 @@ def plan(ops: Sequence[str], shapes: Sequence[str], dtype: str) -> Plan:
     dtypes = {str(x).removeprefix("torch."): x for spec in REGISTRY.values() for x in spec.dtypes}
     if dtype not in dtypes or not isinstance(of, torch.dtype):
         raise ValueError(f"the dtype is {dtype!r}; expected one of {', '.join(dtypes)}")
-    sizes = [_sizes(text) for text in shapes]
+    sizes = [sizes_of(text) for text in shapes]
     return [(op, shapes_of(find(op), sizes), of) for op in ops or autotune.TUNABLE]
 
 
-def _sizes(text: str) -> dict[str, int]:
+def sizes_of(text: str) -> dict[str, int]:
+    """Sizes by letter: of "M=256,K=512,N=512".
+
+    Raises:
+        ValueError: no such text.
+    """
     try:
         return {name.strip(): int(size) for name, size in (pair.split("=") for pair in text.split(","))}
     except ValueError:

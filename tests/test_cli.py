@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -363,6 +364,26 @@ def test_tune_then_explain_then_the_cache(tropigrad, own_cache):
     assert str(path) in json.loads(done.stdout)["problems"][0]
     assert json.loads(tropigrad("cache", "clear", "--json").stdout) == {"removed": 3}
     assert list(own_cache.entries()) == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "options", "left", "code"),
+    [("n\n", (), 1, 1), ("y\n", (), 0, 0), ("", ("--yes",), 0, 0)],
+    ids=["no", "yes", "not asked"],
+)
+def test_on_a_terminal_the_cache_is_cleared_when_that_was_meant(monkeypatch, own_cache, answer, options, left, code):
+    here = autotune.fingerprint(torch.device("cpu"))
+    own_cache.put(here, {"kernel": "op", "source": "x", "problem": {}}, {"BLOCK": 16})
+    monkeypatch.setattr("tropigrad.cli.tuning.sys", SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True)))
+    done = CliRunner().invoke(app, ["cache", "clear", *options], input=answer)
+    assert done.exit_code == code, done.output
+    assert ("Remove 1 entries" in done.stderr) == (not options)
+    assert len(list(own_cache.entries())) == left
+
+
+def test_the_shell_completes():
+    done = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"})
+    assert "--install-completion" in done.stdout
 
 
 def test_export_writes_the_table_of_this_device(tropigrad, own_cache, monkeypatch, tmp_path):

@@ -72,6 +72,8 @@ class Workload:
     bytes: Callable[[Sizes, int], int]  # of a shape and an item size: each input read once, each output written once
     mix: str  # the ceiling that bounds it: "add_max", "mul_max", "gather", ...
     options: Mapping[str, Any] = field(default_factory=dict)  # of ours, where they decide whether results are exact
+    # of its inputs, where they are not all of the op's: fewer, or those that its contenders convert them to
+    dtypes: tuple[torch.dtype, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,11 @@ class Spec:
         if self.no_gradient:
             reasons = dict.fromkeys(("gradcheck", "subgradient", "jvp"), self.no_gradient)
             object.__setattr__(self, "left_out", {**reasons, **self.left_out})
+
+    def timed_in(self, workload: Workload) -> tuple[torch.dtype, ...]:
+        """The dtypes that a workload can be timed in, the usual one first."""
+        own = [dtype for dtype in workload.dtypes if dtype in self.dtypes]
+        return tuple(sorted(own or workload.dtypes or self.dtypes, key=lambda dtype: dtype != torch.float32))
 
     @property
     def is_differentiable(self) -> bool:

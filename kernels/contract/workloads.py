@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ..runtime.arguments import FLOATS
 from .spec import Contender, Sizes, Workload
 
 Function = Callable[..., Any]  # gives a tensor, or a tuple of tensors
@@ -101,6 +102,8 @@ def standard(
     winners: tuple[Contender, ...] = (),
     training: tuple[Contender, ...] = (),
     saves_winners: bool = False,
+    dtypes: tuple[torch.dtype, ...] = (),
+    ours: str = "tropigrad",
 ) -> tuple[Workload, ...]:
     """The workloads of an op that returns something new: forward, with winners, and trained, where it has rivals there.
 
@@ -112,21 +115,25 @@ def standard(
         operations, mix: as of a Workload.
         forward, winners, training: whom the op is compared with.
         saves_winners: the backward reads winners, in two bytes each, that the forward wrote; else the inputs again.
+        dtypes: as of a Workload, of the first two forms; training takes floating ones alone.
+        ours: the name that the op has among its contenders.
     """
+    trained_bytes = partial(training_bytes, saves_winners=saves_winners)
     forms = (
-        ("forward", called(op), forward, forward_bytes),
-        ("forward + winners", called(partial(op, return_indices=True)), winners, winners_bytes),
-        ("forward + backward", trained(op, output), training, partial(training_bytes, saves_winners=saves_winners)),
+        ("forward", called(op), forward, forward_bytes, dtypes),
+        ("forward + winners", called(partial(op, return_indices=True)), winners, winners_bytes, dtypes),
+        ("forward + backward", trained(op, output), training, trained_bytes, FLOATS),
     )
     return tuple(
         Workload(
             f"{label} {form}".strip(),
-            (Contender("tropigrad", "ours", ours), *others),
+            (Contender(ours, "ours", prepare), *others),
             operations,
             bytes(inputs, output),
             mix,
+            dtypes=takes,
         )
-        for form, ours, others, bytes in forms
+        for form, prepare, others, bytes, takes in forms
         if others
     )
 

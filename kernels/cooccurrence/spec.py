@@ -86,6 +86,7 @@ def _workload(name: str, product: Callable, index_add: Callable, **options: Any)
         bytes=lambda shape, itemsize: shape["N"] * (shape["D"] + 8) + 8 * shape["C"] * shape["D"],
         mix="add_max",
         options=options,
+        dtypes=(torch.uint8,),
     )
 
 

@@ -107,6 +107,7 @@ COUNT = Workload(
     operations=lambda shape: shape["nnz"],
     bytes=lambda shape, itemsize: 2 * itemsize * shape["nnz"] + 8 * shape["R"],  # what comes; the rest depends on it
     mix="gather",
+    dtypes=(torch.int32, torch.int64),
 )
 
 # ------------------------------------------------------------------------------------------------ samples

@@ -8,10 +8,12 @@ one wins, as in torch.max. A tap in the padding is no candidate.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from ..mathematics.factors import check_candidates, check_nan, check_tensors, check_winners, under_autocast
 from ..mathematics.semiring import candidates, semiring_zero, value_dtype, winner_dtype
@@ -241,6 +243,18 @@ _CONV2D = operator(
     vmap=_mapped,
     gradient=Gradient(_gradient, outputs=(1,), flag=7),
 )
+
+
+@register_flop_formula(torch.ops.tropigrad.tropical_conv2d)
+def _flops(x, weight: Sequence[int], *options, out_shape: Sequence[Sequence[int]], **named) -> int:
+    """A sum and a comparison for each output and each element of its window."""
+    return 2 * math.prod(out_shape[0]) * math.prod(weight[1:])
+
+
+@register_flop_formula(torch.ops.tropigrad.tropical_conv2d_scatter)
+def _scatter_flops(dy: Sequence[int], *options, **named) -> int:
+    """An addition for each output and each gradient that is asked for."""
+    return sum(options[-2:]) * math.prod(dy)
 
 
 # ------------------------------------------------------------------------------------------------ public

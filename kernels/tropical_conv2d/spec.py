@@ -132,6 +132,7 @@ WORKLOADS = standard(
         Contender("torch.conv2d", "scale", _trained(_conv2d)),
     ),
     saves_winners=True,
+    dtypes=FLOATS,  # the definition pads with −∞, which no integer is
 )
 
 # ------------------------------------------------------------------------------------------------ samples

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function
+from torch.utils.flop_counter import register_flop_formula
 
 from ..contract import qualification
 from ..log_matmul import log_matmul
@@ -154,6 +155,13 @@ _MATMUL = operator(
     plan=_plan,
     gradient=Gradient(_gradient, conditional=(0, 1), asked=2, answer="max_times", outputs=(1,), flag=3),
 )
+
+
+@register_flop_formula(torch.ops.tropigrad.tropical_matmul)
+def _flops(a: Sequence[int], b: Sequence[int], *options, **named) -> int:
+    """A sum, or a product, and a comparison for each step of the definition, as FlopCounterMode asks: 2 M N K."""
+    return 2 * math.prod(torch.broadcast_shapes(a[:-2], b[:-2])) * a[-2] * a[-1] * b[-1]
+
 
 # ------------------------------------------------------------------------------------------------ public
 

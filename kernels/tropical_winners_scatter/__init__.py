@@ -6,8 +6,12 @@ other factor at the winner. As sparse tensors, without the zeros, `tropical_winn
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from ..mathematics.factors import check_winners
 from ..runtime.dispatch import Gradient, Plan, operator
@@ -117,3 +121,9 @@ tropical_winners_scatter = operator(
     plan=_scatter_plan,
     gradient=Gradient(_scatter_gradient, inputs=(0, 1, 2, 3)),
 )
+
+
+@register_flop_formula(torch.ops.tropigrad.tropical_winners_scatter)
+def _flops(dc: Sequence[int], winners, a, b, K, semiring, *needs, **named) -> int:
+    """An addition for each output and each gradient that is asked for."""
+    return sum(needs) * math.prod(dc)

@@ -20,6 +20,7 @@ from typing import Any
 
 from ...whole_files import replace
 from ..commands import BadRequest
+from ..frames import write_frame
 
 LEVEL, EFFECT, LEAST = 0.01, 0.03, 4  # of p; of the medians; values on either side of a cut
 
@@ -164,15 +165,7 @@ def export(series: Mapping[str, Sequence[Point]], path: Path) -> None:
     elif name.endswith(".pytest-benchmark.json"):
         text = json.dumps(_as_pytest_benchmark(series), indent=1)
     elif path.suffix in (".parquet", ".csv"):
-        try:
-            import pandas
-
-            rows = [{"name": n, **vars(p)} for n, points in sorted(series.items()) for p in points]
-            frame = pandas.DataFrame(rows)
-            write = frame.to_parquet if path.suffix == ".parquet" else frame.to_csv
-            replace(path, lambda fresh: write(fresh, index=False))
-        except ImportError as error:
-            raise BadRequest(f"{path}: {error}; pip install 'tropigrad[reports]' pyarrow, or export to .csv") from error
+        write_frame([{"name": n, **vars(p)} for n, points in sorted(series.items()) for p in points], path)
         return
     else:
         raise BadRequest(f"{path}: expected a name in .parquet, .csv, .asv.json or .pytest-benchmark.json")

@@ -8,7 +8,7 @@ is held against ours, with a tolerance.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from time import perf_counter
 from typing import Any
@@ -28,6 +28,7 @@ PreparedCall = Callable[[], Outputs]
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 QUICK_SHAPES = 2
+OWN = "own"  # the name of a shape that is given by its sizes
 # three calls of a rival may take so long, however little time is left: the dense one is what a page is about
 _SLOW_S = {"dense": 15.0}
 _SLOW_OTHERS_S = 5.0
@@ -35,7 +36,8 @@ _LEAST_S = {False: 0.5, True: 0.25}  # of timing a cell, by `quick`
 # a first call that compiles would be charged with the compiler's memory
 MEASURED_IN_MEMORY = ("ours", "dense", "peer")
 SPENT = "the time of the report was spent"
-# of a rival: a tie may take another winner there, and the gradient follows it
+# of a rival: a tie may take another winner there, and the gradient follows it. In 16 bits of the reference too, which
+# rounds at each of its steps, where ours rounds once
 RIVAL_MAY_DIFFER = 1e-3
 
 
@@ -47,11 +49,13 @@ class Cell:
     workload: Workload
     shape_name: str
     shape: Sizes
+    dtype: torch.dtype = torch.float32
 
     @property
     def label(self) -> str:
-        """ "S1 256×512×512": the name of the shape and its sizes."""
-        return f"{self.shape_name} {'×'.join(map(str, self.shape.values()))}"
+        """ "S1 256×512×512": the name of the shape and its sizes; and the dtype, where it is not the usual one."""
+        label = f"{self.shape_name} {'×'.join(map(str, self.shape.values()))}"
+        return label if self.dtype == self.spec.timed_in(self.workload)[0] else f"{label} {short(self.dtype)}"
 
     def record(self, kind: str, contender: Contender) -> dict[str, Any]:
         return {
@@ -87,32 +91,87 @@ class Cell:
         return record | {"contender": None, "role": None, "budget": True}
 
 
-def inputs_of(spec: Spec, shape: Sizes, seed: int) -> tuple[Tensor, ...]:
-    """The inputs that an op is timed on: float32, on the device that reports measure."""
-    return spec.inputs(shape, torch.float32, DEVICE, seed)
+def chosen(specs: Iterable[Spec], only: Sequence[str] = ()) -> list[tuple[Spec, Workload]]:
+    """The workloads of the ops and workloads with these names; all where there are none."""
+    return [
+        (spec, workload)
+        for spec in specs
+        for workload in spec.workloads
+        if not only or spec.name in only or workload.name in only
+    ]
 
 
-def cells(specs: Sequence[Spec], *, only: Sequence[str] = (), quick: bool = False) -> list[Cell]:
+def cells(
+    specs: Sequence[Spec],
+    *,
+    only: Sequence[str] = (),
+    quick: bool = False,
+    dtype: torch.dtype | None = None,
+    shapes: Sequence[str | Sizes] = (),
+) -> list[Cell]:
     """The cells to measure: each workload at each standard shape; in quick mode at the two cheapest.
 
     Args:
         only: names of ops or of workloads; all where empty.
+        dtype: of the inputs; by default each workload's usual one. Workloads that cannot take it have no cell.
+        shapes: names of standard shapes, and sizes by letter, in place of all standard shapes.
     """
-    chosen = []
-    for spec in specs:
-        for workload in spec.workloads:
-            if only and spec.name not in only and workload.name not in only:
-                continue
-            shapes = list(spec.shapes.items())
-            if quick:
-                cheapest = sorted(shapes, key=lambda item: workload.operations(item[1]))[:QUICK_SHAPES]
-                shapes = [item for item in shapes if item in cheapest]
-            chosen += [Cell(spec, workload, name, shape) for name, shape in shapes]
-    return chosen
+    result = []
+    for spec, workload in chosen(specs, only):
+        if _why_not(spec, workload, dtype, shapes):
+            continue
+        sizes = _asked(spec, shapes) if shapes else list(spec.shapes.items())
+        if quick and not shapes:
+            cheapest = sorted(sizes, key=lambda item: workload.operations(item[1]))[:QUICK_SHAPES]
+            sizes = [item for item in sizes if item in cheapest]
+        of = dtype or spec.timed_in(workload)[0]
+        result += [Cell(spec, workload, name, shape, of) for name, shape in sizes]
+    return result
+
+
+def unfit(
+    specs: Sequence[Spec], only: Sequence[str], dtype: torch.dtype | None, shapes: Sequence[str | Sizes]
+) -> list[dict[str, Any]]:
+    """Records of kind left_out: of the workloads that have no cell, as they cannot take the dtype or the shapes."""
+    return [
+        {"kind": "left_out", "what": f"{spec.name}, {workload.name}", "reason": reason}
+        for spec, workload in chosen(specs, only)
+        if (reason := _why_not(spec, workload, dtype, shapes))
+    ]
+
+
+def _why_not(spec: Spec, workload: Workload, dtype: torch.dtype | None, shapes: Sequence[str | Sizes]) -> str:
+    if dtype is not None and dtype not in spec.timed_in(workload):
+        return f"it is not timed in {short(dtype)}"
+    if shapes and not _asked(spec, shapes):
+        return "it has none of the shapes asked for"
+    return ""
+
+
+def _asked(spec: Spec, shapes: Sequence[str | Sizes]) -> list[tuple[str, Sizes]]:
+    """Those of the shapes that an op has, by name; own sizes are put into the order of its letters."""
+    letters = letters_of(spec)
+    result: list[tuple[str, Sizes]] = []
+    for shape in shapes:
+        if isinstance(shape, str):
+            result += [(shape, spec.shapes[shape])] if shape in spec.shapes else []
+        elif set(shape) == set(letters):
+            result.append((OWN, {letter: shape[letter] for letter in letters}))
+    return result
+
+
+def letters_of(spec: Spec) -> list[str]:
+    """The letters of an op's sizes."""
+    return list(next(iter(spec.shapes.values())))
+
+
+def short(dtype: torch.dtype) -> str:
+    """ "float32"."""
+    return str(dtype).removeprefix("torch.")
 
 
 def measure(
-    chosen: Sequence[Cell],
+    wanted: Sequence[Cell],
     *,
     budget_s: float,
     quick: bool = False,
@@ -123,7 +182,7 @@ def measure(
     """Records of kind gate, timing, memory and left_out, as they come.
 
     Args:
-        chosen: of `cells`.
+        wanted: of `cells`.
         budget_s: seconds for all of them; what one cell leaves over, the next may use. A cell that they do not reach is
             left out.
         quick: fewer rounds, and nothing that must be compiled first.
@@ -131,16 +190,16 @@ def measure(
         progress: called with (done, total, what is being measured).
     """
     end = perf_counter() + budget_s
-    for done, cell in enumerate(chosen):
+    for done, cell in enumerate(wanted):
         if progress is not None:
-            progress(done, len(chosen), f"{cell.workload.name} {cell.shape_name}")
+            progress(done, len(wanted), f"{cell.workload.name} {cell.shape_name}")
         if done and perf_counter() > end:
             yield cell.not_reached()
             continue
-        share = (end - perf_counter()) / (len(chosen) - done)
+        share = (end - perf_counter()) / (len(wanted) - done)
         yield from _measure_cell(cell, share, end, quick, compiles, seed)
     if progress is not None:
-        progress(len(chosen), len(chosen), "kernels")
+        progress(len(wanted), len(wanted), "kernels")
 
 
 @dataclass
@@ -157,8 +216,9 @@ def _measure_cell(
     cell: Cell, budget_s: float, end: float, quick: bool, compiles: bool, seed: int
 ) -> Iterator[dict[str, Any]]:
     start = perf_counter()
-    inputs = inputs_of(cell.spec, cell.shape, seed)
-    small = inputs_of(cell.spec, cell.spec.small_shapes[-1], seed)
+    inputs, small = (
+        cell.spec.inputs(shape, cell.dtype, DEVICE, seed) for shape in (cell.shape, cell.spec.small_shapes[-1])
+    )
     entries: list[_Entry] = []
     for contender in cell.workload.contenders:
         if reason := _why_left_out(cell, contender, quick):
@@ -238,7 +298,10 @@ class Agreement:
 
 
 def agree(ours: Outputs, theirs: Outputs) -> Agreement:
-    """Compare output by output: `==` for integers, and for floats 64 ε of the largest magnitude, which sums need."""
+    """Compare output by output: `==` for integers, and for floats 64 ε of the largest magnitude, which sums need.
+
+    ε is that of the coarser of the two.
+    """
     if len(ours) != len(theirs):
         return Agreement(False, 1.0, f"{len(theirs)} outputs against {len(ours)}")
     identical, worst_share, worst_gap = True, 0.0, 0.0
@@ -256,7 +319,7 @@ def agree(ours: Outputs, theirs: Outputs) -> Agreement:
         tolerance = 0.0
         if a.is_floating_point():
             scale = float(b[b.isfinite()].abs().max()) if bool(b.isfinite().any()) else 0.0
-            tolerance = 64 * torch.finfo(a.dtype).eps * scale
+            tolerance = 64 * max(torch.finfo(x.dtype).eps for x in (a, b)) * scale
         off = ~(gap <= tolerance)  # a NaN on one side alone is off
         worst_share = max(worst_share, float(off.double().mean()))
         worst_gap = max(worst_gap, float(gap.nan_to_num(float("inf")).max()))
@@ -274,7 +337,7 @@ def _gate(cell: Cell, entries: Sequence[_Entry]) -> Iterator[dict[str, Any]]:
     for rival in sorted(rivals, key=lambda entry: entry is not reference):
         agreement = agree(ours.outputs, rival.outputs)
         good = agreement.share <= RIVAL_MAY_DIFFER
-        if rival is reference:
+        if rival is reference and not (cell.dtype.is_floating_point and cell.dtype.itemsize == 2):
             options = cell.workload.options
             exact = cell.spec.is_exact(options) and cell.spec.gradient_is_exact(options)
             good = agreement.identical if exact else agreement.share == 0
@@ -303,7 +366,7 @@ def _timings(cell: Cell, entries: Sequence[_Entry], timed: Mapping[str, Samples]
             **cell.record("timing", entry.contender),
             "gate": entry.gate,
             "mix": cell.workload.mix,
-            "dtype": "float32",
+            "dtype": short(cell.dtype),
             "device": DEVICE.type,
             "threads": torch.get_num_threads(),
             "backend": cell.backend if entry is ours else None,
@@ -313,7 +376,7 @@ def _timings(cell: Cell, entries: Sequence[_Entry], timed: Mapping[str, Samples]
             "rounds": samples.rounds,
             "median": asdict(samples.median),
             "operations": operations,
-            "bytes": cell.workload.bytes(cell.shape, torch.float32.itemsize),
+            "bytes": cell.workload.bytes(cell.shape, cell.dtype.itemsize),
             "rate": operations / samples.median.value / 1e9,
             "ratio": asdict(samples.ratio(timed[ours.contender.name])) if trusted else None,
         }

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
+import torch
+
 from ...autotune.timing import interleaved
-from ...kernels.contract.spec import Contender, Sizes, Spec
+from ...kernels.contract.spec import Contender, Sizes, Spec, Workload
 from ..commands import Progress
-from .benchmark import inputs_of, one_line
+from .benchmark import DEVICE, one_line, short
 from .memory import peak_memory
 
 FACTORS = (1, 2, 4, 8)
@@ -62,20 +64,26 @@ class Step:
     spec: Spec
     sweep: Sweep
     letter: str
+    dtype: torch.dtype = torch.float32
 
     @property
     def name(self) -> str:
         return f"growth of {self.sweep.op}, {self.sweep.workload}, with {self.letter}"
 
 
-def steps(specs: Mapping[str, Spec], only: Sequence[str] = ()) -> list[Step]:
-    """The letters to sweep: of all sweeps, or of the ops and workloads named."""
+def steps(specs: Mapping[str, Spec], only: Sequence[str] = (), dtype: torch.dtype = torch.float32) -> list[Step]:
+    """The letters to sweep: of all sweeps, or of the ops and workloads named, that take the dtype."""
     return [
-        Step(specs[sweep.op], sweep, letter)
+        Step(specs[sweep.op], sweep, letter, dtype)
         for sweep in SWEEPS
         if sweep.op in specs and (not only or sweep.op in only or sweep.workload in only)
+        if dtype in specs[sweep.op].timed_in(_workload(specs[sweep.op], sweep))
         for letter in sweep.letters
     ]
+
+
+def _workload(spec: Spec, sweep: Sweep) -> Workload:
+    return next(workload for workload in spec.workloads if workload.name == sweep.workload)
 
 
 def measure(
@@ -104,11 +112,11 @@ def measure(
 
 
 def _swept(step: Step, factors: Sequence[int], seed: int) -> Iterator[dict[str, Any]]:
-    workload = next(w for w in step.spec.workloads if w.name == step.sweep.workload)
+    workload = _workload(step.spec, step.sweep)
     compared = [contender for contender in workload.contenders if contender.role in ("ours", "dense")]
     for factor in factors:
         shape = {**step.sweep.base, step.letter: step.sweep.base[step.letter] * factor}
-        inputs = inputs_of(step.spec, shape, seed)
+        inputs = step.spec.inputs(shape, step.dtype, DEVICE, seed)
         calls, peaks = {}, {}
         for contender in compared:
             calls[contender.name] = contender.prepare(*inputs)
@@ -134,6 +142,7 @@ def _what(step: Step, contender: Contender) -> dict[str, Any]:
         "op": step.sweep.op,
         "workload": step.sweep.workload,
         "letter": step.letter,
+        "dtype": short(step.dtype),
         "meaning": step.sweep.letters[step.letter],
         "contender": contender.name,
         "role": contender.role,

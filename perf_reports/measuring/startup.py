@@ -115,7 +115,7 @@ def _run(program: str, *arguments: str, limit_s: float | None = None) -> dict[st
             text=True,
             encoding="utf-8",
             errors="replace",
-            env=os.environ | {"TROPIGRAD_CACHE_DIR": cache},
+            env=os.environ | {"TROPIGRAD_CACHE_DIR": cache, "OMP_NUM_THREADS": str(torch.get_num_threads())},
             start_new_session=True,  # its compilers end with it
         )
         is_cut = False

@@ -51,7 +51,7 @@ def attainable(intensity: float, compute: float, bandwidth: float) -> float:
 def points(records: Iterable[Record], roles: Sequence[str] = ("ours",)) -> list[Point]:
     """The timed runs of contenders with these roles."""
     return [
-        Point(r["op"], r["workload"], r["shape_label"], r["role"], r["mix"], r["operations"] / r["bytes"], r["rate"])
+        Point(r["op"], r["workload"], r["shape_label"], r["role"], mix_of(r), r["operations"] / r["bytes"], r["rate"])
         for r in records
         if r["kind"] == "timing" and r["role"] in roles
     ]
@@ -63,6 +63,11 @@ class Roof:
 
     name: str
     rate: float  # G steps/s
+
+
+def mix_of(timing: Record) -> str:
+    """The mix that bounds a timing; "" where it is of another dtype than float32, in which the roofs were measured."""
+    return timing["mix"] if timing.get("dtype", "float32") == "float32" else ""
 
 
 def applying_roof(run: Iterable[Record], mix: str, intensity: float, rate: float) -> Roof | None:

@@ -12,7 +12,7 @@ from typing import Any
 from .. import pending
 from . import speedups
 from .numbers import number, percent, times
-from .roofline import applying_roof
+from .roofline import applying_roof, mix_of
 from .systems import Cost
 
 Record = Mapping[str, Any]
@@ -95,7 +95,7 @@ def ops(run: Sequence[Record]) -> list[Op]:
         shares = {}
         for r in own:
             roof = (
-                applying_roof(run, r["mix"], r["operations"] / r["bytes"], r["rate"]) if r["role"] == "ours" else None
+                applying_roof(run, mix_of(r), r["operations"] / r["bytes"], r["rate"]) if r["role"] == "ours" else None
             )
             if roof is not None:
                 shares[r["workload"], r["shape_label"], r["contender"]] = (
@@ -176,10 +176,16 @@ def command(head: Record) -> str:
     words = ["tropigrad", "report"]
     if settings.get("quick"):
         words.append("--quick")
-    for name in settings.get("only") or ():
-        words += ["--only", name]
+    for option in ("only", "module"):
+        for name in settings.get(option) or ():
+            words += [f"--{option}", name]
     if settings.get("data_dir"):
         words += ["--data-dir", settings["data_dir"]]
+    for option in ("threads", "device", "dtype"):
+        if settings.get(option):
+            words += [f"--{option}", str(settings[option])]
+    for shape in settings.get("shapes") or ():
+        words += ["--shapes", shape]
     if settings.get("seed"):
         words += ["--seed", str(settings["seed"])]
     if settings.get("budget_s"):
@@ -187,26 +193,37 @@ def command(head: Record) -> str:
     return shlex.join(words)
 
 
-_COLUMNS = ("op", "workload", "shape", "contender", "role", "backend", "median_s", "low_s", "high_s", "rate_g_steps_s",
-            "speedup", "speedup_low", "speedup_high", "results", "peak_bytes")  # fmt: skip
+_COLUMNS: tuple[str, ...] = (
+    "op", "workload", "shape", "contender", "role", "backend", "median_s", "low_s", "high_s", "rate_g_steps_s",
+    "speedup", "speedup_low", "speedup_high", "results", "peak_bytes",
+)  # fmt: skip
 
 
-def as_csv(run: Sequence[Record]) -> str:
-    """A line for each timing."""
+def timings(run: Sequence[Record]) -> list[dict[str, Any]]:
+    """A row for each timing: the columns of results.csv, and time, dtype, device and threads."""
     peaks = {
         (r["op"], r["workload"], r["shape_label"], r["contender"]): r["peak_bytes"]
         for r in run
         if r["kind"] == "memory"
     }
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(_COLUMNS)
+    result = []
     for r in run:
         if r["kind"] != "timing":
             continue
         median, ratio = r["median"], r["ratio"] or {}
         cell = (r["op"], r["workload"], r["shape_label"], r["contender"])
-        times_ = (median["value"], median["low"], median["high"], number(r["rate"], 6))
+        times_ = (median["value"], median["low"], median["high"], r["rate"])
         speeds = (ratio.get("value"), ratio.get("low"), ratio.get("high"))
-        table.writerow([*cell, r["role"], r.get("backend"), *times_, *speeds, r["gate"], peaks.get(cell)])
+        row = (*cell, r["role"], r.get("backend"), *times_, *speeds, r["gate"], peaks.get(cell))
+        more = {name: r.get(name) for name in ("time", "dtype", "device", "threads")}
+        result.append({**dict(zip(_COLUMNS, row, strict=True)), **more})
+    return result
+
+
+def as_csv(run: Sequence[Record]) -> str:
+    """A line for each timing."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
+    table.writeheader()
+    table.writerows({**row, "rate_g_steps_s": number(row["rate_g_steps_s"], 6)} for row in timings(run))
     return text.getvalue()

@@ -18,7 +18,7 @@ from ...autotune.timing import Interval
 from ..measuring.ceilings import bandwidth_roof
 from .figures import COLOR, Panel, legend_below
 from .numbers import percent, times
-from .roofline import applying_roof
+from .roofline import applying_roof, mix_of
 
 Record = Mapping[str, Any]
 
@@ -184,7 +184,7 @@ def _reason(run: Sequence[Record], rival: Record, ours: Record | None) -> str:
         return "not known"
     if ours["median"]["value"] < _SHORT_CALL_S:
         return "so short a call that what surrounds the kernel is most of it"
-    roof = applying_roof(run, ours["mix"], ours["operations"] / ours["bytes"], ours["rate"])
+    roof = applying_roof(run, mix_of(ours), ours["operations"] / ours["bytes"], ours["rate"])
     if roof is not None and bandwidth_roof(run) and ours["rate"] / roof.rate >= _NEAR_ROOF:
         share = percent(ours["rate"] / roof.rate)
         return f"ours is at {share} of the roof of {roof.name}: little is left to gain"

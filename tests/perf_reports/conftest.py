@@ -222,7 +222,7 @@ def tiny_spec():
             shapes={"S1": {"M": 3, "K": 4, "N": 5}, "S2": {"M": 6, "K": 7, "N": 8}},
             workloads=workloads or (workload,),
             variants={},
-            dtypes=(torch.float32,),
+            dtypes=(torch.float32, torch.float64),
             small_shapes=({"M": 1, "K": 2, "N": 1},),
             samples=lambda device: [],
             implementations=Implementations("product", torch=product),

@@ -1,10 +1,12 @@
 """The report end to end on a tiny op and a made-up study: what is kept, what is refused, how it ends."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
+from tropigrad.kernels.contract.registry import REGISTRY
 from tropigrad.kernels.contract.spec import Contender
 from tropigrad.perf_reports import pending, records, report, tune
 from tropigrad.perf_reports.data import DataError
@@ -13,7 +15,7 @@ from tropigrad.perf_reports.measuring.memory import Memory
 from tropigrad.perf_reports.page.systems import SYSTEMS
 from tropigrad.perf_reports.studies import STUDIES, Study
 
-from .conftest import calls, ceiling, fronts, product, summary, training
+from .conftest import WORKLOAD, calls, ceiling, fronts, product, summary, training
 
 
 def study(data_dir, quick, seed, progress):
@@ -424,6 +426,114 @@ def test_quick_takes_the_cheapest_shapes_and_default_takes_all(tiny_spec, monkey
     spec = tiny_spec()
     assert [cell.shape_name for cell in benchmark.cells([spec], quick=True)] == ["S1"]
     assert [cell.label for cell in benchmark.cells([spec])] == ["S1 3×4×5", "S2 6×7×8"]
+
+
+# ------------------------------------------------------------------------------------- dtype, shapes, threads, device
+
+
+def two_dtypes(tiny_spec, *names, **options):
+    """The tiny op, which takes float64 too; and its workloads by name."""
+    spec = tiny_spec(workloads=[replace(WORKLOAD, name=name, **options) for name in names] or None)
+    return replace(spec, dtypes=(torch.float64, torch.float32, torch.float16))
+
+
+def test_a_workload_is_timed_in_its_usual_dtype_or_in_the_one_asked_for(tiny_spec):
+    spec = two_dtypes(tiny_spec)
+    assert spec.timed_in(spec.workloads[0]) == (torch.float32, torch.float64, torch.float16)
+    assert {cell.label for cell in benchmark.cells([spec])} == {"S1 3×4×5", "S2 6×7×8"}
+    cells = benchmark.cells([spec], dtype=torch.float64)
+    assert [cell.label for cell in cells] == ["S1 3×4×5 float64", "S2 6×7×8 float64"]
+    assert benchmark.cells([spec], dtype=torch.int32) == []
+    (record,) = benchmark.unfit([spec], (), torch.int32, ())
+    assert (record["what"], record["reason"]) == ("product, forward", "it is not timed in int32")
+
+
+def test_a_workload_that_converts_its_inputs_is_timed_in_no_other_dtype(tiny_spec):
+    spec = two_dtypes(tiny_spec, "bytes", dtypes=(torch.uint8,))
+    assert [cell.dtype for cell in benchmark.cells([spec])] == [torch.uint8] * 2
+    assert benchmark.cells([spec], dtype=torch.float64) == []
+    assert {cell.label for cell in benchmark.cells([spec], dtype=torch.uint8)} == {"S1 3×4×5", "S2 6×7×8"}
+
+
+def test_training_takes_no_integers():
+    spec = REGISTRY["tropical_matmul"]
+    names = {cell.workload.name for cell in benchmark.cells([spec], dtype=torch.int32)}
+    assert names == {"forward", "forward + winners"}
+
+
+def test_shapes_by_name_and_by_sizes_replace_the_standard_ones(tiny_spec):
+    spec = tiny_spec()
+    asked = ["S2", {"N": 9, "M": 2, "K": 3}, "another's"]
+    assert [cell.label for cell in benchmark.cells([spec], shapes=asked, quick=True)] == ["S2 6×7×8", "own 2×3×9"]
+    (record,) = benchmark.unfit([spec], (), None, ["another's", {"M": 3}])
+    assert record["reason"] == "it has none of the shapes asked for"
+
+
+def test_in_sixteen_bits_the_reference_may_round_at_each_of_its_steps(tiny_spec, monkeypatch):
+    monkeypatch.setattr(benchmark, "peak_memory", lambda call: (call(), None))
+    off = Contender("definition", "dense", off_by(1e-3))
+    spec = two_dtypes(tiny_spec)
+    spec = replace(spec, workloads=(replace(WORKLOAD, contenders=(OURS, off)),))
+    for dtype, gate in ((torch.float16, "green"), (torch.float32, "red")):
+        records = list(benchmark.measure(benchmark.cells([spec], dtype=dtype)[:1], budget_s=0.01, quick=True))
+        assert [r["gate"] for r in records if r["kind"] == "gate"] == [gate]
+        assert {r["dtype"] for r in records if r["kind"] == "timing"} == {benchmark.short(dtype)}
+
+
+def test_the_settings_are_kept_shown_and_taken_up_by_resume(go, words_alone, monkeypatch):
+    threads = torch.get_num_threads()
+    try:
+        options = {"only": ["product"], "shapes": ["M=2,K=3,N=4"], "threads": 1, "dtype": "float32", "device": "cpu"}
+        outcome = go(**options)
+        settings = outcome.records[0]["settings"]
+        assert settings | options == settings
+        assert {r["shape_label"] for r in of_kind(outcome, "timing")} == {"own 2×3×4"}
+        assert {r["threads"] for r in of_kind(outcome, "timing")} == {1}
+        words = "--only product --threads 1 --device cpu --dtype float32 --shapes M=2,K=3,N=4"
+        assert words in outcome.page.read_text()
+        torch.set_num_threads(threads + 1)
+        whole = go(resume=True)
+        assert whole.records[0]["run"] == outcome.records[0]["run"]
+        for name, other in (("dtype", "float64"), ("shapes", ["S1"]), ("threads", 3)):
+            with pytest.raises(report.BadRequest, match=f"--{name} was .*, asked for "):
+                go(resume=True, **{name: other})
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"dtype": "float8"}, "--dtype is 'float8'; expected one of float32"),
+        ({"device": "cuda"}, "--device is cuda; torch has cpu here"),
+        ({"shapes": ["S3"]}, "no op has a shape 'S3'; did you mean 'S2' or 'S1'. they have S1, S2"),
+        ({"shapes": ["M=3,K=4"]}, "no op has the sizes M, K; they have: product M, K, N"),
+        ({"shapes": ["M=3,K=4,N=0"]}, "N is 0; expected positive integers"),
+        ({"shapes": ["M=3,K=4,N=x"]}, "expected sizes by name, such as M=256"),
+        ({"only": ["maxplus"], "shapes": ["S1"]}, "sizes are those of ops, and --only names none"),
+    ],
+    ids=["dtype", "device", "name", "letters", "size", "text", "no-op"],
+)
+def test_what_cannot_be_measured_so_is_refused_and_nothing_is_written(go, tmp_path, words_alone, options, words):
+    if options.get("device") == benchmark.DEVICE.type:
+        pytest.skip("this machine has it")
+    with pytest.raises(report.BadRequest, match=words):
+        go(**options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_training_is_left_out_by_name_in_another_dtype(go, words_alone):
+    outcome = go(dtype="float64")
+    left = {r["what"]: r["reason"] for r in of_kind(outcome, "left_out")}
+    assert left == {"training, maxplus": "it trains in float32"}
+    assert {r["shape_label"] for r in of_kind(outcome, "timing")} == {"S1 3×4×5 float64", "S2 6×7×8 float64"}
+    assert "float64 · " in outcome.page.read_text()
+
+
+def test_what_leaves_nothing_to_measure_is_refused_with_what_can_be(go, tmp_path, words_alone):
+    with pytest.raises(report.BadRequest, match="with --dtype float64: training is in float32"):
+        go(only=["maxplus"], dtype="float64")
+    assert not (tmp_path / "out").exists()
 
 
 # ------------------------------------------------------------------------------------------------ the gate

@@ -20,7 +20,7 @@ def run() -> None:
     app()
 
 
-app = typer.Typer(name="tropigrad", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(name="tropigrad", no_args_is_help=True, pretty_exceptions_enable=False)
 for command in (reports.report, reports.doctor, tuning.tune, tuning.explain, tuning.qualify):
     app.command()(command)
 app.add_typer(tuning.cache, name="cache")

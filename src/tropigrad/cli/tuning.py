@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -93,10 +94,16 @@ def cache_verify(as_json: Json = False) -> None:
 
 
 @cache.command("clear")
-def cache_clear(as_json: Json = False) -> None:
-    """Remove every tuned config and journal of every environment."""
+def cache_clear(
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask first.")] = False, as_json: Json = False
+) -> None:
+    """Remove every tuned config and journal of every environment. On a terminal it asks first."""
     from .. import autotune
 
+    if not yes and sys.stdin.isatty():
+        count = sum(1 for _ in autotune.store().entries())
+        if not typer.confirm(f"Remove {count} entries from {autotune.store().root}?", err=True):
+            fail("nothing was removed", 1)
     try:
         removed = autotune.store().clear()
     except OSError as error:
