@@ -35,7 +35,7 @@ FIRST_PAGE_S, NEXT_PAGE_S = 40.0, 75.0
 # shares of the budget: what speaks for a system, and training, end at these; growth and startup are kept so much.
 # Each study may take an equal part of the training's time that is left when it begins: what a short one leaves is the
 # others', and none takes the turn of those behind it.
-_HEADLINES_END, _TRAINING_ENDS, _GROWTH, _STARTUP = 0.25, 0.55, 0.08, 0.1
+_HEADLINES_END, _TRAINING_ENDS, _GROWTH, _STARTUP = 0.22, 0.55, 0.08, 0.1
 
 
 @dataclass(frozen=True)

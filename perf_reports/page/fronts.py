@@ -81,7 +81,7 @@ def no_gain(run: Sequence[Record], study: str) -> str:
     if not better:
         return ""
     mine = f"{ours} ({own:.3f}, in {times.get(ours, '–')})"
-    return f"in hypervolume over the norms that all fronts reach {mine} is not ahead of {' and '.join(better)}."
+    return f"In hypervolume over the norms that all fronts reach {mine} is not ahead of {' and '.join(better)}."
 
 
 def _of_areas(run: Sequence[Record], study: str) -> str:

@@ -46,4 +46,4 @@ def no_gains(run: Sequence[Record]) -> list[tuple[str, str]]:
 
 def _slower(group: speedups.Group) -> str:
     ratio = times(group.mean)
-    return f"an iteration of {group.contender} takes {ratio} our time: what is gained there, if anything, is not time."
+    return f"An iteration of {group.contender} takes {ratio} our time: what is gained there, if anything, is not time."

@@ -94,8 +94,8 @@ class Objective(Method):
 
 
 SETTINGS = {
-    False: Setting(iterations=300, dense_seconds=12.0, adam_seconds=5.0, study_seconds=25.0),
-    True: Setting(iterations=300, dense_seconds=2.0, adam_seconds=0.7, train_per_class=50, study_seconds=7.0),
+    False: Setting(iterations=300, dense_seconds=8.0, adam_seconds=5.0, study_seconds=20.0),
+    True: Setting(iterations=300, dense_seconds=2.0, adam_seconds=0.7, train_per_class=50, study_seconds=6.0),
 }
 
 

@@ -62,7 +62,7 @@ def test_a_sentence_says_who_goes_on_and_whether_time_is_gained():
 def test_where_no_level_is_shared_iterations_are_compared():
     ends = [summary("ours", "ours", 0.2), summary("SGD", "dense", 0.1)]
     ((_, sentence),) = statements.no_gains(ends)
-    assert sentence.startswith("an iteration of SGD takes 0.500× our time")
+    assert sentence.startswith("An iteration of SGD takes 0.500× our time")
 
 
 def test_a_solution_is_not_compared_with_a_step_but_by_the_time_to_its_loss():
