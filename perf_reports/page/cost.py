@@ -42,7 +42,7 @@ def panel(costs: Sequence[Cost]) -> Panel | None:
         f"{c.system.title}: {c.dense_name} {format_duration(c.dense)}, tropigrad {format_duration(c.ours)}"
         for c in costs
     )
-    title = "What a step or a training costs: dense backprop beside tropigrad"
+    title = "What a step or a training costs: dense backprop ◆ beside tropigrad ●, on a logarithmic scale"
     return Panel("cost", title, words, partial(_draw, costs), height=0.88 * len(costs), left=0.15, below=0.62)
 
 

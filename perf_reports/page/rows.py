@@ -47,8 +47,9 @@ def tiles(run: Sequence[Record], costs: Sequence[Cost]) -> list[Tile]:
     if any(r["kind"] == "timing" for r in run):
         result.append(_best_rival(timed))
         losses = sum(r["ratio"]["low"] <= 1 for r in timed)
-        note = f"of {len(timed)} comparisons; they are listed below with the reason"
-        result.append(Tile(str(losses), "times no gain, or none that is sure", note, "loss" if losses else "gain"))
+        note = "the interval of the speedup holds 1 or lies below it; listed below with the reason"
+        share = f"{losses} of {len(timed)}"
+        result.append(Tile(share, "comparisons without a clear gain", note, "loss" if losses else "gain"))
     return result
 
 
