@@ -107,7 +107,8 @@ def _assembled(compiled: Any, capability: int | str) -> Assembled:
     """The parts of what triton.compile returned."""
     asm = compiled.asm
     assembly, code = ("amdgcn", "hsaco") if isinstance(capability, str) else ("ptx", "cubin")
-    return Assembled(capability, asm.get("ttir", asm["ttgir"]), asm[assembly], asm[code], compiled.metadata.shared)
+    ir = asm["ttir" if "ttir" in asm else "ttgir"]
+    return Assembled(capability, ir, asm[assembly], asm[code], compiled.metadata.shared)
 
 
 def machine_codes(assembled: Sequence[Assembled], capability: int | str) -> list[MachineCode]:
