@@ -13,6 +13,7 @@ there; then accuracy.jsonl, accuracy.md and accuracy.png of all that OUT holds.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -260,7 +261,12 @@ def chosen(quick: bool, only: str | None, epochs: int | None, per_class: int | N
     experiments = {}
     for name in names:
         usual = QUICK if quick else EXPERIMENTS[name]
-        experiments[name] = Experiment(usual.hidden, epochs or usual.epochs, per_class or usual.per_class)
+        experiments[name] = dataclasses.replace(
+            usual,
+            epochs=epochs or usual.epochs,
+            per_class=per_class or usual.per_class,
+            slower=EXPERIMENTS[name].slower,
+        )
     return experiments
 
 
