@@ -44,7 +44,7 @@ class Samples:
     def median(self) -> Interval:
         """The median time of a call in seconds, with its 95 % interval."""
         times = np.asarray(self.seconds)
-        return _interval(np.median(times[_drawn(len(times))], axis=1), np.median(times))
+        return interval(np.median(times[_drawn(len(times))], axis=1), np.median(times))
 
     def ratio(self, other: Samples) -> Interval:
         """How many times longer this call took than `other`, over the rounds that both took part in.
@@ -57,7 +57,7 @@ class Samples:
             raise ValueError("ratio: the samples share no round; expected two calls of one interleaved run")
         above, below = (np.asarray([s.seconds[s.rounds.index(r)] for r in shared]) for s in (self, other))
         drawn = _drawn(len(shared))
-        return _interval(
+        return interval(
             np.median(above[drawn], axis=1) / np.median(below[drawn], axis=1), np.median(above) / np.median(below)
         )
 
@@ -67,7 +67,8 @@ def _drawn(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
 
 
-def _interval(drawn: np.ndarray, value: Any) -> Interval:
+def interval(drawn: np.ndarray, value: Any) -> Interval:
+    """A figure with the interval that figures of resamples leave."""
     low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(float(value), float(low), float(high))
 

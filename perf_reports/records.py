@@ -210,6 +210,11 @@ def read_what_can_be(path: Path) -> Reading:
     return Reading(records, complaints)
 
 
+def fails(gate: Mapping[str, Any]) -> bool:
+    """Whether a record of kind gate says that ours are not the reference's; a rival's own results fail nothing."""
+    return gate["gate"] == "red" and (gate["role"] == "ours" or gate.get("is_reference", False))
+
+
 def last_run(records: Iterable[Mapping[str, Any]], run: str | None = None) -> list[Mapping[str, Any]]:
     """The records of the run that was begun last, or of the one whose id begins with `run`, as far as they stand.
 

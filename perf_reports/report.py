@@ -26,7 +26,7 @@ from .durations import format_duration
 from .measuring import benchmark, ceilings, gpu_ceilings, growth, startup
 from .page import numbers, page, speedups
 from .page.systems import SYSTEMS
-from .records import Results, last_run, read_what_can_be
+from .records import Results, fails, last_run, read_what_can_be
 from .studies import STUDIES
 
 RESULTS = "results.jsonl"
@@ -54,7 +54,7 @@ class ReportOutcome:
         return [
             f"{r['op']}, {r['workload']}, {r['shape_label']}: {r['detail']}"
             for r in self.records
-            if r["kind"] == "gate" and r["gate"] == "red" and (r["role"] == "ours" or r["is_reference"])
+            if r["kind"] == "gate" and fails(r)
         ]
 
     @property

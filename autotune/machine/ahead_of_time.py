@@ -133,14 +133,22 @@ def machine_codes(assembled: Sequence[Assembled], capability: int | str) -> list
     return costs
 
 
-def read(assembled: Sequence[Assembled], capability: int | str) -> list[MachineCode | Exception]:
-    """Costs as of `machine_codes`; where the tools fail on all together, of each alone, or the exception."""
+def read(assembled: Sequence[Assembled]) -> list[MachineCode | Exception]:
+    """Costs as of `machine_codes`, for any targets; where the tools fail on all together, of each alone, or why not."""
+    codes: dict[int, MachineCode | Exception] = {}
+    for capability in dict.fromkeys(made.capability for made in assembled):
+        places = [place for place, made in enumerate(assembled) if made.capability == capability]
+        codes |= zip(places, _read_together([assembled[place] for place in places], capability), strict=True)
+    return [codes[place] for place in range(len(assembled))]
+
+
+def _read_together(assembled: Sequence[Assembled], capability: int | str) -> list[MachineCode | Exception]:
     try:
         return [*machine_codes(assembled, capability)]
     except Exception as error:
         if len(assembled) < 2:
             return [error for _ in assembled]
-    return [code for made in assembled for code in read([made], capability)]
+    return [code for made in assembled for code in _read_together([made], capability)]
 
 
 def _resource_usage(cubin: bytes) -> str:
@@ -223,17 +231,13 @@ def compile_all(plans: Sequence[Plan], deadline: float = math.inf) -> dict[str, 
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         made = dict(zip(distinct, pool.map(compiled, distinct.values()), strict=True))
-    codes: dict[str, MachineCode | str] = {}
-    by_capability: dict[int | str, list[Plan]] = {}
-    for name, plan in distinct.items():
-        if isinstance(made[name], Exception):
-            codes[name] = _reason(plan, made[name])
-        elif made[name] is not None:
-            by_capability.setdefault(plan.capability, []).append(plan)
-    for capability, of in by_capability.items():
-        for plan, code in zip(of, read([made[plan.name] for plan in of], capability), strict=True):
-            codes[plan.name] = _reason(plan, code) if isinstance(code, Exception) else code
-    return {name: codes[name] for name in distinct if name in codes}
+    whole = {name: one for name, one in made.items() if isinstance(one, Assembled)}
+    made |= zip(whole, read([*whole.values()]), strict=True)
+    return {
+        name: _reason(distinct[name], code) if isinstance(code, Exception) else code
+        for name, code in made.items()
+        if code is not None
+    }
 
 
 def _reason(plan: Plan, error: Exception) -> str:

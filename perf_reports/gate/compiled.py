@@ -63,7 +63,7 @@ def measure(kernels: Sequence[Kernel], tell: Callable[[str], object] = lambda wh
     for first in range(0, len(jobs), _AT_A_TIME):
         some = jobs[first : first + _AT_A_TIME]
         tell(f"{some[0][0].key} for {target_name(some[0][1])}, and what follows")
-        for (kernel, target), code in zip(some, _read(some, _in_forks(some)), strict=True):
+        for (kernel, target), code in zip(some, _read(_in_forks(some)), strict=True):
             record: dict[str, Any] = {"tier": 0, "of": kernel.key, "target": target_name(target)}
             if isinstance(code, MachineCode):
                 yield record | {"figures": figures(code), "mix": dict(sorted(code.loop.items()))}
@@ -120,15 +120,11 @@ def _assembled(job: Job) -> ahead_of_time.Assembled | str:
         return _words(error)
 
 
-def _read(jobs: Sequence[Job], assembled: Sequence[ahead_of_time.Assembled | str]) -> list[MachineCode | str]:
-    """The machine code of each, or why there is none; those of one target are read together."""
-    codes: dict[int, MachineCode | str] = {i: made for i, made in enumerate(assembled) if isinstance(made, str)}
-    for target in dict.fromkeys(target for _, target in jobs):
-        of = {i: made for i, made in enumerate(assembled) if not isinstance(made, str) and made.capability == target}
-        if of:
-            for place, code in zip(of, ahead_of_time.read([*of.values()], target), strict=True):
-                codes[place] = _words(code) if isinstance(code, Exception) else code
-    return [codes[i] for i in range(len(jobs))]
+def _read(assembled: Sequence[ahead_of_time.Assembled | str]) -> list[MachineCode | str]:
+    """The machine code of each, or why there is none."""
+    codes = iter(ahead_of_time.read([made for made in assembled if not isinstance(made, str)]))
+    read = [made if isinstance(made, str) else next(codes) for made in assembled]
+    return [_words(code) if isinstance(code, Exception) else code for code in read]
 
 
 def _words(error: Exception) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 
 from ...whole_files import replace
 from ..commands import BadRequest
-from ..frames import write_frame
+from ..formats import write_frame
 
 LEVEL, EFFECT, LEAST = 0.01, 0.03, 4  # of p; of the medians; values on either side of a cut
 

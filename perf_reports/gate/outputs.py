@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from ...whole_files import replace
+from ..formats import write_json_lines, write_xml
 from .baseline import Difference, environment_of, worse
 from .gate import NOT_MEASURED, Outcome
 
@@ -120,9 +119,7 @@ def write_junit(outcome: Outcome, path: Path) -> None:
         for failure in outcome.failures:
             case = ElementTree.SubElement(suite, "testcase", classname="gate", name=failure.split(":")[0])
             ElementTree.SubElement(case, "error", message=failure)
-    ElementTree.indent(suites)
-    text = ElementTree.tostring(suites, encoding="unicode", xml_declaration=False)
-    replace(path, lambda fresh: fresh.write_text(f'<?xml version="1.0" encoding="utf-8"?>\n{text}\n', encoding="utf-8"))
+    write_xml(suites, path)
 
 
 def _of(differences: Sequence[Difference], record: dict[str, Any]) -> list[Difference]:
@@ -138,5 +135,4 @@ def write_records(outcome: Outcome, path: Path) -> None:
     rows += [{"kind": "difference", **vars(d)} for d in _sorted(outcome.differences)]
     rows += [{"kind": "not measured", "reason": failure} for failure in outcome.failures]
     rows.append({"kind": "verdict", "exit_code": outcome.exit_code, "text": verdict(outcome)})
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    replace(path, lambda fresh: fresh.write_text(text, encoding="utf-8"))
+    write_json_lines(rows, path)

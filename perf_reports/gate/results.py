@@ -11,7 +11,6 @@ bootstrap, of each run's samples on their own.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from ...autotune.timing import CONFIDENCE, RESAMPLES, Interval
-from ...whole_files import replace
+from ...autotune.timing import RESAMPLES, Interval, interval
 from ..commands import BadRequest
 from ..durations import format_duration
+from ..formats import write_json_lines
 from ..records import last_run, read_what_can_be
 
 EFFECT = 0.03
@@ -139,8 +138,8 @@ def _medians(samples: np.ndarray, seed: np.random.SeedSequence) -> np.ndarray:
 
 
 def _interval(logs: np.ndarray) -> Interval:
-    low, high = np.quantile(logs[1:], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Interval(*(float(np.exp(x)) for x in (logs[0], low, high)))
+    value, *drawn = np.exp(logs)
+    return interval(np.asarray(drawn), value)
 
 
 def _name(cell: Cell) -> str:
@@ -180,5 +179,4 @@ def write_records(outcome: Outcome, files: tuple[str, str], path: Path) -> None:
         relative = vars(c.relative) if c.relative else None
         row = {"name": c.name, "before": c.before, "after": c.after, "ratio": vars(c.ratio), "relative": relative}
         rows.append({"kind": "compared", **row})
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    replace(path, lambda fresh: fresh.write_text(text, encoding="utf-8"))
+    write_json_lines(rows, path)

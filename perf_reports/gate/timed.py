@@ -29,9 +29,9 @@ from time import perf_counter
 from typing import Any
 
 from ...autotune.timing import Interval, Samples
-from ...whole_files import replace
 from ..commands import BadRequest, StageProgress
 from ..durations import format_duration
+from ..formats import write_json_lines
 from .declaration import Declaration
 
 EFFECT = 0.03
@@ -184,8 +184,7 @@ def write_records(outcome: Outcome, revisions: tuple[str, str], path: Path) -> N
                 rows.append({"kind": "compared", "name": c.name, "stage": stage, **seconds})
     slower = [v.first.name for v in outcome.verdicts if v.is_regression]
     head = {"kind": "comparison", "revisions": revisions, "slower": slower, "is_cut_short": outcome.is_cut_short}
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in [head, *rows])
-    replace(path, lambda fresh: fresh.write_text(text, encoding="utf-8"))
+    write_json_lines([head, *rows], path)
 
 
 def _rounds(

@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from ..durations import format_duration
 from .figures import COLOR, Panel, legend_below
-from .numbers import byte_count, times
+from .numbers import TIE, byte_count, times
 from .systems import Cost
 
 
@@ -18,8 +18,8 @@ def verdict(costs: Sequence[Cost]) -> str:
     """One sentence: what dense backprop costs beside ours, losses included."""
     if not costs:
         return "Nothing was measured yet that can be compared with dense backprop."
-    gains = sorted((c for c in costs if c.ratio > 1.05), key=lambda c: -c.ratio)
-    ties = [c for c in costs if c.ratio <= 1.05]
+    gains = sorted((c for c in costs if c.ratio > TIE), key=lambda c: -c.ratio)
+    ties = [c for c in costs if c.ratio <= TIE]
     if gains:
         first, *others = gains
         words = f"Dense backprop takes {times(first.ratio)} the time of tropigrad on {first.system.title}"

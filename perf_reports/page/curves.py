@@ -77,9 +77,9 @@ def _finding(lines: Mapping[str, Line], field: str) -> str:
     """Which of the first method and the others reaches first where the first one ends, as far as they do."""
     ours, *others = lines
     end = lines[ours][-1][1]
-    better = (lambda value: value <= end) if field == "loss" else (lambda value: value >= end)
-    at = next(row[0] for row in lines[ours] if better(row[1]))
-    sooner = [m for m in others for t in [_first(lines[m], better)] if t is not None and t < at]
+    at = first_at(lines[ours], field, end)
+    assert at is not None  # it is where it ends
+    sooner = [m for m in others for t in [first_at(lines[m], field, end)] if t is not None and t < at]
     where = f"{written(field, end)} after {format_duration(at)}"
     if not others:
         return f"{ours} reaches {where}"
@@ -88,8 +88,9 @@ def _finding(lines: Mapping[str, Line], field: str) -> str:
     return f"{ours} reaches {where}; sooner there: {', '.join(sooner)}"
 
 
-def _first(line: Line, is_met: Any) -> float | None:
-    return next((row[0] for row in line if is_met(row[1])), None)
+def first_at(line: Line, field: str, level: float) -> float | None:
+    """The seconds at which a line is first as good as a level; None where it never is."""
+    return next((row[0] for row in line if (row[1] <= level if field == "loss" else row[1] >= level)), None)
 
 
 def written(field: str, value: float) -> str:

@@ -8,12 +8,11 @@ from typing import Any
 
 from ..durations import format_duration
 from . import curves
-from .curves import Line, written
-from .numbers import times
+from .curves import written
+from .numbers import TIE, times
 
 Record = Mapping[str, Any]
 
-_TIE = 1.05
 _TELLING_SHARE, _TELLING_POINTS = 0.05, 0.002  # of a loss, and of accuracy: what is worth a sentence
 
 
@@ -37,7 +36,7 @@ class Equal:
 
     @property
     def is_gain(self) -> bool:
-        return self.ratio > _TIE
+        return self.ratio > TIE
 
     @property
     def sentence(self) -> str:
@@ -70,11 +69,7 @@ def at(run: Sequence[Record], study: str, field: str) -> Equal | None:
     best, worse = (min, max) if field == "loss" else (max, min)
     our_best, dense_best = (best(row[1] for row in lines[name]) for name in (ours, dense))
     level = worse(our_best, dense_best)
-    our_seconds, dense_seconds = (_first(lines[name], field, level) for name in (ours, dense))
-    if min(our_seconds, dense_seconds) <= 0:
+    our_seconds, dense_seconds = (curves.first_at(lines[name], field, level) for name in (ours, dense))
+    if not our_seconds or not dense_seconds:  # from the start on
         return None
     return Equal(field, level, ours, dense, our_seconds, dense_seconds, our_best, dense_best)
-
-
-def _first(line: Line, field: str, level: float) -> float:
-    return next(row[0] for row in line if (row[1] <= level if field == "loss" else row[1] >= level))

@@ -8,7 +8,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 from ...whole_files import replace
-from ..frames import write_frame
+from ..formats import write_frame, write_xml
+from ..records import fails
 from . import numbers, rows, speedups
 
 Record = Mapping[str, Any]
@@ -56,17 +57,11 @@ def write_junit(run: Sequence[Record], path: Path) -> None:
     root = ElementTree.Element("testsuites", name="tropigrad report")
     for op in dict.fromkeys(r["op"] for r in gates):
         own = [r for r in gates if r["op"] == op]
-        failed = [r for r in own if _fails(r)]
+        failed = [r for r in own if fails(r)]
         suite = ElementTree.SubElement(root, "testsuite", name=op, tests=str(len(own)), failures=str(len(failed)))
         for r in own:
             name = f"{r['shape_label']}: {r['contender']}"
             case = ElementTree.SubElement(suite, "testcase", classname=f"{op}, {r['workload']}", name=name)
             if r["gate"] == "red":
-                ElementTree.SubElement(case, "failure" if _fails(r) else "skipped", message=r["detail"])
-    ElementTree.indent(root)
-    text = ElementTree.tostring(root, encoding="unicode")
-    replace(path, lambda fresh: fresh.write_text(f'<?xml version="1.0" encoding="utf-8"?>\n{text}\n', encoding="utf-8"))
-
-
-def _fails(gate: Record) -> bool:
-    return gate["gate"] == "red" and (gate["role"] == "ours" or gate.get("is_reference", False))
+                ElementTree.SubElement(case, "failure" if fails(r) else "skipped", message=r["detail"])
+    write_xml(root, path)

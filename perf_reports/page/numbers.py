@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+TIE = 1.05  # a ratio up to which two are told to be level
+
 
 def times(value: float) -> str:
     """Three digits: 1.50×, 40.7×, 400×."""

@@ -113,7 +113,8 @@ def report(
             page, complaints = reports.redraw(redraw, out, run)
             for line in complaints:
                 say(f"left out  {line}")
-            _export(last_run(read_what_can_be(redraw).records, run), parquet, markdown, junit)
+            if parquet or markdown or junit:
+                _export(last_run(read_what_can_be(redraw).records, run), parquet, markdown, junit)
             print(output.as_json({"page": str(page), "left_out": complaints}) if as_json else f"page      {page}")
             return
         with bars() as progress:

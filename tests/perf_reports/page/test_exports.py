@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from tropigrad.cli import app
 from tropigrad.perf_reports.commands import BadRequest
-from tropigrad.perf_reports.frames import write_frame
+from tropigrad.perf_reports.formats import write_frame
 from tropigrad.perf_reports.page import exports
 
 
