@@ -4,10 +4,9 @@
 //   block  = lines, or a piece of one, that a task takes: always the same, so that sums come out the same on any number
 //            of threads
 //
-// The logarithm is that of FreeBSD's msun (e_log.c, e_logf.c), a vector at a time, off by less than one unit in the last
-// place. It is made for positive normal numbers; of all others the C library's is taken.
+// Logarithms are taken a vector at a time (logarithm.hpp), and those of numbers it is not made for by the C library.
 
-#include "../runtime/native/native.hpp"
+#include "../runtime/native/logarithm.hpp"
 
 #include <cmath>
 #include <memory>
@@ -24,52 +23,9 @@ using IntVector = Int __attribute__((vector_size(VECTOR_BYTES)));
 constexpr int64_t PIECE = 256;  // elements that are widened at a time
 constexpr int64_t BLOCK = 1 << 14;  // elements of a task
 
-// ------------------------------------------------------------------------------------------------ logarithm
+// ------------------------------------------------------------------------------------------------ logarithms
 
-// Names of its constants are those of the source; for float64 and float32.
-template <class O>
-struct Constants;
-
-template <>
-struct Constants<double> {
-    using Word = uint64_t;
-    static constexpr Word HALF_ROOT = Word(0x3fe6a09e) << 32, ONE = Word(0x3ff00000) << 32;
-    static constexpr int FRACTION = 52, BIAS = 1023;
-    static constexpr Word MAGIC_BITS = 0x4338000000000000;
-    static constexpr double MAGIC = 0x1.8p52;  // adding k to its last bits adds k
-    static constexpr double LN2_HI = 6.93147180369123816490e-01, LN2_LO = 1.90821492927058770002e-10;
-};
-
-template <>
-struct Constants<float> {
-    using Word = uint32_t;
-    static constexpr Word HALF_ROOT = 0x3f3504f3, ONE = 0x3f800000;
-    static constexpr int FRACTION = 23, BIAS = 127;
-    static constexpr Word MAGIC_BITS = 0x4b400000;
-    static constexpr float MAGIC = 0x1.8p23f;
-    static constexpr float LN2_HI = 6.9313812256e-01f, LN2_LO = 9.0580006145e-06f;
-};
-
-using Of = Constants<Out>;
-
-template <class V>
-inline V tail_of(V z, V w) {
-    if constexpr (sizeof(Out) == 8)
-        return w * (3.999999999940941908e-01 + w * (2.222219843214978396e-01 + w * 1.531383769920937332e-01)) +
-               z * (6.666666666666735130e-01 + w * (2.857142874366239149e-01 +
-                    w * (1.818357216161805012e-01 + w * 1.479819860511658591e-01)));
-    else
-        return w * (Out(0.40000972152) + w * Out(0.24279078841)) + z * (Out(0.66666662693) + w * Out(0.28498786688));
-}
-
-inline Vector log_of(Vector x) {
-    const BitVector from_root = bit_cast<BitVector>(x) + (Of::ONE - Of::HALF_ROOT);
-    const Vector k = bit_cast<Vector>((from_root >> Of::FRACTION) + (Of::MAGIC_BITS - Of::BIAS)) - Of::MAGIC;
-    const BitVector fraction = from_root & ((Of::Word(1) << Of::FRACTION) - 1);
-    const Vector f = bit_cast<Vector>(fraction + Of::HALF_ROOT) - Out(1);
-    const Vector s = f / (Out(2) + f), z = s * s, half = Out(0.5) * f * f;
-    return k * Of::LN2_HI - ((half - (s * (half + tail_of(z, z * z)) + k * Of::LN2_LO)) - f);
-}
+using Of = Logarithm<Out>;
 
 // y = log x of `count` elements, a multiple of WIDTH.
 void log_all(const Out* x, int64_t count, Out* y) {
@@ -80,7 +36,7 @@ void log_all(const Out* x, int64_t count, Out* y) {
         // signed, as few processors compare unsigned numbers: what wraps is far from both ends
         special |= bit_cast<BitVector>(bit_cast<IntVector>(bit_cast<BitVector>(each) - LEAST) >= IntVector{} + Int(COUNT));
         special |= bit_cast<BitVector>(bit_cast<IntVector>(bit_cast<BitVector>(each) - LEAST) < IntVector{});
-        store(y + i, log_of(each));
+        store(y + i, logarithm<Out>(each));
     }
     Bits any = 0;
     for (int64_t l = 0; l < WIDTH; ++l) any |= special[l];

@@ -18,7 +18,12 @@ SOURCE = Path(__file__).with_name("by_cpp.cpp")
 FORWARD = Tuned(
     "tropical_matmul.cpp",
     Space({"KC": (256, 512, 1024, 2048), "MC": (128, 256, 512, 1024), "NC": (64, 128, 256), "threads": native.THREADS}),
-    default=lambda problem: {"KC": 1024, "MC": 512, "NC": 128, "threads": 0},
+    default=lambda problem: {
+        "KC": 1024,
+        "MC": 512,
+        "NC": 64 if problem.get("dtype") == "torch.float64" else 128,
+        "threads": 0,
+    },
     source=SOURCE,
 )
 # For a product with few rows or columns, whose other factor is read along k where it lies. TASKS: so many a thread.

@@ -57,6 +57,63 @@ inline Spread<C> spread(C x) {
         return x;
 }
 
+// Bit i: whether lane i of x equals that of y.
+template <class C>
+inline uint32_t equal_lanes(typename Simd<C>::Vector x, typename Simd<C>::Vector y) {
+#if defined(__AVX512F__)
+    if constexpr (std::is_same_v<C, float>)
+        return _mm512_cmp_ps_mask(__m512(x), __m512(y), _CMP_EQ_OQ);
+    else if constexpr (std::is_same_v<C, double>)
+        return _mm512_cmp_pd_mask(__m512d(x), __m512d(y), _CMP_EQ_OQ);
+    else if constexpr (sizeof(C) == 4)
+        return _mm512_cmpeq_epi32_mask(__m512i(x), __m512i(y));
+    else if constexpr (sizeof(C) == 8)
+        return _mm512_cmpeq_epi64_mask(__m512i(x), __m512i(y));
+#if defined(__AVX512BW__)
+    else
+        return _mm512_cmpeq_epi16_mask(__m512i(x), __m512i(y));
+#endif
+#elif defined(__AVX__)
+    const auto equal = x == y;
+    if constexpr (sizeof(C) == 4)
+        return uint32_t(_mm256_movemask_ps(__m256(equal)));
+    else if constexpr (sizeof(C) == 8)
+        return uint32_t(_mm256_movemask_pd(__m256d(equal)));
+    const __m128i low = _mm256_castsi256_si128(__m256i(equal)), high = _mm256_extractf128_si256(__m256i(equal), 1);
+    return uint32_t(_mm_movemask_epi8(_mm_packs_epi16(low, high)));
+#elif defined(__SSE2__)
+    const auto equal = x == y;
+    if constexpr (sizeof(C) == 4)
+        return uint32_t(_mm_movemask_ps(__m128(equal)));
+    else if constexpr (sizeof(C) == 8)
+        return uint32_t(_mm_movemask_pd(__m128d(equal)));
+    return uint32_t(_mm_movemask_epi8(_mm_packs_epi16(__m128i(equal), __m128i{})));
+#endif
+    const auto lanes = x == y;
+    uint32_t bits = 0;
+    for (int i = 0; i < Simd<C>::WIDTH; ++i) bits |= uint32_t(lanes[i] & 1) << i;
+    return bits;
+}
+
+// target = here, in the lanes where x > y.
+template <class C>
+inline void store_where_larger(typename Simd<C>::Index* target, typename Simd<C>::IndexVector here,
+                               typename Simd<C>::Vector x, typename Simd<C>::Vector y) {
+#if defined(__AVX512F__)  // a store of some lanes waits for no load
+    if constexpr (std::is_same_v<C, float>)
+        return _mm512_mask_storeu_epi32(target, _mm512_cmp_ps_mask(__m512(x), __m512(y), _CMP_GT_OQ), __m512i(here));
+    if constexpr (std::is_same_v<C, double>)
+        return _mm512_mask_storeu_epi64(target, _mm512_cmp_pd_mask(__m512d(x), __m512d(y), _CMP_GT_OQ), __m512i(here));
+#endif
+#if defined(__AVX512BW__)
+    if constexpr (std::is_same_v<C, int16_t>)
+        return _mm512_mask_storeu_epi16(target, _mm512_cmpgt_epi16_mask(__m512i(x), __m512i(y)), __m512i(here));
+#endif
+    using IV = typename Simd<C>::IndexVector;
+    const IV larger = x > y;
+    store(target, larger ? here : load<IV>(target));
+}
+
 struct Minus {
     template <class A, class V>
     static V of(A a, V b) { return a - b; }

@@ -25,24 +25,31 @@ class Product : Semiring<T, C, Round, Op, Other> {
     using Base::p, Base::round, Base::flip, Base::with_op, Base::with_winners;
     using Index = typename Simd<C>::Index;
     static constexpr int W = Simd<C>::WIDTH, NR = PANEL<C>;
+    static constexpr bool IS_SPREAD = !std::is_same_v<C, Spread<C>>;
 
     const int64_t KC;
     int64_t MC, NC;
+    const bool by_stretches;  // then B's block is packed along k as well, for the second look
+    const int64_t turned_stride;
+    mutable std::vector<std::atomic<uint8_t>> classes;
 
     struct Scratch {
-        C *b, *best;
+        C *b, *turned, *best;
         Index* ids;
         Spread<C>* a;
+        C* plain;  // A as it is, where the tiles read it spread
         int* specials;
     };
 
   public:
     explicit Product(const Problem& problem)
         : Base(problem),
-          KC(std::min({problem.K, int64_t(std::numeric_limits<Index>::max()) / GROUP * GROUP,
-                       std::max<int64_t>(problem.KC, GROUP) / GROUP * GROUP})),
+          KC(std::min({problem.K, int64_t(std::numeric_limits<Index>::max()), std::max<int64_t>(problem.KC, 1)})),
           MC(std::min(ceil_div(problem.M, MR), std::max<int64_t>(problem.MC / MR, 1)) * MR),
-          NC(std::min(ceil_div(problem.N, NR), std::max<int64_t>(problem.NC / NR, 1)) * NR) {
+          NC(std::min(ceil_div(problem.N, NR), std::max<int64_t>(problem.NC / NR, 1)) * NR),
+          by_stretches(!COMPLEMENTS && problem.winners && KC >= STRETCHES_PAY<Round>),
+          turned_stride(KC + CACHE_LINE / sizeof(C)),
+          classes(MAY_BE_NAN ? problem.batch * ceil_div(problem.M, MR) * ceil_div(problem.K, KC) : 0) {
         // halved until there are two a thread; rows first, while they are enough to pay for packing B once more
         while (p.threads > 1 && count_tasks() < 2 * p.threads && MC * NC > MR * NR) {
             if (MC > 64 || NC == NR)
@@ -71,13 +78,18 @@ class Product : Semiring<T, C, Round, Op, Other> {
     }
 
   private:
+    struct Tile { int64_t batch, m, n, height, width, k0, K; };
+
     int64_t count_tasks() const { return p.batch * ceil_div(p.M, MC) * ceil_div(p.N, NC); }
+
+    int64_t turned_columns() const { return by_stretches ? NC : 0; }
 
     static constexpr int64_t round_up(int64_t k) { return ceil_div(k, NR) * NR; }
 
     std::size_t scratch_bytes() const {
         const std::size_t outputs = MR * NR, rows = MR * round_up(KC);
-        const std::size_t size = (KC * NC + outputs) * sizeof(C) + outputs * sizeof(Index) + rows * sizeof(Spread<C>) +
+        const std::size_t size = (KC * NC + turned_columns() * turned_stride + outputs) * sizeof(C) +
+                                 outputs * sizeof(Index) + rows * (sizeof(Spread<C>) + IS_SPREAD * sizeof(C)) +
                                  NC / NR * sizeof(int);
         return (size + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
     }
@@ -85,10 +97,12 @@ class Product : Semiring<T, C, Round, Op, Other> {
     Scratch laid_out(char* memory) const {
         Scratch s;
         s.b = reinterpret_cast<C*>(memory);
-        s.best = s.b + KC * NC;
+        s.turned = s.b + KC * NC;
+        s.best = s.turned + turned_columns() * turned_stride;
         s.ids = reinterpret_cast<Index*>(s.best + MR * NR);
         s.a = reinterpret_cast<Spread<C>*>(s.ids + MR * NR);
-        s.specials = reinterpret_cast<int*>(s.a + MR * round_up(KC));
+        s.plain = reinterpret_cast<C*>(s.a + MR * round_up(KC));
+        s.specials = reinterpret_cast<int*>(s.plain + IS_SPREAD * MR * round_up(KC));
         return s;
     }
 
@@ -97,27 +111,43 @@ class Product : Semiring<T, C, Round, Op, Other> {
         for (int64_t k0 = 0; k0 < p.K; k0 += KC) {
             const int64_t K = std::min(KC, p.K - k0);
             for (int64_t n = n0; n < n1; n += NR)
-                s.specials[(n - n0) / NR] = pack_b(batch, k0, K, n, std::min<int64_t>(NR, n1 - n), s.b + (n - n0) * K);
+                s.specials[(n - n0) / NR] = pack_b(batch, k0, K, n, std::min<int64_t>(NR, n1 - n), s.b + (n - n0) * K,
+                                                   s.turned + (n - n0) * turned_stride);
             for (int64_t m = m0; m < m1; m += MR) {
                 const int64_t height = std::min<int64_t>(MR, m1 - m);
                 const Spread<C>* rows[MR];
-                take_rows(batch, m, height, k0, K, s.a, rows);
-                int special = 0;
-                if constexpr (MAY_BE_NAN)
-                    for (int64_t i = 0; i < height; ++i) special |= classify(rows[i], K);
+                take_rows(batch, m, height, k0, K, s.a, s.plain, rows);
+                const int special = class_of_rows(batch, m, height, k0, K, rows);
                 for (int64_t n = n0; n < n1; n += NR) {
                     const Tile tile{batch, m, n, height, std::min<int64_t>(NR, n1 - n), k0, K};
                     const int specials[] = {special, s.specials[(n - n0) / NR]};
                     start(tile, s);
-                    with_op([&](auto op) { run_tile<decltype(op)>(tile, rows, s.b + (n - n0) * K, specials, s); });
+                    with_op([&](auto op) {
+                        run_tile<decltype(op)>(tile, rows, s.b + (n - n0) * K, s.turned + (n - n0) * turned_stride,
+                                               specials, s);
+                    });
                     finish(tile, s);
                 }
             }
         }
     }
 
+    // Of a tile's rows, whoever looks at them first: the others find it noted.
+    int class_of_rows(int64_t batch, int64_t m, int64_t height, int64_t k0, int64_t K, const Spread<C>* const* rows) const {
+        if constexpr (!MAY_BE_NAN) return 0;
+        constexpr int KNOWN = 128;
+        std::atomic<uint8_t>& noted = classes[(batch * ceil_div(p.M, MR) + m / MR) * ceil_div(p.K, KC) + k0 / KC];
+        int special = noted.load(std::memory_order_relaxed);
+        if (!special) {
+            special = KNOWN;
+            for (int64_t i = 0; i < height; ++i) special |= classify(rows[i], K);
+            noted.store(uint8_t(special), std::memory_order_relaxed);
+        }
+        return special & ~KNOWN;
+    }
+
     // By strips of k, which stay in the first-level cache while their columns fill and are classified.
-    int pack_b(int64_t batch, int64_t k0, int64_t K, int64_t n, int64_t width, C* panel) const {
+    int pack_b(int64_t batch, int64_t k0, int64_t K, int64_t n, int64_t width, C* panel, C* turned) const {
         constexpr int64_t STRIP = 16;
         const int64_t row = p.b_strides.row, column = p.b_strides.column;
         const T* source = static_cast<const T*>(p.b) + batch * p.b_strides.batch + k0 * row + n * column;
@@ -141,13 +171,16 @@ class Product : Semiring<T, C, Round, Op, Other> {
                     for (int64_t k = strip; k < end; ++k)
                         panel[k * NR + j] = j < width ? C(sign * widen<C>(source[k * row + j * column])) : C(0);
             }
+            if (by_stretches)
+                for (int64_t j = 0; j < width; ++j)
+                    for (int64_t k = strip; k < end; ++k) turned[j * turned_stride + k] = panel[k * NR + j];
             if constexpr (MAY_BE_NAN) special |= classify(panel + strip * NR, (end - strip) * NR);
         }
         return special;
     }
 
     // Rows below the last are the last again.
-    void take_rows(int64_t batch, int64_t m, int64_t height, int64_t k0, int64_t K, Spread<C>* copy,
+    void take_rows(int64_t batch, int64_t m, int64_t height, int64_t k0, int64_t K, Spread<C>* copy, C* plain,
                    const Spread<C>** rows) const {
         const auto flipped = flip;
         const Strides& strides = p.a_strides;
@@ -163,13 +196,13 @@ class Product : Semiring<T, C, Round, Op, Other> {
             Spread<C>* target = copy + i * round_up(KC);
             rows[i] = target;
             for (int64_t k = 0; k < K; ++k) target[k] = spread(flipped(widen<C>(row[k * strides.column])));
+            if (IS_SPREAD && by_stretches)
+                for (int64_t k = 0; k < K; ++k) plain[i * round_up(KC) + k] = C(target[k]);
         }
     }
 
-    struct Tile { int64_t batch, m, n, height, width, k0, K; };
-
     template <class Chosen>
-    void run_tile(const Tile& tile, const Spread<C>* const* rows, const C* panel, const int* specials,
+    void run_tile(const Tile& tile, const Spread<C>* const* rows, const C* panel, const C* turned, const int* specials,
                   const Scratch& s) const {
         if (MAY_BE_NAN && can_make_nan<Chosen>(specials[0], specials[1])) {
             if constexpr (MAY_BE_NAN)
@@ -177,24 +210,31 @@ class Product : Semiring<T, C, Round, Op, Other> {
                              : run_exact<false, Chosen>(tile, rows, panel, s);
         } else if (p.winners) {
             for (int i = 0; i < MR * NR; ++i) s.ids[i] = s.ids[i] == NOTHING ? 0 : s.ids[i];
-            constexpr int64_t least = groups_pay<C, Round>();
-            if (tile.K < least) {
-                if constexpr (least > 0) run_winners<false, Chosen>(tile, rows, panel, s);
+            if (by_stretches && tile.K >= STRETCHES_PAY<Round>) {
+                run_values(tile, [&](auto vectors, auto seq) {
+                    noted_tile<Chosen, vectors>(rows, panel, tile.K, round, s.best, s.ids, seq);
+                });
+                find_in_stretches<Chosen>(tile, rows, turned, s);
             } else {
-                if constexpr (least < ANY_K) {
-                    run_winners<true, Chosen>(tile, rows, panel, s);
-                    find_in_groups<Chosen>(tile, rows, panel, s);
-                }
+                run_winners<Chosen>(tile, rows, panel, s);
             }
         } else {
-            if (tile.width > W)
-                at_height<MR, 1, 2, 4>(tile.height, [&](auto seq) {
-                    value_tile<Chosen, NV>(rows, panel, tile.K, s.best, std::make_index_sequence<seq.size() * NV>{});
-                });
-            else
-                value_tile<Chosen, 1>(rows, panel, tile.K, s.best, std::make_index_sequence<MR>{});
+            run_values(tile, [&](auto vectors, auto seq) {
+                value_tile<Chosen, vectors>(rows, panel, tile.K, s.best, seq);
+            });
             for (int i = 0; i < MR * NR; ++i) s.best[i] = round(s.best[i]);
         }
+    }
+
+    // run(the vectors a row, the numbers of all vectors), of a tile no larger than it must be
+    template <class Run>
+    static void run_values(const Tile& tile, const Run& run) {
+        if (tile.width > W)
+            at_height<MR, 1, 2, 4>(tile.height, [&](auto rows) {
+                run(std::integral_constant<int, NV>{}, std::make_index_sequence<rows.size() * NV>{});
+            });
+        else
+            run(std::integral_constant<int, 1>{}, std::make_index_sequence<MR>{});
     }
 
     template <bool IGNORE_NAN, class Chosen>
@@ -206,12 +246,12 @@ class Product : Semiring<T, C, Round, Op, Other> {
         });
     }
 
-    template <bool GROUPED, class Chosen>
+    template <class Chosen>
     void run_winners(const Tile& tile, const Spread<C>* const* rows, const C* panel, const Scratch& s) const {
         for_strips(tile, [&](int i, int j) {
             at_height<WINNER_ROWS, 1>(tile.height - i, [&](auto seq) {
                 const int at = i * NR + j;
-                winner_tile<GROUPED, Chosen>(rows + i, panel + j, tile.K, round, s.best + at, s.ids + at, seq);
+                winner_tile<Chosen>(rows + i, panel + j, tile.K, round, s.best + at, s.ids + at, seq);
             });
         });
     }
@@ -222,42 +262,50 @@ class Product : Semiring<T, C, Round, Op, Other> {
             for (int j = 0; j < tile.width; j += W) strip(i, j);
     }
 
-    // The first k of the noted group whose rounded sum is the maximum. A tail k, noted on its own, finds itself.
+    // The first k of the noted stretch whose rounded sum is the maximum. The last stretch is looked at together with k
+    // before it, if it is shorter: their sums are less.
     template <class Chosen>
-    void find_in_groups(const Tile& tile, const Spread<C>* const* rows, const C* panel, const Scratch& s) const {
-        const Index last = Index(tile.K - 1);
+    void find_in_stretches(const Tile& tile, const Spread<C>* const* rows, const C* turned, const Scratch& s) const {
+        const Index last = Index(tile.K - STRETCH);
         for (int64_t i = 0; i < tile.height; ++i) {
-            const Spread<C>* const row = rows[i];
+            const C* row;
+            if constexpr (IS_SPREAD)
+                row = s.plain + i * round_up(KC);
+            else
+                row = rows[i];
             const C* const best = s.best + i * NR;
             Index* const ids = s.ids + i * NR;
-            for (int j = 0; j < NR; ++j) {
-                const Index k0 = std::max<Index>(ids[j], 0);
-                const Index k1 = std::min<Index>(k0 + 1, last), k2 = std::min<Index>(k0 + 2, last);
-                const C x0 = round(Chosen::of(row[k0], panel[k0 * NR + j]));
-                const C x1 = round(Chosen::of(row[k1], panel[k1 * NR + j]));
-                const C x2 = round(Chosen::of(row[k2], panel[k2 * NR + j]));
-                const Index skip = x0 < best[j] ? (x1 < best[j] ? (x2 < best[j] ? 3 : 2) : 1) : 0;
-                ids[j] = ids[j] < 0 ? ids[j] : ids[j] + skip;
-            }
+            Index from[NR], ahead[NR] = {};
+            for (int j = 0; j < NR; ++j) from[j] = std::clamp<Index>(ids[j], 0, last);
+            for (int64_t j = 0; j < tile.width; ++j)
+                ahead[j] = first_equal<Chosen>(row + from[j], turned + j * turned_stride + from[j], best[j], round);
+            for (int j = 0; j < NR; ++j) ids[j] = ids[j] < 0 ? ids[j] : from[j] + ahead[j];
         }
     }
 
     // best and ids before a block of k: nothing at the first, what the output holds at a later one.
     [[gnu::noinline]] void start(const Tile& tile, const Scratch& s) const {
         const Index fresh = p.ignore_nan ? NOTHING : 0;
-        for (int i = 0; i < MR * NR; ++i) s.best[i] = LOWEST;
-        for (int i = 0; i < MR * NR; ++i) s.ids[i] = fresh;
+        std::fill_n(s.best, MR * NR, LOWEST);
+        std::fill_n(s.ids, MR * NR, fresh);
         if (tile.k0 == 0) return;
         const auto flipped = flip;
-        at_outputs(tile, [&](int i, int64_t at) {
-            s.best[i] = flipped(widen<C>(static_cast<const Out*>(p.c)[at]));
-            s.ids[i] = UNCHANGED;
+        at_rows(tile, [&](int row, int64_t at, auto width, auto column) {
+            const Out* const from = static_cast<const Out*>(p.c) + at;
+            C* __restrict const best = s.best + row;
+            Index* __restrict const ids = s.ids + row;
+            for (int j = 0; j < width; ++j) best[j] = flipped(widen<C>(from[j * column]));
+            for (int j = 0; j < width; ++j) ids[j] = UNCHANGED;
         });
         with_winners([&](const auto* winners) {
-            at_outputs(tile, [&](int i, int64_t at) {
-                if (winners[at] >= 0) return;
-                s.best[i] = LOWEST;
-                s.ids[i] = fresh;
+            at_rows(tile, [&](int row, int64_t at, auto width, auto column) {
+                C* __restrict const best = s.best + row;
+                Index* __restrict const ids = s.ids + row;
+                for (int j = 0; j < width; ++j) {
+                    const bool none = winners[at + j * column] < 0;
+                    best[j] = none ? LOWEST : best[j];
+                    ids[j] = none ? fresh : ids[j];
+                }
             });
         });
     }
@@ -266,23 +314,39 @@ class Product : Semiring<T, C, Round, Op, Other> {
         const auto flipped = flip;
         if (p.times && p.ignore_nan && tile.k0 + tile.K == p.K)
             for (int i = 0; i < MR * NR; ++i) s.best[i] = s.ids[i] == NOTHING ? C(0) : s.best[i];
-        at_outputs(tile,
-                   [&](int i, int64_t at) { static_cast<Out*>(p.c)[at] = narrow_exact<Out>(flipped(s.best[i])); });
+        at_rows(tile, [&](int row, int64_t at, auto width, auto column) {
+            const C* const best = s.best + row;
+            Out* __restrict const to = static_cast<Out*>(p.c) + at;
+            for (int j = 0; j < width; ++j) to[j * column] = narrow_exact<Out>(flipped(best[j]));
+        });
         with_winners([&](auto* winners) {
             using Winner = std::remove_reference_t<decltype(*winners)>;
-            at_outputs(tile, [&](int i, int64_t at) {
-                const Index id = s.ids[i];
-                if (id != UNCHANGED) winners[at] = id == NOTHING ? Winner(-1) : Winner(tile.k0 + id);
+            const auto k0 = Winner(tile.k0);
+            at_rows(tile, [&](int row, int64_t at, auto width, auto column) {
+                const Index* const ids = s.ids + row;
+                Winner* __restrict const to = winners + at;
+                const auto found = [&](int j) { return ids[j] == NOTHING ? Winner(-1) : Winner(k0 + Winner(ids[j])); };
+                if (k0 == 0)  // nothing is unchanged, and nothing read
+                    for (int j = 0; j < width; ++j) to[j * column] = found(j);
+                else
+                    for (int j = 0; j < width; ++j) to[j * column] = ids[j] == UNCHANGED ? to[j * column] : found(j);
             });
         });
     }
 
+    // visit(the first of a row in the tile, the first in the output, its width, the output's stride from one to the
+    // next). The last two are constants where the row is whole, so that the loops over it become vectors.
     template <class Visit>
-    void at_outputs(const Tile& tile, const Visit& visit) const {
+    void at_rows(const Tile& tile, const Visit& visit) const {
         const int64_t origin = tile.batch * p.c_strides.batch + tile.m * p.c_strides.row + tile.n * p.c_strides.column;
-        for (int64_t i = 0; i < tile.height; ++i)
-            for (int64_t j = 0; j < tile.width; ++j)
-                visit(int(i * NR + j), origin + i * p.c_strides.row + j * p.c_strides.column);
+        const bool whole = tile.width == NR && p.c_strides.column == 1;
+        for (int64_t i = 0; i < tile.height; ++i) {
+            const int64_t at = origin + i * p.c_strides.row;
+            if (whole)
+                visit(int(i * NR), at, std::integral_constant<int, NR>{}, std::integral_constant<int64_t, 1>{});
+            else
+                visit(int(i * NR), at, int(tile.width), p.c_strides.column);
+        }
     }
 };
 

@@ -282,14 +282,19 @@ SPEC = register(
         is_exact=lambda kwargs: kwargs.get("semiring") != "log",
         fewer_backends=lambda kwargs: log_matmul._FORWARDS.backends if kwargs.get("semiring") == "log" else None,
         tuned={
-            "cpp": (by_cpp.FORWARD, winners_scatter.by_cpp.SCATTER),
+            "cpp": (
+                by_cpp.FORWARD,
+                winners_scatter.by_cpp.SCATTER,
+                log_matmul.by_cpp.FORWARD,
+                log_matmul.by_cpp.BACKWARD,
+            ),
             "gluon": (by_gluon.FORWARD, by_gluon.FIRST_SPLIT, refine.REFINE),
             "triton": (
                 by_triton.FORWARD,
                 winners_scatter.by_triton.SCATTER,
                 winners_scatter.by_triton.STREAM,
-                log_matmul.FORWARD,
-                log_matmul.BACKWARD,
+                log_matmul.by_triton.FORWARD,
+                log_matmul.by_triton.BACKWARD,
             ),
         },
         scalings=scalings,

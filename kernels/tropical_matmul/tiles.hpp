@@ -1,15 +1,15 @@
 // The tiles of the tropical product: MR rows × NR columns of C, accumulators in registers, one add and one max a vector
 // and k.
 //
-// Winners: the main loop notes, per output, the group of four k in which the maximum last rose (strict, so the first
-// group wins a tie), which costs one compare and one blend a group; the exact k is then found inside that group, the
-// first whose sum equals the maximum. That second look at every output is dear: where few k or narrow lanes leave
-// little to save, every k is a group.
+// Winners: the loop of the values alone runs over a stretch of k, and then notes the outputs whose maximum rose in it
+// (strictly, so that the first stretch wins a tie): one compare and two stores an output vector and stretch. The exact k
+// is found inside the noted stretch, the first whose sum equals the maximum. That second look at every output is dear:
+// where few k leave little to save, every k is noted.
 //
 // max instructions drop NaN: exact_tile follows torch.max instead.
 //
 // Sums are rounded to the element type before they are compared. Rounding is monotone, so it may be done on the
-// maximum of a group instead of on each sum.
+// maximum of a stretch instead of on each sum.
 
 #pragma once
 
@@ -28,7 +28,7 @@ constexpr int MR = 8, NV = 2, WINNER_ROWS = 8;  // 32 registers
 #else
 constexpr int MR = 4, NV = 2, WINNER_ROWS = 2;
 #endif
-constexpr int GROUP = 4;  // k a compare-and-blend; winner_tile and find_in_groups are written for four
+constexpr int STRETCH = 32;  // k from one note to the next
 
 template <class C>
 constexpr int PANEL = NV * Simd<C>::WIDTH;  // columns of a tile
@@ -43,17 +43,59 @@ void at_height(int64_t height, const Visit& visit) {
 // rows: pointers to K elements of A, spread.  b: a panel [K][NR].  best, ids: [MR][NR], read and written.
 // The accumulators live in registers because every index into them is a template constant.
 
+// acc[I] = max(acc[I], max over k of row ⊗ column), of the output vectors I: VECTORS a row.
 template <class Op, int VECTORS, class C, std::size_t... I>
-[[gnu::noinline]] void value_tile(const Spread<C>* const* rows, const C* b, int64_t K, C* best, std::index_sequence<I...>) {
+inline void raise(const Spread<C>* const* row, const C* b, int64_t from, int64_t to, typename Simd<C>::Vector* acc,
+                  std::index_sequence<I...>) {
     using V = typename Simd<C>::Vector;
-    constexpr int W = Simd<C>::WIDTH, NR = PANEL<C>;
-    V acc[] = {load<V>(best + I / VECTORS * NR + I % VECTORS * W)...};
-    const Spread<C>* const row[] = {rows[I / VECTORS]...};
-    for (int64_t k = 0; k < K; ++k, b += NR) {
-        const V bk[] = {load<V>(b + I % VECTORS * W)...};
+    for (int64_t k = from; k < to; ++k, b += PANEL<C>) {
+        const V bk[] = {load<V>(b + I % VECTORS * Simd<C>::WIDTH)...};
         ((acc[I] = larger(Op::of(row[I][k], bk[I]), acc[I])), ...);
     }
-    (store(best + I / VECTORS * NR + I % VECTORS * W, acc[I]), ...);
+}
+
+template <class C, int VECTORS>
+constexpr int at_vector(std::size_t i) { return int(i / VECTORS * PANEL<C> + i % VECTORS * Simd<C>::WIDTH); }
+
+template <class Op, int VECTORS, class C, std::size_t... I>
+[[gnu::noinline]] void value_tile(const Spread<C>* const* rows, const C* b, int64_t K, C* best,
+                                  std::index_sequence<I...> all) {
+    using V = typename Simd<C>::Vector;
+    V acc[] = {load<V>(best + at_vector<C, VECTORS>(I))...};
+    const Spread<C>* const row[] = {rows[I / VECTORS]...};
+    raise<Op, VECTORS, C>(row, b, 0, K, acc, all);
+    (store(best + at_vector<C, VECTORS>(I), acc[I]), ...);
+}
+
+// ids receive the first k of the stretch where the maximum last rose, or keep what they held.
+template <class Op, int VECTORS, class C, class Round, std::size_t... I>
+[[gnu::noinline]] void noted_tile(const Spread<C>* const* rows, const C* b, int64_t K, Round round,
+                                  C* best, typename Simd<C>::Index* ids, std::index_sequence<I...> all) {
+    using V = typename Simd<C>::Vector;
+    using IV = typename Simd<C>::IndexVector;
+    V acc[] = {load<V>(best + at_vector<C, VECTORS>(I))...};
+    const Spread<C>* const row[] = {rows[I / VECTORS]...};
+    for (int64_t k = 0; k < K; k += STRETCH, b += STRETCH * PANEL<C>) {
+        raise<Op, VECTORS, C>(row, b, k, std::min<int64_t>(k + STRETCH, K), acc, all);
+        const IV here = IV{} + typename Simd<C>::Index(k);
+        const auto note = [&](V& top, C* best, typename Simd<C>::Index* id) {
+            top = round(top);
+            store_where_larger<C>(id, here, top, load<V>(best));
+            store(best, top);
+        };
+        (note(acc[I], best + at_vector<C, VECTORS>(I), ids + at_vector<C, VECTORS>(I)), ...);
+    }
+}
+
+// The first of the STRETCH candidates a ⊗ b that rounds to `best`; STRETCH or more if none does.
+template <class Op, class C, class Round>
+inline int first_equal(const C* a, const C* b, C best, Round round) {
+    using V = typename Simd<C>::Vector;
+    constexpr int W = Simd<C>::WIDTH;
+    uint64_t equal = 0;
+    for (int i = 0; i < STRETCH; i += W)
+        equal |= uint64_t(equal_lanes<C>(round(Op::of(load<V>(a + i), load<V>(b + i))), best - V{})) << i;
+    return __builtin_ctzll(equal | uint64_t(1) << STRETCH);
 }
 
 template <class C>
@@ -64,8 +106,8 @@ inline void rise(typename Simd<C>::Vector x, int64_t k, typename Simd<C>::Vector
     id = rose ? zero + typename Simd<C>::Index(k) : id;
 }
 
-// One vector of columns. ids receive the first k of the group where the maximum last rose, or keep what they held.
-template <bool GROUPED, class Op, class C, class Round, std::size_t... I>
+// One vector of columns. ids receive the first k where the maximum last rose, or keep what they held.
+template <class Op, class C, class Round, std::size_t... I>
 [[gnu::noinline]] void winner_tile(const Spread<C>* const* rows, const C* b, int64_t K, Round round, C* best,
                                    typename Simd<C>::Index* ids, std::index_sequence<I...>) {
     using V = typename Simd<C>::Vector;
@@ -74,16 +116,7 @@ template <bool GROUPED, class Op, class C, class Round, std::size_t... I>
     V acc[] = {load<V>(best + I * NR)...};
     IV id[] = {load<IV>(ids + I * NR)...};
     const Spread<C>* const row[] = {rows[I]...};
-    int64_t k = 0;
-    if constexpr (GROUPED) {
-        for (; k + GROUP <= K; k += GROUP, b += GROUP * NR) {
-            const V b0 = load<V>(b), b1 = load<V>(b + NR), b2 = load<V>(b + 2 * NR), b3 = load<V>(b + 3 * NR);
-            (rise<C>(round(larger(larger(Op::of(row[I][k], b0), Op::of(row[I][k + 1], b1)),
-                                  larger(Op::of(row[I][k + 2], b2), Op::of(row[I][k + 3], b3)))),
-                     k, acc[I], id[I]), ...);
-        }
-    }
-    for (; k < K; ++k, b += NR) {
+    for (int64_t k = 0; k < K; ++k, b += NR) {
         const V bk = load<V>(b);
         (rise<C>(round(Op::of(row[I][k], bk)), k, acc[I], id[I]), ...);
     }
@@ -91,15 +124,10 @@ template <bool GROUPED, class Op, class C, class Round, std::size_t... I>
     (store(ids + I * NR, id[I]), ...);
 }
 
-constexpr int64_t ANY_K = std::numeric_limits<int64_t>::max();
-
-// The K of a block from which groups save more than the second look costs: as measured, with 16-bit lanes none. Where
-// every candidate of its own would have to be rounded, groups pay almost at once.
-template <class C, class Round>
-constexpr int64_t groups_pay() {
-    if (sizeof(C) == 2) return ANY_K;
-    return std::is_same_v<Round, Unrounded> ? 96 : 0;
-}
+// The K of a block from which stretches save more than the second look costs. Where every candidate of its own would
+// have to be rounded, they pay almost at once.
+template <class Round>
+constexpr int64_t STRETCHES_PAY = std::is_same_v<Round, Unrounded> ? 192 : STRETCH;
 
 constexpr int UNCHANGED = -1;  // the maximum did not rise in this block of k
 constexpr int NOTHING = -2;    // every candidate so far was a NaN to be ignored
@@ -117,7 +145,7 @@ template <bool IGNORE_NAN, class Op, class C, class Round, std::size_t... I>
     for (int64_t k = 0; k < K; ++k, b += NR) {
         const V bk = load<V>(b);
         const IV here = IV{} + typename Simd<C>::Index(k);
-        const auto step = [&](C a, V& acc, IV& id) {
+        const auto step = [&](const Spread<C>& a, V& acc, IV& id) {
             const V x = round(Op::of(a, bk));
             IV wins;
             if constexpr (IGNORE_NAN)

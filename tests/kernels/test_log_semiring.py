@@ -11,8 +11,10 @@ from tropigrad.kernels.tropical_matmul import tropical_matmul_ref
 
 NAN, INF = float("nan"), float("inf")
 NO_INTERPRETER = backend.why_off("triton", torch.device("cpu"))
+NO_COMPILER = backend.why_off("cpp", torch.device("cpu"))
+compiled = pytest.mark.skipif(bool(NO_COMPILER), reason=NO_COMPILER or "C++ compiles here")
 interpreted = pytest.mark.skipif(bool(NO_INTERPRETER), reason=NO_INTERPRETER or "Triton is interpreted here")
-BACKENDS = ["torch", pytest.param("triton", marks=interpreted)]
+BACKENDS = ["torch", pytest.param("cpp", marks=compiled), pytest.param("triton", marks=interpreted)]
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 

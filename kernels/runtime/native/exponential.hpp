@@ -35,19 +35,35 @@ struct Exponent<double> {
                                        1.0 / 120,        1.0 / 24,        1.0 / 6,        1.0 / 2};
 };
 
-// x ≤ MOST. 0 from LEAST down, 1 of 0, NaN of NaN; else within 2 units in the last place, where that is a normal number.
-template <class C, class X>
-inline X exponential(X x) {
+// e^x of each x ≤ MOST. 0 from LEAST down, 1 of 0, NaN of NaN; else within 2 units in the last place, where that is a normal
+// number. Step by step for all of them: one after the other, the steps of one would wait for each other longer than a
+// processor looks ahead.
+template <class C, class X, std::size_t COUNT>
+inline void exponentials(X (&x)[COUNT]) {
     using E = Exponent<C>;
     using I = std::conditional_t<std::is_same_v<X, C>, typename Simd<C>::Index, typename Simd<C>::IndexVector>;
-    const X kept = larger(X{} + E::LEAST, x);
-    const X shifted = kept * C(1.4426950408889634) + E::MAGIC;
-    const X n = shifted - E::MAGIC;
-    const X r = (kept - n * E::HIGH) - n * E::LOW;
-    X y = X{} + E::TERMS[0];
-    for (int i = 1; i < int(std::size(E::TERMS)); ++i) y = y * r + E::TERMS[i];
-    y = (y * (r * r) + r) + C(1);
-    return y * bit_cast<X>(bit_cast<I>(shifted) << E::MANTISSA);
+    X shifted[COUNT], r[COUNT], y[COUNT];
+    const auto each = [](const auto& step) {
+#pragma GCC unroll 8
+        for (std::size_t i = 0; i < COUNT; ++i) step(i);
+    };
+    each([&](std::size_t i) { x[i] = larger(X{} + E::LEAST, x[i]); });
+    each([&](std::size_t i) { shifted[i] = x[i] * C(1.4426950408889634) + E::MAGIC; });
+    each([&](std::size_t i) { r[i] = shifted[i] - E::MAGIC; });
+    each([&](std::size_t i) { r[i] = (x[i] - r[i] * E::HIGH) - r[i] * E::LOW; });
+    each([&](std::size_t i) { y[i] = X{} + E::TERMS[0]; });
+#pragma GCC unroll 16
+    for (int term = 1; term < int(std::size(E::TERMS)); ++term)
+        each([&](std::size_t i) { y[i] = y[i] * r[i] + E::TERMS[term]; });
+    each([&](std::size_t i) { y[i] = (y[i] * (r[i] * r[i]) + r[i]) + C(1); });
+    each([&](std::size_t i) { x[i] = y[i] * bit_cast<X>(bit_cast<I>(shifted[i]) << E::MANTISSA); });
+}
+
+template <class C, class X>
+inline X exponential(X x) {
+    X one[] = {x};
+    exponentials<C>(one);
+    return one[0];
 }
 
 }  // namespace
