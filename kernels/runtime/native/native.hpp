@@ -70,6 +70,20 @@ inline V larger(V x, V best) {
     return x > best ? x : best;
 }
 
+// The largest of LANES numbers C.
+template <class C, int LANES, class V>
+inline C largest_lane(V x) {
+    if constexpr (LANES == 2) {
+        return larger(x[1], x[0]);
+    } else {
+        typedef C Half __attribute__((vector_size(LANES / 2 * sizeof(C))));
+        Half low, high;
+        std::memcpy(&low, &x, sizeof low);
+        std::memcpy(&high, reinterpret_cast<const char*>(&x) + sizeof low, sizeof high);
+        return largest_lane<C, LANES / 2>(larger(high, low));
+    }
+}
+
 // fma(a, 1, b) rounds as a + b does. It is faster where the multiply-add has a pipe that the maximum does not use, and
 // the addition has none (Intel before Skylake, AMD). libraries.py measures it by add_probe.cpp, and then defines
 // ADD_BY_FMA.
