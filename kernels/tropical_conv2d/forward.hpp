@@ -142,7 +142,8 @@ class Dilation {
     void choose_blocks() {
         const auto halved = [](int64_t x) { return (x + 1) / 2; };
         const int64_t P = s.row.outputs;
-        height = std::max<int64_t>(std::min(p.positions / pitch, P), 1);
+        // of a wide image some rows nevertheless, whose windows share what is copied
+        height = std::min(std::max<int64_t>(p.positions / pitch, 8), P);
         while (height > 1 && s.channels * planes * plane_cells(height) > PACKED) height = halved(height);
         block = ceil_div(s.filters, ACCUMULATORS) * ACCUMULATORS;
         // two tasks a thread; rows last, for they are copied again where the windows overlap
@@ -245,6 +246,7 @@ class Dilation {
     int fill_plane(const Element* source, int64_t p0, int64_t count, int64_t row_phase, int64_t column_phase,
                    C* target) const {
         int special = 0;
+        const C sign = this->sign;  // the target could be this member, for all a compiler knows
         visit_plane(
             p0, count, row_phase, column_phase, [&](int64_t n, int64_t u) { std::fill_n(target + u, n, OUTSIDE); },
             [&](int64_t h, int64_t w, int64_t n, int64_t u) {
@@ -351,6 +353,7 @@ class Dilation {
                 const Scratch& scratch) const {
         using Bounds = std::numeric_limits<Value>;
         const int64_t Q = s.column.outputs;
+        const C sign = this->sign;
         const auto zero = [&] {
             if constexpr (std::is_integral_v<Value>)
                 return p.negate ? Bounds::max() : Bounds::lowest();
@@ -372,15 +375,16 @@ class Dilation {
                     for (int64_t q = 0; q < Q; ++q) values[q] = is_empty(q) ? zero : values[q];
                 if (!p.winners) continue;
                 const auto name = [&](auto* won) {
-                    const int64_t taps = s.column.taps;
-                    for (int64_t q = 0; q < Q; ++q) {
-                        const Index unraised = Index(exact ? NOTHING : first * taps + first_column[q]);
-                        const Index k = ids[q] == NOTHING ? unraised : ids[q];
-                        won[q] = std::remove_pointer_t<decltype(won)>(k);
-                    }
-                    if (!exact && has_empty)
-                        for (int64_t q = 0; q < Q; ++q)
-                            if (is_empty(q)) won[q] = NOTHING;
+                    using Winner = std::remove_pointer_t<decltype(won)>;
+                    Index least = 0;
+                    for (int64_t q = 0; q < Q; ++q) least = std::min(least, ids[q]);
+                    for (int64_t q = 0; q < Q; ++q) won[q] = Winner(ids[q]);
+                    if (exact || (least > NOTHING && !has_empty)) return;  // integers rise from outside the image, too
+                    for (int64_t q = 0; q < Q; ++q)
+                        if (is_empty(q))
+                            won[q] = NOTHING;
+                        else if (ids[q] == NOTHING)
+                            won[q] = Winner(first * s.column.taps + first_column[q]);
                 };
                 p.short_winners ? name(static_cast<int16_t*>(p.winners) + at)
                                 : name(static_cast<int32_t*>(p.winners) + at);

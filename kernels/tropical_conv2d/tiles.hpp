@@ -34,7 +34,7 @@ template <int ROWS, class C, std::size_t... I>
     V acc[] = {(void(I), V{} + start)...};
     for (int64_t k = 0; k < K; ++k, w += ROWS) {
         const C* const xk = x + offset[k];
-        ((acc[I] = larger(w[I / VECTORS] + load<V>(xk + I % VECTORS * W), acc[I])), ...);
+        ((acc[I] = larger(Plus::of(w[I / VECTORS], load<V>(xk + I % VECTORS * W)), acc[I])), ...);
     }
     (store(best + I / VECTORS * pitch + I % VECTORS * W, acc[I]), ...);
 }
@@ -55,7 +55,7 @@ template <int ROWS, class C, std::size_t... I>
                 const V seen[] = {load<V>(xk + I % VECTORS * W)...};
                 const C* const wk = w + row * width + j;
                 const auto raise = [&](int64_t r, V& acc, V seen) {
-                    if (uint64_t(row - r) < uint64_t(taps / width)) acc = larger(wk[-r * width] + seen, acc);
+                    if (uint64_t(row - r) < uint64_t(taps / width)) acc = larger(Plus::of(wk[-r * width], seen), acc);
                 };
                 (raise(I / VECTORS, acc[I], seen[I]), ...);
             }
@@ -81,7 +81,7 @@ template <int ROWS, int TAPS, class C, class Round, std::size_t... I>
         for (; k + GROUP <= K; k += GROUP, w += GROUP * ROWS) {
             const C *x0 = x + offset[k], *x1 = x + offset[k + 1], *x2 = x + offset[k + 2], *x3 = x + offset[k + 3];
             const auto sum = [&](const C* xk, int tap, std::size_t i) {
-                return w[tap * ROWS + i / VECTORS] + load<V>(xk + i % VECTORS * W);
+                return Plus::of(w[tap * ROWS + i / VECTORS], load<V>(xk + i % VECTORS * W));
             };
             (rise(round(larger(larger(sum(x0, 0, I), sum(x1, 1, I)), larger(sum(x2, 2, I), sum(x3, 3, I)))), k, acc[I],
                   id[I]), ...);
@@ -89,7 +89,7 @@ template <int ROWS, int TAPS, class C, class Round, std::size_t... I>
     }
     for (; k < K; ++k, w += ROWS) {
         const C* const xk = x + offset[k];
-        (rise(round(w[I / VECTORS] + load<V>(xk + I % VECTORS * W)), k, acc[I], id[I]), ...);
+        (rise(round(Plus::of(w[I / VECTORS], load<V>(xk + I % VECTORS * W))), k, acc[I], id[I]), ...);
     }
     (store(best + I / VECTORS * pitch + I % VECTORS * W, acc[I]), ...);
     (store(ids + I / VECTORS * pitch + I % VECTORS * W, id[I]), ...);

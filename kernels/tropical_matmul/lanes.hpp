@@ -3,6 +3,8 @@
 
 #pragma once
 
+#include <utility>
+
 #include "../runtime/native/native.hpp"
 
 #if defined(__SSE2__)
@@ -112,6 +114,34 @@ inline void store_where_larger(typename Simd<C>::Index* target, typename Simd<C>
     using IV = typename Simd<C>::IndexVector;
     const IV larger = x > y;
     store(target, larger ? here : load<IV>(target));
+}
+
+// Of two vectors the lanes that a transposition puts into the first (or second): those of a square of size H change places.
+template <int H, bool SECOND, class V, std::size_t... L>
+inline V exchanged(V x, V y, std::index_sequence<L...>) {
+    constexpr int W = sizeof...(L);
+    constexpr auto place = [](int lane) { return bool(lane & H) == SECOND ? lane + SECOND * W : (lane ^ H) + !SECOND * W; };
+#if defined(__clang__)
+    return __builtin_shufflevector(x, y, place(L)...);
+#else
+    using Places = decltype(x > y);
+    return __builtin_shuffle(x, y, Places{place(L)...});
+#endif
+}
+
+// Transposes the W × W numbers of W vectors.
+template <class C, int H = Simd<C>::WIDTH / 2>
+inline void transpose(typename Simd<C>::Vector (&x)[Simd<C>::WIDTH]) {
+    constexpr int W = Simd<C>::WIDTH;
+    constexpr auto lanes = std::make_index_sequence<W>{};
+#pragma GCC unroll 32
+    for (int i = 0; i < W; ++i) {
+        if (i & H) continue;
+        const auto first = exchanged<H, false>(x[i], x[i + H], lanes), second = exchanged<H, true>(x[i], x[i + H], lanes);
+        x[i] = first;
+        x[i + H] = second;
+    }
+    if constexpr (H > 1) transpose<C, H / 2>(x);
 }
 
 struct Minus {

@@ -110,9 +110,7 @@ class Product : Semiring<T, C, Round, Op, Other> {
         const int64_t m1 = std::min(m0 + MC, p.M), n1 = std::min(n0 + NC, p.N);
         for (int64_t k0 = 0; k0 < p.K; k0 += KC) {
             const int64_t K = std::min(KC, p.K - k0);
-            for (int64_t n = n0; n < n1; n += NR)
-                s.specials[(n - n0) / NR] = pack_b(batch, k0, K, n, std::min<int64_t>(NR, n1 - n), s.b + (n - n0) * K,
-                                                   s.turned + (n - n0) * turned_stride);
+            pack_b(batch, k0, K, n0, n1, s);
             for (int64_t m = m0; m < m1; m += MR) {
                 const int64_t height = std::min<int64_t>(MR, m1 - m);
                 const Spread<C>* rows[MR];
@@ -146,37 +144,55 @@ class Product : Semiring<T, C, Round, Op, Other> {
         return special & ~KNOWN;
     }
 
-    // By strips of k, which stay in the first-level cache while their columns fill and are classified.
-    int pack_b(int64_t batch, int64_t k0, int64_t K, int64_t n, int64_t width, C* panel, C* turned) const {
-        constexpr int64_t STRIP = 16;
-        const int64_t row = p.b_strides.row, column = p.b_strides.column;
+    // By strips of k, which stay in the first-level cache while their columns fill and are classified: of one strip all
+    // panels, since they lie side by side in the same pages.
+    void pack_b(int64_t batch, int64_t k0, int64_t K, int64_t n0, int64_t n1, const Scratch& s) const {
+        constexpr int64_t STRIP = std::max(16, W);
+        std::fill_n(s.specials, ceil_div(n1 - n0, NR), 0);
+        for (int64_t strip = 0; strip < K; strip += STRIP)
+            for (int64_t n = n0; n < n1; n += NR) {
+                const int64_t end = std::min(strip + STRIP, K), width = std::min<int64_t>(NR, n1 - n);
+                C* const panel = s.b + (n - n0) * K;
+                pack_strip(batch, k0, strip, end, n, width, panel);
+                if (by_stretches) turn(panel + strip * NR, end - strip, s.turned + (n - n0) * turned_stride + strip);
+                if constexpr (MAY_BE_NAN)
+                    s.specials[(n - n0) / NR] |= classify(panel + strip * NR, (end - strip) * NR);
+            }
+    }
+
+    void pack_strip(int64_t batch, int64_t k0, int64_t strip, int64_t end, int64_t n, int64_t width, C* panel) const {
+        const int64_t row = p.b_strides.row, column = p.b_strides.column, ahead = end - strip;
         const T* source = static_cast<const T*>(p.b) + batch * p.b_strides.batch + k0 * row + n * column;
         const C sign = COMPLEMENTS ? C(1) : flip.by;
-        int special = 0;
-        for (int64_t strip = 0; strip < K; strip += STRIP) {
-            const int64_t end = std::min(strip + STRIP, K);
-            if (column == 1 && width == NR) {
-                for (int64_t k = strip; k < end; ++k) {
-                    for (int j = 0; j < NR; j += CACHE_LINE / sizeof(T))
-                        __builtin_prefetch(source + (k + STRIP) * row + j);
-                    for (int j = 0; j < NR; ++j) panel[k * NR + j] = C(sign * widen<C>(source[k * row + j]));
-                }
-            } else if (column == 1) {
-                for (int64_t k = strip; k < end; ++k) {
-                    for (int64_t j = 0; j < width; ++j) panel[k * NR + j] = C(sign * widen<C>(source[k * row + j]));
-                    std::fill(panel + k * NR + width, panel + (k + 1) * NR, C(0));
-                }
-            } else {
-                for (int64_t j = 0; j < NR; ++j)
-                    for (int64_t k = strip; k < end; ++k)
-                        panel[k * NR + j] = j < width ? C(sign * widen<C>(source[k * row + j * column])) : C(0);
+        if (column == 1 && width == NR) {
+            for (int64_t k = strip; k < end; ++k) {
+                for (int j = 0; j < NR; j += CACHE_LINE / sizeof(T)) __builtin_prefetch(source + (k + ahead) * row + j);
+                for (int j = 0; j < NR; ++j) panel[k * NR + j] = C(sign * widen<C>(source[k * row + j]));
             }
-            if (by_stretches)
-                for (int64_t j = 0; j < width; ++j)
-                    for (int64_t k = strip; k < end; ++k) turned[j * turned_stride + k] = panel[k * NR + j];
-            if constexpr (MAY_BE_NAN) special |= classify(panel + strip * NR, (end - strip) * NR);
+        } else if (column == 1) {
+            for (int64_t k = strip; k < end; ++k) {
+                for (int64_t j = 0; j < width; ++j) panel[k * NR + j] = C(sign * widen<C>(source[k * row + j]));
+                std::fill(panel + k * NR + width, panel + (k + 1) * NR, C(0));
+            }
+        } else {
+            for (int64_t j = 0; j < NR; ++j)
+                for (int64_t k = strip; k < end; ++k)
+                    panel[k * NR + j] = j < width ? C(sign * widen<C>(source[k * row + j * column])) : C(0);
         }
-        return special;
+    }
+
+    // [K][NR], one below the other, to NR rows of K.
+    void turn(const C* panel, int64_t K, C* turned) const {
+        int64_t k = 0;
+        for (; k + W <= K; k += W)
+            for (int j = 0; j < NR; j += W) {
+                typename Simd<C>::Vector square[W];
+                for (int i = 0; i < W; ++i) square[i] = load<typename Simd<C>::Vector>(panel + (k + i) * NR + j);
+                transpose<C>(square);
+                for (int i = 0; i < W; ++i) store(turned + (j + i) * turned_stride + k, square[i]);
+            }
+        for (; k < K; ++k)
+            for (int j = 0; j < NR; ++j) turned[j * turned_stride + k] = panel[k * NR + j];
     }
 
     // Rows below the last are the last again.
