@@ -3,6 +3,8 @@
 //   key     = row · columns + column, of W [rows, columns, width]; a value is one element, or a row of `width` elements
 //   bucket  = keys of one range; entries are moved there in the order of the list, so that what follows stays in cache
 //   table   = open addressing inside a bucket: which entry of the bucket holds the sum of a key
+//   marks   = of single values: two bits, listed and listed again, of each key, or of those that a hash takes for one.
+//             Only entries that are listed again need the table, and a bucket is a thread's share of W
 //
 // Values are added in the order of the list whatever the number of threads, which share out buckets: always the same
 // bits. All indices are looked at before anything is written, and operands may lie in one another: the step is that on
@@ -27,6 +29,7 @@ constexpr std::size_t MOST_KEPT = 32 << 20;  // bytes of each kind of buffer tha
 constexpr int64_t STEPS_WITH_KEPT_ROOM = 4;  // of a call
 constexpr int64_t SHORT = 1 << 12;  // numbers whose places in W a core's cache holds until their turn
 constexpr int64_t BATCH = 256;               // numbers that are moved together
+constexpr int64_t MARKS = 16;  // for an entry, so that few keys share one by chance
 constexpr uint32_t LAST = UINT32_MAX;
 constexpr int64_t NO_KEY = INT64_MAX, NO_ENTRY = -1;
 
@@ -37,6 +40,7 @@ struct Problem {
     Element* param;
     int64_t of_row, of_column, of_inner;   // strides of param
     int64_t entries_a_bucket;
+    bool has_marks;  // of single values, and not by Polyak's rule, whose norm is summed bucket by bucket
     Rule rule;
     bool has_wide_indices, must_be_finite;
     double lr, momentum, decay, eps;
@@ -220,6 +224,10 @@ class Step final : public AnyStep {
     Link* next = nullptr;                // [count]
     Compute* results = nullptr;          // of single numbers that were looked at: by batches, weights and then state
     Rates rates;
+    struct Marks { uint64_t listed, again; };  // 64 of each
+    std::unique_ptr<Marks[]> marks;              // [buckets][2^mark_bits / 64]; null: entries go to buckets
+    int mark_bits = 6;
+    std::vector<int64_t> alone;                  // [buckets]: entries, at the front of the bucket, whose key is listed once
     bool is_reduced = false, rests = false;  // rests: where Polyak's g is 0
 
     struct Scratch {
@@ -232,16 +240,22 @@ class Step final : public AnyStep {
 public:
     Step(const Problem& problem, int64_t which) : p(problem), which(which), chunks(p.threads) {
         const int64_t keys = p.rows * p.columns;
-        const int64_t wanted = std::clamp<int64_t>(p.count / p.entries_a_bucket, 1, MOST_BUCKETS);
+        const int64_t wanted =
+            p.has_marks ? p.threads : std::clamp<int64_t>(p.count / p.entries_a_bucket, 1, MOST_BUCKETS);
         while (wanted == 1 ? (keys - 1) >> shift > 0 : keys >> shift > wanted) ++shift;
         shift = std::min(shift, 32);
         buckets = std::max<int64_t>(1, ((keys - 1) >> shift) + 1);
+        if (p.has_marks && shift >= mark_bits) {
+            while (mark_bits < shift && buckets << mark_bits < MARKS * p.count) ++mark_bits;
+            marks.reset(new Marks[buckets << (mark_bits - 6)]());
+        }
+        alone.resize(buckets);
     }
 
     bool sort() override {
         if (!(p.has_wide_indices ? partition<int64_t>() : partition<int32_t>())) return false;
         int64_t longest = 0;
-        for (const int64_t size : sizes) longest = std::max(longest, size);
+        for (int64_t b = 0; b < buckets; ++b) longest = std::max(longest, sizes[b] - alone[b]);
         scratch.resize(p.threads);
         Slot* table = room(which, p.threads * slots(longest), own_slots);
         for (Scratch& s : scratch) {
@@ -353,6 +367,8 @@ private:
         return results + (begins[b] + first) * kept() + i * count;
     }
 
+    int64_t mask() const { return (int64_t(1) << shift) - 1; }  // of the bits below a bucket's number
+
     int64_t key_of(int64_t b, int64_t entry) const { return (b << shift) + entries[begins[b] + entry].low; }
 
     void ask_for(int64_t key) const {
@@ -454,6 +470,7 @@ private:
     // Entries into the order of their buckets, and within one in the order of the list; false: an index out of range.
     template <class Index>
     bool partition() {
+        if (marks) return mark<Index>();
         return buckets == 1 && chunks == 1 ? collect<Index>() : distribute<Index>();
     }
 
@@ -463,7 +480,7 @@ private:
     }
 
     Entry entry(int64_t k, int64_t i) const {
-        const uint32_t low = uint32_t(k & ((int64_t(1) << shift) - 1));
+        const uint32_t low = uint32_t(k & mask());
         if constexpr (SCALAR)
             return {low, widen<Compute>(p.values[i])};
         else
@@ -523,6 +540,62 @@ private:
         return true;
     }
 
+    // Every bucket looks at the whole list and takes its own entries: first those alone with their key, then the others,
+    // both in the order of the list.
+    template <class Index>
+    bool mark() {
+        std::atomic<bool> good{true};
+        sizes.assign(buckets, 0);
+        for_each_task(p.threads, buckets, [&](int, int64_t b) {
+            Marks* const own = marks.get() + (b << (mark_bits - 6));
+            bool in_range = true;
+            int64_t found = 0;
+            for (int64_t i = 0; i < p.count; ++i) {
+                const int64_t k = key<Index>(i, in_range);
+                if (!in_range) break;
+                if (k < 0 || k >> shift != b) continue;
+                const uint64_t place = hashed(k & mask(), mark_bits), bit = uint64_t(1) << (place & 63);
+                Marks& at = own[place >> 6];
+                at.again |= at.listed & bit;
+                at.listed |= bit;
+                ++found;
+            }
+            sizes[b] = found;
+            if (!in_range) good = false;
+        });
+        if (!good) return false;
+        int64_t total = 0;
+        for (int64_t b = 0; b < buckets; ++b) {
+            begins.push_back(total);
+            total += sizes[b];
+        }
+        make_room(total);
+        for_each_task(p.threads, buckets, [&](int, int64_t b) {
+            const Marks* const own = marks.get() + (b << (mark_bits - 6));
+            Entry *front = entries + begins[b], *back = front + sizes[b];
+            bool in_range = true;
+            for (int64_t i = 0; front < back; ++i) {
+                const int64_t k = key<Index>(i, in_range);
+                if (k < 0 || k >> shift != b) continue;
+                const uint64_t place = hashed(k & mask(), mark_bits);
+                const bool is_again = own[place >> 6].again >> (place & 63) & 1;
+                const Entry x = entry(k, i);
+                back -= is_again;
+                *(is_again ? back : front) = x;
+                front += !is_again;
+            }
+            alone[b] = back - (entries + begins[b]);
+            std::reverse(back, entries + begins[b] + sizes[b]);
+        });
+        return true;
+    }
+
+    // A place of its own for every key of a bucket, or one by Fibonacci hashing: the top bits of a product, either way.
+    uint64_t hashed(uint64_t low, int bits) const {
+        const uint64_t factor = bits >= shift ? uint64_t(1) << (64 - bits) : 0x9e3779b97f4a7c15u;
+        return (low * factor) >> (64 - bits);
+    }
+
     int table_bits(int64_t size) const {
         int bits = 1;
         while (bits < 33 && (int64_t(1) << bits) < 2 * size) ++bits;
@@ -532,19 +605,17 @@ private:
 
     // One entry for each key, at the front of its bucket, in the order of first appearance.
     void reduce(int64_t b, Scratch& s) {
-        const int64_t size = sizes[b];
+        const int64_t size = sizes[b] - alone[b];
         if (size == 0) return;
-        Entry* const e = entries + begins[b];
+        Entry* const e = entries + begins[b] + alone[b];
         const int bits = table_bits(size);
         const uint64_t mask = (uint64_t(1) << bits) - 1;
-        // a slot for every key, or by Fibonacci hashing: the top bits of a product, either way
-        const uint64_t factor = bits >= shift ? uint64_t(1) << (64 - bits) : 0x9e3779b97f4a7c15u;
         Slot* const table = s.table;
         std::fill_n(table, mask + 1, Slot{0});
         uint32_t found = 0;
         for (int64_t i = 0; i < size; ++i) {
             const Entry x = e[i];
-            uint64_t slot = (x.low * factor) >> (64 - bits);
+            uint64_t slot = hashed(x.low, bits);
             while (table[slot].entry && e[table[slot].entry - 1].low != x.low) slot = (slot + 1) & mask;
             const bool is_new = !table[slot].entry;
             if (is_new) {
@@ -560,7 +631,7 @@ private:
                 next[x.payload].position = LAST;
             }
         }
-        sizes[b] = found;
+        sizes[b] = alone[b] + found;
     }
 
     // see(key, g) for each key of a reduced bucket.
@@ -597,8 +668,8 @@ constexpr int STATE_OVERLAPS = 3, RATE_IS_NOT_FINITE = 4, STEPS_OVERLAP = 5;  //
 
 // What by_cpp.py lays out once for calls of the same shapes and strides, as a row of integers: of each W.
 struct Call {
-    int64_t count, rows, columns, width, of_row, of_column, of_inner, entries_a_bucket, has_columns, has_wide_indices, rule,
-        must_be_finite, threads;
+    int64_t count, rows, columns, width, of_row, of_column, of_inner, entries_a_bucket, has_marks, has_columns,
+        has_wide_indices, rule, must_be_finite, threads;
 };
 
 namespace {
@@ -613,7 +684,7 @@ struct Operands {
     Operands(const Call& c, void* param, void* const* indices, const void* values, const double (&numbers)[4], void* const* kept)
         : p{c.count, c.rows, c.columns, c.width, indices[0], c.has_columns ? indices[1] : nullptr,
             static_cast<const Element*>(values), static_cast<Element*>(param), c.of_row, c.of_column, c.of_inner,
-            c.entries_a_bucket, Rule(c.rule), c.has_wide_indices != 0, c.must_be_finite != 0, numbers[0], numbers[1],
+            c.entries_a_bucket, c.has_marks != 0, Rule(c.rule), c.has_wide_indices != 0, c.must_be_finite != 0, numbers[0], numbers[1],
             numbers[2], numbers[3], nullptr, nullptr, nullptr, 0, int(c.threads)} {
         const Rule rule = p.rule;
         p.moment = static_cast<Compute*>(Batch::has_moment(rule) ? kept[0] : nullptr);

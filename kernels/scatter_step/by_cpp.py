@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...autotune import Space, Tuned
+from ...autotune import Problem, Space, Tuned
 from ..runtime import dispatch, native
 from .definition import RULES, STATE_OVERLAPS, Options, not_finite
 
@@ -16,13 +16,20 @@ SOURCE = Path(__file__).with_name("by_cpp.cpp")
 
 # BUCKET: entries, about; a bucket and its table are to stay in a core's cache. Each key's values are added in the order
 # of the list, whatever its bucket: the same bits. Polyak's norm goes bucket by bucket, and so keeps the default.
+# MARKS: whether single values go to no bucket, but are marked by their key, to find those that share one.
 STEP = Tuned(
     "scatter_step.cpp",
-    Space({"BUCKET": (1 << 12, 1 << 13, 1 << 14, 1 << 15, 1 << 16), "threads": native.THREADS}),
-    default=lambda problem: {"BUCKET": 1 << 14, "threads": 0},
+    Space({"BUCKET": (1 << 12, 1 << 13, 1 << 14, 1 << 15, 1 << 16), "MARKS": (0, 1), "threads": native.THREADS}),
+    default=lambda problem: {"BUCKET": 1 << 14, "MARKS": _marks_pay(problem), "threads": 0},
     source=SOURCE,
 )
 _SMALL = 1 << 15  # elements that are done before a thread would start
+
+
+def _marks_pay(problem: Problem) -> int:
+    """As measured: buckets win in short lists, and in long ones that are scattered over more memory than is mapped."""
+    nnz, keys = int(problem["nnz"]), int(problem["R"]) * int(problem["C"])
+    return int(nnz >= 1 << 15 and (nnz <= 1 << 18 or keys <= 1 << 21))
 
 
 class _Call(ctypes.Structure):
@@ -31,7 +38,10 @@ class _Call(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("count", "rows", "columns", "width")),
         *((name, ctypes.c_int64) for name in ("of_row", "of_column", "of_inner")),
-        *((name, ctypes.c_int64) for name in ("entries_a_bucket", "has_columns", "has_wide_indices", "rule")),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("entries_a_bucket", "has_marks", "has_columns", "has_wide_indices", "rule")
+        ),
         *((name, ctypes.c_int64) for name in ("must_be_finite", "threads")),
     )
 
@@ -105,6 +115,7 @@ def call(param: Tensor, rows: Tensor, columns: Tensor | None, values: Tensor, ru
         of_column=of_column,
         of_inner=of_inner,
         entries_a_bucket=bucket,
+        has_marks=D == 1 and rule != "polyak" and config["MARKS"],
         has_columns=columns is not None,
         has_wide_indices=rows.dtype == torch.int64,
         rule=RULES.index(rule),

@@ -58,7 +58,7 @@ def test_calls_cover_values_winners_and_training_and_prove_themselves(path):
         calls = list(tuning.calls(REGISTRY["tropical_matmul"], SHAPE, torch.float32, CPU))
         names = [call.name for call in calls]
         assert names[:3] == ["max_plus", "max_plus, with winners", "max_plus, trained"]
-        assert ("log" in names) == (path == "triton")  # the log semiring has no C++ kernel, and torch no config
+        assert "log" in names
         for call in calls:
             call.check(call.run())
             assert call.work.steps == 24 * 40 * 33
