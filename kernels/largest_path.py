@@ -71,8 +71,12 @@ def largest_path(
     route, factors = [node], []
     for w, winner, layer in zip(reversed(weights), reversed(winners), reversed(layers), strict=True):
         k = winner.gather(0, node)
-        factors.append(w.flatten(1)[node // (layer.P * layer.Q), k].to(dtype))
-        node = _source(node, k, layer)
+        if w.dim() == 2:  # a channel is a node, and an edge the node that it comes from
+            factors.append(w[node, k].to(dtype))
+            node = k
+        else:
+            factors.append(w.flatten(1)[node // (layer.P * layer.Q), k].to(dtype))
+            node = _source(node, k, layer)
         route.append(node)
     value = factors.pop()
     while factors:

@@ -7,14 +7,17 @@ import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
 
+from ..kernels import tropical_matmul
 from ..kernels.contract import qualification
 from ..kernels.contract.registry import REGISTRY
 from ..kernels.runtime import backend, dispatch, native
 from . import environment
+from .measuring import ceilings
 
 _PROBE = '#include "{}"\nextern "C" int tropigrad_answers() {{ return 1; }}\n'
 
@@ -83,6 +86,25 @@ def _compiler(problems: list[str]) -> dict[str, Any]:
     return {"works": True, "why": "", **form}
 
 
+def product() -> dict[str, float] | None:
+    """G steps/s of the max-plus product at 512³ on one thread, and of its roof, in half a second; None without C++."""
+    roof = ceilings.of_one_thread()
+    if roof is None or backend.why_off("cpp", torch.device("cpu")):
+        return None
+    a, b = torch.randn(2, 512, 512, generator=torch.Generator().manual_seed(0), device="cpu")
+    before, times = torch.get_num_threads(), []
+    torch.set_num_threads(1)
+    try:
+        with backend.forcing("cpp"):
+            for _ in range(10):
+                start = perf_counter()
+                tropical_matmul(a, b)
+                times.append(perf_counter() - start)
+    finally:
+        torch.set_num_threads(before)
+    return {"steps": 512**3 / min(times) / ceilings.GIGA, "roof": roof}
+
+
 def _cache(problems: list[str]) -> dict[str, Any]:
     folder = native.cache_folder()
     wanted = os.environ.get("TROPIGRAD_CACHE_DIR")
@@ -108,6 +130,11 @@ def lines(facts: Mapping[str, Any], verbose: bool = False) -> list[str]:
     text.append(f"{'compiling':<14}{'works' if compiler['works'] else compiler['why']}")
     if compiler["works"]:
         text.append(f"{'C++ kernels':<14}vectors of {compiler['vector_bits']} bits, sums by {compiler['sums']}")
+    if speed := facts.get("product"):
+        text.append(
+            f"{'max-plus':<14}{speed['steps']:.1f} G steps/s at 512³ on one thread, {speed['steps'] / speed['roof']:.0%} of "
+            f"the {speed['roof']:.1f} that its registers allow"
+        )
     text.append(f"{'operators':<14}registered from {facts['operators']}")
     text.append(f"{'cache':<14}{cache['folder']}: {cache['files']} files, {cache['bytes'] / 1e6:.1f} MB")
     text += [f"{name}={value}" for name, value in facts["environment"].items()]

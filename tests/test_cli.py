@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import os
 import signal
 import subprocess
@@ -140,6 +141,8 @@ def test_doctor_tells_what_is_on_and_why_the_rest_is_off(tropigrad):
     assert found["backends"]["cpu"]["gluon"].startswith("Gluon kernels take NVIDIA GPUs")
     assert found["versions"]["tropigrad"] == __version__
     text = tropigrad("doctor", "-v").stdout
+    if found["compiler"]["works"]:
+        assert re.search(r"max-plus +[\d.]+ G steps/s at 512³ on one thread, \d+% of the [\d.]+ that its", text)
     assert "torch on cpu" in text
     assert found["cache"]["folder"] in text
 

@@ -101,6 +101,16 @@ def bandwidth_roof(records: Iterable[Mapping[str, Any]], name: str = "memory") -
     return max((r["value"] for r in records if r["kind"] == "ceiling" and r["name"] == name), default=None)
 
 
+def of_one_thread(rounds: int = 8) -> float | None:
+    """G steps/s of sums and maxima that one thread makes in registers, by the best way; None where nothing compiles."""
+    native = library(Path(__file__).with_name("ceilings.cpp"))
+    if native is None:
+        return None
+    _declare(native)
+    ways = [mix for mix in map(MIXES.index, WAYS["add_max"]) if native.tropigrad_mix(mix, 1) > 0]
+    return max(_mix(native, mix, 1, rounds).value for mix in ways)
+
+
 # ------------------------------------------------------------------------------------------------ native loops
 
 

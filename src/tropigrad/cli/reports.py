@@ -176,5 +176,7 @@ def doctor(as_json: Json = False, verbose: Verbose = False) -> None:
     from ..perf_reports import doctor as examination
 
     facts = examination.examine()
+    if verbose:
+        facts["product"] = examination.product()
     print(output.as_json(facts) if as_json else "\n".join(examination.lines(facts, verbose)))
     raise typer.Exit(1 if facts["problems"] else 0)
