@@ -131,10 +131,8 @@ def lines(facts: Mapping[str, Any], verbose: bool = False) -> list[str]:
     if compiler["works"]:
         text.append(f"{'C++ kernels':<14}vectors of {compiler['vector_bits']} bits, sums by {compiler['sums']}")
     if speed := facts.get("product"):
-        text.append(
-            f"{'max-plus':<14}{speed['steps']:.1f} G steps/s at 512³ on one thread, {speed['steps'] / speed['roof']:.0%} of "
-            f"the {speed['roof']:.1f} that its registers allow"
-        )
+        share = f"{speed['steps'] / speed['roof']:.0%} of the {speed['roof']:.1f} that its registers allow"
+        text.append(f"{'max-plus':<14}{speed['steps']:.1f} G steps/s at 512³ on one thread, {share}")
     text.append(f"{'operators':<14}registered from {facts['operators']}")
     text.append(f"{'cache':<14}{cache['folder']}: {cache['files']} files, {cache['bytes'] / 1e6:.1f} MB")
     text += [f"{name}={value}" for name, value in facts["environment"].items()]

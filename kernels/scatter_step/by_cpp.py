@@ -27,7 +27,7 @@ _SMALL = 1 << 15  # elements that are done before a thread would start
 
 
 def _marks_pay(problem: Problem) -> int:
-    """As measured: buckets win in short lists, and in long ones that are scattered over more memory than is mapped."""
+    """Buckets win in short lists, and in long ones that are scattered over much memory, as measured."""
     nnz, keys = int(problem["nnz"]), int(problem["R"]) * int(problem["C"])
     return int(nnz >= 1 << 15 and (nnz <= 1 << 18 or keys <= 1 << 21))
 
