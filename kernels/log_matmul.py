@@ -23,6 +23,7 @@ from ..triton_or_stub import tl, triton
 from .mathematics.semiring import scale_of_differences
 from .mathematics.semiring_in_triton import combine
 from .runtime.dispatch import Gradient, operator
+from .runtime.grid import cdiv
 from .runtime.implementations import Implementations
 from .runtime.vmap import inner_batch, join_batch, leave_batch
 
@@ -166,7 +167,7 @@ def _forward_by_triton(a: Tensor, b: Tensor, temperature: float, ignore_nan: boo
     (B, M, K), N = a.shape, b.shape[-1]
     c, (top, share) = a.new_empty(B, M, N), _parts_of(a, b, keeps)
     config = FORWARD.config({"M": M, "N": N, "K": K, "dtype": str(a.dtype)}, a.device)
-    grid = (B * triton.cdiv(M, config["BLOCK_M"]) * triton.cdiv(N, config["BLOCK_N"]),)
+    grid = (B * cdiv(M, config["BLOCK_M"]) * cdiv(N, config["BLOCK_N"]),)
     _log_matmul_fwd_kernel[grid](
         a, b, c, top, share, _scaled(temperature, a), M, N, K, *a.stride(), *b.stride(),
         KEEPS=keeps, IGNORE_NAN=ignore_nan, **config,
@@ -190,7 +191,7 @@ def _to_a_by_triton(
     (B, M, K), N = a.shape, b.shape[-1]
     da = a.new_empty(B, M, K)
     config = BACKWARD.config({"M": M, "N": N, "K": K, "dtype": str(a.dtype)}, a.device)
-    grid = (B * triton.cdiv(M, config["BLOCK_M"]) * triton.cdiv(K, config["BLOCK_K"]),)
+    grid = (B * cdiv(M, config["BLOCK_M"]) * cdiv(K, config["BLOCK_K"]),)
     _log_matmul_bwd_kernel[grid](
         dc, top, share, a, b, da, _scaled(temperature, a), M, N, K,
         *dc.stride(), *top.stride(), *a.stride(), *b.stride(), IGNORE_NAN=ignore_nan, **config,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...autotune import Space, Tuned
 from ...triton_or_stub import tl, triton
+from ..runtime.grid import cdiv
 from . import by_torch
 
 FORWARD = Tuned(
@@ -154,7 +155,7 @@ def dense_backward(g, weight, contexts, targets, bias, weights, top, share, need
         for x, needed in zip((weight, bias, weights), wanted, strict=True)
     )
     config = BACKWARD.config(_problem(weight, contexts), weight.device)
-    _gather_softmax_bwd_kernel[(triton.cdiv(B, config["ROWS"]) * triton.cdiv(V, config["BLOCK_V"]),)](
+    _gather_softmax_bwd_kernel[(cdiv(B, config["ROWS"]) * cdiv(V, config["BLOCK_V"]),)](
         g, weight, contexts, targets, bias, weights, top, share, dweight, dbias, dweights, B, D, V, K,
         *weight.stride(), WEIGHT=needs_weight, BIAS=needs_bias, WEIGHTS=needs_weights, **config,
     )  # fmt: skip

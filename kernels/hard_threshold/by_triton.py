@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ...autotune import Space, Tuned
 from ...triton_or_stub import tl, triton
+from ..runtime.grid import cdiv
 from .definition import Form, Rule, rule_of
 from .layout import channels, code_bytes, in_one_piece, ordered, planes, y_like, z_like
 
@@ -543,7 +544,7 @@ def _split(outer: int, C: int, inner: int, pool: bool) -> tuple[int, int, int, i
     extent = C if by_columns else inner
     columns = min(triton.next_power_of_2(extent), _MOST_COLUMNS if by_columns else _LONGEST)
     rows = min(triton.next_power_of_2(outer), (_TILE // 2 if pool else _TILE) // columns)
-    pieces, chunks = triton.cdiv(extent, columns), triton.cdiv(outer, rows * _TILES)
+    pieces, chunks = cdiv(extent, columns), cdiv(outer, rows * _TILES)
     return (columns, rows, pieces * chunks, chunks) if by_columns else (
         columns, rows, C * pieces * chunks, pieces * chunks
     )  # fmt: skip
@@ -570,11 +571,11 @@ def _launch(
     """(grid, sizes, constants) of forward and backward; y: the output, or its gradient, as it lies in memory."""
     size, block = y.numel(), config["BLOCK"]
     outer, C, inner = channels(y.shape, form) if affine else (1, 1, size)
-    by, rows, programs = "none", 1, triton.cdiv(size, block)
+    by, rows, programs = "none", 1, cdiv(size, block)
     if affine and inner == 1 and C % 8 == 0:  # so that 8 elements of a row are a byte
         columns = min(block, triton.next_power_of_2(C), _MOST_COLUMNS)
         by, rows = "columns", block // columns
-        programs = triton.cdiv(outer, rows) * triton.cdiv(C, columns)
+        programs = cdiv(outer, rows) * cdiv(C, columns)
     elif affine and inner % block == 0:
         by = "one"
     elif affine and 8 <= inner < block and inner & (inner - 1) == 0:

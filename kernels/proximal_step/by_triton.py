@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ...autotune import Config, Space, Tuned
 from ...triton_or_stub import tl, triton
+from ..runtime.grid import cdiv
 from .layout import problem_of
 
 PASSES = 6
@@ -432,7 +433,7 @@ def _tiling(sizes: tuple[int, ...], chunk: int) -> tuple[int, list[tuple[slice, 
         here, starts, programs = sizes[at : at + _MOST], [], 0
         for size in here:
             starts.append(programs)
-            programs += triton.cdiv(size, chunk)
+            programs += cdiv(size, chunk)
         launches.append((slice(at, at + _MOST), programs, {"STARTS": tuple(starts), "SIZES": here}, begin))
         begin += programs
     return begin, launches
@@ -452,7 +453,7 @@ def multiobjective_step(
     config = TERMS.config(problem_of(p), p[0].device)
     there = [at for at, one in enumerate(p) if one.numel()]
     sizes = tuple(p[at].numel() for at in there)
-    chunk = max(config["BLOCK"], triton.next_power_of_2(triton.cdiv(sum(sizes), _PROGRAMS)))
+    chunk = max(config["BLOCK"], triton.next_power_of_2(cdiv(sum(sizes), _PROGRAMS)))
     programs, tiling = _tiling(sizes, chunk)
     if programs == 0:
         state.copy_(torch.stack([state[0] + 1, torch.ones_like(state[0]), *torch.zeros_like(state[:2])]))

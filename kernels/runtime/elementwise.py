@@ -21,6 +21,7 @@ from ...triton_or_stub import tl, triton
 from . import backend, dispatch, memory, native
 from .arguments import FLOATS, broadcast, listed, under_autocast
 from .dispatch import Gradient, Plan, operator
+from .grid import cdiv
 from .implementations import Implementations
 from .vmap import mapped_first
 
@@ -326,7 +327,7 @@ class Elementwise:
         sizes, (of_y, *of_operands) = _layout(y.shape, y.stride(), *of_tensors)
         strides = [step for steps in (*of_operands, of_y) for step in steps]
         config = self.by_triton.config(_problem(y), y.device)
-        _elementwise_kernel[(triton.cdiv(y.numel(), config["BLOCK"]),)](
+        _elementwise_kernel[(cdiv(y.numel(), config["BLOCK"]),)](
             tuple(operands), y, y.numel(), tuple(sizes), tuple(strides),
             FORMULA=self.formula, IS_NUMBER=tuple(not isinstance(x, Tensor) for x in operands),
             COMPUTE=tl.float64 if y.dtype == torch.float64 else tl.float32, WIDE=y.numel() > 1 << 30, **config,

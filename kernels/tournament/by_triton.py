@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...autotune import Space, Tuned
 from ...triton_or_stub import tl, triton
+from ..runtime.grid import cdiv
 from .definition import FAN, levels
 
 BUILD = Tuned(
@@ -138,7 +139,7 @@ def build(leaves: Tensor, values: Tensor, indices: Tensor, largest: bool) -> Non
     config = BUILD.config({"B": B, "n": n, "dtype": str(leaves.dtype)}, leaves.device)
     children, size, level = 0, n, 0
     for count in levels(n):
-        _tournament_build_kernel[(B * triton.cdiv(count, config["NODES"]),)](
+        _tournament_build_kernel[(B * cdiv(count, config["NODES"]),)](
             leaves, values, indices, n, nodes, children, size, level, count,
             LEAVES=level == 0, **_constants(leaves, largest), **config,
         )  # fmt: skip

@@ -16,6 +16,7 @@ from ...autotune import Space, Tuned
 from ...triton_or_stub import tl, triton
 from ..mathematics.semiring import semiring_zero, value_dtype, winner_dtype
 from ..mathematics.semiring_in_triton import combine
+from ..runtime.grid import cdiv
 from .definition import Window
 
 FORWARD = Tuned(
@@ -174,7 +175,7 @@ def forward(
     values = x.new_empty((B, O, P, Q), dtype=value_dtype(x.dtype))
     won = torch.empty((B, O, P, Q) if winners else (0,), dtype=winner_dtype(K), device=x.device)
     config = FORWARD.config({"outputs": P * Q, "K": K, "filters": F, "dtype": str(x.dtype)}, x.device)
-    grid = (B * groups * triton.cdiv(F, config["BLOCK_O"]) * triton.cdiv(P * Q, config["BLOCK_P"]),)
+    grid = (B * groups * cdiv(F, config["BLOCK_O"]) * cdiv(P * Q, config["BLOCK_P"]),)
     _tropical_conv2d_fwd_kernel[grid](
         x, weight, values, won, groups, C, F, H, W, P, Q, *x.stride(), *weight.stride(), **_window(window, (kh, kw)),
         ZERO=semiring_zero(semiring, values.dtype), MINIMUM=semiring == "min_plus", WINNERS=winners,
@@ -199,7 +200,7 @@ def scatter(
     dx = torch.zeros(x_shape if needs_x else (0,), dtype=wide, device=dy.device)
     dweight = torch.zeros(weight_shape if needs_weight else (0,), dtype=wide, device=dy.device)
     config = SCATTER.config({"outputs": P * Q, "dtype": str(dy.dtype)}, dy.device)
-    _tropical_conv2d_scatter_kernel[(B * O * triton.cdiv(P * Q, config["BLOCK"]),)](
+    _tropical_conv2d_scatter_kernel[(B * O * cdiv(P * Q, config["BLOCK"]),)](
         dy, winners.contiguous(), dx, dweight, groups, C, O // groups, *x_shape[2:], P, Q, *dy.stride(),
         **_window(window, (kh, kw)), NEEDS_X=needs_x, NEEDS_W=needs_weight, **config,
     )  # fmt: skip

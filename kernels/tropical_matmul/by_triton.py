@@ -30,6 +30,7 @@ from ...autotune import Config, Space, Tuned
 from ...triton_or_stub import tl, triton
 from ..mathematics.semiring import semiring_zero, value_dtype, winner_dtype, worst
 from ..mathematics.semiring_in_triton import candidate, rounded
+from ..runtime.grid import cdiv
 from .refine import refine
 
 
@@ -193,7 +194,7 @@ def forward(a: Tensor, b: Tensor, semiring: str, with_winners: bool, ignore_nan:
     # no block is longer than K, and one that is not kept is as long as the loop is unrolled
     block_k = min(config["BLOCK_K"] if config["BLOCK_K"] > 1 else 8, 1 << (K.bit_length() - 1))
     keep = "nothing" if not keeps else "block" if config["BLOCK_K"] > 1 else "k"
-    grid = (B * triton.cdiv(M, config["BLOCK_M"]) * triton.cdiv(N, config["BLOCK_N"]),)
+    grid = (B * cdiv(M, config["BLOCK_M"]) * cdiv(N, config["BLOCK_N"]),)
     _tropical_matmul_fwd_kernel[grid](
         a, b, values, winners, M, N, K, *a.stride(), *b.stride(),
         WORST=worst(semiring, values.dtype), EMPTY=semiring_zero(semiring, values.dtype),

@@ -13,6 +13,7 @@ from ...autotune import Space, Tuned
 from ...triton_or_stub import tl, triton
 from ..mathematics.semiring import semiring_zero, worst
 from ..mathematics.semiring_in_triton import combine, piece_of_a_row
+from ..runtime.grid import cdiv
 
 REFINE = Tuned(
     "tropical_matmul_refine.triton",
@@ -80,7 +81,7 @@ def refine(a: Tensor, b: Tensor, values: Tensor, blocks: Tensor, semiring: str, 
     """
     (B, M, K), N = a.shape, b.shape[-1]
     config = REFINE.config({"M": M, "N": N, "K": K, "dtype": str(a.dtype)}, a.device)
-    _refine_winners_kernel[(B * M * triton.cdiv(N, config["BLOCK"]),)](
+    _refine_winners_kernel[(B * M * cdiv(N, config["BLOCK"]),)](
         a, b, values, blocks, M, N, K, *a.stride(), *b.stride(),
         WORST=worst(semiring, values.dtype),
         EMPTY=semiring_zero(semiring, values.dtype), PRODUCT=semiring == "max_times", IGNORE_NAN=ignore_nan,
