@@ -9,6 +9,7 @@ the default configs.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Hashable
 from functools import partial
 from unittest import mock
@@ -70,6 +71,9 @@ def launching() -> list[Call]:
     """The calls by Triton, forward and in place; whoever trains pays for autograd besides, which is torch's."""
     unserved_by_plans()
     backend.why_off = lambda name, device: ""
+    for module in list(sys.modules.values()):  # values are looked at on a CPU alone
+        if hasattr(module, "looks_at_values"):
+            module.looks_at_values = lambda device: False
     shapes = {name: of.interpreted or next(iter(of.shapes.values())) for name, of in autotune.TUNABLE.items()}
     specs = {name: spec for name, spec in REGISTRY.items() if "triton" in spec.backends}
     made = []

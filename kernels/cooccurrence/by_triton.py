@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...autotune import Space, Tuned, capturing
 from ...triton_or_stub import tl, triton
-from ..runtime.grid import cdiv
+from ..runtime.grid import cdiv, next_power_of_2
 from . import definition
 from .definition import FLOATS, dtype_of
 
@@ -22,7 +22,7 @@ _SPACE = Space({"BLOCK_D": (32, 64, 128, 256, 512), "num_warps": (1, 2, 4, 8)})
 
 
 def _default(problem):
-    return {"BLOCK_D": min(128, max(32, triton.next_power_of_2(int(problem["D"])))), "num_warps": 2}
+    return {"BLOCK_D": min(128, max(32, next_power_of_2(int(problem["D"])))), "num_warps": 2}
 
 
 SUMS = Tuned("cooccurrence.triton", _SPACE, default=_default, source=Path(__file__))
@@ -158,7 +158,7 @@ def sums(x: Tensor, labels: Tensor, classes: int, scale: float | None, offset: f
     if scale is not None:
         weights, flag = _weights(x, scale, offset, problem)
         flags.append(flag)
-    segment = max(_LEAST_SEGMENT, triton.next_power_of_2(cdiv(N, _MOST_SEGMENTS)))
+    segment = max(_LEAST_SEGMENT, next_power_of_2(cdiv(N, _MOST_SEGMENTS)))
     config = SUMS.config(problem, device)
     most, pieces = min(classes, N) + N // segment, cdiv(D, config["BLOCK_D"])
     by_class, order = torch.sort(labels.long(), stable=True)
@@ -198,7 +198,7 @@ _ROWS = 8  # that are asked for at once
 def _weights(x: Tensor, scale: float, offset: float, problem) -> tuple[Tensor, Tensor]:
     """[N] float64: what each row is multiplied by; and whether an element is bad, or a weight out of range."""
     N, D = x.shape
-    block = min(triton.next_power_of_2(D), _TILE)
+    block = min(next_power_of_2(D), _TILE)
     rows = _TILE // block
     programs = cdiv(N, rows)
     masses = torch.empty((N,), dtype=torch.float64, device=x.device)

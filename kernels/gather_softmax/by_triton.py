@@ -129,9 +129,14 @@ def _problem(weight: Tensor, contexts: Tensor) -> dict[str, int | str]:
 
 def dense(weight: Tensor, contexts: Tensor, targets: Tensor, bias: Tensor, weights: Tensor):
     """Losses, top and share, as `by_torch.dense`; B is not 0."""
-    contexts, targets, bias, weights = (x.contiguous() for x in (contexts, targets, bias, weights))
+    contexts, targets, bias, weights = (
+        contexts.contiguous(),
+        targets.contiguous(),
+        bias.contiguous(),
+        weights.contiguous(),
+    )
     (B, K), (D, V) = contexts.shape, weight.shape
-    losses, top, share = (bias.new_empty(B) for _ in range(3))
+    losses, top, share = bias.new_empty(B), bias.new_empty(B), bias.new_empty(B)
     config = FORWARD.config(_problem(weight, contexts), weight.device)
     _gather_softmax_fwd_kernel[(B,)](
         weight, contexts, targets, bias, weights, losses, top, share, D, V, K, *weight.stride(), **config

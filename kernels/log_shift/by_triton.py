@@ -12,12 +12,12 @@ from torch import Tensor
 
 from ...autotune import Space, Tuned
 from ...triton_or_stub import tl, triton
-from ..runtime.grid import cdiv
+from ..runtime.grid import cdiv, next_power_of_2
 from .definition import dtype_of, is_transposed
 
 
 def _default(problem):
-    return {"BLOCK_C": min(128, max(16, triton.next_power_of_2(int(problem["C"])))), "num_warps": 4}
+    return {"BLOCK_C": min(128, max(16, next_power_of_2(int(problem["C"])))), "num_warps": 4}
 
 
 MASS = Tuned(

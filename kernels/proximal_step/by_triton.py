@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...autotune import Config, Space, Tuned
 from ...triton_or_stub import tl, triton
-from ..runtime.grid import cdiv
+from ..runtime.grid import cdiv, next_power_of_2
 from .layout import problem_of
 
 PASSES = 6
@@ -453,7 +453,7 @@ def multiobjective_step(
     config = TERMS.config(problem_of(p), p[0].device)
     there = [at for at, one in enumerate(p) if one.numel()]
     sizes = tuple(p[at].numel() for at in there)
-    chunk = max(config["BLOCK"], triton.next_power_of_2(cdiv(sum(sizes), _PROGRAMS)))
+    chunk = max(config["BLOCK"], next_power_of_2(cdiv(sum(sizes), _PROGRAMS)))
     programs, tiling = _tiling(sizes, chunk)
     if programs == 0:
         state.copy_(torch.stack([state[0] + 1, torch.ones_like(state[0]), *torch.zeros_like(state[:2])]))
@@ -462,7 +462,7 @@ def multiobjective_step(
     room = (4 * _COUNT.value + 3) * programs
     records, parts = state.new_empty((PASSES, _ROOM)), state.new_empty((2, room))
     norms, lam = state.new_empty((3 * programs,)), state.new_empty((1,))
-    whole = {"PROGRAMS": programs, "PADDED": triton.next_power_of_2(programs), "CHUNK": chunk, **config}
+    whole = {"PROGRAMS": programs, "PADDED": next_power_of_2(programs), "CHUNK": chunk, **config}
 
     def launches():
         for part, count, shapes, first in tiling:

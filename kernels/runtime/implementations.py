@@ -48,16 +48,14 @@ class Implementations:
 
     def backend_on(self, device: torch.device, dtype: torch.dtype) -> str:
         """The backend of calls on a device in a dtype, by name. That of a GPU's kernels is remembered."""
-        label = device, dtype, backend.forced()
-        kept = self._kept.get(label)
-        if kept is not None:
+        if self._kept and (kept := self._kept.get((device, dtype, backend.forced()))):
             if device.type == "cuda":
                 capture.watch(device)
             return kept
         name = backend.choose(self.op, device, self.offered(dtype), dtype, self.source, self._gluon_serves)
         # while a graph is captured, a Gluon kernel that was never compared must wait
         if name in ("gluon", "triton") and not autotune.capturing(device):
-            self._kept[label] = name
+            self._kept[device, dtype, backend.forced()] = name
         return name
 
     def offered(self, dtype: torch.dtype) -> tuple[str, ...]:

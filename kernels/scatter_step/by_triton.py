@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...autotune import Config, Space, Tuned
 from ...triton_or_stub import tl, triton
-from ..runtime.grid import cdiv
+from ..runtime.grid import cdiv, next_power_of_2
 from .definition import Options, State, compute_dtype
 
 FEW = 64  # entries up to which every program looks at all of them
@@ -310,7 +310,7 @@ def step(
     deterministic: bool,
 ) -> None:
     """param [R, C, D] any strides, rows and columns [nnz], values [nnz, D], contiguous; see `_step` of the package."""
-    (R, C, D), nnz = param.shape, len(rows)
+    (R, C, D), nnz = param.shape, rows.shape[0]
     total = R * C
     rule, momentum, decay, eps = options
     if state.number is not None:
@@ -323,7 +323,7 @@ def step(
     if not isinstance(lr, Tensor) and dtype == torch.float64:
         lr = torch.full((), lr, dtype=dtype, device=param.device)  # Triton takes a number as float32
     problem = {"R": R, "C": C, "nnz": nnz, "D": D, "dtype": str(param.dtype)}
-    block_d = min(triton.next_power_of_2(D), _WIDEST)
+    block_d = min(next_power_of_2(D), _WIDEST)
 
     def laid_out(config: Config) -> dict[str, Any]:
         block = max(1, config["ENTRIES"] // block_d)
@@ -347,7 +347,7 @@ def step(
             _few_kernel[(nnz,)](
                 param, rows, columns, values, *_rates(lr, param), *state, norm, nnz, R, total, *sizes,
                 RULE=rule, HAS_COLUMNS=has_columns, HAS_LR=isinstance(lr, Tensor), **constants,
-                **{**layout, "BLOCK": triton.next_power_of_2(nnz)},
+                **{**layout, "BLOCK": next_power_of_2(nnz)},
             )  # fmt: skip
     else:
         keys = torch.empty(nnz, dtype=torch.int32 if total < 2**31 else torch.int64, device=param.device)
@@ -357,7 +357,7 @@ def step(
         )
         keys, order = torch.sort(keys, stable=True)
         partial = torch.empty((cdiv(nnz, PIECE), D), dtype=dtype, device=param.device)
-        _pieces_kernel[(cdiv(len(partial), chosen["BLOCK"]),)](
+        _pieces_kernel[(cdiv(partial.shape[0], chosen["BLOCK"]),)](
             keys, order, values, partial, nnz, D, total, PIECE=PIECE, **chosen
         )
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...autotune import Space, Tuned
 from ...triton_or_stub import tl, triton
-from ..runtime.grid import cdiv
+from ..runtime.grid import cdiv, next_power_of_2
 from .definition import FAN, levels
 
 BUILD = Tuned(
@@ -26,7 +26,7 @@ UPDATE = Tuned(
     "tournament_update.triton",
     # BLOCK: touched leaves that are climbed from at once
     Space({"BLOCK": (1, 2, 4, 8, 16, 32, 64), "num_warps": (1, 2, 4, 8)}),
-    default=lambda problem: {"BLOCK": min(32, triton.next_power_of_2(int(problem["t"]))), "num_warps": 4},
+    default=lambda problem: {"BLOCK": min(32, next_power_of_2(int(problem["t"]))), "num_warps": 4},
     source=Path(__file__),
 )
 _FEW = 32  # touched leaves from which a program climbs however small the tree is
