@@ -464,26 +464,26 @@ def multiobjective_step(
     norms, lam = state.new_empty((3 * programs,)), state.new_empty((1,))
     whole = {"PROGRAMS": programs, "PADDED": next_power_of_2(programs), "CHUNK": chunk, **config}
 
-    def launches():
-        for part, count, shapes, first in tiling:
-            lists = [tuple(tensors[at] for at in there[part]) for tensors in (p, d, x)]
-            yield count, lists, {**shapes, **whole, "FIRST_PROGRAM": first}
-
-    penalties = [tuple(bool(penalized[at]) for at in there[part]) for part, *_ in tiling]
+    launches = []
+    for part, count, shapes, first in tiling:
+        lists = [tuple([tensors[at] for at in there[part]]) for tensors in (p, d, x)]
+        launches.append((count, lists, {**shapes, **whole, "FIRST_PROGRAM": first}))
+    penalties = [tuple([bool(penalized[at]) for at in there[part]]) for part, *_ in tiling]
+    step, pace = _split(h), _split(acceleration)
     for at in range(PASSES):
         before = max(at - 1, 0)
-        for (count, (weights, grads, _), options), flags in zip(launches(), penalties, strict=True):
+        for (count, (weights, grads, _), options), flags in zip(launches, penalties, strict=True):
             _proximal_terms_kernel[(count,)](
-                weights, grads, state, records[before], records[at], parts[before % 2], parts[at % 2], *_split(h),
+                weights, grads, state, records[before], records[at], parts[before % 2], parts[at % 2], *step,
                 PENALIZED=flags, IS_FIRST=at == 0, **options,
             )  # fmt: skip
     last = PASSES - 1
-    for (count, lists, options), flags in zip(launches(), penalties, strict=True):
+    for (count, lists, options), flags in zip(launches, penalties, strict=True):
         _proximal_move_kernel[(count,)](
-            *lists, state, records[last], lam, parts[last % 2], norms, *_split(h), *_split(acceleration),
+            *lists, state, records[last], lam, parts[last % 2], norms, *step, *pace,
             PENALIZED=flags, **options,
         )  # fmt: skip
-    for count, (weights, _, iterates), options in launches():
+    for count, (weights, _, iterates), options in launches:
         _proximal_settle_kernel[(count,)](weights, iterates, state, lam, norms, **options)
 
 

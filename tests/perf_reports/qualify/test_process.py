@@ -86,6 +86,7 @@ def test_the_worker_ends_where_nobody_listens_any_more(tmp_path):
     command = [sys.executable, "-m", "tropigrad.perf_reports.qualify.worker", '{"ops": [], "rehearses": false}']
     worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert worker.stdin
+    assert worker.stderr
     worker.stdin.close()
     assert worker.wait(timeout=60) == 1
     worker.stderr.close()
