@@ -1,4 +1,4 @@
-"""What the host works out for a launch, by what it depends on: worked out once, and then one look-up in a dictionary.
+"""Remembers what the host works out for a launch, by what it depends on: once worked out, it is one look-up away.
 
 A grid, a config and the constants of a kernel follow from shapes, strides, dtypes and options. A call like an earlier
 one need not work them out again: the interpreter's time for that is longer than a small kernel's.
