@@ -30,6 +30,7 @@ STAGES = {"conformance": 0.3, "ceilings": 0.05, "tropical_matmul": 0.2, "tuning"
 LIMIT_S = 60.0  # an item that takes longer, beyond twice its share where it has one, hangs
 START_S = 180.0  # likewise of a process that starts: torch's import, a compiler's run, a driver that wakes up
 WORKER = [sys.executable, "-m", f"{__package__}.worker"]
+RESTART_S = 15.0  # which even the end of the budget grants
 STARTS = 3  # that fail in a row, after which nothing more is tried
 LOST_OF_A_GROUP = 3  # items of a stage, after which the others of the group wait for --resume
 LOST_GROUPS = 6  # with no answer in between, after which nothing more is tried
@@ -189,8 +190,9 @@ class _Run:
             return
         last = ""
         for _ in range(STARTS):
+            left = max(RESTART_S, self.end - perf_counter()) if self.facts else START_S
             try:
-                for message in self.crew.ask({"start": not self.facts}, START_S):
+                for message in self.crew.ask({"start": not self.facts}, min(START_S, left)):
                     self.facts = message.get("facts", self.facts)
                 return
             except Lost as reason:
