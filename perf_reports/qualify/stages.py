@@ -98,10 +98,11 @@ def carry_out(
         made = _Run(start, budget_s, share_at_most_s, earlier, kept, journal, crew, outcome, progress)
         try:
             made.begin(budget_s, resume)
-            share = 0.0
+            # a slow start, in which a compiler may run, is charged to all stages alike
+            ready, share = perf_counter(), 0.0
             for stage, of in STAGES.items():
                 share += of
-                made.stage(stage, start + share * budget_s)
+                made.stage(stage, ready + share * (made.end - ready))
         except KeyboardInterrupt:
             outcome.interrupted = True
         except GivenUp as reason:
