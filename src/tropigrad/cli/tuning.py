@@ -122,7 +122,8 @@ def qualify(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     rehearse: Annotated[
-        bool, typer.Option("--rehearse", help="A bad day on purpose: on the CPU, with planted failures, in a minute.")
+        bool,
+        typer.Option("--rehearse", help="A bad day on purpose: on the CPU, with planted failures, in a minute or two."),
     ] = False,
     as_json: Json = False,
 ) -> None:
