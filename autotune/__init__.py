@@ -7,8 +7,8 @@ compute capability, and last the default. Nothing is ever tuned unless it is ask
 """
 
 from .cache import Entry, Store, cache_dir, store
-from .contest import Finding, Task, WrongDefault, search
-from .device import Fingerprint, capturing, fingerprint
+from .contest import DeviceLost, Finding, Task, WrongDefault, search
+from .device import Fingerprint, capturing, fingerprint, why_lost
 from .explanation import Explanation, explain
 from .keys import Problem, source_hash
 from .machine.cost import NOMINAL, Ceilings, Launch, MachineCode, Prediction, Work, predict
@@ -27,6 +27,7 @@ __all__ = [
     "Ceilings",
     "Choice",
     "Config",
+    "DeviceLost",
     "Entry",
     "Explanation",
     "Finding",
@@ -66,4 +67,5 @@ __all__ = [
     "tune",
     "unremembered",
     "warm_up",
+    "why_lost",
 ]

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from .cache import Entry, Journal, Store
-from .device import fingerprint
+from .device import fingerprint, why_lost
 from .keys import Problem, canonical
 from .machine.cost import Prediction
 from .scope import mode, override
@@ -47,6 +47,10 @@ Progress = Callable[[int, int, str], None]  # (done, total, what is being done)
 
 class WrongDefault(RuntimeError):
     """The default config's result is not the oracle's: nothing is tuned before that is mended."""
+
+
+class DeviceLost(RuntimeError):
+    """A config has spoilt the device's context: whatever this process tried next would fail, and say nothing of it."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,11 @@ class _Search:
             self.reject(rival, f"wrong result: {_first_line(error)}")
         except Exception as error:  # a config that cannot be launched is no rival
             self.reject(rival, f"{type(error).__name__}: {_first_line(error)}")
+            if reason := why_lost(self.task.device):
+                raise DeviceLost(
+                    f"{self.task.kernel.name} at {dict(self.task.problem)} with {rival.config}: {reason}; that config "
+                    "is not tried again: the same command in a new process goes on"
+                ) from error
         else:
             took = perf_counter() - again
             if self.default_s and took > MUCH_SLOWER * self.default_s and again - start > MUCH_SLOWER * self.default_s:

@@ -54,6 +54,20 @@ def capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
+def why_lost(device: torch.device) -> str:
+    """Why every later call of this process on the device would fail; "" where it answers.
+
+    An illegal access, or a launch that failed, spoils a GPU's context for the rest of the process.
+    """
+    if device.type != "cuda":
+        return ""
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError as error:
+        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return ""
+
+
 @functools.cache
 def _fingerprint(kind: str, index: int | None, threads: int) -> Fingerprint:
     try:

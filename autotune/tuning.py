@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
 
@@ -37,6 +37,7 @@ def tune(
     again: bool = False,
     progress: Progress | None = None,
     into: Store | None = None,
+    found: Callable[[Finding], object] | None = None,
 ) -> list[Finding]:
     """Tunes every kernel that an op's calls launch at these shapes; each is stored as soon as it is found.
 
@@ -50,6 +51,7 @@ def tune(
         again: measure what is stored once more.
         progress: called with (done, total, what is being done).
         into: another store than the user's.
+        found: called with each finding as it comes: a process that ends in the middle has then told what it knew.
 
     Raises:
         ValueError: an unknown op, or shapes that are not its.
@@ -58,12 +60,18 @@ def tune(
     tunable, device, into = find(op), device or default_device(), into or store()
     shapes = shapes_of(tunable, shapes)
     start, findings, seen = perf_counter(), [], set()
+
+    def keep(finding: Finding) -> None:
+        findings.append(finding)
+        if found:
+            found(finding)
+
     with mode("replay"):
         for number, shape in enumerate(shapes.values()):
             spare = math.inf if budget_s is None else start + budget_s - perf_counter()
             end = perf_counter() + spare / (len(shapes) - number)
             if spare <= 0:  # too late even to see what it launches
-                findings.append(Finding(op, shape, {}, {}, {}, "cut off", stored=False))
+                keep(Finding(op, shape, {}, {}, {}, "cut off", stored=False))
                 continue
             if progress:
                 progress(number, len(shapes), f"{op}: what is launched at {_label(shape)}")
@@ -75,7 +83,7 @@ def tune(
                 # half of the shape's share each: values first, then what else there may be
                 share = A_SEARCH_S if budget_s is None else (end - perf_counter()) / 2
                 task = _task(launched, device)
-                findings.append(search(task, store=into, budget_s=share, again=again, progress=progress))
+                keep(search(task, store=into, budget_s=share, again=again, progress=progress))
                 reload()
     return findings
 

@@ -4,9 +4,10 @@ A table stands between two comments of its page:
 
     <!-- facts of tropical_matmul: begin -->   <!-- facts of tropical_matmul: end -->
     <!-- names of nn: begin -->                <!-- names of nn: end -->
+    <!-- launches of perf_baseline.json: begin --> <!-- launches of perf_baseline.json: end -->
 
 Facts of an op (dtypes, backends, forms, promises, least costs) are read from its spec, the names of a package from its
-`__all__` and its docstrings.
+`__all__` and its docstrings, what launches cost the host from the gate's baseline.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -23,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 COMMAND = "python docs/write_tables.py"
-PLACE = re.compile(r"<!-- (facts|names) of ([\w.]+): begin -->.*?<!-- \1 of \2: end -->", re.DOTALL)
+PLACE = re.compile(r"<!-- (facts|names|launches) of ([\w.]+): begin -->.*?<!-- \1 of \2: end -->", re.DOTALL)
 
 if str(ROOT / "src") not in sys.path:
     sys.path.insert(0, str(ROOT / "src"))  # this checkout, whatever is installed
@@ -34,7 +36,7 @@ CONSTANTS = {  # names that are no class or function, and so have no docstring
     "TUNABLE": "what can be tuned, by name: each op, and the iterations on the worst sample",
     "Config": "a config: a mapping of names to numbers",
     "Problem": "a problem: a mapping of what a kernel's config depends on",
-    "TIERS": "the tiers that `perf gate` measures: 0, 1, 2",
+    "TIERS": "the tiers that `perf gate` measures: 0, 1, 2, 3",
 }
 ON_CPU, ON_GPU = {"cpp": "C++", "torch": "torch"}, {"gluon": "Gluon", "triton": "Triton", "torch": "torch"}
 ROOFS = {
@@ -145,7 +147,27 @@ def _cell(text: str) -> str:
     return re.sub(r"([|*<])", r"\\\1", text) if "`" not in text else text.replace("|", r"\|")
 
 
-TABLES: dict[str, Callable[[str], list[str]]] = {"facts": facts, "names": names}
+def launches(file: str) -> list[str]:
+    """A row for each op of tier 3 of the gate's baseline, as it was updated last: what its calls cost the host."""
+    figures = json.loads((ROOT / file).read_text(encoding="utf-8"))["figures"]
+    environment = max(name for name in figures if name.startswith("tier 3"))
+    by_op: dict[str, list[tuple[int, int]]] = {}
+    for place, of_call in figures[environment].items():
+        of = by_op.setdefault(place.split(",")[0], [])
+        of.append((of_call["launches"], of_call["bytecode instructions"]))
+    rows = ["| op | launches a call | bytecode instructions a call | a launch |", "|---|---|---|---|"]
+    for op, calls in sorted(by_op.items(), key=lambda item: min(count / made for made, count in item[1])):
+        each = [round(count / made) for made, count in calls]
+        columns = ([made for made, _ in calls], [count for _, count in calls], each)
+        rows.append(f"| {op} | {' | '.join(map(_range, columns))} |")
+    return [f"Of {environment.removeprefix('tier 3, ')}:", "", *rows]
+
+
+def _range(numbers: list[int]) -> str:
+    return f"{min(numbers):,}" if min(numbers) == max(numbers) else f"{min(numbers):,} to {max(numbers):,}"
+
+
+TABLES: dict[str, Callable[[str], list[str]]] = {"facts": facts, "names": names, "launches": launches}
 
 
 def written(page: str) -> str:

@@ -424,8 +424,14 @@ def test_an_interrupted_tuning_says_how_to_go_on(tropigrad, own_cache, monkeypat
 
 @pytest.mark.parametrize(
     ("changes", "code"),
-    [({}, 0), ({"failed": ["a case"]}, 1), ({"wrong": ["a gate"]}, 1), ({"interrupted": True}, 130)],
-    ids=["passed", "failed", "wrong", "interrupted"],
+    [
+        ({}, 0),
+        ({"failed": ["a case"]}, 1),
+        ({"wrong": ["a gate"]}, 1),
+        ({"lost": ["a tuning"]}, 1),
+        ({"interrupted": True}, 130),
+    ],
+    ids=["passed", "failed", "wrong", "lost", "interrupted"],
 )
 def test_qualify_ends_with_its_summary_and_its_code(tropigrad, tmp_path, monkeypatch, changes, code):
     monkeypatch.setattr(
@@ -436,6 +442,19 @@ def test_qualify_ends_with_its_summary_and_its_code(tropigrad, tmp_path, monkeyp
     assert "3 passed" in done.stdout
     assert done.stdout.splitlines()[-1] == f"read first   {tmp_path / '1-summary.md'}"
     assert json.loads(tropigrad("qualify", "--json").stdout)["passed"] == 3
+
+
+@pytest.mark.parametrize(("complaints", "code"), [([], 0), (["a failure was not named"], 1)], ids=["passed", "failed"])
+def test_a_rehearsal_ends_with_its_verdict_and_its_code(tropigrad, tmp_path, monkeypatch, complaints, code):
+    outcome = qualify.QualificationOutcome(tmp_path, "a CPU")
+    monkeypatch.setattr(
+        qualify, "rehearse", lambda *a, **k: qualify.Rehearsal(outcome, {"it hangs": "lost: no end"}, 3, complaints)
+    )
+    done = tropigrad("qualify", "--rehearse")
+    assert done.exit_code == code
+    assert "it hangs: lost: no end" in done.stdout
+    assert all(line in done.stdout for line in complaints)
+    assert json.loads(tropigrad("qualify", "--rehearse", "--json").stdout)["passed"] == (not complaints)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")

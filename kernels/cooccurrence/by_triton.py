@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...autotune import Space, Tuned, capturing
 from ...triton_or_stub import tl, triton
+from ..runtime.grid import cdiv, next_power_of_2
 from . import definition
 from .definition import FLOATS, dtype_of
 
@@ -21,7 +22,7 @@ _SPACE = Space({"BLOCK_D": (32, 64, 128, 256, 512), "num_warps": (1, 2, 4, 8)})
 
 
 def _default(problem):
-    return {"BLOCK_D": min(128, max(32, triton.next_power_of_2(int(problem["D"])))), "num_warps": 2}
+    return {"BLOCK_D": min(128, max(32, next_power_of_2(int(problem["D"])))), "num_warps": 2}
 
 
 SUMS = Tuned("cooccurrence.triton", _SPACE, default=_default, source=Path(__file__))
@@ -157,9 +158,9 @@ def sums(x: Tensor, labels: Tensor, classes: int, scale: float | None, offset: f
     if scale is not None:
         weights, flag = _weights(x, scale, offset, problem)
         flags.append(flag)
-    segment = max(_LEAST_SEGMENT, triton.next_power_of_2(triton.cdiv(N, _MOST_SEGMENTS)))
+    segment = max(_LEAST_SEGMENT, next_power_of_2(cdiv(N, _MOST_SEGMENTS)))
     config = SUMS.config(problem, device)
-    most, pieces = min(classes, N) + N // segment, triton.cdiv(D, config["BLOCK_D"])
+    most, pieces = min(classes, N) + N // segment, cdiv(D, config["BLOCK_D"])
     by_class, order = torch.sort(labels.long(), stable=True)
     begin = torch.searchsorted(by_class, torch.arange(classes + 1, device=device))
     segments = torch.nn.functional.pad(
@@ -179,9 +180,7 @@ def sums(x: Tensor, labels: Tensor, classes: int, scale: float | None, offset: f
         SEGMENT=segment, WEIGHTED=weights is not None, ACC=accumulator, ROWS=_ROWS, **config,
     )  # fmt: skip
     config = JOIN.config(problem, device)
-    _cooccurrence_join_kernel[(classes * triton.cdiv(D, config["BLOCK_D"]),)](
-        parts, segments, total, D, ROWS=_ROWS, **config
-    )
+    _cooccurrence_join_kernel[(classes * cdiv(D, config["BLOCK_D"]),)](parts, segments, total, D, ROWS=_ROWS, **config)
     if capturing(device):
         return total
     if weights is None:
@@ -199,9 +198,9 @@ _ROWS = 8  # that are asked for at once
 def _weights(x: Tensor, scale: float, offset: float, problem) -> tuple[Tensor, Tensor]:
     """[N] float64: what each row is multiplied by; and whether an element is bad, or a weight out of range."""
     N, D = x.shape
-    block = min(triton.next_power_of_2(D), _TILE)
+    block = min(next_power_of_2(D), _TILE)
     rows = _TILE // block
-    programs = triton.cdiv(N, rows)
+    programs = cdiv(N, rows)
     masses = torch.empty((N,), dtype=torch.float64, device=x.device)
     flag = torch.empty((programs,), dtype=torch.int32, device=x.device)
     _cooccurrence_masses_kernel[(programs,)](

@@ -50,8 +50,8 @@ def _dense(weight: Tensor, contexts: Tensor, targets: Tensor, bias: Tensor, weig
     An index out of range raises IndexError on the CPU, and on a GPU, where that synchronises, inside
     torch.autograd.detect_anomaly(); elsewhere such a context adds nothing, and such a target makes a loss of NaN.
     """
-    _check_indices(contexts, targets, weight.shape[0], len(bias))
-    if len(contexts) == 0:
+    _check_indices(contexts, targets, weight.shape[0], bias.shape[0])
+    if contexts.shape[0] == 0:
         return _dense_fake(weight, contexts, targets, bias, weights)
     return _DENSE.of(weight)(weight, contexts, targets, bias, weights)
 
@@ -64,7 +64,7 @@ def _dense_backward(
     g, weight, contexts, targets, bias, weights, top, share, needs_weight: bool, needs_bias: bool, needs_weights: bool
 ):
     """g, top, share [B] -> the gradients of weight, bias and weights; [0] where not needed."""
-    if len(contexts) == 0:
+    if contexts.shape[0] == 0:
         needed = (weight, needs_weight), (bias, needs_bias), (weights, needs_weights)
         return tuple(x.new_zeros(x.shape if needs else (0,)) for x, needs in needed)
     args = weight, contexts, targets, bias, weights, top, share
@@ -89,8 +89,8 @@ def _dense_gradient(grads, saved, sizes, needs) -> list[Tensor]:
 
 def _sparse(crow, col, values, contexts, targets, bias, weights):
     """The same of a CSR weight: crow [D + 1] int64, col [nonzeros] int64 or int32, values [nonzeros]."""
-    _check_indices(contexts, targets, len(crow) - 1, len(bias))
-    if len(contexts) == 0:
+    _check_indices(contexts, targets, crow.shape[0] - 1, bias.shape[0])
+    if contexts.shape[0] == 0:
         return _sparse_fake(crow, col, values, contexts, targets, bias, weights)
     return _SPARSE.of(values)(crow, col, values, contexts, targets, bias, weights)
 
@@ -103,7 +103,7 @@ def _sparse_backward(
     g, crow, col, values, contexts, targets, bias, weights, top, share, needs_bias: bool, needs_weights: bool
 ):
     """g, top, share [B] -> the gradients of bias and weights; [0] where not needed."""
-    if len(contexts) == 0:
+    if contexts.shape[0] == 0:
         return tuple(
             x.new_zeros(x.shape if needs else (0,)) for x, needs in ((bias, needs_bias), (weights, needs_weights))
         )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...autotune import Space, Tuned
 from ...triton_or_stub import tl, triton
+from ..runtime.grid import cdiv
 from . import by_torch
 
 FORWARD = Tuned(
@@ -128,9 +129,14 @@ def _problem(weight: Tensor, contexts: Tensor) -> dict[str, int | str]:
 
 def dense(weight: Tensor, contexts: Tensor, targets: Tensor, bias: Tensor, weights: Tensor):
     """Losses, top and share, as `by_torch.dense`; B is not 0."""
-    contexts, targets, bias, weights = (x.contiguous() for x in (contexts, targets, bias, weights))
+    contexts, targets, bias, weights = (
+        contexts.contiguous(),
+        targets.contiguous(),
+        bias.contiguous(),
+        weights.contiguous(),
+    )
     (B, K), (D, V) = contexts.shape, weight.shape
-    losses, top, share = (bias.new_empty(B) for _ in range(3))
+    losses, top, share = bias.new_empty(B), bias.new_empty(B), bias.new_empty(B)
     config = FORWARD.config(_problem(weight, contexts), weight.device)
     _gather_softmax_fwd_kernel[(B,)](
         weight, contexts, targets, bias, weights, losses, top, share, D, V, K, *weight.stride(), **config
@@ -154,7 +160,7 @@ def dense_backward(g, weight, contexts, targets, bias, weights, top, share, need
         for x, needed in zip((weight, bias, weights), wanted, strict=True)
     )
     config = BACKWARD.config(_problem(weight, contexts), weight.device)
-    _gather_softmax_bwd_kernel[(triton.cdiv(B, config["ROWS"]) * triton.cdiv(V, config["BLOCK_V"]),)](
+    _gather_softmax_bwd_kernel[(cdiv(B, config["ROWS"]) * cdiv(V, config["BLOCK_V"]),)](
         g, weight, contexts, targets, bias, weights, top, share, dweight, dbias, dweights, B, D, V, K,
         *weight.stride(), WEIGHT=needs_weight, BIAS=needs_bias, WEIGHTS=needs_weights, **config,
     )  # fmt: skip

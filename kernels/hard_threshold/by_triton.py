@@ -25,6 +25,8 @@ from torch import Tensor
 
 from ...autotune import Space, Tuned
 from ...triton_or_stub import tl, triton
+from ..runtime.grid import cdiv, next_power_of_2
+from ..runtime.remembered import remembered
 from .definition import Form, Rule, rule_of
 from .layout import channels, code_bytes, in_one_piece, ordered, planes, y_like, z_like
 
@@ -481,13 +483,8 @@ def forward(z: Tensor, scale: Tensor | None, shift: Tensor | None, form: Form, k
     code = z.new_empty((code_bytes(y.numel(), form),), dtype=torch.uint8)
     if y.numel() == 0:
         return y, m, code
-    # where nothing is kept of the rule, all rules are one kernel
-    rule = rule_of(form) if form.kept in ("bits", "byte") else Rule("all")
-    config = FORWARD.config(_problem(y, form), z.device)
-    grid, sizes, constants = _launch(y, form, scale is not None, config)
-    _hard_threshold_fwd_kernel[grid](
-        z, scale, shift, y, m, code, *sizes, KIND=form.kind, STEPS=form.steps, **_rule(rule), **constants, **config
-    )
+    grid, sizes, constants = _forward_launch(y.shape, y.dtype, y.device, form, scale is not None)
+    _hard_threshold_fwd_kernel[grid](z, scale, shift, y, m, code, *sizes, **constants)
     return y, m, code
 
 
@@ -508,12 +505,8 @@ def backward(
     if scale is not None and coefficients is None:  # the kernel takes four rows; the others count only where z was kept
         zeros = torch.zeros_like(scale)
         coefficients = torch.stack([scale, zeros, zeros, zeros])
-    config = BACKWARD.config(_problem(dy, form), dy.device)
-    grid, sizes, constants = _launch(dy, form, coefficients is not None, config)
-    _hard_threshold_bwd_kernel[grid](
-        dy, z, scale, shift, kept, code, coefficients, dz, *sizes,
-        WEIGHTED=form.weighted, **_rule(rule_of(form)), **constants, **config,
-    )  # fmt: skip
+    grid, sizes, constants = _backward_launch(dy.shape, dy.dtype, dy.device, form, coefficients is not None)
+    _hard_threshold_bwd_kernel[grid](dy, z, scale, shift, kept, code, coefficients, dz, *sizes, **constants)
     return dz
 
 
@@ -527,12 +520,12 @@ def sums(dy: Tensor, z: Tensor, scale: Tensor | None, shift: Tensor | None, cent
     by_columns = inner == 1
     columns, rows, programs, parts = _split(outer, C, inner, form.pool)
     partial = center.new_empty((parts, 2, C))
-    config = SUMS.config(_problem(dy, form), dy.device)
+    config = SUMS.config(_problem(dy.numel(), dy.dtype, form), dy.device)
     _hard_threshold_sums_kernel[(programs,)](
         dy, z, scale, shift, center, partial, outer, C, inner, dy.shape[-1] if form.pool else 1,
         **_rule(rule_of(form)), WEIGHTED=form.weighted, POOL=form.pool, AFFINE=scale is not None,
-        COMPUTE=_compute(dy), BY_COLUMNS=by_columns, ROWS=rows, COLUMNS=columns, TILES=_TILES, enable_fp_fusion=False,
-        **config,
+        COMPUTE=_compute(dy.dtype), BY_COLUMNS=by_columns, ROWS=rows, COLUMNS=columns, TILES=_TILES,
+        enable_fp_fusion=False, **config,
     )  # fmt: skip
     return partial.sum(0, dtype=torch.float64).to(center.dtype)
 
@@ -541,20 +534,20 @@ def _split(outer: int, C: int, inner: int, pool: bool) -> tuple[int, int, int, i
     """(columns and rows of a tile, programs, parts that each channel's sum is of); the same on each device."""
     by_columns = inner == 1
     extent = C if by_columns else inner
-    columns = min(triton.next_power_of_2(extent), _MOST_COLUMNS if by_columns else _LONGEST)
-    rows = min(triton.next_power_of_2(outer), (_TILE // 2 if pool else _TILE) // columns)
-    pieces, chunks = triton.cdiv(extent, columns), triton.cdiv(outer, rows * _TILES)
+    columns = min(next_power_of_2(extent), _MOST_COLUMNS if by_columns else _LONGEST)
+    rows = min(next_power_of_2(outer), (_TILE // 2 if pool else _TILE) // columns)
+    pieces, chunks = cdiv(extent, columns), cdiv(outer, rows * _TILES)
     return (columns, rows, pieces * chunks, chunks) if by_columns else (
         columns, rows, C * pieces * chunks, pieces * chunks
     )  # fmt: skip
 
 
-def _problem(y: Tensor, form: Form) -> dict[str, Any]:
-    return {"size": y.numel(), "dtype": str(y.dtype), "kept": form.kept, "pool": form.pool}
+def _problem(size: int, dtype: torch.dtype, form: Form) -> dict[str, Any]:
+    return {"size": size, "dtype": str(dtype), "kept": form.kept, "pool": form.pool}
 
 
-def _compute(y: Tensor) -> Any:
-    return tl.float64 if y.dtype == torch.float64 else tl.float32
+def _compute(dtype: torch.dtype) -> Any:
+    return tl.float64 if dtype == torch.float64 else tl.float32
 
 
 def _rule(rule: Rule) -> dict[str, Any]:
@@ -564,17 +557,34 @@ def _rule(rule: Rule) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _launch(
-    y: Tensor, form: Form, affine: bool, config: Mapping[str, int]
-) -> tuple[tuple[int], tuple[int, ...], dict[str, Any]]:
-    """(grid, sizes, constants) of forward and backward; y: the output, or its gradient, as it lies in memory."""
-    size, block = y.numel(), config["BLOCK"]
-    outer, C, inner = channels(y.shape, form) if affine else (1, 1, size)
-    by, rows, programs = "none", 1, triton.cdiv(size, block)
+Launch = tuple[tuple[int], tuple[int, ...], dict[str, Any]]  # grid, sizes, constants
+
+
+@remembered
+def _forward_launch(shape: torch.Size, dtype: torch.dtype, device: torch.device, form: Form, affine: bool) -> Launch:
+    # where nothing is kept of the rule, all rules are one kernel
+    rule = rule_of(form) if form.kept in ("bits", "byte") else Rule("all")
+    config = FORWARD.config(_problem(shape.numel(), dtype, form), device)
+    grid, sizes, constants = _launch(shape, dtype, form, affine, config)
+    return grid, sizes, {"KIND": form.kind, "STEPS": form.steps, **_rule(rule), **constants, **config}
+
+
+@remembered
+def _backward_launch(shape: torch.Size, dtype: torch.dtype, device: torch.device, form: Form, affine: bool) -> Launch:
+    config = BACKWARD.config(_problem(shape.numel(), dtype, form), device)
+    grid, sizes, constants = _launch(shape, dtype, form, affine, config)
+    return grid, sizes, {"WEIGHTED": form.weighted, **_rule(rule_of(form)), **constants, **config}
+
+
+def _launch(shape: torch.Size, dtype: torch.dtype, form: Form, affine: bool, config: Mapping[str, int]) -> Launch:
+    """(grid, sizes, constants) of forward and backward, for the shape of the output, or of its gradient."""
+    size, block = shape.numel(), config["BLOCK"]
+    outer, C, inner = channels(shape, form) if affine else (1, 1, size)
+    by, rows, programs = "none", 1, cdiv(size, block)
     if affine and inner == 1 and C % 8 == 0:  # so that 8 elements of a row are a byte
-        columns = min(block, triton.next_power_of_2(C), _MOST_COLUMNS)
+        columns = min(block, next_power_of_2(C), _MOST_COLUMNS)
         by, rows = "columns", block // columns
-        programs = triton.cdiv(outer, rows) * triton.cdiv(C, columns)
+        programs = cdiv(outer, rows) * cdiv(C, columns)
     elif affine and inner % block == 0:
         by = "one"
     elif affine and 8 <= inner < block and inner & (inner - 1) == 0:
@@ -584,10 +594,10 @@ def _launch(
     # beyond 2^15 channels a program has no channel twice, and needs no quotient
     reciprocals = _reciprocal(C) if C < 1 << 15 else 0, _reciprocal(inner) if by == "flat" else 0
     constants = {
-        "KEPT": form.kept, "PLANES": planes(form) > 0, "POOL": form.pool, "BY": by, "COMPUTE": _compute(y),
+        "KEPT": form.kept, "PLANES": planes(form) > 0, "POOL": form.pool, "BY": by, "COMPUTE": _compute(dtype),
         "WIDE": size * (4 if form.pool else 1) > 1 << 30, "ROWS": rows, "enable_fp_fusion": False,
     }  # fmt: skip
-    return (programs,), (size, C, inner, y.shape[-1] if form.pool else 1, *reciprocals), constants
+    return (programs,), (size, C, inner, shape[-1] if form.pool else 1, *reciprocals), constants
 
 
 def _reciprocal(d: int) -> int:

@@ -9,6 +9,7 @@ from torch import Tensor
 from ...autotune import Space, Tuned
 from ...triton_or_stub import tl, triton
 from ..mathematics.semiring_in_triton import combine
+from ..runtime.grid import cdiv
 from .definition import parts_of, scaled
 
 FORWARD = Tuned(
@@ -126,7 +127,7 @@ def forward(a: Tensor, b: Tensor, temperature: float, ignore_nan: bool, keeps: b
     (B, M, K), N = a.shape, b.shape[-1]
     c, (top, share) = a.new_empty(B, M, N), parts_of(a, b, keeps)
     config = FORWARD.config({"M": M, "N": N, "K": K, "dtype": str(a.dtype)}, a.device)
-    grid = (B * triton.cdiv(M, config["BLOCK_M"]) * triton.cdiv(N, config["BLOCK_N"]),)
+    grid = (B * cdiv(M, config["BLOCK_M"]) * cdiv(N, config["BLOCK_N"]),)
     _log_matmul_fwd_kernel[grid](
         a, b, c, top, share, scaled(temperature, a), M, N, K, *a.stride(), *b.stride(),
         KEEPS=keeps, IGNORE_NAN=ignore_nan, **config,
@@ -148,7 +149,7 @@ def _to_a(dc: Tensor, top: Tensor, share: Tensor, a: Tensor, b: Tensor, temperat
     (B, M, K), N = a.shape, b.shape[-1]
     da = a.new_empty(B, M, K)
     config = BACKWARD.config({"M": M, "N": N, "K": K, "dtype": str(a.dtype)}, a.device)
-    grid = (B * triton.cdiv(M, config["BLOCK_M"]) * triton.cdiv(K, config["BLOCK_K"]),)
+    grid = (B * cdiv(M, config["BLOCK_M"]) * cdiv(K, config["BLOCK_K"]),)
     _log_matmul_bwd_kernel[grid](
         dc, top, share, a, b, da, scaled(temperature, a), M, N, K,
         *dc.stride(), *top.stride(), *a.stride(), *b.stride(), IGNORE_NAN=ignore_nan, **config,

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from ...autotune import Space, Tuned
 from ...triton_or_stub import tl, triton
+from ..runtime.grid import cdiv, next_power_of_2
 from .definition import dtype_of, is_transposed
 
 
 def _default(problem):
-    return {"BLOCK_C": min(128, max(16, triton.next_power_of_2(int(problem["C"])))), "num_warps": 4}
+    return {"BLOCK_C": min(128, max(16, next_power_of_2(int(problem["C"])))), "num_warps": 4}
 
 
 MASS = Tuned(
@@ -93,14 +94,14 @@ def forward(counts: Tensor, eps: Tensor | None, number: float, factor: float) ->
     if D == 0 or C == 0:
         return weight, torch.full_like(eps, float("-inf"))
     problem = {"D": D, "C": C, "dtype": str(counts.dtype)}
-    config, chunks = MASS.config(problem, device), triton.cdiv(D, _CHUNK)
+    config, chunks = MASS.config(problem, device), cdiv(D, _CHUNK)
     parts = torch.empty((chunks, C), dtype=torch.float64, device=device)
-    _log_shift_mass_kernel[(chunks * triton.cdiv(C, config["BLOCK_C"]),)](
+    _log_shift_mass_kernel[(chunks * cdiv(C, config["BLOCK_C"]),)](
         counts, eps, parts, D, C, *counts.stride(), CHUNK=_CHUNK, ROWS=_ROWS, **config
     )
     log_mass = parts.sum(0).log()
     shift = (factor * log_mass if factor else torch.zeros_like(log_mass)).to(dtype)
     config = FORWARD.config(problem, device)
-    programs = triton.cdiv(D, config["BLOCK_D"]) * triton.cdiv(C, config["BLOCK_C"])
+    programs = cdiv(D, config["BLOCK_D"]) * cdiv(C, config["BLOCK_C"])
     _log_shift_fwd_kernel[(programs,)](counts, eps, shift, weight, D, C, *counts.stride(), *weight.stride(), **config)
     return weight, log_mass.to(dtype)

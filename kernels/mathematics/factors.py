@@ -18,19 +18,18 @@ _ORDINARY = (Tensor, torch.nn.Parameter)
 
 
 def fit(a: Tensor, b: Tensor, b_rank: int) -> bool:
-    """Whether a and b are tensors on the CPU of one dtype and sizes that fit, with one b for all of a.
+    """Whether a and b are tensors on the CPU, or on one GPU, of one dtype and sizes that fit, with one b for all of a.
 
     The checks of a small call may take longer than its kernel, so these are the cheapest questions that Python can ask.
     If the answer is no, the caller asks `check_factors`, which accepts the factors after all or says what is wrong. The
-    plan of the operator's CPU kernel checks the dtype and the layouts, once for each kind of call. Autocast matters to
-    factors of one dtype only in the log semiring.
+    plan of the operator's CPU kernel checks the dtype and the layouts, once for each kind of call; no plan does on a
+    GPU. Autocast matters to factors of one dtype only in the log semiring.
     """
     try:
         return (
             type(a) in _ORDINARY
             and type(b) in _ORDINARY
-            and a.is_cpu
-            and b.is_cpu
+            and ((a.is_cpu and b.is_cpu) or (a.is_cuda and b.device == a.device and are_alike(a, b)))
             and a.dtype is b.dtype
             and len(a_shape := a.shape) > 1
             and len(b_shape := b.shape) == b_rank

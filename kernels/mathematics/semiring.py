@@ -12,6 +12,8 @@ which holds every candidate.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -41,7 +43,7 @@ def semiring_zero(semiring: str, dtype: torch.dtype) -> float | int:
     if semiring == "max_times":
         return 0
     if dtype.is_floating_point:
-        return float("inf") if semiring == "min_plus" else float("-inf")
+        return math.inf if semiring == "min_plus" else -math.inf
     bounds = torch.iinfo(dtype)
     return bounds.max if semiring == "min_plus" else bounds.min
 

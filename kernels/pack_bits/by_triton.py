@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...autotune import Space, Tuned
 from ...triton_or_stub import tl, triton
+from ..runtime.grid import cdiv
 from .definition import HAS_NAN, HAS_OTHERS, KINDS, byte_count
 
 # a thread's 16 bytes hold 2 to 8 elements: 4 to 16 loads in flight, as many as hide the way to memory
@@ -88,7 +89,7 @@ def pack(x: Tensor, checked: bool) -> tuple[Tensor, Tensor]:
     bits = torch.empty((*batch, byte_count(K)), dtype=torch.uint8, device=x.device)
     flags = torch.zeros((), dtype=torch.int32, device=x.device)
     config = PACK.config({"M": math.prod(batch), "K": K, "dtype": str(x.dtype)}, x.device)
-    _pack_bits_kernel[(triton.cdiv(bits.numel(), config["BLOCK"]),)](
+    _pack_bits_kernel[(cdiv(bits.numel(), config["BLOCK"]),)](
         x, bits, flags, bits.numel(), K, byte_count(K),
         CHECKED=checked, HAS_NAN=HAS_NAN, HAS_OTHERS=HAS_OTHERS, RAGGED=K % 8 != 0, **config,
     )  # fmt: skip
@@ -100,7 +101,7 @@ def unpack(bits: Tensor, size: int, kind: str, dtype: torch.dtype) -> Tensor:
     (*batch, _), bits = bits.shape, bits.contiguous()
     x = torch.empty((*batch, size), dtype=dtype, device=bits.device)
     config = UNPACK.config({"M": math.prod(batch), "K": size, "dtype": str(dtype)}, bits.device)
-    _unpack_bits_kernel[(triton.cdiv(bits.numel(), config["BLOCK"]),)](
+    _unpack_bits_kernel[(cdiv(bits.numel(), config["BLOCK"]),)](
         bits, x, bits.numel(), size, byte_count(size), SIGNED=KINDS[kind] < 0, RAGGED=size % 8 != 0, **config
     )
     return x

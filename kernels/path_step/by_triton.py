@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ...autotune import Config, Space, Tuned
 from ...triton_or_stub import tl, triton
+from ..runtime.grid import cdiv
 from .definition import Ends, Layer, Options, Shape, problem_of
 
 
@@ -187,14 +188,14 @@ def move(
 def tiling(shapes: tuple[Shape, ...], rows: int, columns: int) -> tuple[int, dict[str, tuple[int, ...]]]:
     """The tiles of all layers, one a program, and what the kernels are compiled with: shapes, and the first tiles."""
     _, outputs, inputs, taps = zip(*shapes, strict=True)
-    tiles = [G * triton.cdiv(O, rows) * triton.cdiv(I * T, columns) for G, O, I, T in shapes]
+    tiles = [G * cdiv(O, rows) * cdiv(I * T, columns) for G, O, I, T in shapes]
     return sum(tiles), {"TILES": starts(tiles), "OUTPUTS": outputs, "INPUTS": inputs, "TAPS": taps}
 
 
 def sums(shape: Shape, config: Config) -> tuple[int, int]:
     """How many places a layer's tiles take for their sums over rows, and over columns."""
     G, O, I, T = shape
-    return G * O * triton.cdiv(I * T, config["COLUMNS"]), G * triton.cdiv(O, config["ROWS"]) * I * T
+    return G * O * cdiv(I * T, config["COLUMNS"]), G * cdiv(O, config["ROWS"]) * I * T
 
 
 def starts(sizes: Iterable[int]) -> tuple[int, ...]:

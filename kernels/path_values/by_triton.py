@@ -23,6 +23,7 @@ from ...autotune import Config, Space, Tuned
 from ...triton_or_stub import tl, triton
 from ..mathematics.network import Layer, problem_of, weights_of
 from ..runtime import capture
+from ..runtime.grid import cdiv
 
 FIELDS = len(Layer._fields) + 1  # of a layer in the table: its sizes, and where its weights begin
 
@@ -182,7 +183,7 @@ def forward(flat: Tensor, paths: Tensor, layers: Sequence[Layer]) -> Tensor:
     flat = flat if flat.stride(1) == 1 else flat.contiguous()
     values = flat.new_empty((B, P))
     config = FORWARD.config(problem_of(flat, paths, layers), flat.device)
-    _path_values_fwd_kernel[(B * triton.cdiv(P, config["BLOCK"]),)](
+    _path_values_fwd_kernel[(B * cdiv(P, config["BLOCK"]),)](
         flat, paths, _table(tuple(layers), flat.device), values, P, len(layers), flat.stride(0), *paths.stride(),
         FIELDS=FIELDS, CONVOLUTIONS=_has_convolutions(layers), **config,
     )  # fmt: skip
@@ -196,7 +197,7 @@ def backward(dv: Tensor, flat: Tensor, paths: Tensor, layers: Sequence[Layer]) -
     flat = flat if flat.stride(1) == 1 else flat.contiguous()
     config = dict(BACKWARD.config(problem_of(flat, paths, layers), flat.device))
     most = config.pop("PROGRAMS") * _multiprocessors(flat.device)
-    blocks = B * triton.cdiv(P, config["BLOCK"])
+    blocks = B * cdiv(P, config["BLOCK"])
     programs = min(blocks, most) if add else blocks
     dflat = torch.zeros((B, n), dtype=flat.dtype, device=flat.device)
     terms = torch.empty((programs, L, config["BLOCK"]), dtype=flat.dtype, device=flat.device)

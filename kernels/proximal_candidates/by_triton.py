@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...autotune import Space, Tuned
 from ...triton_or_stub import tl, triton
+from ..runtime.grid import cdiv
 
 CANDIDATES = Tuned(
     "proximal_candidates.triton",
@@ -53,7 +54,7 @@ def proximal_candidates(x: Tensor, d: Tensor, h: float, alphas: Tensor) -> tuple
         return y, torch.zeros_like(alphas)
     config = CANDIDATES.config({"size": size, "A": count, "dtype": str(x.dtype)}, x.device)
     wide = torch.promote_types(x.dtype, torch.float32)
-    programs = triton.cdiv(size, config["BLOCK"])
+    programs = cdiv(size, config["BLOCK"])
     parts = alphas.new_empty((count, programs))
     steps, thresholds = (h * alphas).to(wide), (h * (1 - alphas)).to(wide)
     _proximal_candidates_kernel[(programs,)](x, d, steps, thresholds, y, parts, size, count, **config)

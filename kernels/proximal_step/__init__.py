@@ -5,13 +5,14 @@ from __future__ import annotations
 import bisect
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from itertools import pairwise
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from ...autotune.tuned import MOST_REMEMBERED
 from ..runtime import memory
 from ..runtime.arguments import FLOATS, listed
 from ..runtime.dispatch import Plan, operator
@@ -284,6 +285,38 @@ def _check_held(x, d, v, lam, penalized) -> None:
 
 
 def _check(op: str, lists: dict[str, Sequence[Tensor]], penalized: Sequence[bool]) -> None:
+    label = _label(op, lists, penalized)
+    if label is not None and label in _passed:
+        return
+    _check_each(op, lists, penalized)
+    if label is not None:
+        if len(_passed) >= MOST_REMEMBERED:
+            _passed.clear()
+        _passed.add(label)
+
+
+_passed: set[Hashable] = set()  # the lists that were well, by all that the checks look at
+
+
+def _label(op: str, lists: dict[str, Sequence[Tensor]], penalized: Sequence[bool]) -> Hashable | None:
+    """Describes lists of ordinary tensors; None for others, of which the checks say what is wrong."""
+    label: list[Hashable] = [op, len(penalized)]
+    try:
+        for tensors in lists.values():
+            label.append(len(tensors))
+            for x in tensors:
+                if type(x) not in _ORDINARY or x.is_nested or x.layout is not torch.strided:
+                    return None
+                label += x.dtype, x.device, x.shape, x.stride()
+    except TypeError:  # no list
+        return None
+    return tuple(label)
+
+
+_ORDINARY = (Tensor, torch.nn.Parameter)
+
+
+def _check_each(op: str, lists: dict[str, Sequence[Tensor]], penalized: Sequence[bool]) -> None:
     sizes = {name: len(tensors) for name, tensors in {**lists, "penalized": penalized}.items()}
     name, models = next(iter(lists.items()))
     if not models or len(set(sizes.values())) > 1:

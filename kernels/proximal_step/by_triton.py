@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ...autotune import Config, Space, Tuned
 from ...triton_or_stub import tl, triton
+from ..runtime.grid import cdiv, next_power_of_2
 from .layout import problem_of
 
 PASSES = 6
@@ -432,7 +433,7 @@ def _tiling(sizes: tuple[int, ...], chunk: int) -> tuple[int, list[tuple[slice, 
         here, starts, programs = sizes[at : at + _MOST], [], 0
         for size in here:
             starts.append(programs)
-            programs += triton.cdiv(size, chunk)
+            programs += cdiv(size, chunk)
         launches.append((slice(at, at + _MOST), programs, {"STARTS": tuple(starts), "SIZES": here}, begin))
         begin += programs
     return begin, launches
@@ -452,7 +453,7 @@ def multiobjective_step(
     config = TERMS.config(problem_of(p), p[0].device)
     there = [at for at, one in enumerate(p) if one.numel()]
     sizes = tuple(p[at].numel() for at in there)
-    chunk = max(config["BLOCK"], triton.next_power_of_2(triton.cdiv(sum(sizes), _PROGRAMS)))
+    chunk = max(config["BLOCK"], next_power_of_2(cdiv(sum(sizes), _PROGRAMS)))
     programs, tiling = _tiling(sizes, chunk)
     if programs == 0:
         state.copy_(torch.stack([state[0] + 1, torch.ones_like(state[0]), *torch.zeros_like(state[:2])]))
@@ -461,28 +462,28 @@ def multiobjective_step(
     room = (4 * _COUNT.value + 3) * programs
     records, parts = state.new_empty((PASSES, _ROOM)), state.new_empty((2, room))
     norms, lam = state.new_empty((3 * programs,)), state.new_empty((1,))
-    whole = {"PROGRAMS": programs, "PADDED": triton.next_power_of_2(programs), "CHUNK": chunk, **config}
+    whole = {"PROGRAMS": programs, "PADDED": next_power_of_2(programs), "CHUNK": chunk, **config}
 
-    def launches():
-        for part, count, shapes, first in tiling:
-            lists = [tuple(tensors[at] for at in there[part]) for tensors in (p, d, x)]
-            yield count, lists, {**shapes, **whole, "FIRST_PROGRAM": first}
-
-    penalties = [tuple(bool(penalized[at]) for at in there[part]) for part, *_ in tiling]
+    launches = []
+    for part, count, shapes, first in tiling:
+        lists = [tuple([tensors[at] for at in there[part]]) for tensors in (p, d, x)]
+        launches.append((count, lists, {**shapes, **whole, "FIRST_PROGRAM": first}))
+    penalties = [tuple([bool(penalized[at]) for at in there[part]]) for part, *_ in tiling]
+    step, pace = _split(h), _split(acceleration)
     for at in range(PASSES):
         before = max(at - 1, 0)
-        for (count, (weights, grads, _), options), flags in zip(launches(), penalties, strict=True):
+        for (count, (weights, grads, _), options), flags in zip(launches, penalties, strict=True):
             _proximal_terms_kernel[(count,)](
-                weights, grads, state, records[before], records[at], parts[before % 2], parts[at % 2], *_split(h),
+                weights, grads, state, records[before], records[at], parts[before % 2], parts[at % 2], *step,
                 PENALIZED=flags, IS_FIRST=at == 0, **options,
             )  # fmt: skip
     last = PASSES - 1
-    for (count, lists, options), flags in zip(launches(), penalties, strict=True):
+    for (count, lists, options), flags in zip(launches, penalties, strict=True):
         _proximal_move_kernel[(count,)](
-            *lists, state, records[last], lam, parts[last % 2], norms, *_split(h), *_split(acceleration),
+            *lists, state, records[last], lam, parts[last % 2], norms, *step, *pace,
             PENALIZED=flags, **options,
         )  # fmt: skip
-    for count, (weights, _, iterates), options in launches():
+    for count, (weights, _, iterates), options in launches:
         _proximal_settle_kernel[(count,)](weights, iterates, state, lam, norms, **options)
 
 

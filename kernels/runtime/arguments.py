@@ -18,11 +18,13 @@ INTEGERS = (torch.int32, torch.int16, torch.int8)
 
 def is_integer(n: Any) -> bool:
     """Whether n is an integer of Python's or NumPy's. A bool does not count as one."""
-    return isinstance(n, numbers.Integral) and not isinstance(n, bool)
+    return type(n) is int or (isinstance(n, numbers.Integral) and not isinstance(n, bool))
 
 
 def as_pair(value: Any, least: int) -> tuple[int, int] | None:
     """The numbers for rows and columns, from one integer for both or from a pair; None where one is below `least`."""
+    if type(value) is int and value >= least:
+        return value, value
     pair = value if isinstance(value, tuple | list) else (value, value)
     if len(pair) != 2 or not all(is_integer(n) and n >= least for n in pair):
         return None

@@ -120,8 +120,8 @@ class Gradient:
 class Operator:
     """`torch.ops.tropigrad.<name>`, differentiable if it has a `Gradient`; calling `.call` saves a frame of Python."""
 
-    def __init__(self, name: str, gradient: Gradient | None, is_planned: bool) -> None:
-        self.name, self.gradient, self.is_planned = name, gradient, is_planned
+    def __init__(self, name: str, body: Callable[..., Any], gradient: Gradient | None, is_planned: bool) -> None:
+        self.name, self.body, self.gradient, self.is_planned = name, body, gradient, is_planned
         self.dispatched = getattr(torch.ops.tropigrad, name).default
         self.function = None if gradient is None else _function(_camel(name), self.dispatched, gradient)
         self.call = self._first
@@ -254,7 +254,7 @@ def operator(
         torch.library.impl(f"{qualified}_gradient", "CompositeImplicitAutograd", gradient.backward)
         for key in _UNDER_VMAP:  # under vmap the operators that it is made of are called instead
             torch.library.impl(f"{qualified}_gradient", key, gradient.backward)
-    made = Operator(name, gradient, plan is not None)
+    made = Operator(name, body, gradient, plan is not None)
     with _loading:
         _OPERATORS.append(made)
         if _is_settled:
@@ -294,6 +294,17 @@ def load(*, compiles: bool) -> bool:
         for made in _OPERATORS:
             made.settle(library)
         return library is not None
+
+
+def unserved_by_plans() -> None:
+    """Has CPU tensors go the way of a GPU's from now on: from C++'s autograd to an operator's body, by no plan.
+
+    For a process that counts what a GPU's call costs the host; no way leads back.
+    """
+    load(compiles=True)
+    for made in _OPERATORS:
+        if made.is_planned:
+            torch.library.impl(f"tropigrad::{made.name}", "CPU", made.body)
 
 
 def _declare(library: ctypes.CDLL) -> None:

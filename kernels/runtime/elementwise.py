@@ -21,7 +21,9 @@ from ...triton_or_stub import tl, triton
 from . import backend, dispatch, memory, native
 from .arguments import FLOATS, broadcast, listed, under_autocast
 from .dispatch import Gradient, Plan, operator
+from .grid import cdiv
 from .implementations import Implementations
+from .remembered import remembered
 from .vmap import mapped_first
 
 SOURCE = Path(__file__).with_suffix(".cpp")
@@ -32,6 +34,7 @@ _FLOATS = frozenset(FLOATS)
 _ORDINARY = (Tensor, torch.nn.Parameter)
 _SMALL = 1 << 15  # elements that are done before a thread would start
 
+Strides: TypeAlias = tuple[int, ...]
 Layout: TypeAlias = tuple[list[int], list[list[int]]]  # sizes, and the strides of each tensor
 
 # ------------------------------------------------------------------------------------------------ the Triton launch
@@ -133,6 +136,7 @@ class Elementwise:
         self.defines = f"FORMULA={cpp}", "PARAMETERS=" + ", ".join(f"Compute {x}" for x in self.names)
         self.by_cpp = Tuned(f"{name}.cpp", _CPP, lambda problem: {"threads": 0}, SOURCE)
         self.by_triton = Tuned(f"{name}.triton", _TRITON, lambda problem: {"BLOCK": 1024, "num_warps": 4}, source)
+        self._launch_of = remembered(self._work_out)
         self.tuned = {"cpp": (self.by_cpp,), "triton": (self.by_triton,)}
         self.implementations = Implementations(
             name, cpp=self._made_by_cpp, triton=self._made_by_triton, torch=self._made_by_torch
@@ -180,21 +184,26 @@ class Elementwise:
     # -------------------------------------------------------------------------------------------- arguments
 
     def _quickly(self, operands: Sequence[Any]) -> list[Any] | None:
-        """The operator's arguments where the operands are ordinary tensors on the CPU, or numbers, and the first has
-        the result's shape. A small call takes no longer than its checks: these are the cheapest questions that
-        Python can ask. Where this is None, `_arguments` says why, or makes it so.
+        """The operator's arguments where the operands are ordinary tensors on the CPU, or on one GPU, or numbers, and
+        the first has the result's shape. A small call takes no longer than its checks: these are the cheapest questions
+        that Python can ask. Where this is None, `_arguments` says why, or makes it so.
         """
         x = operands[0]
         args: list[Any] = []
         try:
-            dtype, shape = x.dtype, x.shape
-            if dtype not in _FLOATS:
+            dtype, shape, device = x.dtype, x.shape, x.device
+            if dtype not in _FLOATS or not (x.is_cpu or x.is_cuda):
                 return None
             for y, number in zip(operands, self.takes_number, strict=True):
                 if number and type(y) is float:
                     args += None, y
                     continue
-                if type(y) not in _ORDINARY or not y.is_cpu or y.dtype is not dtype or y.layout is not torch.strided:
+                if (
+                    type(y) not in _ORDINARY
+                    or y.device != device
+                    or y.dtype is not dtype
+                    or y.layout is not torch.strided
+                ):
                     return None
                 if y is not x and y.shape != shape:
                     if is_compiling():
@@ -322,15 +331,24 @@ class Elementwise:
     def _launch(self, operands: Sequence[Any], y: Tensor) -> None:
         if y.dtype == torch.float64:  # a launch takes numbers in float32
             operands = [x if isinstance(x, Tensor) else y.new_full((), x) for x in operands]
-        of_tensors = [x.expand(y.shape).stride() if isinstance(x, Tensor) else (0,) * y.dim() for x in operands]
-        sizes, (of_y, *of_operands) = _layout(y.shape, y.stride(), *of_tensors)
+        layouts = [None if type(x) is float else x.expand(y.shape).stride() for x in operands]
+        grid, numbers, constants = self._launch_of(y.shape, y.stride(), y.dtype, y.device, *layouts)
+        _elementwise_kernel[grid](tuple(operands), y, *numbers, **constants)
+
+    def _work_out(
+        self, shape: torch.Size, written: Strides, dtype: torch.dtype, device: torch.device, *read: Strides | None
+    ) -> tuple[tuple[int], tuple[Any, ...], dict[str, Any]]:
+        """(grid, size and sizes and strides, constants) of a launch; the strides of an operand, None for a number."""
+        of_tensors = [(0,) * len(shape) if steps is None else steps for steps in read]
+        sizes, (of_y, *of_operands) = _layout(shape, written, *of_tensors)
         strides = [step for steps in (*of_operands, of_y) for step in steps]
-        config = self.by_triton.config(_problem(y), y.device)
-        _elementwise_kernel[(triton.cdiv(y.numel(), config["BLOCK"]),)](
-            tuple(operands), y, y.numel(), tuple(sizes), tuple(strides),
-            FORMULA=self.formula, IS_NUMBER=tuple(not isinstance(x, Tensor) for x in operands),
-            COMPUTE=tl.float64 if y.dtype == torch.float64 else tl.float32, WIDE=y.numel() > 1 << 30, **config,
-        )  # fmt: skip
+        size = shape.numel()
+        config = self.by_triton.config({"size": size, "dtype": str(dtype)}, device)
+        constants = {
+            "FORMULA": self.formula, "IS_NUMBER": tuple(steps is None for steps in read),
+            "COMPUTE": tl.float64 if dtype == torch.float64 else tl.float32, "WIDE": size > 1 << 30,
+        }  # fmt: skip
+        return (cdiv(size, config["BLOCK"]),), (size, tuple(sizes), tuple(strides)), {**constants, **config}
 
     # -------------------------------------------------------------------------------------------- C++
 

@@ -8,12 +8,16 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+_ORDINARY = (Tensor, torch.nn.Parameter)
+
 
 def check_dense(op: str, name: str, x: Any, remedy: str = "") -> None:
     """
     Raises:
         TypeError: x is no tensor, or has no memory that its shape and strides describe; the message ends with remedy.
     """
+    if type(x) in _ORDINARY and x.layout is torch.strided and not x.is_nested:
+        return
     if not isinstance(x, Tensor):
         raise TypeError(f"{op}: {name} is a {type(x).__name__}; expected a torch.Tensor")
     if isinstance(x, (UninitializedBuffer, UninitializedParameter)):

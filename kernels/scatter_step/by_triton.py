@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ...autotune import Config, Space, Tuned
 from ...triton_or_stub import tl, triton
+from ..runtime.grid import cdiv, next_power_of_2
 from .definition import Options, State, compute_dtype
 
 FEW = 64  # entries up to which every program looks at all of them
@@ -309,7 +310,7 @@ def step(
     deterministic: bool,
 ) -> None:
     """param [R, C, D] any strides, rows and columns [nnz], values [nnz, D], contiguous; see `_step` of the package."""
-    (R, C, D), nnz = param.shape, len(rows)
+    (R, C, D), nnz = param.shape, rows.shape[0]
     total = R * C
     rule, momentum, decay, eps = options
     if state.number is not None:
@@ -322,7 +323,7 @@ def step(
     if not isinstance(lr, Tensor) and dtype == torch.float64:
         lr = torch.full((), lr, dtype=dtype, device=param.device)  # Triton takes a number as float32
     problem = {"R": R, "C": C, "nnz": nnz, "D": D, "dtype": str(param.dtype)}
-    block_d = min(triton.next_power_of_2(D), _WIDEST)
+    block_d = min(next_power_of_2(D), _WIDEST)
 
     def laid_out(config: Config) -> dict[str, Any]:
         block = max(1, config["ENTRIES"] // block_d)
@@ -335,7 +336,7 @@ def step(
         constants[f"LOG2_{name}"] = math.log2(constants[name]) if constants[name] else -math.inf
     sizes = (C, D, *param.stride())
     if nnz > FEW and rule == "sgd" and param.dtype == dtype and not deterministic:
-        _atomic_kernel[(triton.cdiv(nnz, chosen["BLOCK"]),)](
+        _atomic_kernel[(cdiv(nnz, chosen["BLOCK"]),)](
             param, rows, columns, values, *_rates(lr, param), nnz, R, total, *sizes,
             HAS_COLUMNS=has_columns, HAS_LR=isinstance(lr, Tensor), **chosen,
         )  # fmt: skip
@@ -346,22 +347,22 @@ def step(
             _few_kernel[(nnz,)](
                 param, rows, columns, values, *_rates(lr, param), *state, norm, nnz, R, total, *sizes,
                 RULE=rule, HAS_COLUMNS=has_columns, HAS_LR=isinstance(lr, Tensor), **constants,
-                **{**layout, "BLOCK": triton.next_power_of_2(nnz)},
+                **{**layout, "BLOCK": next_power_of_2(nnz)},
             )  # fmt: skip
     else:
         keys = torch.empty(nnz, dtype=torch.int32 if total < 2**31 else torch.int64, device=param.device)
         config = KEYS.config(problem, param.device)
-        _keys_kernel[(triton.cdiv(nnz, config["BLOCK"]),)](
+        _keys_kernel[(cdiv(nnz, config["BLOCK"]),)](
             rows, columns, keys, nnz, R, C, total, HAS_COLUMNS=has_columns, **config
         )
         keys, order = torch.sort(keys, stable=True)
-        partial = torch.empty((triton.cdiv(nnz, PIECE), D), dtype=dtype, device=param.device)
-        _pieces_kernel[(triton.cdiv(len(partial), chosen["BLOCK"]),)](
+        partial = torch.empty((cdiv(nnz, PIECE), D), dtype=dtype, device=param.device)
+        _pieces_kernel[(cdiv(partial.shape[0], chosen["BLOCK"]),)](
             keys, order, values, partial, nnz, D, total, PIECE=PIECE, **chosen
         )
 
         def launch(rule: str, lr: float | Tensor, norm: Tensor, layout: dict[str, Any]) -> None:
-            _sorted_kernel[(triton.cdiv(nnz, layout["BLOCK"]),)](
+            _sorted_kernel[(cdiv(nnz, layout["BLOCK"]),)](
                 param, rows, columns, keys, order, values, partial, *_rates(lr, param), *state, norm,
                 nnz, total, D, *param.stride(), RULE=rule, HAS_COLUMNS=has_columns, HAS_LR=isinstance(lr, Tensor),
                 PIECE=PIECE, **constants, **layout,
@@ -369,7 +370,7 @@ def step(
 
     if rule == "polyak":
         fixed = laid_out(STEP.default(problem))  # ‖g‖² adds up lanes and programs: in one order, whatever was tuned
-        programs = nnz if nnz <= FEW else triton.cdiv(nnz, fixed["BLOCK"])
+        programs = nnz if nnz <= FEW else cdiv(nnz, fixed["BLOCK"])
         norms = torch.empty(programs, dtype=torch.float64, device=param.device)
         launch("norm", 0.0, norms, fixed)
         norm = norms.sum().sqrt()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...autotune import Space, Tuned
 from ...triton_or_stub import tl, triton
+from ..runtime.grid import cdiv, next_power_of_2
 from .definition import FAN, levels
 
 BUILD = Tuned(
@@ -25,7 +26,7 @@ UPDATE = Tuned(
     "tournament_update.triton",
     # BLOCK: touched leaves that are climbed from at once
     Space({"BLOCK": (1, 2, 4, 8, 16, 32, 64), "num_warps": (1, 2, 4, 8)}),
-    default=lambda problem: {"BLOCK": min(32, triton.next_power_of_2(int(problem["t"]))), "num_warps": 4},
+    default=lambda problem: {"BLOCK": min(32, next_power_of_2(int(problem["t"]))), "num_warps": 4},
     source=Path(__file__),
 )
 _FEW = 32  # touched leaves from which a program climbs however small the tree is
@@ -138,7 +139,7 @@ def build(leaves: Tensor, values: Tensor, indices: Tensor, largest: bool) -> Non
     config = BUILD.config({"B": B, "n": n, "dtype": str(leaves.dtype)}, leaves.device)
     children, size, level = 0, n, 0
     for count in levels(n):
-        _tournament_build_kernel[(B * triton.cdiv(count, config["NODES"]),)](
+        _tournament_build_kernel[(B * cdiv(count, config["NODES"]),)](
             leaves, values, indices, n, nodes, children, size, level, count,
             LEAVES=level == 0, **_constants(leaves, largest), **config,
         )  # fmt: skip

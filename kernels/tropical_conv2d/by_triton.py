@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from ...autotune import Space, Tuned
 from ...triton_or_stub import tl, triton
 from ..mathematics.semiring import semiring_zero, value_dtype, winner_dtype
 from ..mathematics.semiring_in_triton import combine
+from ..runtime.grid import cdiv
+from ..runtime.remembered import remembered
 from .definition import Window
 
 FORWARD = Tuned(
@@ -169,18 +172,31 @@ def forward(
 
     No size is 0.
     """
-    (B, _, H, W), (O, C, kh, kw) = x.shape, weight.shape
-    P, Q, F, K = window.outputs(0, H, kh), window.outputs(1, W, kw), O // groups, C * kh * kw
-    values = x.new_empty((B, O, P, Q), dtype=value_dtype(x.dtype))
-    won = torch.empty((B, O, P, Q) if winners else (0,), dtype=winner_dtype(K), device=x.device)
-    config = FORWARD.config({"outputs": P * Q, "K": K, "filters": F, "dtype": str(x.dtype)}, x.device)
-    grid = (B * groups * triton.cdiv(F, config["BLOCK_O"]) * triton.cdiv(P * Q, config["BLOCK_P"]),)
-    _tropical_conv2d_fwd_kernel[grid](
-        x, weight, values, won, groups, C, F, H, W, P, Q, *x.stride(), *weight.stride(), **_window(window, (kh, kw)),
-        ZERO=semiring_zero(semiring, values.dtype), MINIMUM=semiring == "min_plus", WINNERS=winners,
-        IGNORE_NAN=ignore_nan and x.is_floating_point(), **config,
-    )  # fmt: skip
+    grid, shape, dtypes, sizes, constants = _launch(
+        x.shape, weight.shape, x.dtype, x.device, *map(tuple, window), groups, semiring, winners, ignore_nan
+    )
+    values = x.new_empty(shape, dtype=dtypes[0])
+    won = torch.empty(shape if winners else (0,), dtype=dtypes[1], device=x.device)
+    _tropical_conv2d_fwd_kernel[grid](x, weight, values, won, *sizes, *x.stride(), *weight.stride(), **constants)
     return values, won
+
+
+@remembered
+def _launch(
+    x_shape: torch.Size, weight_shape: torch.Size, dtype: torch.dtype, device: torch.device, stride: tuple[int, int],
+    padding: tuple[int, int], dilation: tuple[int, int], groups: int, semiring: str, winners: bool, ignore_nan: bool,
+) -> tuple[tuple[int], tuple[int, ...], tuple[torch.dtype, torch.dtype], tuple[int, ...], dict[str, Any]]:  # fmt: skip
+    """(grid, the shape of the outputs, dtypes of values and winners, sizes, constants) of a launch."""
+    (B, _, H, W), (O, C, kh, kw), window = x_shape, weight_shape, Window(stride, padding, dilation)
+    P, Q, F, K = window.outputs(0, H, kh), window.outputs(1, W, kw), O // groups, C * kh * kw
+    dtypes = value_dtype(dtype), winner_dtype(K)
+    config = FORWARD.config({"outputs": P * Q, "K": K, "filters": F, "dtype": str(dtype)}, device)
+    constants = {
+        **_window(window, (kh, kw)), "ZERO": semiring_zero(semiring, dtypes[0]), "MINIMUM": semiring == "min_plus",
+        "WINNERS": winners, "IGNORE_NAN": ignore_nan and dtype.is_floating_point, **config,
+    }  # fmt: skip
+    grid = (B * groups * cdiv(F, config["BLOCK_O"]) * cdiv(P * Q, config["BLOCK_P"]),)
+    return grid, (B, O, P, Q), dtypes, (groups, C, F, H, W, P, Q), constants
 
 
 def scatter(
@@ -199,7 +215,7 @@ def scatter(
     dx = torch.zeros(x_shape if needs_x else (0,), dtype=wide, device=dy.device)
     dweight = torch.zeros(weight_shape if needs_weight else (0,), dtype=wide, device=dy.device)
     config = SCATTER.config({"outputs": P * Q, "dtype": str(dy.dtype)}, dy.device)
-    _tropical_conv2d_scatter_kernel[(B * O * triton.cdiv(P * Q, config["BLOCK"]),)](
+    _tropical_conv2d_scatter_kernel[(B * O * cdiv(P * Q, config["BLOCK"]),)](
         dy, winners.contiguous(), dx, dweight, groups, C, O // groups, *x_shape[2:], P, Q, *dy.stride(),
         **_window(window, (kh, kw)), NEEDS_X=needs_x, NEEDS_W=needs_weight, **config,
     )  # fmt: skip

@@ -24,6 +24,7 @@ from torch import Tensor
 from ...autotune import Space, Tuned
 from ...triton_or_stub import tl, triton
 from ..mathematics.semiring import value_dtype, winner_dtype
+from ..runtime.grid import cdiv
 from .gluon_tile import HALVES, _tropical_matmul_gluon_kernel, constants, lanes
 from .refine import refine
 
@@ -108,9 +109,9 @@ def forward(a: Tensor, b: Tensor, semiring: str, with_winners: bool, ignore_nan:
     config = FORWARD.config(problem, a.device)
     units, capability = _device(a.device)
     compiled = constants(config, a.dtype, semiring, tracks_blocks, ignore_nan, capability)
-    tiles = B * triton.cdiv(M, compiled["BLOCK_M"]) * triton.cdiv(N, compiled["BLOCK_N"])
+    tiles = B * cdiv(M, compiled["BLOCK_M"]) * cdiv(N, compiled["BLOCK_N"])
     block_k = compiled["BLOCK_K"]
-    splits = config["SPLITS"] or splits_that_fill(tiles, triton.cdiv(K, block_k), units)
+    splits = config["SPLITS"] or splits_that_fill(tiles, cdiv(K, block_k), units)
 
     def outputs(*shape: int) -> tuple[Tensor, Tensor]:
         return a.new_empty(shape, dtype=out), a.new_empty(shape if tracks_blocks else (0,), dtype=ids)
@@ -140,7 +141,7 @@ def _device(device: torch.device) -> tuple[int, tuple[int, int]]:
 def splits_that_fill(tiles: int, blocks: int, units: int) -> int:
     """Programs per tile: two a multiprocessor altogether, each with two k-blocks or more, and no split in vain."""
     splits = max(1, min(2 * units // tiles, blocks // 2))
-    return triton.cdiv(blocks, triton.cdiv(blocks, splits))
+    return cdiv(blocks, cdiv(blocks, splits))
 
 
 def first_split(parts: Tensor, part_blocks: Tensor, values: Tensor, blocks: Tensor, semiring: str) -> None:
@@ -150,7 +151,7 @@ def first_split(parts: Tensor, part_blocks: Tensor, values: Tensor, blocks: Tens
     """
     (B, M, N), splits = values.shape, parts.shape[1]
     config = FIRST_SPLIT.config({"M": M, "N": N, "SPLITS": splits, "dtype": str(values.dtype)}, values.device)
-    _first_split_kernel[(B * triton.cdiv(M * N, config["BLOCK"]),)](
+    _first_split_kernel[(B * cdiv(M * N, config["BLOCK"]),)](
         parts, part_blocks, values, blocks, M * N, splits,
         MINIMUM=semiring == "min_plus", WINNERS=blocks.numel() > 0, **config,
     )  # fmt: skip

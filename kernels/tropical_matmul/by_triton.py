@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +31,8 @@ from ...autotune import Config, Space, Tuned
 from ...triton_or_stub import tl, triton
 from ..mathematics.semiring import semiring_zero, value_dtype, winner_dtype, worst
 from ..mathematics.semiring_in_triton import candidate, rounded
+from ..runtime.grid import cdiv
+from ..runtime.remembered import remembered
 from .refine import refine
 
 
@@ -183,31 +186,45 @@ def forward(a: Tensor, b: Tensor, semiring: str, with_winners: bool, ignore_nan:
 
     All sizes ≥ 1.
     """
-    (B, M, K), N = a.shape, b.shape[-1]
-    ignore_nan = ignore_nan and a.is_floating_point()
-    values = a.new_empty((B, M, N), dtype=value_dtype(a.dtype))
+    (_, M, K), N = a.shape, b.shape[-1]
+    strides = a.stride()
+    grid, shape, kept, dtypes, constants = _launch(
+        a.shape, strides, a.data_ptr() % _WORD == 0, N, a.dtype, a.device, semiring, with_winners, ignore_nan
+    )
+    values = a.new_empty(shape, dtype=dtypes[0])
+    winners = torch.empty(kept, dtype=dtypes[1], device=a.device)
+    _tropical_matmul_fwd_kernel[grid](a, b, values, winners, M, N, K, *strides, *b.stride(), **constants)
+    if constants["KEEP"] == "block":
+        refine(a, b, values, winners, semiring, constants["IGNORE_NAN"], constants["BLOCK_K"])
+    return values, winners if with_winners or not kept[-1] else winners.new_empty(0)
+
+
+@remembered
+def _launch(
+    a_shape: torch.Size, a_strides: tuple[int, ...], is_aligned: bool, N: int, dtype: torch.dtype, device: torch.device,
+    semiring: str, with_winners: bool, ignore_nan: bool,
+) -> tuple[tuple[int], tuple[int, ...], tuple[int, ...], tuple[torch.dtype, torch.dtype], dict[str, Any]]:  # fmt: skip
+    """(grid, the shapes of values and of what is kept of winners, the dtypes of both, constants) of a launch."""
+    B, M, K = a_shape
+    ignore_nan = ignore_nan and dtype.is_floating_point
     # where all candidates of a product were skipped, the value is 0 and not the −∞ that the running maximum starts from
     keeps = with_winners or (ignore_nan and semiring == "max_times")
-    winners = torch.empty((B, M, N) if keeps else (0,), dtype=winner_dtype(K), device=a.device)
-    config = FORWARD.config({"M": M, "N": N, "K": K, "dtype": str(a.dtype), "winners": with_winners}, a.device)
+    config = FORWARD.config({"M": M, "N": N, "K": K, "dtype": str(dtype), "winners": with_winners}, device)
     # no block is longer than K, and one that is not kept is as long as the loop is unrolled
     block_k = min(config["BLOCK_K"] if config["BLOCK_K"] > 1 else 8, 1 << (K.bit_length() - 1))
-    keep = "nothing" if not keeps else "block" if config["BLOCK_K"] > 1 else "k"
-    grid = (B * triton.cdiv(M, config["BLOCK_M"]) * triton.cdiv(N, config["BLOCK_N"]),)
-    _tropical_matmul_fwd_kernel[grid](
-        a, b, values, winners, M, N, K, *a.stride(), *b.stride(),
-        WORST=worst(semiring, values.dtype), EMPTY=semiring_zero(semiring, values.dtype),
-        MINIMUM=semiring == "min_plus", PRODUCT=semiring == "max_times", IGNORE_NAN=ignore_nan, KEEP=keep,
-        PACK=_packed(a, block_k),
-        **{**config, "BLOCK_K": block_k},
-    )  # fmt: skip
-    if keep == "block":
-        refine(a, b, values, winners, semiring, ignore_nan, block_k)
-    return values, winners if with_winners else winners.new_empty(0)
+    of_values = value_dtype(dtype)
+    constants = {
+        "WORST": worst(semiring, of_values), "EMPTY": semiring_zero(semiring, of_values),
+        "MINIMUM": semiring == "min_plus", "PRODUCT": semiring == "max_times", "IGNORE_NAN": ignore_nan,
+        "KEEP": "nothing" if not keeps else "block" if config["BLOCK_K"] > 1 else "k",
+        "PACK": _packed(a_shape, a_strides, is_aligned, dtype, block_k), **config, "BLOCK_K": block_k,
+    }  # fmt: skip
+    grid = (B * cdiv(M, config["BLOCK_M"]) * cdiv(N, config["BLOCK_N"]),)
+    return grid, (B, M, N), (B, M, N) if keeps else (0,), (of_values, winner_dtype(K)), constants
 
 
-def _packed(a: Tensor, block_k: int) -> int:
+def _packed(shape: torch.Size, strides: tuple[int, ...], is_aligned: bool, dtype: torch.dtype, block_k: int) -> int:
     """How many consecutive k of a [B, M, K] one aligned word holds wherever a k-block can start; 1 where it cannot."""
-    count = _WORD // a.element_size()
-    aligned = a.stride(2) == 1 and a.data_ptr() % _WORD == 0
-    return count if aligned and not any(x % count for x in (*a.stride()[:2], a.shape[2], block_k)) else 1
+    count = _WORD // dtype.itemsize
+    fits = is_aligned and strides[2] == 1 and not any(x % count for x in (*strides[:2], shape[2], block_k))
+    return count if fits else 1

@@ -6,13 +6,17 @@ The numeric equality is exact: the same ⊗ of the same factors gives the same v
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...autotune import Space, Tuned
 from ...triton_or_stub import tl, triton
 from ..mathematics.semiring import semiring_zero, worst
 from ..mathematics.semiring_in_triton import combine, piece_of_a_row
+from ..runtime.grid import cdiv
+from ..runtime.remembered import remembered
 
 REFINE = Tuned(
     "tropical_matmul_refine.triton",
@@ -79,10 +83,19 @@ def refine(a: Tensor, b: Tensor, values: Tensor, blocks: Tensor, semiring: str, 
     the worst value; where every candidate was skipped, the winner becomes −1 and the value the semiring's zero.
     """
     (B, M, K), N = a.shape, b.shape[-1]
-    config = REFINE.config({"M": M, "N": N, "K": K, "dtype": str(a.dtype)}, a.device)
-    _refine_winners_kernel[(B * M * triton.cdiv(N, config["BLOCK"]),)](
-        a, b, values, blocks, M, N, K, *a.stride(), *b.stride(),
-        WORST=worst(semiring, values.dtype),
-        EMPTY=semiring_zero(semiring, values.dtype), PRODUCT=semiring == "max_times", IGNORE_NAN=ignore_nan,
-        BLOCK_K=block_k, **config,
-    )  # fmt: skip
+    grid, constants = _launch(B, M, N, K, a.dtype, values.dtype, a.device, semiring, ignore_nan, block_k)
+    _refine_winners_kernel[grid](a, b, values, blocks, M, N, K, *a.stride(), *b.stride(), **constants)
+
+
+@remembered
+def _launch(
+    B: int, M: int, N: int, K: int, dtype: torch.dtype, of_values: torch.dtype, device: torch.device, semiring: str,
+    ignore_nan: bool, block_k: int,
+) -> tuple[tuple[int], dict[str, Any]]:  # fmt: skip
+    """(grid, constants) of a launch."""
+    config = REFINE.config({"M": M, "N": N, "K": K, "dtype": str(dtype)}, device)
+    constants = {
+        "WORST": worst(semiring, of_values), "EMPTY": semiring_zero(semiring, of_values),
+        "PRODUCT": semiring == "max_times", "IGNORE_NAN": ignore_nan, "BLOCK_K": block_k, **config,
+    }  # fmt: skip
+    return (B * M * cdiv(N, config["BLOCK"]),), constants

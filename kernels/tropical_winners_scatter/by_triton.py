@@ -26,6 +26,7 @@ from torch import Tensor
 from ...autotune import Config, Space, Tuned
 from ...triton_or_stub import tl, triton
 from ..mathematics.semiring_in_triton import piece_of_a_row
+from ..runtime.grid import cdiv
 
 DETERMINISTIC_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SCATTER = Tuned(
@@ -167,7 +168,7 @@ def scatter(
     problem = {"M": M, "N": N, "K": K, "dtype": str(dc.dtype), "deterministic": fixed}
     config = SCATTER.config(problem, dc.device)
     unused = (0, 0, 0)
-    _tropical_winners_scatter_kernel[(B * M * triton.cdiv(N, config["BLOCK"]),)](
+    _tropical_winners_scatter_kernel[(B * M * cdiv(N, config["BLOCK"]),)](
         dc, winners, dc if a is None else a, dc if b is None else b, da, db, special_a, special_b, largest, M, N, K,
         *dc.stride(), *(unused if a is None else a.stride()), *(unused if b is None else b.stride()),
         PRODUCT=product, NEEDS_A=needs_a, NEEDS_B=needs_b, FIXED=fixed,
@@ -184,7 +185,7 @@ def scatter(
 def _largest(x: Tensor, largest: Tensor) -> None:
     B, M, N = x.shape
     config = _stream(x)
-    grid = (B * M * triton.cdiv(N, config["BLOCK"]),)
+    grid = (B * M * cdiv(N, config["BLOCK"]),)
     _largest_kernel[grid](x, largest, M, N, *x.stride(), **config)
 
 
@@ -198,7 +199,7 @@ def _from_fixed_point(
     out = torch.empty_like(sums, dtype=dtype)
     if sums.numel():
         config = _stream(sums)
-        _from_fixed_point_kernel[(triton.cdiv(sums.numel(), config["BLOCK"]),)](
+        _from_fixed_point_kernel[(cdiv(sums.numel(), config["BLOCK"]),)](
             sums, special, largest, out, sums.numel(),
             PRODUCT=product, HEAD_ROOM=head_room, FACTOR=factor, **config,
         )  # fmt: skip

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ...autotune import Config, Space, Tuned, capturing
+from ...kernels.runtime.grid import next_power_of_2
 from ...triton_or_stub import tl, triton
 from .captured_loop import Repeated
 from .checks import WHERE
@@ -209,7 +210,7 @@ class Cached(Dense):
         )  # fmt: skip
         # no multiplication and addition in one: the definition rounds both
         self._constants = {"WATCHED": state.best_right is not None, "HINGE": is_hinge, "enable_fp_fusion": False}
-        self._constants |= {"CLASSES": max(2, triton.next_power_of_2(K)), "POLYAK": settings.step == "polyak"}
+        self._constants |= {"CLASSES": max(2, next_power_of_2(K)), "POLYAK": settings.step == "polyak"}
         self._launches: dict[frozenset[tuple[str, int]], Callable[[int], None]] = {}
         self._launches_now()  # compiled here; nothing is asked for yet
         self._fill()

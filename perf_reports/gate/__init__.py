@@ -8,6 +8,7 @@ more than it did. Nothing here imports a kernel of this library.
 | 0 | registers, stack, shared memory, instructions, the innermost loop | ahead of time | instructions 1 % |
 | 1 | elements loaded, stored, and passed through arithmetic | Triton's interpreter | none |
 | 2 | bytecode, dispatched operators, tensors and bytes allocated by a call | the host | small |
+| 3 | launches of a call, and its bytecode up to Triton's launcher | the host | small |
 """
 
 from .baseline import Baseline, BaselineError, Difference

@@ -1,7 +1,8 @@
 """The baseline: a JSON file that is committed, and what a new measurement differs from it by.
 
 Figures are kept by the versions that they depend on, so that one file can hold those of several: tier 0 by triton's
-version, tier 1 by triton's, tier 2 by Python's and torch's. A measurement is only ever compared with its own kind.
+version, tier 1 by triton's, tier 2 by Python's and torch's, tier 3 by all three. A measurement is only ever compared
+with its own kind.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ TOLERANCES = {
     # a few more or fewer come from one run to the next, of about one kernel of fifty for sm_100
     (0, "instructions"): (0.01, 4),
     (2, "bytecode instructions"): (0.02, 20),
+    (3, "bytecode instructions"): (0.02, 10),
 }
 Record = Mapping[str, Any]
 
@@ -130,10 +132,11 @@ class Baseline:
 
 def environment_of(tier: int, versions: Mapping[str, str]) -> str:
     """The versions that figures of a tier depend on."""
-    if tier == 2:
-        python = ".".join(versions["python"].split(".")[:2])
-        return f"tier 2, python {python}, torch {versions['torch'].split('+')[0]}"
-    return f"tier {tier}, triton {versions['triton']}"
+    if tier < 2:
+        return f"tier {tier}, triton {versions['triton']}"
+    python = ".".join(versions["python"].split(".")[:2])
+    both = f"tier {tier}, python {python}, torch {versions['torch'].split('+')[0]}"
+    return f"{both}, triton {versions['triton']}" if tier == 3 else both
 
 
 def _place(record: Record) -> str:

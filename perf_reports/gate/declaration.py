@@ -57,12 +57,12 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Call:
-    """A call on the CPU: counted as it is interpreted (tier 1), and as the host runs it (tier 2).
+    """A call on the CPU: counted as it is interpreted (tier 1), as the host runs it (2), and up to the launcher (3).
 
     Attributes:
         name: by which the baseline knows it.
         function: what is called, without arguments. Inputs are best made before, so that they are not counted.
-        tiers: of 1 and 2, those that it is measured by.
+        tiers: of 1, 2 and 3, those that it is measured by.
     """
 
     name: str

@@ -19,9 +19,9 @@ from ...triton_or_stub import HAS_TRITON, triton
 from ..commands import StageProgress
 from .baseline import Baseline, BaselineError, Difference, worse
 
-TIERS = (0, 1, 2)
+TIERS = (0, 1, 2, 3)
 PASSED, REGRESSED, NOT_MEASURED = 0, 1, 2  # exit codes
-_INTERPRETS = {0: "0", 1: "1", 2: "0"}
+_INTERPRETS = {0: "0", 1: "1", 2: "0", 3: "0"}
 
 
 @dataclass
@@ -65,7 +65,7 @@ def check(
     Args:
         declaration: a Python file with a list GATE of Kernel and Call.
         baseline: a JSON file; it is read, and with `update` written where all was measured.
-        tiers: of 0, 1 and 2.
+        tiers: of 0, 1, 2 and 3.
         update: take what was measured as the new baseline of these versions; what differs is told all the same.
         progress: called as (stage, done, total, what is being done).
     """

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from types import FrameType
+from collections.abc import Callable, Container, Iterator, Sequence
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -20,15 +20,26 @@ from .declaration import Call
 WARM_UP = 2
 
 
-def bytecode(function: Callable[[], object]) -> int:
-    """How many bytecode instructions Python runs in one call."""
+def bytecode(function: Callable[[], object], without: Container[CodeType] = ()) -> int:
+    """How many bytecode instructions Python runs in one call, but for those of some functions, and what these call."""
     count = 0
+    is_without = False
 
-    def trace(frame: FrameType, event: str, argument: object) -> Callable[..., Any]:
-        nonlocal count
+    def trace(frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
+        nonlocal count, is_without
+        if is_without:
+            return None
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        if frame.f_code in without:
+            frame.f_trace_opcodes, is_without = False, True
+            return leave
         count += event == "opcode"
         return trace
+
+    def leave(frame: FrameType, event: str, argument: object) -> Callable[..., Any]:
+        nonlocal is_without
+        is_without = event != "return"
+        return leave
 
     before = sys.gettrace()
     is_collecting = gc.isenabled()

@@ -11,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-from . import compiled, counted, host
+from . import compiled, counted, host, unlaunched
 from .declaration import Declaration, DeclarationError
 
 
@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
     if tier == 0:
         records = compiled.measure(declaration.kernels, tell)
     else:
-        records = {1: counted, 2: host}[tier].measure(declaration.calls, tell)
+        records = {1: counted, 2: host, 3: unlaunched}[tier].measure(declaration.calls, tell)
     for record in records:
         print(json.dumps(record), flush=True)
     print(json.dumps({"done": tier}), flush=True)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tropigrad.autotune import (
+    DeviceLost,
     Limits,
     Needs,
     Prediction,
@@ -131,6 +132,30 @@ def test_a_config_that_cannot_be_launched_is_rejected_with_its_words(bench):
     assert found.config == {**BEST, "num_warps": 4}
     reasons = {rival["rejected"] for rival in found.evidence["rivals"] if rival["rejected"]}
     assert reasons == {"RuntimeError: out of resources"}
+
+
+def test_a_config_that_spoils_the_device_ends_the_search_and_no_other_is_blamed(bench, monkeypatch):
+    """Else every config after it would fail too, and be rejected for good. The next process goes on without it."""
+    lost = []
+
+    def answer(config):
+        if lost or config == BEST:
+            lost[:] = ["an illegal memory access"]
+            raise RuntimeError("an illegal memory access")
+        return "right"
+
+    bench.answer = answer
+    monkeypatch.setattr(contest, "why_lost", lambda device: "".join(lost))
+    with pytest.raises(DeviceLost, match=r"'STAGES': 3.* an illegal memory access; that config is not tried again"):
+        bench.search()
+    journal = bench.store.journal(fingerprint(CPU), bench.kernel.key(PROBLEM)).read()
+    assert [record["config"] for record in journal if record["rejected"]] == [BEST]
+    lost.clear()
+    calls = len(bench.calls)
+    found = bench.search()
+    assert canonical(BEST) not in bench.calls[calls:]
+    assert found.how == "tuned"
+    assert found.config != BEST
 
 
 def test_what_the_device_forbids_is_never_launched(bench, monkeypatch):

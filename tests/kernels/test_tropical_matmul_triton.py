@@ -92,23 +92,27 @@ def test_winners_take_two_bytes_where_they_suffice():
         assert winner_dtype(K) == (torch.int16 if K == 1 << 15 else torch.int32)
 
 
+def packed(a, block_k):
+    return by_triton._packed(a.shape, a.stride(), a.data_ptr() % 8 == 0, a.dtype, block_k)
+
+
 @pytest.mark.parametrize("dtype", [*FLOATS, *INTEGERS], ids=short)
 def test_rows_read_in_words_give_the_same(dtype):
     """Of A, as many k as eight bytes hold; read one by one where rows are not aligned, or K no multiple."""
     a, b = operands(dtype, 24)
     count = 8 // a.element_size()
-    assert by_triton._packed(a, 8) == count
+    assert packed(a, 8) == count
     shifted = torch.cat([a.new_zeros(1), a.flatten()])[1:].view(a.shape)
     expected, indices = tropical_matmul_ref(a, b)
     for layout in (a, shifted, a.mT.contiguous().mT):
         if layout is not a:
-            assert by_triton._packed(layout, 8) == 1
+            assert packed(layout, 8) == 1
         values, winners = by_triton.forward(layout, b, "max_plus", True, False)
         assert_same(values, expected, exact=True)
         assert_same(winners.long(), indices, exact=True)
     if count > 1:
-        assert by_triton._packed(a[..., :-1], 8) == 1
-        assert by_triton._packed(a, 1) == 1
+        assert packed(a[..., :-1], 8) == 1
+        assert packed(a, 1) == 1
 
 
 def test_strides_may_reach_beyond_two_to_the_31():

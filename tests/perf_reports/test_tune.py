@@ -9,8 +9,10 @@ import torch
 from tropigrad import autotune
 from tropigrad.autotune import Ceilings, Work
 from tropigrad.autotune.machine.cost import predict, roofline
-from tropigrad.perf_reports import qualify, tune
+from tropigrad.perf_reports import tune
 from tropigrad.perf_reports.measuring import ceilings
+from tropigrad.perf_reports.qualify.bench import Bench
+from tropigrad.perf_reports.qualify.item import Item
 
 CPU = torch.device("cpu")
 EVERYBODY = torch.get_num_threads()
@@ -37,8 +39,10 @@ def _own_cache(monkeypatch, tmp_path):
 def test_what_qualify_measures_is_what_explain_goes_by(monkeypatch, tmp_path):
     assert tune.ceilings(CPU, torch.float32) == autotune.NOMINAL
     monkeypatch.setattr(ceilings, "measure", lambda **options: iter(RECORDS))
-    outcome = qualify.QualificationOutcome(tmp_path, "")
-    assert list(qualify._ceilings(CPU, [], 1.0, outcome, None)) == RECORDS
+    told: list = []
+    answer = Bench(()).carry_out(Item("ceilings", "ceilings", "ceilings", "ceilings"), 1.0, told.append)
+    assert answer.result == "passed"
+    assert [message["record"] for message in told] == RECORDS
     # a mix is bounded by its best way, with all threads; of float64 nobody measured the steps
     assert tune.ceilings(CPU, torch.float32) == Ceilings({"add_max": 90e9}, 12e9, None)
     assert tune.ceilings(CPU, torch.float64) == Ceilings({}, 12e9, None)

@@ -54,13 +54,13 @@ TABLES = (
 )  # fmt: skip
 
 
-def cases(device: torch.device, ops: tuple[str, ...] = ()) -> list[Case]:
-    """Every case of the named ops, or of all."""
+def cases(device: torch.device, ops: tuple[str, ...] = (), promises: tuple[str, ...] = ()) -> list[Case]:
+    """Every case of the named ops, or of all; and of the named promises, or of all."""
     specs = [spec for name, spec in REGISTRY.items() if not ops or name in ops]
     return [
         case
         for spec in specs
         for table in TABLES
-        if table.__name__ not in spec.left_out
+        if table.__name__ not in spec.left_out and (not promises or table.__name__ in promises)
         for case in table(spec, device)
     ]

@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch._dynamo.testing
 from torch.fx.proxy import GraphAppendingTracer
 
 from ....autotune import reload
@@ -34,6 +33,8 @@ def compile(spec: Spec, device: torch.device) -> Iterator[Case]:
 
 def _check_compile(spec: Spec, device: torch.device, kwargs, compiler: str) -> None:
     """One graph, the eager result and gradient, and no more than two compilations over many sizes."""
+    import torch._dynamo.testing  # two seconds, which a process that runs other cases need not spend
+
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend(compiler)
     compiled = torch.compile(lambda *x: spec.op(*x, **kwargs), fullgraph=True, backend=counter)

@@ -27,7 +27,10 @@ def gate(
     baseline: Annotated[Path | None, typer.Option(help="Default: perf_baseline.json beside the declaration.")] = None,
     tier: Annotated[
         list[int] | None,
-        typer.Option(help="0: machine code; 1: interpreted counts; 2: the host's work; repeatable (default: all)."),
+        typer.Option(
+            help="0: machine code; 1: interpreted counts; 2: the host's work; 3: that up to Triton's launcher; "
+            "repeatable (default: all)."
+        ),
     ] = None,
     update: Annotated[bool, typer.Option("--update", help="Write the baseline anew, and show what differs.")] = False,
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML there.")] = None,
@@ -42,7 +45,7 @@ def gate(
 
     tiers = tuple(sorted({*tier})) if tier else gates.TIERS
     if unknown := [str(t) for t in tiers if t not in gates.TIERS]:
-        fail(f"--tier is {', '.join(unknown)}; expected 0, 1 or 2")
+        fail(f"--tier is {', '.join(unknown)}; expected 0, 1, 2 or 3")
     beside = baseline or declaration.parent / "perf_baseline.json"
     try:
         with bars() as progress:

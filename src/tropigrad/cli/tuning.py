@@ -45,7 +45,7 @@ def tune(
         table = tuner.export() if export else None
     except ValueError as error:
         fail(error)
-    except autotune.WrongDefault as error:
+    except (autotune.DeviceLost, autotune.WrongDefault) as error:
         fail(error, 1)
     except KeyboardInterrupt:
         fail("interrupted; what was measured is kept, and the same command goes on from there", 130)
@@ -116,23 +116,40 @@ def cache_clear(
 def qualify(
     budget: Annotated[str, typer.Option(help="Time for everything: 90s, 8m, 1h.")] = "8m",
     only: Annotated[list[str] | None, typer.Option("--only", help="An op by name; repeatable (default: all).")] = None,
-    out: Annotated[Path, typer.Option(help="Where the files go, eight at the most.")] = Path("qualification"),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where the files go, eight at the most (default: qualification; with --rehearse rehearsal)."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    rehearse: Annotated[
+        bool,
+        typer.Option("--rehearse", help="A bad day on purpose: on the CPU, with planted failures, in a minute or two."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """All that a new device must show: conformance, ceilings, tuning, speed. Exit 1 where a result is wrong."""
+    """All that a new device must show: conformance, ceilings, tuning, speed. Exit 1 where a result is wrong.
+
+    What hangs, dies or spoils the device's context costs itself alone, and is named.
+    """
     from ..perf_reports import qualify as qualification
     from ..perf_reports.durations import parse_duration
 
+    out = out or Path("rehearsal" if rehearse else "qualification")
     try:
         with bars() as bar:
-            outcome = qualification.run(
-                out, budget_s=parse_duration(budget), resume=resume, ops=only or (), progress=bar
-            )
+            if rehearse:
+                rehearsal = qualification.rehearse(out, progress=bar)
+            else:
+                outcome = qualification.run(
+                    out, budget_s=parse_duration(budget), resume=resume, ops=only or (), progress=bar
+                )
     except ValueError as error:
         fail(error)
     except OSError as error:
         fail(f"{error.filename or out}: {error.strerror or error}; expected a folder that can be written: --out DIR")
+    if rehearse:
+        print(output.as_json(rehearsal.as_json()) if as_json else "\n".join(rehearsal.lines()))
+        raise typer.Exit(rehearsal.exit_code)
     words = outcome.as_json() if as_json else qualification.lines(outcome)
     print(output.as_json(words) if as_json else "\n".join(words))
     raise typer.Exit(outcome.exit_code)

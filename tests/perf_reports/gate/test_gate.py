@@ -1,5 +1,6 @@
 """The gate on somebody else's kernels: planted regressions are caught, and what cannot be measured is never green."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -12,7 +13,8 @@ import pytest
 
 from tropigrad.autotune.machine import ahead_of_time
 from tropigrad.perf_reports import gate
-from tropigrad.perf_reports.gate import Baseline, BaselineError, compiled, outputs
+from tropigrad.perf_reports.gate import Baseline, BaselineError, compiled, host, outputs, unlaunched
+from tropigrad.triton_or_stub import triton
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -54,7 +56,7 @@ X = torch.ones(3, 100)
 GATE = [
     Kernel(total, {"x_ptr": "*fp32", "y_ptr": "*fp32", "columns": "i32"}, {"BLOCK": TILE}, targets=(90,)),
     Kernel(copied, {"x_ptr": "*fp32", "y_ptr": "*fp32", "n": "i32"}, {"BLOCK": 256}, targets=(80,)),
-    Call("totals", lambda: totals(X), tiers=(1,)),
+    Call("totals", lambda: totals(X), tiers=(1, 3)),
     Call("scaled", lambda: scaled(X), tiers=(2,)),
 ]
 """
@@ -80,6 +82,12 @@ PLANTED = {  # name: (tier, what is replaced, by what, tile, figures that must b
     "more work in Python": (
         2, "    return x.mul(2.0)", "    for _ in range(50): pass\n    return x.mul(2.0)", 1024,
         {"bytecode instructions"},
+    ),
+    "more work before a launch": (
+        3, "    y = torch.empty", "    for _ in range(50): pass\n    y = torch.empty", 1024, {"bytecode instructions"},
+    ),
+    "one more launch": (
+        3, "BLOCK=64)\n", "BLOCK=64)\n    total[(1,)](x, y, x.shape[1], BLOCK=64)\n", 1024, {"launches"},
     ),
 }  # fmt: skip
 
@@ -116,7 +124,7 @@ def test_a_planted_regression_is_caught(name, repository):
 
 def test_an_unchanged_kernel_passes_and_twice_the_same(repository):
     write(repository)
-    outcome = check(repository, 0, 1, 2)
+    outcome = check(repository, *gate.TIERS)
     assert (outcome.differences, outcome.failures, outcome.exit_code) == ([], [], 0)
 
 
@@ -239,6 +247,54 @@ def test_the_walk_through_of_the_page(tmp_path):
     assert code == 1
     assert "::error file=perf_gate.py,title=performance::softmax, interpreter: bytes loaded: 16000 -> 32000" in told
     assert "❌" in (tmp_path / "summary.md").read_text()
+
+
+def test_the_launcher_is_left_out_and_nothing_is_launched():
+    """Whatever Triton does with a launch, its Python is no part of the figure, nor what that calls."""
+    seen = []
+
+    class Kernel(triton.JITFunction):
+        def __init__(self):
+            pass
+
+    def call():
+        seen.append(Kernel()[(1,)](1, 2))
+
+    def plain():
+        seen.append(None)
+
+    figures = unlaunched.figures(call)
+    assert figures["launches"] == 1
+    assert seen == [None] * 4
+    assert 0 < figures["bytecode instructions"] - host.bytecode(plain) < 60
+
+
+def test_frames_that_are_left_out_leave_out_what_they_call_and_nothing_after():
+    def deeper():
+        return sum(x for x in range(100))
+
+    def aside():
+        return deeper()
+
+    def raising():
+        deeper()
+        raise ValueError
+
+    def call(first=lambda: None):
+        first()
+        return sum(x * x for x in range(10))
+
+    bare = host.bytecode(call)
+    assert host.bytecode(lambda: call(aside)) > bare + 200
+    inside = host.bytecode(lambda: call(aside), (aside.__code__,))
+    assert abs(inside - bare) < 15
+
+    def caught():
+        with contextlib.suppress(ValueError):
+            raising()
+        call()
+
+    assert bare < host.bytecode(caught, (raising.__code__,)) < bare + 80
 
 
 def test_a_compiler_that_ends_its_process_is_told(monkeypatch):
