@@ -167,7 +167,11 @@ class Space:
         kept = view[at]
         if (kept != data).any():
             bad = int(np.flatnonzero((kept != data).any(1))[0])
-            raise self._race("threads write different values here by one instruction", bad, count, access, None)
+            raise Race(
+                f"threads write different values to {self._where(int(offsets[bad]) // self.grain)} by one instruction, "
+                f"thread {self._who(int(access.threads[bad]))} among them",
+                access.at,
+            )
         changes = kept != before
         if changes.any():
             self.version += 1
@@ -180,7 +184,7 @@ class Space:
         self._open()
         self._check_write(places, many, None, atomic=True)
         if (found := self._reads.unordered(places, many)) is not None:
-            raise self._race("changes atomically", found[0], len(places) // len(offsets), many, ("reads", *found[1:]))
+            raise self._race("changes atomically", places, many, "reads", *found)
         if self._atomics is None:
             self._atomics = Visits(len(self._writer), self._clock)
         self._atomics.note(places, many, self._clock.now[many.blocks])
@@ -195,7 +199,7 @@ class Space:
         self._open()
         self._check_write(places, many, np.ones(len(places), bool))
         if (found := self._reads.unordered(places, many)) is not None:
-            raise self._race("copies to", found[0], len(places) // len(offsets), many, ("reads", *found[1:]))
+            raise self._race("copies to", places, many, "reads", *found)
         if self._flying is None:
             self._flying = np.zeros(len(self._writer), bool)
         self._flying[places] = True
@@ -257,7 +261,7 @@ class Space:
             return
         self._check_write(places, many, np.ones(len(places), bool), doing="reads")
         if self._atomics is not None and (found := self._atomics.unordered(places, many)) is not None:
-            raise self._race("reads", found[0], 1, many, ("changes atomically", *found[1:]))
+            raise self._race("reads", places, many, "changes atomically", *found)
         self._reads.note(places, many, stamps)
 
     def _check_write(self, places: Any, many: Access, matters: Any, doing: str = "writes", atomic: bool = False) -> None:
@@ -274,7 +278,7 @@ class Space:
         if not ordered.all():
             bad = int(np.flatnonzero(~ordered)[0])
             doing = "changes atomically" if atomic else doing
-            raise self._race(doing, bad, 1, many, ("writes", int(writer[bad]), int(self._number[places[bad]])), places)
+            raise self._race(doing, places, many, "writes", bad, int(writer[bad]), int(self._number[places[bad]]))
 
     def _written_by(self, places: Any, many: Access, changes: Any, bits: int) -> None:
         self._open()
@@ -284,7 +288,7 @@ class Space:
         self._check_write(places, many, changed)
         for visits, what in ((self._reads, "reads"), (self._atomics, "changes atomically")):
             if visits is not None and (found := visits.unordered(places, many)) is not None:
-                raise self._race("writes", found[0], 1, many, (what, *found[1:]), places)
+                raise self._race("writes", places, many, what, *found)
         self._mark(places, many)
 
     def _mark(self, places: Any, many: Access) -> None:
@@ -310,22 +314,16 @@ class Space:
     def _where(self, place: int) -> str:
         return f"byte {place * self.grain % self._period - self._start} of {self.name}"
 
-    def _race(
-        self, doing: str, index: int, per: int, many: Access, other: tuple[str, int, int] | None, places: Any = None
-    ) -> Fault:
-        who = int(many.threads[index]) if index < len(many.threads) else int(many.threads[-1])
-        where = self._where(int(places[index])) if places is not None else self.name
-        if other is None:
-            return Race(f"{doing}: {where}, thread {self._who(who)} among them", many.at)
-        what, thread, number = other
-        block = who // self._clock.threads
-        whom = "several threads of its block" if thread == SEVERAL else f"thread {self._who(thread)}"
-        if thread == who:
-            whom = "another thread"
-        between = "no barrier" if thread == SEVERAL or thread // self._clock.threads == block else "no release and acquire"
-        place = self._instructions[number].short_place
+    def _race(self, doing: str, places: Any, many: Access, did: str, index: int, thread: int, number: int) -> Race:
+        """The access of `index` meets what another thread did by the instruction of this number."""
+        who, block = int(many.threads[index]), int(many.blocks[index])
+        whom = "several threads of a block" if thread == SEVERAL else f"thread {self._who(thread)}"
+        is_near = thread == SEVERAL or thread // self._clock.threads == block
+        between = "no barrier" if is_near else "no release and acquire"
         return Race(
-            f"thread {self._who(who)} {doing} {where}, which {whom} {what} at {place}, and {between} is between", many.at
+            f"thread {self._who(who)} {doing} {self._where(int(places[index]))}, which {whom} {did} at "
+            f"{self._instructions[number].short_place}, and {between} is between",
+            many.at,
         )
 
 

@@ -158,7 +158,8 @@ def _fused64(a: Any, b: Any, c: Any) -> Any:
     sizes = np.abs(np.stack(np.broadcast_arrays(a, b, c, product)))
     extreme = (((sizes > 2.0**500) | (sizes < 2.0**-400)) & (sizes != 0)).any(0) | (product == 0)
     if extreme.any():
-        plain = a * b + c
+        # a product that is too large is finite all the same
+        plain = np.where(np.isinf(c) & np.isfinite(a) & np.isfinite(b), c, a * b + c)
         result = np.where(extreme, plain, result)
         hard = extreme & np.isfinite(a) & np.isfinite(b) & np.isfinite(c) & (a != 0) & (b != 0)
         if hard.any():
