@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from .doubts import SEVERAL, Doubts
+
 WARP = 32
-SEVERAL = -1  # in the place of a thread: more than one of its block
 
 
 @dataclass
@@ -48,7 +49,7 @@ class Clock:
     """The happens-before order of one launch."""
 
     def __init__(self, blocks: int, threads: int) -> None:
-        self.threads = threads
+        self.threads, self.doubts = threads, Doubts()
         self.now = np.zeros(blocks, np.int32)
         self.since_block = np.zeros(blocks, np.int32)
         self.since_warp = np.zeros(blocks * (threads // WARP), np.int32)

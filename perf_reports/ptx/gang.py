@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .clock import WARP
-from .faults import CopyInFlight, Fault, Misaligned, NotConverged, OutOfBounds, UnknownInstruction
+from .faults import CopyInFlight, Misaligned, NotConverged, OutOfBounds, Race, UnknownInstruction
 from .instructions import ARITHMETIC, PARAMETER_SIZE, Compiler, Compute
 from .memory import Access, Space
 from .parser import SPECIAL, Instruction, Program
-from .values import FLOATS, KINDS, SIGNED, UNSIGNED, as_type, bits_of, canonical, dtype_of
+from .values import KINDS, SIGNED, UNSIGNED, as_type, bits_of, canonical, dtype_of
 
 if TYPE_CHECKING:
     from .schedule import Launch
@@ -28,6 +28,8 @@ _RUNS, _AT_BARRIER, _AT_WARP, _SPINS, _ENDED = range(5)
 _SAME_LOOPS = 64  # times round loops without a change of memory, after which a repetition is looked for
 _SHUFFLES = ("shfl", "redux", "vote", "ldmatrix", "stmatrix", "match", "activemask")
 _MEMORY = ("ld", "st", "atom", "red", "cp")
+_WITHOUT_RESULT = ("st", "red", "bra", "bar", "barrier", "ret", "exit", "fence", "membar", "stmatrix")
+_NAMES = re.compile(r"[%$\w.]+")
 _ATOMIC = re.compile(r"add|max|min|or|and|xor|exch|cas|inc|dec")
 
 
@@ -43,6 +45,7 @@ class Step:
     effect: Callable[[Gang, Any, int], None] | None = None
     goal: int = -1  # of a branch
     is_global: bool = False
+    sources: tuple[int, ...] = ()  # registers read, the guard's not among them
 
 
 class Steps:
@@ -50,8 +53,13 @@ class Steps:
 
     def __init__(self, program: Program, compiler: Compiler) -> None:
         self.program, self.compiler = program, compiler
-        self.list = [self._step(at) for at in program.instructions]
+        self.list = [replace(self._step(at), sources=self._sources(at)) for at in program.instructions]
         self.count = len(program.registers)
+
+    def _sources(self, at: Instruction) -> tuple[int, ...]:
+        writes = at.parts[0] not in _WITHOUT_RESULT and at.parts[0] != "cp"
+        names = _NAMES.findall(" ".join(at.operands[writes:]))
+        return tuple({self.program.registers[name] for name in names if name in self.program.registers})
 
     def _step(self, at: Instruction) -> Step:
         name = at.parts[0]
@@ -111,7 +119,7 @@ class Steps:
                 at_place = (address(gang.regs) // np.uint64(PARAMETER_SIZE)).astype(np.int64) - 1
                 gang.set(targets, (as_type(table[at_place], dtype),), active, dtype.kind == "i")
 
-        return Step("effect", at, guard, effect=load)
+        return Step("effect", at, guard, targets, effect=load)
 
     def _split_address(self, operand: str) -> tuple[Compute, int, bool]:
         """The base of an address in 64 bits, its offset, and whether it is a variable."""
@@ -163,7 +171,7 @@ class Steps:
             def effect(gang: Gang, active: Any, number: int) -> None:
                 gang.store(address, bits, reads, active, at, number, is_global, is_strong, sync, block_only)
 
-        return Step("memory", at, guard, effect=effect, is_global=is_global)
+        return Step("memory", at, guard, targets if name == "ld" else (), effect=effect, is_global=is_global)
 
     def _atomic(self, at: Instruction, guard: int, is_global: bool) -> Step:
         kind = self.compiler.kind(at)
@@ -187,7 +195,7 @@ class Steps:
                 address, kind, change, reads, targets, active, at, number, is_global, acquires, releases, "cta" in rest
             )
 
-        return Step("memory", at, guard, effect=effect, is_global=is_global)
+        return Step("memory", at, guard, targets, effect=effect, is_global=is_global)
 
     def _copy(self, at: Instruction, guard: int) -> Step:
         if at.opcode == "cp.async.commit_group":
@@ -219,22 +227,23 @@ class Steps:
         targets = self._targets(at.operands[0])
 
         def effect(gang: Gang, active: Any, number: int) -> None:
-            result = compute(gang)
+            result = compute(gang, active)
             gang.set(targets, result if isinstance(result, tuple) else (result,), active)
 
-        return Step("warp", at, guard, effect=effect)
+        return Step("warp", at, guard, targets, effect=effect)
 
-    def _members(self, at: Instruction, operand: str) -> Callable[[Gang], None]:
+    def _members(self, at: Instruction, operand: str) -> Callable[[Gang, Any], None]:
         """A function that refuses what is for some lanes of a warp only."""
         read = self.compiler.read(operand, "u32")
 
-        def check(gang: Gang) -> None:
-            if (read(gang.regs) != np.uint32(0xFFFFFFFF)).any():
+        def check(gang: Gang, active: Any) -> None:
+            members = gang.full(read(gang.regs))
+            if ((members if active is None else members[active]) != np.uint32(0xFFFFFFFF)).any():
                 raise UnknownInstruction("a shuffle of some lanes of a warp is not known to this interpreter", at)
 
         return check
 
-    def _shuffle(self, at: Instruction) -> Callable[[Gang], Any]:
+    def _shuffle(self, at: Instruction) -> Callable[[Gang, Any], Any]:
         mode = at.parts[2]
         if at.parts[1] != "sync" or mode not in ("bfly", "up", "down", "idx") or at.parts[3] != "b32":
             raise self.compiler.unknown(at)
@@ -242,8 +251,8 @@ class Steps:
         check = self._members(at, at.operands[4])
         lanes = np.arange(WARP)
 
-        def shuffled(gang: Gang) -> Any:
-            check(gang)
+        def shuffled(gang: Gang, active: Any) -> Any:
+            check(gang, active)
             x = gang.full(value(gang.regs)).reshape(-1, WARP)
             by = gang.full(distance(gang.regs)).reshape(-1, WARP).astype(np.int64)
             c = gang.full(clamp(gang.regs)).reshape(-1, WARP).astype(np.int64)
@@ -268,7 +277,7 @@ class Steps:
 
         return shuffled
 
-    def _reduce(self, at: Instruction) -> Callable[[Gang], Any]:
+    def _reduce(self, at: Instruction) -> Callable[[Gang, Any], Any]:
         kind = self.compiler.kind(at)
         reduce: Any = {
             "add": np.add, "min": np.minimum, "max": np.maximum, "or": np.bitwise_or, "and": np.bitwise_and,
@@ -279,14 +288,14 @@ class Steps:
         value = self.compiler.read(at.operands[1], kind)
         check = self._members(at, at.operands[2])
 
-        def reduced(gang: Gang) -> Any:
-            check(gang)
+        def reduced(gang: Gang, active: Any) -> Any:
+            check(gang, active)
             x = gang.full(value(gang.regs)).reshape(-1, WARP)
             return np.repeat(reduce.reduce(x, 1, dtype=x.dtype), WARP)
 
         return reduced
 
-    def _vote(self, at: Instruction) -> Callable[[Gang], Any]:
+    def _vote(self, at: Instruction) -> Callable[[Gang, Any], Any]:
         mode = at.parts[2]
         if at.parts[1] != "sync" or mode not in ("all", "any", "ballot", "uni"):
             raise self.compiler.unknown(at)
@@ -294,8 +303,8 @@ class Steps:
         check = self._members(at, at.operands[2])
         powers = np.uint32(1) << np.arange(WARP, dtype=np.uint32)
 
-        def voted(gang: Gang) -> Any:
-            check(gang)
+        def voted(gang: Gang, active: Any) -> Any:
+            check(gang, active)
             x = gang.full(value(gang.regs)).reshape(-1, WARP)
             if mode == "ballot":
                 return np.repeat((x * powers).sum(1, dtype=np.uint32), WARP)
@@ -318,7 +327,7 @@ class Steps:
         def effect(gang: Gang, active: Any, number: int) -> None:
             gang.matrices(address, len(names), transposed, targets, reads, active, at, number)
 
-        return Step("warp", at, guard, effect=effect)
+        return Step("warp", at, guard, targets, effect=effect)
 
 
 def _change(operation: str, kind: str) -> Callable[..., Any] | None:
@@ -363,6 +372,86 @@ class _Copy:
     number: int
 
 
+class Marks:
+    """Of each register the threads whose value is in doubt, or was computed from one that is (doubts.py)."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._of: dict[int, tuple[Any, Race]] = {}
+
+    def read(self, targets: tuple[tuple[int, int], ...], lanes: Any, doubtful: Any, race: Race | None) -> None:
+        """A load has given values in doubt to some of its threads."""
+        if race is None:
+            return
+        chosen = np.zeros(self._size, bool)
+        chosen[lanes[doubtful]] = True
+        for place, _ in targets:
+            self._add(place, chosen, race)
+
+    def _add(self, place: int, lanes: Any, race: Race) -> None:
+        before = self._of.get(place)
+        self._of[place] = (lanes, race) if before is None else (before[0] | lanes, before[1])
+
+    def follow(self, step: Step, mask: Any, active: Any, regs: list[Any]) -> None:
+        """Marks what a step computes from marked values; raises where they decide something.
+
+        mask: the threads at the step; active: those that its guard lets make it, False for none.
+        """
+        if not self._of:
+            return
+        everybody = np.ones(self._size, bool)
+        here = everybody if mask is None else mask
+        makes = everybody if active is None else ~everybody if active is False else active
+        guard = self._of.get(step.guard)
+        if guard is not None and not (guard[0] & here).any():
+            guard = None
+        if guard is not None and (step.kind not in ("compute", "effect") and not self._is_plain_load(step)):
+            raise self._fault(guard[1], step)
+        found = [self._of[place] for place in step.sources if place in self._of]
+        marked = np.zeros(self._size, bool)
+        race = None
+        for lanes, why in found:
+            chosen = lanes & makes
+            if step.at.opcode in ("and.pred", "or.pred"):
+                chosen &= self._matters(step, lanes, regs)
+            if chosen.any():
+                marked, race = marked | chosen, race or why
+        if guard is not None:
+            marked, race, makes = marked | guard[0] & here, race or guard[1], makes | guard[0] & here
+        if race is not None:
+            if step.kind == "memory" and not self._is_plain_load(step) or step.kind == "warp" and not step.targets:
+                raise self._fault(race, step)
+            if step.kind == "warp":
+                marked = np.repeat(marked.reshape(-1, WARP).any(1), WARP)
+        for place, _ in step.targets:
+            before = self._of.get(place)
+            if before is not None:
+                left = before[0] & ~makes
+                if left.any():
+                    self._of[place] = left, before[1]
+                else:
+                    del self._of[place]
+            if race is not None and place >= 0:
+                self._add(place, marked, race)
+
+    def _matters(self, step: Step, lanes: Any, regs: list[Any]) -> Any:
+        """Where an operand of a conjunction decides: the others are true, or marked themselves."""
+        matters = np.ones(self._size, bool)
+        for place in step.sources:
+            marked = self._of.get(place)
+            own = marked is not None and marked[0] is lanes
+            if not own:
+                decided = regs[place] if step.at.parts[0] == "and" else ~regs[place]
+                matters &= decided if marked is None else decided | marked[0]
+        return matters
+
+    def _is_plain_load(self, step: Step) -> bool:
+        return step.at.parts[0] == "ld"
+
+    def _fault(self, race: Race, step: Step) -> Race:
+        return Race(f"{race}. What is read so decides {step.at.short_place}", None)
+
+
 class Gang:
     """The threads of some blocks, and what they hold."""
 
@@ -388,6 +477,7 @@ class Gang:
         self._loops, self._version = 0, -1
         self._before: dict[int, tuple[list[Any], Any]] = {}
         self._differs: dict[int, int] = {}
+        self.marks = Marks(self.size) if launch.follows else None
         self._waits_for = -1  # the version of memory at which the spinning threads looked last
 
     def _special(self, own: Any) -> dict[str, Any]:
@@ -476,6 +566,8 @@ class Gang:
             if step.guard >= 0:
                 active = self._guarded(step, mask)
             kind = step.kind
+            if self.marks is not None:
+                self.marks.follow(step, mask, active, regs)
             if kind == "compute":
                 if active is not False:
                     result = step.compute(regs)  # pyright: ignore[reportOptionalCall]
@@ -688,6 +780,8 @@ class Gang:
                 out[0, chosen] = view[offsets // (bits // 8)]
             else:
                 out[:, chosen] = space.load(offsets, bits, count, own).T
+                if self.marks is not None:
+                    self.marks.read(targets, chosen, *space.doubtful(offsets, bits * count // 8, own))
         if is_strong:
             if count > 1:
                 raise UnknownInstruction("a strong access to a vector", at)
@@ -767,7 +861,7 @@ class Gang:
         own = np.arange(WARP)
         for matrix in range(count):
             starts = rows[:, 8 * matrix : 8 * matrix + 8]
-            if (starts.reshape(-1) % 16).any():
+            if (starts[np.unique(lanes // WARP)] % 16).any():
                 raise Misaligned("a row of a matrix is at no multiple of 16 bytes of shared memory", at)
             halves = []
             for part in (0, 1):
@@ -778,6 +872,8 @@ class Gang:
                 if targets:
                     out = np.zeros(self.size, np.uint32)
                     out[lanes] = space.load(offsets, 32, 1, access)[:, 0]
+                    if self.marks is not None:
+                        self.marks.read(targets[matrix : matrix + 1], lanes, *space.doubtful(offsets, 4, access))
                     self.set(targets[matrix : matrix + 1], (out,), active)
                 else:
                     space.store(offsets, 32, self.full(reads[matrix](self.regs))[lanes][:, None], access)
@@ -789,6 +885,8 @@ class Gang:
                 shift = np.uint32(16 * part)
                 if word is None:
                     out[lanes] |= space.load(offsets, 16, 1, access)[:, 0].astype(np.uint32) << shift
+                    if self.marks is not None:
+                        self.marks.read(targets[matrix : matrix + 1], lanes, *space.doubtful(offsets, 2, access))
                 else:
                     space.store(offsets, 16, (word >> shift).astype(np.uint16)[:, None], access)
             if targets:
@@ -822,6 +920,10 @@ class Gang:
                 own = self.access(lanes[chosen], at, number)
                 self.launch.memory.find(sources[chosen] + (count - width), width, own)  # its end is inside as well
                 data[chosen, :count] = space.load(offsets, 8 * width, count // width, own).view(np.uint8)
+                if self.marks is not None:
+                    doubtful, race = space.doubtful(offsets, count, own)
+                    if doubtful.any() and race is not None:
+                        raise race
         return data
 
     def commit(self, active: Any) -> None:
@@ -849,5 +951,3 @@ class Gang:
             raise CopyInFlight("the source of an asynchronous copy has changed before it was waited for", copy.at)
         self.shared.end_copy(copy.targets[landed], data, self.access(lanes, at, number))
 
-
-__all__ = ["FLOATS", "Fault", "Gang", "Step", "Steps"]

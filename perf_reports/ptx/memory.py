@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .clock import SEVERAL, Clock
+from .clock import Clock
+from .doubts import SEVERAL
 from .faults import CopyInFlight, Fault, Misaligned, OutOfBounds, Race, UnwrittenRead
 from .parser import Instruction
 from .values import UNSIGNED
@@ -36,6 +37,18 @@ class Access:
         if count == 1:
             return self
         return Access(np.repeat(self.threads, count), np.repeat(self.blocks, count), self.at, self.number)
+
+
+class Visited(NamedTuple):
+    """Visits that are not in order: the index in the access, the thread or SEVERAL, its block, the instruction."""
+
+    index: Any
+    thread: Any
+    block: Any
+    number: Any
+
+
+_NOTHING = Visited(*(np.zeros(0, np.int64) for _ in range(4)))
 
 
 class Visits:
@@ -88,11 +101,12 @@ class Visits:
         shared |= thread[blocks, places] != threads
         thread[blocks[shared], places[shared]] = SEVERAL
 
-    def unordered(self, places: Any, access: Access) -> tuple[int, int, int] | None:
-        """(index, thread, number of the instruction) of a visit that did not happen before the access; None if all did."""
+    def unordered(self, places: Any, access: Access) -> Visited:
+        """The visits that did not happen before the access."""
         block = self.block[places]
         if (block == _NOBODY).all():
-            return None
+            return _NOTHING
+        found = []
         single = np.flatnonzero(block >= 0)
         if len(single):
             at = places[single]
@@ -100,8 +114,8 @@ class Visits:
                 access.threads[single], access.blocks[single], self.thread[at], block[single], self.stamp[at]
             )
             if not ordered.all():
-                bad = int(np.flatnonzero(~ordered)[0])
-                return int(single[bad]), int(self.thread[at[bad]]), int(self.number[at[bad]])
+                bad = np.flatnonzero(~ordered)
+                found.append(Visited(single[bad], self.thread[at[bad]], block[single[bad]], self.number[at[bad]]))
         many = np.flatnonzero(block == _BLOCKS)
         if len(many) and self._table is not None:
             stamps, threads = self._table
@@ -114,9 +128,10 @@ class Visits:
                     np.full(len(spots), other), stamps[other, spots],
                 )  # fmt: skip
                 if not ordered.all():
-                    bad = int(np.flatnonzero(~ordered)[0])
-                    return int(which[bad]), int(threads[other, spots[bad]]), int(self.number[spots[bad]])
-        return None
+                    bad = np.flatnonzero(~ordered)
+                    blocks = np.full(len(bad), other)
+                    found.append(Visited(which[bad], threads[other, spots[bad]], blocks, self.number[spots[bad]]))
+        return Visited(*map(np.concatenate, zip(*found, strict=True))) if found else _NOTHING
 
     def forget(self, places: Any) -> None:
         self.block[places] = _NOBODY
@@ -127,13 +142,14 @@ class Space:
 
     def __init__(
         self, name: str, data: Any, grain: int, clock: Clock, instructions: Sequence[Instruction], written: Any = None,
-        start: int = 0, period: int = 0,
+        start: int = 0, period: int = 0, number: int = -1,
     ) -> None:  # fmt: skip
         """data: uint8, as long as a multiple of 16. written: of each byte, whether it holds anything; None for all.
 
-        start: bytes of padding before the first. period: bytes of each block, of shared memory.
+        start: bytes of padding before the first. period: bytes of each block, of shared memory. number: of an
+        allocation, its place among them.
         """
-        self._start, self._period = start, period or len(data)
+        self._start, self._period, self.number = start, period or len(data), number
         self.name, self.data, self.grain = name, data, grain
         self.version = 0  # of what it holds
         self._clock, self._instructions = clock, instructions
@@ -183,8 +199,7 @@ class Space:
         self._check_written(places, many)
         self._open()
         self._check_write(places, many, None, atomic=True)
-        if (found := self._reads.unordered(places, many)) is not None:
-            raise self._race("changes atomically", places, many, "reads", *found)
+        self._raise("changes atomically", places, many, "reads", self._reads.unordered(places, many))
         if self._atomics is None:
             self._atomics = Visits(len(self._writer), self._clock)
         self._atomics.note(places, many, self._clock.now[many.blocks])
@@ -198,8 +213,7 @@ class Space:
         places, many = self._touch(offsets, size, access)
         self._open()
         self._check_write(places, many, np.ones(len(places), bool))
-        if (found := self._reads.unordered(places, many)) is not None:
-            raise self._race("copies to", places, many, "reads", *found)
+        self._raise("copies to", places, many, "reads", self._reads.unordered(places, many))
         if self._flying is None:
             self._flying = np.zeros(len(self._writer), bool)
         self._flying[places] = True
@@ -260,8 +274,8 @@ class Space:
                 self._open()
             return
         self._check_write(places, many, np.ones(len(places), bool), doing="reads")
-        if self._atomics is not None and (found := self._atomics.unordered(places, many)) is not None:
-            raise self._race("reads", places, many, "changes atomically", *found)
+        if self._atomics is not None:
+            self._raise("reads", places, many, "changes atomically", self._atomics.unordered(places, many))
         self._reads.note(places, many, stamps)
 
     def _check_write(self, places: Any, many: Access, matters: Any, doing: str = "writes", atomic: bool = False) -> None:
@@ -276,9 +290,11 @@ class Space:
         if matters is not None:
             ordered |= ~matters
         if not ordered.all():
-            bad = int(np.flatnonzero(~ordered)[0])
-            doing = "changes atomically" if atomic else doing
-            raise self._race(doing, places, many, "writes", bad, int(writer[bad]), int(self._number[places[bad]]))
+            bad = np.flatnonzero(~ordered)
+            found = Visited(bad, writer[bad], blocks[bad], self._number[places[bad]])
+            if doing == "reads":
+                found = self._doubt(doing, places, many, "writes", found, writer[bad])
+            self._raise("changes atomically" if atomic else doing, places, many, "writes", found)
 
     def _written_by(self, places: Any, many: Access, changes: Any, bits: int) -> None:
         self._open()
@@ -286,9 +302,12 @@ class Space:
         per_value = width // self.grain
         changed = np.repeat(changes.reshape(-1), per_value) if per_value > 1 else changes.reshape(-1)
         self._check_write(places, many, changed)
-        for visits, what in ((self._reads, "reads"), (self._atomics, "changes atomically")):
-            if visits is not None and (found := visits.unordered(places, many)) is not None:
-                raise self._race("writes", places, many, what, *found)
+        found = self._reads.unordered(places, many)
+        if len(found.index):
+            found = self._doubt("writes", places, many, "reads", found, many.threads[found.index])
+            self._raise("writes", places, many, "reads", found)
+        if self._atomics is not None:
+            self._raise("writes", places, many, "changes atomically", self._atomics.unordered(places, many))
         self._mark(places, many)
 
     def _mark(self, places: Any, many: Access) -> None:
@@ -313,6 +332,34 @@ class Space:
 
     def _where(self, place: int) -> str:
         return f"byte {place * self.grain % self._period - self._start} of {self.name}"
+
+    def _doubt(
+        self, doing: str, places: Any, many: Access, did: str, found: Visited, writers: Any
+    ) -> Visited:
+        """Notes what races with a read of the same block; returns the others."""
+        near = found.block == many.blocks[found.index]
+        if near.any():
+            first = int(np.flatnonzero(near)[0])
+            race = self._race(doing, places, many, did, *(int(x[first]) for x in (found.index, found.thread, found.number)))
+            index = found.index[near]
+            self._clock.doubts.note(
+                self.number, places[index], many.blocks[index], self._clock.since_block, writers[near], race
+            )
+        return Visited(*(x[~near] for x in found))
+
+    def doubtful(self, offsets: Any, size: int, access: Access) -> tuple[Any, Race | None]:
+        """Of each offset, whether another thread of the block writes there while this one reads."""
+        count = size // self.grain
+        many = access.of_places(count)
+        clock = self._clock
+        found, race = clock.doubts.about(
+            self.number, self._places(offsets, size), many.threads, many.blocks, clock.since_block
+        )
+        return found.reshape(-1, count).any(1), race
+
+    def _raise(self, doing: str, places: Any, many: Access, did: str, found: Visited) -> None:
+        if len(found.index):
+            raise self._race(doing, places, many, did, *(int(x[0]) for x in (found.index, found.thread, found.number)))
 
     def _race(self, doing: str, places: Any, many: Access, did: str, index: int, thread: int, number: int) -> Race:
         """The access of `index` meets what another thread did by the instruction of this number."""

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .clock import WARP, Clock
+from .doubts import Doubts
 from .faults import NotConverged, NotResident, WaitsForever
 from .gang import Gang, Steps
 from .instructions import Compiler
@@ -60,8 +61,12 @@ class Launch:
         parameters: Sequence[Any],
         allocations: Sequence[tuple[str, Any, int, int, Any]],
         approximate: Approximations,
+        doubts: Doubts | None = None,
     ) -> None:
-        """allocations: name, bytes with padding, the padding before, the size, and which bytes are written (or None)."""
+        """doubts: of an earlier run, what is followed in this one.
+
+        allocations: name, bytes with padding, the padding before, the size, and which bytes are written (or None).
+        """
         self.program, self.grid, self.threads, self.shared = program, grid, threads, shared
         self.shared_stride = -(-shared // 128) * 128
         self.parameters = parameters
@@ -69,11 +74,15 @@ class Launch:
             raise ValueError(f"ptx: {threads} threads a block; expected a multiple of {WARP}")
         self.blocks = grid[0] * grid[1] * grid[2]
         self.clock = Clock(self.blocks, threads)
+        self.follows = doubts is not None
+        if doubts is not None:
+            self.clock.doubts = doubts
         self._instructions = program.instructions
         self._grains = {name: _grain(program.instructions, name) for name in ("global", "shared")}
         spaces = [
-            Space(name, data, self._grains["global"], self.clock, program.instructions, written, start)
-            for name, data, start, _, written in allocations
+            Space(name, data, self._grains["global"], self.clock, program.instructions, written, start,
+                  number=number)
+            for number, (name, data, start, _, written) in enumerate(allocations)
         ]
         self.memory = GlobalMemory(spaces, [item[2] for item in allocations], [item[3] for item in allocations])
         self.steps = Steps(program, Compiler(program, approximate))

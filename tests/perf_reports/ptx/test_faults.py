@@ -164,6 +164,45 @@ def test_copies_of_an_element_in_two_warps_of_which_one_stores(launch, out):
     assert np.array_equal(x, np.arange(1, 33))
 
 
+@pytest.mark.parametrize(
+    ("use", "is_fault"),
+    [
+        ("", False),
+        ("add.s32 %r4, %r3, 5\nmov.b32 %r3, %r4\nmov.b32 %r4, 0\nmov.b32 %r3, 0\nst.global.b32 [%rd9], %r3", False),
+        ("setp.lt.s32 %p1, %r0, 32\n@%p1 st.global.b32 [%rd9], %r3", False),
+        ("shfl.sync.bfly.b32 %r4, %r3, 1, 31, -1\nst.global.b32 [%rd9], %r4", True),
+        ("add.s32 %r4, %r3, 5\nst.global.b32 [%rd9], %r4", True),
+        ("setp.eq.s32 %p2, %r3, 0\n@%p2 bra END\nEND:", True),
+        ("setp.eq.s32 %p2, %r3, 0\nselp.b32 %r4, 1, 2, %p2\nst.global.b32 [%rd9], %r4", True),
+        ("setp.eq.s32 %p2, %r3, 0\nmov.b32 %r4, 2\n@%p2 mov.b32 %r4, 1\nst.global.b32 [%rd9], %r4", True),
+        ("setp.eq.s32 %p2, %r3, 0\n@%p2 st.global.b32 [%rd9], 1", True),
+        ("and.b32 %r4, %r3, 15\nmul.wide.u32 %rd11, %r4, 4\nadd.s64 %rd11, %rd0, %rd11\nst.global.b32 [%rd11], 1", True),
+        ("red.global.gpu.relaxed.add.u32 [%rd0], %r3", True),
+    ],
+    ids=[
+        "thrown away", "overwritten", "not by the copies", "shuffled", "stored", "branch", "select", "guarded move",
+        "guarded store", "address", "atomic",
+    ],
+)  # fmt: skip
+def test_a_late_copy_is_a_fault_where_its_value_goes_anywhere(launch, out, use, is_fault):
+    """Two warps load an element each, of which the first stores: what the second read may be new or old."""
+    body = f"""and.b32 %r1, %r0, 31
+        mul.wide.u32 %rd10, %r1, 4
+        add.s64 %rd10, %rd1, %rd10
+        ld.global.b32 %r3, [%rd10]
+        add.s32 %r5, %r3, 1
+        setp.lt.s32 %p1, %r0, 32
+        @%p1 st.global.b32 [%rd10], %r5
+        {use}"""
+    x = np.arange(32, dtype=np.int32)
+    if is_fault:
+        with pytest.raises(ptx.Race, match=r"What is read so decides "):
+            launch(body, out, x)
+    else:
+        launch(body, out, x)
+        assert np.array_equal(x, np.arange(1, 33))
+
+
 def test_different_values_to_one_place_by_one_instruction(launch, out):
     with pytest.raises(ptx.Race, match=r"different values"):
         launch("st.global.b32 [%rd0], %r0", out)
@@ -302,7 +341,7 @@ def test_copies_are_read_after_a_wait_and_a_barrier(launch, out):
     ("body", "fault", "message"),
     [
         ((COPY, BARRIER, NEIGHBOUR), ptx.CopyInFlight, "was not waited for"),
-        ((COPY, WAIT, NEIGHBOUR), ptx.Race, "no barrier is between"),
+        ((COPY, WAIT, NEIGHBOUR, RESULT), ptx.Race, "no barrier is between"),
         ((COPY, WAIT, BARRIER, NEIGHBOUR, COPY), ptx.Race, r"copies to byte \d+ of shared memory, which thread"),
         ((COPY, "cp.async.wait_group 1", BARRIER, NEIGHBOUR), ptx.CopyInFlight, "was not waited for"),
         ((COPY, "st.global.b32 [%rd11], 9", WAIT), ptx.CopyInFlight, "source of an asynchronous copy has changed"),
