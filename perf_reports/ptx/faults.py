@@ -11,13 +11,16 @@ if TYPE_CHECKING:
 class Fault(RuntimeError):
     """Something that no kernel may do. `instruction` did it, the last of those involved."""
 
-    def __init__(self, message: str, instruction: Instruction | None = None) -> None:
-        self.instruction = instruction
+    def __init__(
+        self, message: str, instruction: Instruction | None = None, named: Instruction | None = None
+    ) -> None:
+        """named: the instruction, where the message names it already."""
+        self.instruction = instruction or named
         super().__init__(f"{instruction.place}: {message}" if instruction else message)
 
 
 class UnwrittenRead(Fault):
-    """A thread reads shared or global memory that nobody has written."""
+    """Something follows from shared or global memory that nobody has written."""
 
 
 class OutOfBounds(Fault, IndexError):
@@ -29,7 +32,7 @@ class Misaligned(Fault):
 
 
 class Race(Fault):
-    """Two threads touch one place, one of them writes, and nothing says which comes first."""
+    """Two threads touch one place, one of them writes, nothing says which comes first, and it matters."""
 
 
 class CopyInFlight(Race):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .clock import WARP
-from .faults import CopyInFlight, Misaligned, NotConverged, OutOfBounds, Race, UnknownInstruction
+from .faults import CopyInFlight, Fault, Misaligned, NotConverged, OutOfBounds, UnknownInstruction
 from .instructions import ARITHMETIC, PARAMETER_SIZE, Compiler, Compute
 from .memory import Access, Space
 from .parser import SPECIAL, Instruction, Program
@@ -377,9 +377,9 @@ class Marks:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._of: dict[int, tuple[Any, Race]] = {}
+        self._of: dict[int, tuple[Any, Fault]] = {}
 
-    def read(self, targets: tuple[tuple[int, int], ...], lanes: Any, doubtful: Any, race: Race | None) -> None:
+    def read(self, targets: tuple[tuple[int, int], ...], lanes: Any, doubtful: Any, race: Fault | None) -> None:
         """A load has given values in doubt to some of its threads."""
         if race is None:
             return
@@ -388,7 +388,7 @@ class Marks:
         for place, _ in targets:
             self._add(place, chosen, race)
 
-    def _add(self, place: int, lanes: Any, race: Race) -> None:
+    def _add(self, place: int, lanes: Any, race: Fault) -> None:
         before = self._of.get(place)
         self._of[place] = (lanes, race) if before is None else (before[0] | lanes, before[1])
 
@@ -448,8 +448,8 @@ class Marks:
     def _is_plain_load(self, step: Step) -> bool:
         return step.at.parts[0] == "ld"
 
-    def _fault(self, race: Race, step: Step) -> Race:
-        return Race(f"{race}. What is read so decides {step.at.short_place}", None)
+    def _fault(self, race: Fault, step: Step) -> Fault:
+        return type(race)(f"{race}. What is read so decides {step.at.short_place}", None, race.instruction)
 
 
 class Gang:
@@ -902,13 +902,16 @@ class Gang:
         access = self.access(lanes, at, number)
         targets, sources = (self.full(x(self.regs))[lanes] for x in (target, source))
         counts = self.full(taken(self.regs))[lanes].astype(np.int64)
-        data = self._source(lanes, sources, counts, size, at, number)
+        data, _ = self._source(lanes, sources, counts, size, at, number)
         ((space, _, offsets),) = self.places(targets, lanes, size, access, False)
         space.begin_copy(offsets, size, access)
         self.copies.append(_Copy(lanes, self.closed[lanes], offsets, sources, counts, data, at, number))
 
-    def _source(self, lanes: Any, sources: Any, counts: Any, size: int, at: Instruction, number: int) -> Any:
-        data = np.zeros((len(lanes), size), np.uint8)
+    def _source(
+        self, lanes: Any, sources: Any, counts: Any, size: int, at: Instruction, number: int
+    ) -> tuple[Any, Any]:
+        """The bytes to be copied, and which of them anybody has written."""
+        data, written = np.zeros((len(lanes), size), np.uint8), np.ones((len(lanes), size), bool)
         for count in np.unique(counts[counts > 0]).tolist():
             which = np.flatnonzero(counts == count)
             access = self.access(lanes[which], at, number)
@@ -920,11 +923,10 @@ class Gang:
                 own = self.access(lanes[chosen], at, number)
                 self.launch.memory.find(sources[chosen] + (count - width), width, own)  # its end is inside as well
                 data[chosen, :count] = space.load(offsets, 8 * width, count // width, own).view(np.uint8)
-                if self.marks is not None:
-                    doubtful, race = space.doubtful(offsets, count, own)
-                    if doubtful.any() and race is not None:
-                        raise race
-        return data
+                written[chosen, :count] = space.written(offsets, count)
+                if self.marks is not None and (race := space.raced(offsets, count, own)) is not None:
+                    raise race
+        return data, written
 
     def commit(self, active: Any) -> None:
         self.closed[self.lanes_of(active)] += 1
@@ -946,8 +948,8 @@ class Gang:
 
     def _land(self, copy: _Copy, landed: Any, at: Instruction, number: int) -> None:
         lanes, data = copy.lanes[landed], copy.data[landed]
-        now = self._source(lanes, copy.sources[landed], copy.taken[landed], data.shape[1], copy.at, copy.number)
+        now, written = self._source(lanes, copy.sources[landed], copy.taken[landed], data.shape[1], copy.at, copy.number)
         if (now != data).any():
             raise CopyInFlight("the source of an asynchronous copy has changed before it was waited for", copy.at)
-        self.shared.end_copy(copy.targets[landed], data, self.access(lanes, at, number))
+        self.shared.end_copy(copy.targets[landed], data, written, self.access(lanes, at, number))
 

@@ -104,7 +104,7 @@ def run(
 
     for order in tried:
         launch = launched(order)
-        if launch.clock.doubts.found:  # some reads race: does it matter what they read?
+        if launch.clock.doubts:  # does it matter what was read?
             launched(order, launch.clock.doubts)
         results.append([space.data for space in launch.memory.spaces])
         for allocation, first, now in zip(allocations, results[0], results[-1], strict=True):

@@ -196,7 +196,8 @@ class Space:
     def atomic(self, offsets: Any, bits: int, access: Access) -> Any:
         """Notes an atomic access; returns the numbers at these offsets, to be read and written one by one."""
         places, many = self._touch(offsets, bits // 8, access)
-        self._check_written(places, many)
+        if (fault := self._unwritten(places, many)[1]) is not None:
+            raise fault
         self._open()
         self._check_write(places, many, None, atomic=True)
         self._raise("changes atomically", places, many, "reads", self._reads.unordered(places, many))
@@ -219,8 +220,8 @@ class Space:
         self._flying[places] = True
         return places
 
-    def end_copy(self, offsets: Any, data: Any, access: Access) -> None:
-        """data: [len(offsets), bytes]."""
+    def end_copy(self, offsets: Any, data: Any, written: Any, access: Access) -> None:
+        """data: [len(offsets), bytes], and which of these anybody has written."""
         size = data.shape[1]
         places, many = self._places(offsets, size), access.of_places(size // self.grain)
         if self._flying is not None:
@@ -228,6 +229,8 @@ class Space:
         self.data[offsets[:, None] + np.arange(size)] = data
         self.version += 1
         self._mark(places, many)
+        if self._written is not None and not written.all():
+            self._written[places[~written.reshape(-1, self.grain).all(1)]] = False
 
     # -------------------------------------------------------------------------------------------- checks
 
@@ -255,17 +258,18 @@ class Space:
             for places, access, stamps in log:
                 self._reads.note(places, access, stamps)
 
-    def _check_written(self, places: Any, many: Access) -> None:
-        if self._written is not None and not self._written[places].all():
-            bad = int(np.flatnonzero(~self._written[places])[0])
-            raise UnwrittenRead(
-                f"thread {self._who(int(many.threads[bad]))} reads {self._where(int(places[bad]))}, which nobody has "
-                "written",
-                many.at,
-            )
+    def _unwritten(self, places: Any, many: Access) -> tuple[Any, UnwrittenRead | None]:
+        """Which places nobody has written, and the fault that using them is."""
+        if self._written is None or self._written[places].all():
+            return np.zeros(len(places), bool), None
+        unwritten = ~self._written[places]
+        bad = int(np.flatnonzero(unwritten)[0])
+        who, where = self._who(int(many.threads[bad])), self._where(int(places[bad]))
+        return unwritten, UnwrittenRead(f"thread {who} reads {where}, which nobody has written", many.at)
 
     def _read(self, places: Any, many: Access) -> None:
-        self._check_written(places, many)
+        if self._unwritten(places, many)[1] is not None:
+            self._clock.doubts.unwritten = True
         stamps = self._clock.now[many.blocks]
         if self._log is not None:
             self._log.append((places, many, stamps))
@@ -347,15 +351,26 @@ class Space:
             )
         return Visited(*(x[~near] for x in found))
 
-    def doubtful(self, offsets: Any, size: int, access: Access) -> tuple[Any, Race | None]:
-        """Of each offset, whether another thread of the block writes there while this one reads."""
+    def doubtful(self, offsets: Any, size: int, access: Access) -> tuple[Any, Fault | None]:
+        """Of each offset, whether nobody has written there, or another thread of the block does so now; and the fault."""
         count = size // self.grain
-        many = access.of_places(count)
-        clock = self._clock
-        found, race = clock.doubts.about(
-            self.number, self._places(offsets, size), many.threads, many.blocks, clock.since_block
+        many, places = access.of_places(count), self._places(offsets, size)
+        unwritten, fault = self._unwritten(places, many)
+        raced, race = self._clock.doubts.about(
+            self.number, places, many.threads, many.blocks, self._clock.since_block
         )
-        return found.reshape(-1, count).any(1), race
+        return (unwritten | raced).reshape(-1, count).any(1), race or fault
+
+    def raced(self, offsets: Any, size: int, access: Access) -> Race | None:
+        """The race with a read, if there is one."""
+        many, places = access.of_places(size // self.grain), self._places(offsets, size)
+        return self._clock.doubts.about(self.number, places, many.threads, many.blocks, self._clock.since_block)[1]
+
+    def written(self, offsets: Any, size: int) -> Any:
+        """Of each byte, whether anybody has written it: [len(offsets), size]."""
+        if self._written is None:
+            return np.ones((len(offsets), size), bool)
+        return self._written[(offsets[:, None] + np.arange(size)) // self.grain]
 
     def _raise(self, doing: str, places: Any, many: Access, did: str, found: Visited) -> None:
         if len(found.index):

@@ -86,7 +86,7 @@ def test_shared_memory_that_nobody_wrote(launch, out):
 
 def test_half_a_word_that_nobody_wrote(launch, out):
     with pytest.raises(ptx.UnwrittenRead, match=r"byte 2 of shared memory"):
-        launch(lines(SLOT, "mov.b16 %rs1, 1", "st.shared.b16 [%r1], %rs1", "ld.shared.b32 %r3, [%r1]"), out, shared=256)
+        launch(lines(SLOT, "mov.b16 %rs1, 1", "st.shared.b16 [%r1], %rs1", "ld.shared.b32 %r3, [%r1]", RESULT), out, shared=256)
 
 
 def test_global_memory_that_nobody_wrote(launch, out):
@@ -97,6 +97,16 @@ def test_global_memory_that_nobody_wrote(launch, out):
         launch(lines(read, RESULT), out, x)
     launch(lines("add.s64 %rd10, %rd1, %rd8\nst.global.b32 [%rd10], %r0", read, RESULT), out, x)
     assert np.array_equal(x, np.arange(64))
+
+
+def test_padding_may_be_copied_and_read_if_nothing_follows(launch, out):
+    x = unwritten(256)
+    x[:128] = 5
+    body = (COPY, WAIT, BARRIER, NEIGHBOUR, "setp.{}.s32 %p1, %r0, 32", "@%p1 st.global.b32 [%rd9], %r3")
+    launch(lines(*body).format("ge"), out, x, shared=1024)
+    assert (out[32:] == 5).all()
+    with pytest.raises(ptx.UnwrittenRead, match=r"thread 0 reads byte 512 of shared memory, .* What is read so decides"):
+        launch(lines(*body).format("lt"), out, x, shared=1024)
 
 
 # ------------------------------------------------------------------------------------------------ stray accesses
