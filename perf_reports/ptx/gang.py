@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .clock import WARP
-from .faults import CopyInFlight, Fault, Misaligned, NotConverged, OutOfBounds, UnknownInstruction
+from .faults import CopyInFlight, Misaligned, NotConverged, OutOfBounds, UnknownInstruction
 from .instructions import ARITHMETIC, PARAMETER_SIZE, Compiler, Compute
+from .marks import Marks, rule_of
 from .memory import Access, Space
 from .parser import SPECIAL, Instruction, Program
 from .values import KINDS, SIGNED, UNSIGNED, as_type, bits_of, canonical, dtype_of
@@ -46,6 +47,8 @@ class Step:
     goal: int = -1  # of a branch
     is_global: bool = False
     sources: tuple[int, ...] = ()  # registers read, the guard's not among them
+    ordered: tuple[int, ...] = ()  # by operand, -1 of a number
+    rule: str = "whole"  # of marks.py
 
 
 class Steps:
@@ -53,13 +56,16 @@ class Steps:
 
     def __init__(self, program: Program, compiler: Compiler) -> None:
         self.program, self.compiler = program, compiler
-        self.list = [replace(self._step(at), sources=self._sources(at)) for at in program.instructions]
+        self.list = [self._with_sources(self._step(at)) for at in program.instructions]
         self.count = len(program.registers)
 
-    def _sources(self, at: Instruction) -> tuple[int, ...]:
+    def _with_sources(self, step: Step) -> Step:
+        """The step with the registers that it reads."""
+        at, numbers = step.at, self.program.registers
         writes = at.parts[0] not in _WITHOUT_RESULT and at.parts[0] != "cp"
         names = _NAMES.findall(" ".join(at.operands[writes:]))
-        return tuple({self.program.registers[name] for name in names if name in self.program.registers})
+        ordered = tuple(numbers.get(name, -1) for name in names)
+        return replace(step, sources=tuple({*ordered} - {-1}), ordered=ordered, rule=rule_of(at))
 
     def _step(self, at: Instruction) -> Step:
         name = at.parts[0]
@@ -370,86 +376,6 @@ class _Copy:
     data: Any
     at: Instruction
     number: int
-
-
-class Marks:
-    """Of each register the threads whose value is in doubt, or was computed from one that is (doubts.py)."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._of: dict[int, tuple[Any, Fault]] = {}
-
-    def read(self, targets: tuple[tuple[int, int], ...], lanes: Any, doubtful: Any, race: Fault | None) -> None:
-        """A load has given values in doubt to some of its threads."""
-        if race is None:
-            return
-        chosen = np.zeros(self._size, bool)
-        chosen[lanes[doubtful]] = True
-        for place, _ in targets:
-            self._add(place, chosen, race)
-
-    def _add(self, place: int, lanes: Any, race: Fault) -> None:
-        before = self._of.get(place)
-        self._of[place] = (lanes, race) if before is None else (before[0] | lanes, before[1])
-
-    def follow(self, step: Step, mask: Any, active: Any, regs: list[Any]) -> None:
-        """Marks what a step computes from marked values; raises where they decide something.
-
-        mask: the threads at the step; active: those that its guard lets make it, False for none.
-        """
-        if not self._of:
-            return
-        everybody = np.ones(self._size, bool)
-        here = everybody if mask is None else mask
-        makes = everybody if active is None else ~everybody if active is False else active
-        guard = self._of.get(step.guard)
-        if guard is not None and not (guard[0] & here).any():
-            guard = None
-        if guard is not None and (step.kind not in ("compute", "effect") and not self._is_plain_load(step)):
-            raise self._fault(guard[1], step)
-        found = [self._of[place] for place in step.sources if place in self._of]
-        marked = np.zeros(self._size, bool)
-        race = None
-        for lanes, why in found:
-            chosen = lanes & makes
-            if step.at.opcode in ("and.pred", "or.pred"):
-                chosen &= self._matters(step, lanes, regs)
-            if chosen.any():
-                marked, race = marked | chosen, race or why
-        if guard is not None:
-            marked, race, makes = marked | guard[0] & here, race or guard[1], makes | guard[0] & here
-        if race is not None:
-            if step.kind == "memory" and not self._is_plain_load(step) or step.kind == "warp" and not step.targets:
-                raise self._fault(race, step)
-            if step.kind == "warp":
-                marked = np.repeat(marked.reshape(-1, WARP).any(1), WARP)
-        for place, _ in step.targets:
-            before = self._of.get(place)
-            if before is not None:
-                left = before[0] & ~makes
-                if left.any():
-                    self._of[place] = left, before[1]
-                else:
-                    del self._of[place]
-            if race is not None and place >= 0:
-                self._add(place, marked, race)
-
-    def _matters(self, step: Step, lanes: Any, regs: list[Any]) -> Any:
-        """Where an operand of a conjunction decides: the others are true, or marked themselves."""
-        matters = np.ones(self._size, bool)
-        for place in step.sources:
-            marked = self._of.get(place)
-            own = marked is not None and marked[0] is lanes
-            if not own:
-                decided = regs[place] if step.at.parts[0] == "and" else ~regs[place]
-                matters &= decided if marked is None else decided | marked[0]
-        return matters
-
-    def _is_plain_load(self, step: Step) -> bool:
-        return step.at.parts[0] == "ld"
-
-    def _fault(self, race: Fault, step: Step) -> Fault:
-        return type(race)(f"{race}. What is read so decides {step.at.short_place}", None, race.instruction)
 
 
 class Gang:
@@ -781,7 +707,7 @@ class Gang:
             else:
                 out[:, chosen] = space.load(offsets, bits, count, own).T
                 if self.marks is not None:
-                    self.marks.read(targets, chosen, *space.doubtful(offsets, bits * count // 8, own))
+                    self.marks.read(targets, chosen, *space.doubtful(offsets, bits, count, own))
         if is_strong:
             if count > 1:
                 raise UnknownInstruction("a strong access to a vector", at)
@@ -873,7 +799,7 @@ class Gang:
                     out = np.zeros(self.size, np.uint32)
                     out[lanes] = space.load(offsets, 32, 1, access)[:, 0]
                     if self.marks is not None:
-                        self.marks.read(targets[matrix : matrix + 1], lanes, *space.doubtful(offsets, 4, access))
+                        self.marks.read(targets[matrix : matrix + 1], lanes, *space.doubtful(offsets, 32, 1, access))
                     self.set(targets[matrix : matrix + 1], (out,), active)
                 else:
                     space.store(offsets, 32, self.full(reads[matrix](self.regs))[lanes][:, None], access)
@@ -886,7 +812,7 @@ class Gang:
                 if word is None:
                     out[lanes] |= space.load(offsets, 16, 1, access)[:, 0].astype(np.uint32) << shift
                     if self.marks is not None:
-                        self.marks.read(targets[matrix : matrix + 1], lanes, *space.doubtful(offsets, 2, access))
+                        self.marks.read(targets[matrix : matrix + 1], lanes, *space.doubtful(offsets, 16, 1, access))
                 else:
                     space.store(offsets, 16, (word >> shift).astype(np.uint16)[:, None], access)
             if targets:

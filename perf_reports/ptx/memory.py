@@ -351,15 +351,22 @@ class Space:
             )
         return Visited(*(x[~near] for x in found))
 
-    def doubtful(self, offsets: Any, size: int, access: Access) -> tuple[Any, Fault | None]:
-        """Of each offset, whether nobody has written there, or another thread of the block does so now; and the fault."""
-        count = size // self.grain
-        many, places = access.of_places(count), self._places(offsets, size)
+    def doubtful(self, offsets: Any, bits: int, count: int, access: Access) -> tuple[Any, Fault | None]:
+        """Of each number that a load gives, and of its halves where they are told apart, whether it is in doubt.
+
+        In doubt is what nobody has written, and what another thread of the block writes now. [len(offsets), count, 2 or
+        1], and the fault that following it is.
+        """
+        size = bits * count // 8
+        many, places = access.of_places(size // self.grain), self._places(offsets, size)
         unwritten, fault = self._unwritten(places, many)
-        raced, race = self._clock.doubts.about(
-            self.number, places, many.threads, many.blocks, self._clock.since_block
-        )
-        return (unwritten | raced).reshape(-1, count).any(1), race or fault
+        raced, race = self._clock.doubts.about(self.number, places, many.threads, many.blocks, self._clock.since_block)
+        found = (unwritten | raced).reshape(len(offsets), count, -1)
+        if bits == 32 and self.grain == 2:
+            return found, race or fault
+        if bits == 32 and self.grain == 1:
+            return found.reshape(len(offsets), count, 2, 2).any(3), race or fault
+        return found.any(2, keepdims=True), race or fault
 
     def raced(self, offsets: Any, size: int, access: Access) -> Race | None:
         """The race with a read, if there is one."""
