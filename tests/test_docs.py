@@ -116,7 +116,9 @@ def tables():
     return module
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if "<!-- facts of" in p.read_text() or "/api/" in str(p)], ids=named)
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if re.search("<!-- (facts|proof) of", p.read_text()) or "/api/" in str(p)], ids=named
+)
 def test_tables_are_of_this_code(page, tables):
     assert page.read_text() == tables.written(page.read_text()), f"{named(page)} is out of date; run: {tables.COMMAND}"
 

@@ -1,8 +1,8 @@
 """Reads of what nobody wrote, and reads that race inside a block: whether it matters what they read.
 
 Where a tensor has fewer elements than the block has threads, Triton keeps copies of an element in several threads: all
-load it, and one stores. A copy that is late reads the new value. That is a fault if the value goes anywhere, and none if
-it does not: mostly a copy's result is thrown away by the very predicate that keeps it from storing. So the first run
+load it, and one stores. A copy that is late reads the new value. That is a fault if the value goes anywhere, and none
+if it does not: mostly a copy's result is thrown away by the very predicate that keeps it from storing. So the first run
 only notes which reads race. A second run, the same in all else, marks what they give, and whatever is computed from it;
 a mark that comes to a write, to another thread or to a branch is the fault. It is the same for memory that nobody has
 written: padding may be read, and copied, as long as nothing follows from it.

@@ -11,9 +11,7 @@ if TYPE_CHECKING:
 class Fault(RuntimeError):
     """Something that no kernel may do. `instruction` did it, the last of those involved."""
 
-    def __init__(
-        self, message: str, instruction: Instruction | None = None, named: Instruction | None = None
-    ) -> None:
+    def __init__(self, message: str, instruction: Instruction | None = None, named: Instruction | None = None) -> None:
         """named: the instruction, where the message names it already."""
         self.instruction = instruction or named
         super().__init__(f"{instruction.place}: {message}" if instruction else message)

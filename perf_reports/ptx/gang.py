@@ -153,7 +153,23 @@ class Steps:
         if name in ("atom", "red"):
             return self._atomic(at, guard, is_global)
         kind = self.compiler.kind(at)
-        known = {"global", "shared", "shared::cta", "v2", "v4", "v8", "nc", "ca", "cg", "cs", "lu", "cv", "wb", "wt", "weak"}
+        known = {
+            "global",
+            "shared",
+            "shared::cta",
+            "v2",
+            "v4",
+            "v8",
+            "nc",
+            "ca",
+            "cg",
+            "cs",
+            "lu",
+            "cv",
+            "wb",
+            "wt",
+            "weak",
+        }
         ordered = {"volatile", "relaxed", "acquire", "release", "gpu", "cta", "sys", "cluster"}
         hints = ("L1::", "L2::")
         rest = {p for p in parts[1:] if not KINDS.match(p) and not p.startswith(hints)}
@@ -183,7 +199,19 @@ class Steps:
         kind = self.compiler.kind(at)
         rest = {p for p in at.parts[1:] if not KINDS.match(p)}
         operation = next((p for p in at.parts if _ATOMIC.fullmatch(p)), "")
-        known = {"global", "shared", "shared::cta", "gpu", "cta", "sys", "relaxed", "acquire", "release", "acq_rel", "noftz"}
+        known = {
+            "global",
+            "shared",
+            "shared::cta",
+            "gpu",
+            "cta",
+            "sys",
+            "relaxed",
+            "acquire",
+            "release",
+            "acq_rel",
+            "noftz",
+        }
         if rest - known - {operation} or kind.endswith("x2"):
             raise self.compiler.unknown(at)
         returns = at.parts[0] == "atom"
@@ -545,12 +573,11 @@ class Gang:
                     self._stay(pc, mask, _AT_BARRIER)
                     return
                 self.launch.clock.meet(self.blocks)
-            elif kind == "return":
-                if active is not False:
-                    if active is not mask:
-                        self._stay(pc + 1, mask, _RUNS)
-                    self._stay(pc, active, _ENDED)
-                    return
+            elif kind == "return" and active is not False:
+                if active is not mask:
+                    self._stay(pc + 1, mask, _RUNS)
+                self._stay(pc, active, _ENDED)
+                return
             pc += 1
             if pc == stop:
                 self._stay(pc, mask, _RUNS)
@@ -617,15 +644,18 @@ class Gang:
         at = self.steps.list[int(self.pcs[lane])].at
         if len(others):
             other = int(others[0])
-            where = "has ended" if self.state[other] == _ENDED else (
-                f"waits at {self.steps.list[int(self.pcs[other])].at.short_place}"
+            where = (
+                "has ended"
+                if self.state[other] == _ENDED
+                else (f"waits at {self.steps.list[int(self.pcs[other])].at.short_place}")
             )
             tail = f"; thread {other % self.launch.threads} {where}"
         else:
             tail = ""
         count = int(there.sum())
         raise NotConverged(
-            f"{count} of the {self.launch.threads} threads of block {int(self.block[lane])} {does}, and not all{tail}", at
+            f"{count} of the {self.launch.threads} threads of block {int(self.block[lane])} {does}, and not all{tail}",
+            at,
         )
 
     def _repeats(self, pc: int, mask: Any) -> bool:
@@ -669,22 +699,27 @@ class Gang:
     def access(self, lanes: Any, at: Instruction, number: int) -> Access:
         return Access(self.thread[lanes], self.block[lanes], at, number)
 
-    def places(self, addresses: Any, lanes: Any, size: int, access: Access, is_global: bool) -> list[tuple[Space, Any, Any]]:
+    def _own(self, access: Access, index: int) -> int:
+        return int(access.threads[index]) % self.launch.threads
+
+    def places(
+        self, addresses: Any, lanes: Any, size: int, access: Access, is_global: bool
+    ) -> list[tuple[Space, Any, Any]]:
         if is_global:
             return self.launch.memory.find(addresses, size, access)
         good = (addresses >= 0) & (addresses + size <= self.launch.shared)
         if not good.all():
             bad = int(np.flatnonzero(~good)[0])
             raise OutOfBounds(
-                f"thread {int(access.threads[bad]) % self.launch.threads} touches {size} bytes at {int(addresses[bad])} of "
-                f"shared memory, of which a block has {self.launch.shared} bytes",
+                f"thread {self._own(access, bad)} touches {size} bytes at {int(addresses[bad])} of shared memory, of which "
+                f"a block has {self.launch.shared} bytes",
                 access.at,
             )
         if (addresses % size).any():
             bad = int(np.flatnonzero(addresses % size)[0])
             raise Misaligned(
-                f"thread {int(access.threads[bad]) % self.launch.threads} touches {size} bytes at {int(addresses[bad])} of "
-                f"shared memory, no multiple of {size}",
+                f"thread {self._own(access, bad)} touches {size} bytes at {int(addresses[bad])} of shared memory, no "
+                f"multiple of {size}",
                 access.at,
             )
         return [(self.shared, None, addresses + self.local[lanes] * self.launch.shared_stride)]
@@ -780,7 +815,7 @@ class Gang:
         self, address: Compute, count: int, transposed: bool, targets: Any, reads: list[Compute], active: Any,
         at: Instruction, number: int,
     ) -> None:  # fmt: skip
-        """8 × 8 matrices of 16 bits: lane l names row l % 8 of matrix l // 8, and holds two neighbours of row l // 4."""
+        """8 × 8 matrices of 16 bits: lane l names row l % 8 of matrix l // 8, and holds two numbers of row l // 4."""
         lanes = self.lanes_of(active)
         access = self.access(lanes, at, number)
         rows = self.full(address(self.regs)).reshape(-1, WARP)
@@ -874,8 +909,9 @@ class Gang:
 
     def _land(self, copy: _Copy, landed: Any, at: Instruction, number: int) -> None:
         lanes, data = copy.lanes[landed], copy.data[landed]
-        now, written = self._source(lanes, copy.sources[landed], copy.taken[landed], data.shape[1], copy.at, copy.number)
+        now, written = self._source(
+            lanes, copy.sources[landed], copy.taken[landed], data.shape[1], copy.at, copy.number
+        )
         if (now != data).any():
             raise CopyInFlight("the source of an asynchronous copy has changed before it was waited for", copy.at)
         self.shared.end_copy(copy.targets[landed], data, written, self.access(lanes, at, number))
-

@@ -234,7 +234,7 @@ def _high(a: Any, b: Any, kind: str) -> Any:
     high = x1 * y1 + (middle >> half) + (other >> half)
     if kind[0] == "s":
         high = high - np.where(a < 0, y, np.uint64(0)) - np.where(b < 0, x, np.uint64(0))
-    return high.view(a.dtype) if isinstance(high, np.ndarray) else high.view(a.dtype)
+    return high.view(a.dtype)
 
 
 def _multiply_add(compiler: Compiler, at: Instruction) -> Compute:
@@ -475,7 +475,7 @@ def _set_predicate(compiler: Compiler, at: Instruction) -> Compute:
     ordered = comparison
     if floating and comparison in ("equ", "neu", "ltu", "leu", "gtu", "geu"):
         ordered = comparison[:-1]
-    if ordered not in (*_COMPARISONS, "num", "nan") or logic and "|" in at.operands[0]:
+    if ordered not in (*_COMPARISONS, "num", "nan") or (logic and "|" in at.operands[0]):
         raise compiler.unknown(at)
     single = kind.removesuffix("x2")
 
@@ -561,7 +561,9 @@ def _permute(compiler: Compiler, at: Instruction) -> Compute:
         result = np.uint32(0)
         for place in range(4):
             nibble = chosen >> np.uint32(4 * place)
-            byte = (both >> ((nibble & np.uint32(7)).astype(np.uint64) * np.uint64(8))).astype(np.uint32) & np.uint32(255)
+            byte = (both >> ((nibble & np.uint32(7)).astype(np.uint64) * np.uint64(8))).astype(np.uint32) & np.uint32(
+                255
+            )
             sign = np.where(byte & np.uint32(128), np.uint32(255), np.uint32(0))
             byte = np.where(nibble & np.uint32(8), sign, byte).astype(np.uint32)
             result = result | byte << np.uint32(8 * place)
@@ -582,7 +584,7 @@ def _extract(compiler: Compiler, at: Instruction) -> Compute:
         one = x.dtype.type(1)
         first = (start(regs) & np.uint32(255)).astype(x.dtype)
         size = np.minimum((length(regs) & np.uint32(255)).astype(x.dtype), x.dtype.type(bits))
-        if bits == 64 or kind[0] == "s" and np.any(first + size > bits):
+        if bits == 64 or (kind[0] == "s" and np.any(first + size > bits)):
             raise compiler.unknown(at)
         field = x >> np.minimum(first, x.dtype.type(63)) & (one << size) - one
         if kind[0] == "s":
@@ -716,7 +718,9 @@ _TABLE: dict[str, Callable[[Compiler, Instruction], Compute]] = {
     "or": _bitwise(operator.or_),
     "xor": _bitwise(operator.xor),
     "not": _not,
-    "cnot": lambda compiler, at: _of(lambda a: (a == 0).astype(a.dtype), [compiler.read(at.operands[1], compiler.kind(at))]),
+    "cnot": lambda compiler, at: _of(
+        lambda a: (a == 0).astype(a.dtype), [compiler.read(at.operands[1], compiler.kind(at))]
+    ),
     "neg": _negate,
     "abs": _absolute,
     "shl": _shift,

@@ -18,7 +18,7 @@ from ...triton_or_stub import HAS_TRITON, triton
 from .doubts import Doubts
 from .faults import OrderDependent
 from .parser import Program, parse
-from .schedule import Launch, Order
+from .schedule import TOGETHER, Launch, Order
 from .values import UNSIGNED, Approximations, to_bf16
 
 # what stands in memory that nobody has written: a NaN in float32, and a number that no one computes
@@ -36,7 +36,7 @@ class Allocation:
     end: int
 
     def read(self) -> tuple[Any, int]:
-        """Its bytes, padded in front to where they stand between multiples of 16, and behind; and the padding in front."""
+        """Its bytes, with padding in front and behind up to multiples of 16, and how much there is in front."""
         start, size = self.first % 16, self.end - self.first
         data = np.zeros(-(-(start + size) // 16) * 16, np.uint8)
         data[start : start + size] = self._bytes()
@@ -56,7 +56,7 @@ def run(
     grid: int | tuple[int, ...],
     threads: int,
     shared: int = 0,
-    orders: Order | Sequence[Order] = Order(),
+    orders: Order | Sequence[Order] = TOGETHER,
     approximations: int | None = None,
 ) -> None:
     """Run the kernel of a PTX text; arrays and tensors are written in place, unless a fault is found.
@@ -77,9 +77,7 @@ def run(
     """
     program = _parsed(text)
     if len(arguments) > len(program.parameters):
-        raise TypeError(
-            f"ptx.run: {len(arguments)} arguments; {program.name} has {len(program.parameters)} parameters"
-        )
+        raise TypeError(f"ptx.run: {len(arguments)} arguments; {program.name} has {len(program.parameters)} parameters")
     allocations = _allocations(arguments)
     parameters = [
         _parameter(program, place, arguments[place] if place < len(arguments) else 0, allocations)
@@ -111,7 +109,8 @@ def run(
             if not np.array_equal(first, now):
                 byte = int(np.flatnonzero(first != now)[0]) - allocation.first % 16
                 raise OrderDependent(
-                    f"{program.name}: byte {byte} of {allocation.name} differs between the orders {tried[0]} and {order}"
+                    f"{program.name}: byte {byte} of {allocation.name} differs between the orders {tried[0]} and "
+                    f"{order}"
                 )
     for allocation, data in zip(allocations, results[0] if results else [], strict=False):
         before, _ = allocation.read()
@@ -181,9 +180,7 @@ def _parameter(program: Program, place: int, value: Any, allocations: Sequence[A
         return np.array(value, {16: np.float16, 32: np.float32, 64: np.float64}[bits]).view(UNSIGNED[bits])[()]
     if isinstance(value, (bool, int)):
         return UNSIGNED[bits](int(value) & ((1 << bits) - 1))
-    raise TypeError(
-        f"ptx.run: argument {place} is a {type(value).__name__}; expected an array, a tensor or a number"
-    )
+    raise TypeError(f"ptx.run: argument {place} is a {type(value).__name__}; expected an array, a tensor or a number")
 
 
 # ------------------------------------------------------------------------------------------------ Triton's launches
@@ -202,14 +199,15 @@ class Made:
 @contextmanager
 def emulated(
     capability: int = 90,
-    orders: Order | Sequence[Order] = Order(),
+    orders: Order | Sequence[Order] = TOGETHER,
     approximations: int | None = None,
     before: Callable[[Made], bool] | None = None,
 ) -> Iterator[list[Made]]:
     """Inside the block `kernel[grid](...)` on CPU tensors compiles for a GPU, and interprets what was compiled.
 
-    Tensors of torch.empty, empty_like, empty_strided and Tensor.new_empty count as unwritten until they are written. The
-    block yields the list of the launches so far. One thread at a time; autotuned kernels must be called through `.fn`.
+    Tensors of torch.empty, empty_like, empty_strided and Tensor.new_empty count as unwritten until they are written.
+    The block yields the list of the launches so far. One thread at a time; autotuned kernels must be called through
+    `.fn`.
 
     Args:
         capability: 80 or 90, as of sm_80 and sm_90.

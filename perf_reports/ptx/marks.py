@@ -34,12 +34,12 @@ def rule_of(at: Instruction) -> str:
         return "unpack"
     if name == "mov" and kind == "b32" and "{" in at.operands[1]:
         return "pack"
-    if name == "mov" or kind == "b32" and name in _BITWISE:
+    if name == "mov" or (kind == "b32" and name in _BITWISE):
         return "halves"
     if kind in ("s32", "u32", "b32"):
         if name == "selp":
             return "select"
-        if name in ("add", "sub") or name in ("mul", "mad") and "lo" in at.parts:
+        if name in ("add", "sub") or (name in ("mul", "mad") and "lo" in at.parts):
             return "upwards"  # carries go from the lower half to the upper
         if name == "cvt" and at.parts[1][1:] == "16":
             return "narrow"
@@ -99,7 +99,7 @@ class Marks:
         results = self._results(step, regs) if faults else [np.zeros(self._size, np.uint8) for _ in step.targets]
         if faults:
             reached = self._any(step.sources, makes)
-            if reached and (step.kind == "memory" and not is_load or step.kind == "warp" and not step.targets):
+            if reached and ((step.kind == "memory" and not is_load) or (step.kind == "warp" and not step.targets)):
                 raise _used(faults[0], step)
             if step.kind == "warp":
                 marked = np.zeros(self._size, bool)

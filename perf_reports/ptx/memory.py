@@ -1,8 +1,8 @@
 """Global and shared memory that know who has touched each place, and whether anybody wrote it.
 
 A place is as many bytes as the smallest access of the kernel, at most four. Of each place stand the last write, the
-reads since then, and the atomic accesses since then; a new access is compared with them (clock.py). Two threads may write
-the same bits to one place.
+reads since then, and the atomic accesses since then; a new access is compared with them (clock.py). Two threads may
+write the same bits to one place.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _NOTHING = Visited(*(np.zeros(0, np.int64) for _ in range(4)))
 
 
 class Visits:
-    """Who has read, or atomically changed, each place since it was last written: one thread, several, or several blocks."""
+    """Who has read, or atomically changed, each place since it was written: a thread, several, or several blocks."""
 
     def __init__(self, places: int, clock: Clock) -> None:
         self._clock, self._places = clock, places
@@ -282,7 +282,9 @@ class Space:
             self._raise("reads", places, many, "changes atomically", self._atomics.unordered(places, many))
         self._reads.note(places, many, stamps)
 
-    def _check_write(self, places: Any, many: Access, matters: Any, doing: str = "writes", atomic: bool = False) -> None:
+    def _check_write(
+        self, places: Any, many: Access, matters: Any, doing: str = "writes", atomic: bool = False
+    ) -> None:
         """Compares with the last write of each place, where it matters; an atomic one does not to another."""
         writer = self._writer[places]
         known = writer != _NOBODY
@@ -337,14 +339,14 @@ class Space:
     def _where(self, place: int) -> str:
         return f"byte {place * self.grain % self._period - self._start} of {self.name}"
 
-    def _doubt(
-        self, doing: str, places: Any, many: Access, did: str, found: Visited, writers: Any
-    ) -> Visited:
+    def _doubt(self, doing: str, places: Any, many: Access, did: str, found: Visited, writers: Any) -> Visited:
         """Notes what races with a read of the same block; returns the others."""
         near = found.block == many.blocks[found.index]
         if near.any():
             first = int(np.flatnonzero(near)[0])
-            race = self._race(doing, places, many, did, *(int(x[first]) for x in (found.index, found.thread, found.number)))
+            race = self._race(
+                doing, places, many, did, *(int(x[first]) for x in (found.index, found.thread, found.number))
+            )
             index = found.index[near]
             self._clock.doubts.note(
                 self.number, places[index], many.blocks[index], self._clock.since_block, writers[near], race
@@ -452,5 +454,6 @@ class GlobalMemory:
         what = "there is no allocation"
         if self.spaces:
             offset = address - self.address(near, 0)
-            what = f"the nearest allocation is {self.spaces[near].name} of {int(self._size[near])} bytes, at whose byte {offset} it begins"
+            name, length = self.spaces[near].name, int(self._size[near])
+            what = f"the nearest allocation is {name} of {length} bytes, at whose byte {offset} it begins"
         return f"thread {self._who(access, bad)} touches {size} bytes outside of every allocation; {what}"

@@ -14,7 +14,9 @@ from .faults import UnknownInstruction
 _STATEMENT = re.compile(r"(?:@(!?)([%\w]+)\s+)?([a-z][\w.:]*)\s*(.*)$", re.DOTALL)
 _OPERAND = re.compile(r"\{[^}]*\}|\[[^\]]*\]|[^,\s]+")
 _REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+(.*)$")
-_PARAMETER = re.compile(r"\.param\s+(?:\.align\s+\d+\s+)?\.(\w+)\s+(?:\.ptr\s+(?:\.\w+\s+)*?(?:\.align\s+\d+\s+)?)?(\w+)")
+_PARAMETER = re.compile(
+    r"\.param\s+(?:\.align\s+\d+\s+)?\.(\w+)\s+(?:\.ptr\s+(?:\.\w+\s+)*?(?:\.align\s+\d+\s+)?)?(\w+)"
+)
 _FILE = re.compile(r'\.file\s+(\d+)\s+"([^"]+)"(?:\s+"([^"]+)")?')
 _LOCATION = re.compile(r"\.loc\s+(\d+)\s+(\d+)")
 _LABEL = re.compile(r"([$\w]+):")
@@ -90,9 +92,7 @@ def parse(text: str) -> Program:
     signature = tail[: tail.index("{\n")] if "{\n" in tail else tail
     program = Program(entries[0], _PARAMETER.findall(signature))
     _shared_variables(program, head)
-    files = {
-        number: PurePosixPath(second or first).name for number, first, second in _FILE.findall(text)
-    }
+    files = {number: PurePosixPath(second or first).name for number, first, second in _FILE.findall(text)}
     start = text.index("{\n", text.index(".entry")) + 2
     source, pending, depth = "", "", 0
     for number, line in enumerate(text[start:].split("\n"), text.count("\n", 0, start) + 1):
@@ -110,7 +110,9 @@ def parse(text: str) -> Program:
             # inline assembly has several in a line; a statement may take several lines
             *whole, pending = f"{pending} {line}".split(";")
             for statement in whole:
-                _statement(program, statement.strip(" {}\t") if _is_scope(statement) else statement.strip(), number, source)
+                _statement(
+                    program, statement.strip(" {}\t") if _is_scope(statement) else statement.strip(), number, source
+                )
             if not pending.strip(" {}\t"):
                 pending = ""
     return program

@@ -46,6 +46,7 @@ class Order:
         return f"{self.name}, seed {self.seed}" if self.name in ("shuffled", "interleaved") else self.name
 
 
+TOGETHER = Order()
 ORDERS = (Order("forward"), Order("backward"), Order("shuffled", 1), Order("interleaved", 2))
 
 
@@ -80,8 +81,7 @@ class Launch:
         self._instructions = program.instructions
         self._grains = {name: _grain(program.instructions, name) for name in ("global", "shared")}
         spaces = [
-            Space(name, data, self._grains["global"], self.clock, program.instructions, written, start,
-                  number=number)
+            Space(name, data, self._grains["global"], self.clock, program.instructions, written, start, number=number)
             for number, (name, data, start, _, written) in enumerate(allocations)
         ]
         self.memory = GlobalMemory(spaces, [item[2] for item in allocations], [item[3] for item in allocations])
@@ -95,7 +95,14 @@ class Launch:
         size = max(self.shared_stride * blocks, 16)
         data, written = np.zeros(size, np.uint8), np.zeros(size, bool)
         return Space(
-            "shared memory", data, self._grains["shared"], self.clock, self._instructions, written, 0, self.shared_stride
+            "shared memory",
+            data,
+            self._grains["shared"],
+            self.clock,
+            self._instructions,
+            written,
+            0,
+            self.shared_stride,
         )
 
     def run(self, order: Order) -> None:
@@ -183,8 +190,8 @@ class Launch:
         named = ", ".join(map(str, blocks[:4])) + ("…" if len(blocks) > 4 else "")
         if more:
             raise NotResident(
-                f"block {named} waits for memory to change, and only blocks that are not resident could change it: they "
-                "get a place when a block ends",
+                f"block {named} waits for memory to change, and only blocks that are not resident could change it: "
+                "they get a place when a block ends",
                 at,
             )
         raise WaitsForever(f"block {named} waits for memory to change, and no block is left that could change it", at)

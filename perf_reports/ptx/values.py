@@ -214,7 +214,11 @@ def convert(value: Any, source: str, target: str, mode: str, saturate: bool) -> 
         high, low = whole >= float(bounds.max), whole <= float(bounds.min)
         result = np.where(high, dtype.type(bounds.max), np.where(low, dtype.type(bounds.min), inside))
         # out of range, a conversion from float64 to 64 bits or a NaN of it gives the lowest number
-        return np.where(np.isnan(value) & (bits_of(source) == 64), dtype.type(1 << (bits_of(target) - 1) if target[0] == "u" else bounds.min), result)[()]
+        return np.where(
+            np.isnan(value) & (bits_of(source) == 64),
+            dtype.type(1 << (bits_of(target) - 1) if target[0] == "u" else bounds.min),
+            result,
+        )[()]
     if target[0] == "f":
         if bits_of(source) == 64 and bits_of(target) < 64:
             result = _from_wide_integer(value, dtype)

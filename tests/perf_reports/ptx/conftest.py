@@ -9,9 +9,14 @@ THREADS = 64
 
 
 def text(body: str, parameters: int, shared: int = 0) -> str:
-    """A kernel with parameters of 64 bits: %rd0 and on their values, %r0 the thread, %r100 the block, %rd9 = %rd0 + 4 tid."""
+    """A kernel of parameters of 64 bits, in %rd0 and on; %r0 is the thread, %r100 the block, %rd9 = %rd0 + 4 thread."""
     lines = [f"ld.param.b64 %rd{i}, [f_param_{i}];" for i in range(parameters)]
-    lines += ["mov.u32 %r0, %tid.x;", "mov.u32 %r100, %ctaid.x;", "mul.wide.u32 %rd8, %r0, 4;", "add.s64 %rd9, %rd0, %rd8;"]
+    lines += [
+        "mov.u32 %r0, %tid.x;",
+        "mov.u32 %r100, %ctaid.x;",
+        "mul.wide.u32 %rd8, %r0, 4;",
+        "add.s64 %rd9, %rd0, %rd8;",
+    ]
     lines += [line if line.endswith(":") else f"{line};" for line in map(str.strip, body.strip().splitlines()) if line]
     declared = ", ".join(f".param .u64 f_param_{i}" for i in range(parameters))
     variable = f".shared .align 16 .b8 buffer[{shared}];\n" if shared else ""

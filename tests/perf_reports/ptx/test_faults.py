@@ -86,14 +86,18 @@ def test_shared_memory_that_nobody_wrote(launch, out):
 
 def test_half_a_word_that_nobody_wrote(launch, out):
     with pytest.raises(ptx.UnwrittenRead, match=r"byte 2 of shared memory"):
-        launch(lines(SLOT, "mov.b16 %rs1, 1", "st.shared.b16 [%r1], %rs1", "ld.shared.b32 %r3, [%r1]", RESULT), out, shared=256)
+        launch(
+            lines(SLOT, "mov.b16 %rs1, 1", "st.shared.b16 [%r1], %rs1", "ld.shared.b32 %r3, [%r1]", RESULT),
+            out,
+            shared=256,
+        )
 
 
 def test_global_memory_that_nobody_wrote(launch, out):
     x = unwritten(64)
+    x[:5] = 0
     read = "add.s64 %rd10, %rd1, %rd8\nld.global.b32 %r3, [%rd10]"
     with pytest.raises(ptx.UnwrittenRead, match=r"thread 5 reads byte 20 of argument 1"):
-        x[:5] = 0
         launch(lines(read, RESULT), out, x)
     launch(lines("add.s64 %rd10, %rd1, %rd8\nst.global.b32 [%rd10], %r0", read, RESULT), out, x)
     assert np.array_equal(x, np.arange(64))
@@ -105,7 +109,9 @@ def test_padding_may_be_copied_and_read_if_nothing_follows(launch, out):
     body = (COPY, WAIT, BARRIER, NEIGHBOUR, "setp.{}.s32 %p1, %r0, 32", "@%p1 st.global.b32 [%rd9], %r3")
     launch(lines(*body).format("ge"), out, x, shared=1024)
     assert (out[32:] == 5).all()
-    with pytest.raises(ptx.UnwrittenRead, match=r"thread 0 reads byte 512 of shared memory, .* What is read so decides"):
+    with pytest.raises(
+        ptx.UnwrittenRead, match=r"thread 0 reads byte 512 of shared memory, .* What is read so decides"
+    ):
         launch(lines(*body).format("lt"), out, x, shared=1024)
 
 
@@ -143,7 +149,9 @@ def test_accesses_at_no_multiple_of_their_width(launch):
 
 
 def test_a_read_of_another_warps_word_before_the_barrier(launch, out):
-    with pytest.raises(ptx.Race, match=r"thread 0 reads byte 128 of shared memory, which thread 32 writes at .*no barrier"):
+    with pytest.raises(
+        ptx.Race, match=r"thread 0 reads byte 128 of shared memory, which thread 32 writes at .*no barrier"
+    ):
         launch(lines(FILL, "ld.shared.b32 %r3, [%r2]", RESULT), out, shared=256)
     launch(lines(FILL, BARRIER, "ld.shared.b32 %r3, [%r2]", RESULT), out, shared=256)
     assert np.array_equal(out, np.arange(64) ^ 32)
@@ -186,7 +194,7 @@ def test_copies_of_an_element_in_two_warps_of_which_one_stores(launch, out):
         ("setp.eq.s32 %p2, %r3, 0\nselp.b32 %r4, 1, 2, %p2\nst.global.b32 [%rd9], %r4", True),
         ("setp.eq.s32 %p2, %r3, 0\nmov.b32 %r4, 2\n@%p2 mov.b32 %r4, 1\nst.global.b32 [%rd9], %r4", True),
         ("setp.eq.s32 %p2, %r3, 0\n@%p2 st.global.b32 [%rd9], 1", True),
-        ("and.b32 %r4, %r3, 15\nmul.wide.u32 %rd11, %r4, 4\nadd.s64 %rd11, %rd0, %rd11\nst.global.b32 [%rd11], 1", True),
+        ("and.b32 %r4, %r3, 15\nmul.wide.u32 %rd1, %r4, 4\nadd.s64 %rd1, %rd0, %rd1\nst.global.b32 [%rd1], 1", True),
         ("red.global.gpu.relaxed.add.u32 [%rd0], %r3", True),
     ],
     ids=[
@@ -251,7 +259,9 @@ def test_a_hand_over_from_block_to_block(launch, out, barrier, before, store, lo
         launch(body, out, unwritten(64), flag(), blocks=2, orders=order)
         assert (out == 7).all()
     else:
-        with pytest.raises(ptx.Race, match=r"of block 1 reads byte \d+ of argument 1, which thread \d+ of block 0 writes"):
+        with pytest.raises(
+            ptx.Race, match=r"of block 1 reads byte \d+ of argument 1, which thread \d+ of block 0 writes"
+        ):
             launch(body, out, unwritten(64), flag(), blocks=2, orders=order)
 
 
@@ -314,7 +324,10 @@ def test_a_block_that_waits_for_one_that_is_not_resident(launch, out):
 def test_a_wait_for_what_nobody_does(launch, out):
     with pytest.raises(ptx.WaitsForever, match=r"no block is left"):
         launch(
-            "L:\natom.global.gpu.acquire.add.u32 %r1, [%rd1], 0\nsetp.eq.s32 %p1, %r1, 0\n@%p1 bra L", out, flag(), blocks=2
+            "L:\natom.global.gpu.acquire.add.u32 %r1, [%rd1], 0\nsetp.eq.s32 %p1, %r1, 0\n@%p1 bra L",
+            out,
+            flag(),
+            blocks=2,
         )
 
 

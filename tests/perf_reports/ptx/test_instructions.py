@@ -139,7 +139,9 @@ def test_threads_that_part_meet_again(launch, out):
 
 def test_vectors_and_bytes_keep_their_signs(launch, out):
     x = np.arange(-128, 128, dtype=np.int8)
-    launch("add.s64 %rd10, %rd1, %rd8\nld.global.v4.s8 {%r1, %r2, %r3, %r4}, [%rd10]\nst.global.b32 [%rd9], %r3", out, x)
+    launch(
+        "add.s64 %rd10, %rd1, %rd8\nld.global.v4.s8 {%r1, %r2, %r3, %r4}, [%rd10]\nst.global.b32 [%rd9], %r3", out, x
+    )
     assert np.array_equal(out, x.reshape(-1, 4)[:, 2])
 
 
@@ -168,7 +170,8 @@ def test_a_fused_product_and_sum_rounds_once(dtype):
     c = (-(a * b) * (1 + RANDOM.choice([0, 2.0**-20, 1], 2000))).astype(dtype)  # much cancels
     c[::3] = (RANDOM.standard_normal(667) * 2.0 ** RANDOM.integers(-60, 60, 667)).astype(dtype)
     expected = [
-        exactly_rounded(Fraction(float(x)) * Fraction(float(y)) + Fraction(float(z)), dtype) for x, y, z in zip(a, b, c)
+        exactly_rounded(Fraction(float(x)) * Fraction(float(y)) + Fraction(float(z)), dtype)
+        for x, y, z in zip(a, b, c, strict=True)
     ]
     assert np.array_equal(values.fused(a, b, c), np.array(expected, dtype))
 
@@ -221,7 +224,8 @@ def test_approximations_err_within_what_the_manual_states():
 
 
 @pytest.mark.parametrize(
-    "line", ["sad.u32 %r1, %r0, %r0, %r0", "add.rz.f16 %rs1, %rs2, %rs3", "cvt.rna.tf32.f32 %r1, %r0", "bar.arrive 0, 64"]
+    "line",
+    ["sad.u32 %r1, %r0, %r0, %r0", "add.rz.f16 %rs1, %rs2, %rs3", "cvt.rna.tf32.f32 %r1, %r0", "bar.arrive 0, 64"],
 )
 def test_what_is_not_known_names_itself(launch, out, line):
     with pytest.raises(ptx.UnknownInstruction, match=line.split(" ")[0].replace(".", r"\.")) as caught:
