@@ -17,7 +17,8 @@ import numpy as np
 
 from . import values
 from .faults import UnknownInstruction
-from .parser import Instruction, Program
+from .instruction import Instruction
+from .parser import Program
 from .values import KINDS, SIGNED, UNSIGNED, Approximations, as_type, bits_of, dtype_of
 
 Registers = list[Any]

@@ -17,8 +17,10 @@ from torch import Tensor
 from ...triton_or_stub import HAS_TRITON, triton
 from .doubts import Doubts
 from .faults import OrderDependent
+from .launched import Launch
 from .parser import Program, parse
-from .schedule import TOGETHER, Launch, Order
+from .schedule import TOGETHER, Order
+from .schedule import run as run_blocks
 from .values import UNSIGNED, Approximations, to_bf16
 
 # what stands in memory that nobody has written: a NaN in float32, and a number that no one computes
@@ -97,7 +99,7 @@ def run(
             program, (x, y, z), threads, max(shared, program.static_shared), parameters, pieces,
             Approximations(approximations), doubts,
         )  # fmt: skip
-        launch.run(order)
+        run_blocks(launch, order)
         return launch
 
     for order in tried:
@@ -105,12 +107,13 @@ def run(
         if launch.clock.doubts:  # does it matter what was read?
             launched(order, launch.clock.doubts)
         results.append([space.data for space in launch.memory.spaces])
-        for allocation, first, now in zip(allocations, results[0], results[-1], strict=True):
-            if not np.array_equal(first, now):
-                byte = int(np.flatnonzero(first != now)[0]) - allocation.first % 16
+        for allocation, space, first in zip(allocations, launch.memory.spaces, results[0], strict=True):
+            if not np.array_equal(first, space.data):
+                byte = int(np.flatnonzero(first != space.data)[0])
                 raise OrderDependent(
-                    f"{program.name}: byte {byte} of {allocation.name} differs between the orders {tried[0]} and "
-                    f"{order}"
+                    f"byte {byte - allocation.first % 16} of {allocation.name} differs between the orders {tried[0]} "
+                    f"and {order}",
+                    space.writer_of(byte),
                 )
     for allocation, data in zip(allocations, results[0] if results else [], strict=False):
         before, _ = allocation.read()

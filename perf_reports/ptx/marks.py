@@ -5,16 +5,14 @@ A mark has two bits, for the halves of 32 bits: of two packed numbers one may be
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from .clock import WARP
 from .faults import Fault
-from .parser import Instruction
-
-if TYPE_CHECKING:
-    from .gang import Step
+from .instruction import Instruction
+from .step import Step
 
 _LOW, _HIGH, _BOTH = (np.uint8(bits) for bits in (1, 2, 3))
 _PACKED = ("add", "sub", "mul", "fma", "max", "min", "neg", "abs")

@@ -16,7 +16,7 @@ import numpy as np
 from .clock import Clock
 from .doubts import SEVERAL
 from .faults import CopyInFlight, Fault, Misaligned, OutOfBounds, Race, UnwrittenRead
-from .parser import Instruction
+from .instruction import Instruction
 from .values import UNSIGNED
 
 _NOBODY, _BLOCKS = -1, -2  # in the place of a block: none, several
@@ -326,9 +326,12 @@ class Space:
         if self._written is not None:
             self._written[places] = True
 
-    def written_bytes(self) -> Any:
-        """Of each byte, whether it holds anything; None where all do."""
-        return None if self._written is None else np.repeat(self._written, self.grain)
+    def writer_of(self, byte: int) -> Instruction | None:
+        """The instruction that has changed a byte last, plainly or atomically."""
+        place = byte // self.grain
+        if self._atomics is not None and self._atomics.block[place] != _NOBODY:
+            return self._instructions[int(self._atomics.number[place])]
+        return None if self._writer[place] == _NOBODY else self._instructions[int(self._number[place])]
 
     # -------------------------------------------------------------------------------------------- words
 

@@ -36,9 +36,9 @@ from tropigrad.kernels.tropical_winners_scatter import by_triton as winners_scat
 from tropigrad.optim.worst_sample import Dense
 from tropigrad.optim.worst_sample import by_triton as worst_sample
 from tropigrad.perf_reports import ptx
-from tropigrad.perf_reports.ptx.gang import Steps
 from tropigrad.perf_reports.ptx.instructions import Compiler
 from tropigrad.perf_reports.ptx.parser import parse
+from tropigrad.perf_reports.ptx.steps import Steps
 from tropigrad.perf_reports.ptx.values import Approximations
 
 pytest.importorskip("triton", reason="triton is not installed")
