@@ -1,4 +1,4 @@
-"""What happened before what: barriers inside a block, releases and acquires between threads.
+"""Tells what happened before what: barriers inside a block, releases and acquires between threads.
 
 A block counts its synchronisations; an access is stamped with the count of its block. An access of thread s at stamp e
 happened before what thread t does now where s is t; where both are of one block and its last barrier came after e; or
@@ -23,7 +23,7 @@ WARP = 32
 
 @dataclass
 class Knowledge:
-    """Of each block, and of single threads, the stamp below which all accesses are known."""
+    """The stamps below which all accesses are known: of each block, and of single threads."""
 
     blocks: dict[int, int] = field(default_factory=dict)
     threads: dict[int, int] = field(default_factory=dict)
@@ -39,7 +39,7 @@ class Knowledge:
 
 @dataclass
 class _Released:
-    """What can be acquired from an address."""
+    """Knowledge that can be acquired from an address."""
 
     knowledge: Knowledge
     block: int | None  # the only block that may acquire it; None: all

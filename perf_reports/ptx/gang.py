@@ -7,7 +7,7 @@ changed waits for somebody else.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,13 @@ class _Copy:
     data: Any
     at: Instruction
     number: int
+
+    def of(self, kept: Any) -> _Copy:
+        """Those of some lanes."""
+        lanes, groups, targets = self.lanes[kept], self.groups[kept], self.targets[kept]
+        return _Copy(
+            lanes, groups, targets, self.sources[kept], self.taken[kept], self.data[kept], self.at, self.number
+        )
 
 
 class Gang:
@@ -360,6 +367,11 @@ class Gang:
             )
         return [(self.shared, None, addresses + self.local[lanes] * self.launch.shared_stride)]
 
+    def _meeting_places(self, lanes: Any, addresses: Any, is_global: bool) -> Iterator[tuple[int, int]]:
+        """Each thread and the place that it synchronises by; those of shared memory are a block's own."""
+        keys = addresses if is_global else addresses - (self.block[lanes] + 1 << 32)
+        return zip(self.thread[lanes].tolist(), keys.tolist(), strict=True)
+
     def load(
         self, address: Compute, bits: int, targets: Any, signed: bool, active: Any, at: Instruction, number: int,
         is_global: bool, is_strong: bool, acquires: bool,
@@ -382,7 +394,7 @@ class Gang:
         if is_strong:
             if count > 1:
                 raise UnknownInstruction("a strong access to a vector", at)
-            for thread, where in zip(self.thread[lanes].tolist(), addresses.tolist(), strict=True):
+            for thread, where in self._meeting_places(lanes, addresses, is_global):
                 self.launch.clock.read(thread, where, acquires)
         if signed:
             out = out.view(SIGNED[bits])
@@ -408,7 +420,7 @@ class Gang:
             else:
                 space.store(offsets, bits, values, own)
         if is_strong:
-            for thread, where in zip(self.thread[lanes].tolist(), addresses.tolist(), strict=True):
+            for thread, where in self._meeting_places(lanes, addresses, is_global):
                 self.launch.clock.write(thread, where, releases, False, block_only)
 
     def atomic(
@@ -441,7 +453,7 @@ class Gang:
             if changed:
                 space.changed()
         clock = self.launch.clock
-        for thread, where in zip(self.thread[lanes].tolist(), addresses.tolist(), strict=True):
+        for thread, where in self._meeting_places(lanes, addresses, is_global):
             clock.read(thread, where, acquires)
             clock.write(thread, where, releases, True, block_only)
         if targets:
@@ -538,9 +550,7 @@ class Gang:
             if landed.any():
                 self._land(copy, landed, at, number)
             if not landed.all():
-                kept = ~landed
-                parts = (x[kept] for x in (copy.lanes, copy.groups, copy.targets, copy.sources, copy.taken, copy.data))
-                remaining.append(_Copy(*parts, copy.at, copy.number))
+                remaining.append(copy.of(~landed))
         self.copies = remaining
 
     def _land(self, copy: _Copy, landed: Any, at: Instruction, number: int) -> None:

@@ -1,4 +1,4 @@
-"""What each arithmetic instruction computes, by table: from an instruction to a function of the registers.
+"""Tells what each arithmetic instruction computes, by table: it becomes a function of the registers.
 
 A register is a vector over the threads, or one NumPy number where all threads have the same. Nothing is changed in
 place: what a function returns may be kept by several registers.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -269,13 +270,8 @@ def _extremum(largest: bool) -> Callable[[Compiler, Instruction], Compute]:
         single = kind.removesuffix("x2")
         if _is_integer(single):
             modifiers = compiler.known(at, "relu")
-            whole = np.maximum if largest else np.minimum
-            if "relu" in modifiers:
-                chosen_of_integers = whole
-
-                def whole(a: Any, b: Any) -> Any:
-                    return np.maximum(chosen_of_integers(a, b), a.dtype.type(0))
-
+            best: Callable[..., Any] = np.maximum if largest else np.minimum
+            whole = (lambda a, b: np.maximum(best(a, b), a.dtype.type(0))) if "relu" in modifiers else best
             return _of(_halves(whole, kind) if kind.endswith("x2") else whole, compiler.reads(at.operands[1:], kind))
         modifiers = compiler.known(at, "NaN", "ftz")
         keeps = "NaN" in modifiers
@@ -308,7 +304,7 @@ def _divide(compiler: Compiler, at: Instruction) -> Compute:
 
         return _of(quotient, reads)
     modifiers = compiler.known(at, "rn", "full", "approx", "ftz")
-    function = np.divide if "rn" in modifiers else lambda a, b: compiler.approximate("div", a, b)
+    function = np.divide if "rn" in modifiers else partial(compiler.approximate, "div")
     return _of(_floating(function, kind, "ftz" in modifiers), reads)
 
 
@@ -405,19 +401,19 @@ def _approximate(compiler: Compiler, at: Instruction) -> Compute:
             raise compiler.unknown(at)
         function: Callable[..., Any] = np.sqrt if name == "sqrt" else np.reciprocal
     elif kind == "f64" and name in ("rcp", "rsqrt"):
-        # of the upper half of the number, whose lower half it leaves zero
-
-        def function(x: Any) -> Any:
-            high = np.asarray(x).view(np.uint64) & np.uint64(0xFFFFFFFF00000000)
-            exact = np.asarray(values.APPROXIMATE[name][0](high.view(np.float64)))
-            return (exact.view(np.uint64) & np.uint64(0xFFFFFFFF00000000)).view(np.float64)[()]
+        function = partial(_of_upper_half, values.APPROXIMATE[name][0])
     elif kind in ("f32", "f16", "bf16"):
-
-        def function(x: Any) -> Any:
-            return compiler.approximate(name, x)
+        function = partial(compiler.approximate, name)
     else:
         raise compiler.unknown(at)
     return _of(_floating(function, kind, "ftz" in modifiers), [read])
+
+
+def _of_upper_half(function: Callable[..., Any], x: Any) -> Any:
+    """An approximation in float64: it reads the upper half of the number, and leaves the lower half zero."""
+    upper = np.uint64(0xFFFFFFFF00000000)
+    exact = np.asarray(function((np.asarray(x).view(np.uint64) & upper).view(np.float64)))
+    return (exact.view(np.uint64) & upper).view(np.float64)[()]
 
 
 def _count(compiler: Compiler, at: Instruction) -> Compute:

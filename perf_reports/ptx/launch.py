@@ -49,7 +49,7 @@ class Allocation:
         self._bytes()[:] = data[start : start + self.end - self.first]
 
     def _bytes(self) -> Any:
-        return np.frombuffer((ctypes.c_uint8 * (self.end - self.first)).from_address(self.first), np.uint8)
+        return np.ctypeslib.as_array((ctypes.c_uint8 * (self.end - self.first)).from_address(self.first))
 
 
 def run(
@@ -233,7 +233,7 @@ def emulated(
             return compiled
         values = {p.name: p.default for p in kernel.params if p.has_default}
         values |= dict(zip(kernel.arg_names, args, strict=False)) | options
-        sizes = grid(values) if callable(grid) else grid
+        sizes: Any = grid(values) if callable(grid) else grid
         x, y, z = (*((sizes,) if isinstance(sizes, int) else sizes), 1, 1, 1)[:3]
         metadata, text = compiled.metadata, compiled.asm["ptx"]
         launch = Made(metadata.name, (x, y, z), 32 * metadata.num_warps, text)
@@ -278,8 +278,7 @@ def _unwritten(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
             storage = x.untyped_storage()
             words = storage.nbytes() // 4
             if words:
-                address = (ctypes.c_uint32 * words).from_address(storage.data_ptr())
-                np.frombuffer(address, np.uint32)[:] = UNWRITTEN
+                np.ctypeslib.as_array((ctypes.c_uint32 * words).from_address(storage.data_ptr()))[:] = UNWRITTEN
         return x
 
     return made

@@ -51,7 +51,7 @@ def rule_of(at: Instruction) -> str:
 
 
 class Marks:
-    """Of each register the threads whose value is in doubt, or was computed from one that is."""
+    """Names for each register the threads whose value is in doubt, or was computed from one that is."""
 
     def __init__(self, size: int) -> None:
         self._size = size

@@ -357,10 +357,10 @@ class Space:
         return Visited(*(x[~near] for x in found))
 
     def doubtful(self, offsets: Any, bits: int, count: int, access: Access) -> tuple[Any, Fault | None]:
-        """Of each number that a load gives, and of its halves where they are told apart, whether it is in doubt.
+        """Tells which numbers that a load gives, or halves of them, are in doubt, and the fault that using one is.
 
         In doubt is what nobody has written, and what another thread of the block writes now. [len(offsets), count, 2 or
-        1], and the fault that following it is.
+        1].
         """
         size = bits * count // 8
         many, places = access.of_places(size // self.grain), self._places(offsets, size)
@@ -379,7 +379,7 @@ class Space:
         return self._clock.doubts.about(self.number, places, many.threads, many.blocks, self._clock.since_block)[1]
 
     def written(self, offsets: Any, size: int) -> Any:
-        """Of each byte, whether anybody has written it: [len(offsets), size]."""
+        """Tells of each byte whether anybody has written it: [len(offsets), size]."""
         if self._written is None:
             return np.ones((len(offsets), size), bool)
         return self._written[(offsets[:, None] + np.arange(size)) // self.grain]

@@ -101,18 +101,15 @@ class Steps:
 
         return Step("effect", at, guard, targets, effect=load)
 
-    def _split_address(self, operand: str) -> tuple[Compute, int, bool]:
-        """The base of an address in 64 bits, its offset, and whether it is a variable."""
-        inside = operand.strip("[] ").replace(" ", "").replace("+-", "-")
-        parts = re.fullmatch(r"([%$\w]+)([+-]\w+)?", inside)
+    def _address(self, at: Instruction, operand: str) -> Compute:
+        """The address that an operand [register + number], [variable + number] or [number] stands for."""
+        parts = re.fullmatch(r"([%$\w]+)([+-]\w+)?", operand.strip("[] ").replace(" ", "").replace("+-", "-"))
         if parts is None:
-            raise ValueError(operand)
-        offset = int(parts[2], 0) if parts[2] else 0
-        base = parts[1]
-        is_variable = base in self.program.shared
-        bits = 64 if is_variable or re.match(r"\d", base) else self.program.width(base)
-        read = self.compiler.read(base, f"u{bits}")
-        return lambda regs: np.asarray(read(regs)).astype(np.int64) + offset, offset, is_variable
+            raise self.compiler.unknown(at)
+        base, offset = parts[1], int(parts[2], 0) if parts[2] else 0
+        is_register = base not in self.program.shared and not base[0].isdigit()
+        read = self.compiler.read(base, f"u{self.program.width(base) if is_register else 64}")
+        return lambda regs: np.asarray(read(regs)).astype(np.int64) + offset
 
     def _memory(self, at: Instruction, guard: int) -> Step:
         name, parts = at.parts[0], at.parts
@@ -150,7 +147,7 @@ class Steps:
         if rest - known - ordered:
             raise self.compiler.unknown(at)
         address_operand, data_operand = (at.operands[1], at.operands[0]) if name == "ld" else at.operands[:2]
-        address, _, _ = self._split_address(address_operand)
+        address = self._address(at, address_operand)
         names = self.compiler.names(data_operand)
         bits, signed = bits_of(kind), kind[0] == "s"
         is_strong = bool(rest & ordered)
@@ -190,7 +187,7 @@ class Steps:
             raise self.compiler.unknown(at)
         returns = at.parts[0] == "atom"
         operands = at.operands[returns:]
-        address, _, _ = self._split_address(operands[0])
+        address = self._address(at, operands[0])
         reads = self.compiler.reads(operands[1:], kind)
         targets = self._targets(at.operands[0]) if returns else ()
         acquires, releases = bool(rest & {"acquire", "acq_rel"}), bool(rest & {"release", "acq_rel"})
@@ -213,7 +210,7 @@ class Steps:
             return Step("memory", at, guard, effect=lambda gang, active, number: gang.wait(left, active, at, number))
         if not re.match(r"cp\.async\.c[ag]\.shared(::cta)?\.global", at.opcode):
             raise self.compiler.unknown(at)
-        target, source = (self._split_address(operand)[0] for operand in at.operands[:2])
+        target, source = (self._address(at, operand) for operand in at.operands[:2])
         size = self.compiler.integer(at, at.operands[2])
         taken = self.compiler.read(at.operands[3], "u32") if len(at.operands) > 3 else lambda regs: np.uint32(size)
 
@@ -327,7 +324,7 @@ class Steps:
         if set(parts[1:]) - allowed or "m8n8" not in parts:
             raise self.compiler.unknown(at)
         data, place = at.operands if loads else at.operands[::-1]
-        address, _, _ = self._split_address(place)
+        address = self._address(at, place)
         names, transposed = self.compiler.names(data), "trans" in parts
         targets = self._targets(data) if loads else ()
         reads = [] if loads else self.compiler.reads(names, "u32")

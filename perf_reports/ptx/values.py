@@ -136,7 +136,7 @@ def _fused_to_odd(a: Any, b: Any, c: Any) -> Any:
 
 
 def fused_bf16(a: Any, b: Any, c: Any) -> Any:
-    """Of bits of bfloat16."""
+    """a · b + c of bfloat16 in bits."""
     return to_bf16(_fused_to_odd(from_bf16(a), from_bf16(b), from_bf16(c)))
 
 
@@ -265,7 +265,7 @@ APPROXIMATE: dict[str, tuple[Callable[..., Any], float, float]] = {
 
 
 class Approximations:
-    """What a GPU's approximate functions may return: the nearest number, or, seeded, any within the stated error."""
+    """Approximate functions as a GPU may compute them: to the nearest, or, seeded, with errors as stated."""
 
     def __init__(self, seed: int | None = None) -> None:
         self._random = None if seed is None else np.random.default_rng(seed)

@@ -392,4 +392,5 @@ ret;
 """
     with pytest.raises(ptx.OutOfBounds, match=r"^stray, kernels\.py:42 \(line 7 of the PTX: st\.global\.b32") as caught:
         ptx.run(body, [out], 1, 32)
+    assert caught.value.instruction is not None
     assert caught.value.instruction.source == "kernels.py:42"
