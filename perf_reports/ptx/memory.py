@@ -64,7 +64,8 @@ class Visits:
     def note(self, places: Any, access: Access, stamps: Any) -> None:
         threads, blocks = access.threads, access.blocks
         before, thread = self.block[places], self.thread[places]
-        several = (before == blocks) & (self.stamp[places] == stamps) & (thread != threads)
+        since = self._clock.since_block
+        several = (before == blocks) & (self.stamp[places] >= since[blocks]) & (thread != threads)
         elsewhere = (before != blocks) & (before != _NOBODY)
         if elsewhere.any():
             self._spread(places[elsewhere], threads[elsewhere], blocks[elsewhere], stamps[elsewhere])
@@ -96,7 +97,8 @@ class Visits:
         stamp[:, first] = -1
         stamp[self.block[first], first], thread[self.block[first], first] = self.stamp[first], self.thread[first]
         self.block[places] = _BLOCKS
-        shared = (stamp[blocks, places] == stamps) & (thread[blocks, places] != threads)
+        since = self._clock.since_block
+        shared = (stamp[blocks, places] >= since[blocks]) & (thread[blocks, places] != threads)
         stamp[blocks, places], thread[blocks, places] = stamps, threads
         shared |= thread[blocks, places] != threads
         thread[blocks[shared], places[shared]] = SEVERAL

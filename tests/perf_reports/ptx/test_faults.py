@@ -221,6 +221,25 @@ def test_a_late_copy_is_a_fault_where_its_value_goes_anywhere(launch, out, use, 
         assert np.array_equal(x, np.arange(1, 33))
 
 
+def test_a_release_in_between_hides_no_reader(launch, out):
+    """Thread 40 reads, thread 0 releases, thread 5 reads and writes the same place."""
+    body = """setp.eq.s32 %p1, %r0, 0
+        @%p1 st.shared.b32 [0], 9
+        bar.sync 0
+        setp.eq.s32 %p2, %r0, 40
+        @%p2 ld.shared.b32 %r3, [0]
+        @%p1 red.global.gpu.release.add.u32 [%rd1], 1
+        {}
+        setp.eq.s32 %p3, %r0, 5
+        @%p3 ld.shared.b32 %r4, [0]
+        @%p3 st.shared.b32 [0], 8
+        @%p2 st.global.b32 [%rd9], %r3"""
+    with pytest.raises(ptx.Race, match=r"thread 5 writes byte 0 of shared memory, which several threads"):
+        launch(body.replace("{}", ""), out, flag(), shared=16)
+    launch(body.replace("{}", BARRIER), out, flag(), shared=16)
+    assert out[40] == 9
+
+
 def test_different_values_to_one_place_by_one_instruction(launch, out):
     with pytest.raises(ptx.Race, match=r"different values"):
         launch("st.global.b32 [%rd0], %r0", out)
