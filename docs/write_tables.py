@@ -36,6 +36,9 @@ CONSTANTS = {  # names that are no class or function, and so have no docstring
     "TUNABLE": "what can be tuned, by name: each op, and the iterations on the worst sample",
     "Config": "a config: a mapping of names to numbers",
     "Problem": "a problem: a mapping of what a kernel's config depends on",
+    "ORDERS": "four orders of blocks: forward, backward, shuffled, interleaved at memory operations",
+    "TOGETHER": "the order in which blocks step side by side, the quickest to run",
+    "UNWRITTEN": "the word that stands in memory which nobody has written",
     "TIERS": "the tiers that `perf gate` measures: 0, 1, 2",
 }
 ON_CPU, ON_GPU = {"cpp": "C++", "torch": "torch"}, {"gluon": "Gluon", "triton": "Triton", "torch": "torch"}
