@@ -206,7 +206,7 @@ def emulated(
     approximations: int | None = None,
     before: Callable[[Made], bool] | None = None,
 ) -> Iterator[list[Made]]:
-    """Inside the block `kernel[grid](...)` on CPU tensors compiles for a GPU, and interprets what was compiled.
+    """Have launches on CPU tensors inside the block compiled for a GPU, and interpret what was compiled.
 
     Tensors of torch.empty, empty_like, empty_strided and Tensor.new_empty count as unwritten until they are written.
     The block yields the list of the launches so far. One thread at a time; autotuned kernels must be called through
