@@ -50,12 +50,12 @@ PER_PROMISE_S = 30.0  # of the table's run, after which the other cases of an op
 # group -> patterns of the sample's cases: a process each
 SAMPLE = {
     "in place": (
-        "scatter_step-forward-triton-(duplicates-momentum-float32|rows-momentum-float32-5x4x17)",
+        "scatter_step-forward-triton-duplicates-momentum-float32",
         "scatter_step-deterministic-triton-rows-momentum",
-        "Tournament-forward-triton-(special-max-float64|ties-max-float32)",
-        "path_step-forward-triton-(growing|hourglasses)-momentum",
+        "Tournament-forward-triton-ties-max-float32",
+        "path_step-forward-triton-plain-float32-17x70x3",
     ),
-    "worst sample": ("worst_sample-(program|iteration)-hinge-float64",),
+    "worst sample": ("worst_sample-iteration-hinge-float64",),
     "products": (
         "tropical_matmul-forward-triton-(rounding-max_plus-bfloat16|special-max_plus-float32-propagate)",
         "winners_scatter-.*",
