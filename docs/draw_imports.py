@@ -31,6 +31,7 @@ HOUSE = {
         "reporting": "the commands: report, qualify, tune, doctor",
         "studies": "studies: one experiment a system",
         "gate": "gate: anybody's kernels, held to a baseline",
+        "ptx": "ptx: compiled kernels run without a GPU",
         "page": "page: figures, rooflines",
         "measuring": "measuring: times, memory, ceilings",
         "records": "records, data, environment, …",
@@ -55,7 +56,7 @@ HOUSE = {
     "src/tropigrad": {"triton_or_stub": "triton_or_stub", "version": "version", "whole_files": "whole_files"},
 }
 # of perf_reports, where each file that is no command is among the records
-_FOLDERS = ("studies", "gate", "page", "measuring")
+_FOLDERS = ("studies", "gate", "ptx", "page", "measuring")
 _COMMANDS = ("report", "qualify", "tune", "doctor")
 
 

@@ -5,9 +5,11 @@ A table stands between two comments of its page:
     <!-- facts of tropical_matmul: begin -->   <!-- facts of tropical_matmul: end -->
     <!-- names of nn: begin -->                <!-- names of nn: end -->
     <!-- launches of perf_baseline.json: begin --> <!-- launches of perf_baseline.json: end -->
+    <!-- proof of kernels: begin -->           <!-- proof of kernels: end -->
 
 Facts of an op (dtypes, backends, forms, promises, least costs) are read from its spec, the names of a package from its
-`__all__` and its docstrings, what launches cost the host from the gate's baseline.
+`__all__` and its docstrings, what launches cost the host from the gate's baseline, what proves the kernels from
+tests/kernels/compiled_kernels.json.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 COMMAND = "python docs/write_tables.py"
-PLACE = re.compile(r"<!-- (facts|names|launches) of ([\w.]+): begin -->.*?<!-- \1 of \2: end -->", re.DOTALL)
+PLACE = re.compile(r"<!-- (facts|names|launches|proof) of ([\w.]+): begin -->.*?<!-- \1 of \2: end -->", re.DOTALL)
 
 if str(ROOT / "src") not in sys.path:
     sys.path.insert(0, str(ROOT / "src"))  # this checkout, whatever is installed
@@ -36,6 +38,9 @@ CONSTANTS = {  # names that are no class or function, and so have no docstring
     "TUNABLE": "what can be tuned, by name: each op, and the iterations on the worst sample",
     "Config": "a config: a mapping of names to numbers",
     "Problem": "a problem: a mapping of what a kernel's config depends on",
+    "ORDERS": "four orders of blocks: forward, backward, shuffled, interleaved at memory operations",
+    "TOGETHER": "the order in which blocks step side by side, the quickest to run",
+    "UNWRITTEN": "the word that stands in memory which nobody has written",
     "TIERS": "the tiers that `perf gate` measures: 0, 1, 2, 3",
 }
 ON_CPU, ON_GPU = {"cpp": "C++", "torch": "torch"}, {"gluon": "Gluon", "triton": "Triton", "torch": "torch"}
@@ -167,7 +172,48 @@ def _range(numbers: list[int]) -> str:
     return f"{min(numbers):,}" if min(numbers) == max(numbers) else f"{min(numbers):,} to {max(numbers):,}"
 
 
-TABLES: dict[str, Callable[[str], list[str]]] = {"facts": facts, "names": names, "launches": launches}
+def proof(of: str) -> list[str]:
+    """What was proven of each kernel, or of the kinds of kernels, without a device and with one."""
+    table = json.loads((ROOT / "tests" / "kernels" / "compiled_kernels.json").read_text(encoding="utf-8"))
+    kernels = table["kernels"]
+    if of == "kernels":
+        rows = [
+            f"| `{name}` | {row['cases']:,} | {row['launches']:,} | {row['blocks']:,} "
+            f"| {'all four' if row['orders'] else 'together'} |"
+            for name, row in kernels.items()
+        ]
+        return [
+            "| kernel | cases | launches | blocks of the largest | orders of blocks |",
+            "|---|---|---|---|---|",
+            *rows,
+        ]
+    gluon = [row for name, row in kernels.items() if name.endswith("_gluon_kernel")]
+    portable = [row for name, row in kernels.items() if not name.endswith("_gluon_kernel")]
+
+    def run(rows: list[dict[str, Any]]) -> str:
+        return (
+            f"[its PTX, interpreted](docs/proof.md): {len(rows)} kernel{'s' * (len(rows) > 1)}, "
+            f"{sum(row['launches'] for row in rows):,} launches equal to the definition, without a race"
+        )
+
+    return [
+        "| kernel | verified on a device | verified without one |",
+        "|---|---|---|",
+        "| C++ (CPU) | x86-64 with AVX-512, and with AVX2 (AMD, Zen 3) | – |",
+        f"| Triton (any GPU) | **none yet** | values: Triton's interpreter, and {run(portable)}; machine code for "
+        "sm_80, sm_90, sm_100 and AMD's gfx942: tested defaults without spills |",
+        f"| Gluon (NVIDIA ≥ 8.0; off unless forced or qualified) | **none yet** | values: {run(gluon)}; machine code: "
+        "[instructions a step](tests/kernels/gluon_costs.json), no spills at the defaults |",
+        "| torch (no compiler) | x86-64 | – |",
+    ]
+
+
+TABLES: dict[str, Callable[[str], list[str]]] = {
+    "facts": facts,
+    "names": names,
+    "launches": launches,
+    "proof": proof,
+}
 
 
 def written(page: str) -> str:
@@ -187,7 +233,7 @@ def main() -> int:
     )
     options.add_argument("--check", action="store_true", help="write nothing; end with 1 where a page is out of date")
     check, stale = options.parse_args().check, []
-    for path in sorted(DOCS.rglob("*.md")):
+    for path in (ROOT / "README.md", *sorted(DOCS.rglob("*.md"))):
         before = path.read_text(encoding="utf-8")
         after = written(before)
         if before != after:

@@ -116,7 +116,7 @@ def tables():
     return module
 
 
-GENERATED = re.compile("<!-- (facts|launches) of")
+GENERATED = re.compile("<!-- (facts|launches|proof) of")
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if GENERATED.search(p.read_text()) or "/api/" in str(p)], ids=named)

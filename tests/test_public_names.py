@@ -21,6 +21,7 @@ MODULES = (
     "tropigrad.nn.onnx",
     "tropigrad.optim",
     "tropigrad.perf_reports.gate",
+    "tropigrad.perf_reports.ptx",
 )
 
 

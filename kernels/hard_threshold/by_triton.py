@@ -187,7 +187,9 @@ def _activation(m, KIND: tl.constexpr, STEPS: tl.constexpr):
     elif KIND == "step":
         y = tl.where(m > 0, 1.0, tl.where(m <= 0, 0.0, m))
     elif KIND == "staircase":
-        y = _clamped(tl.ceil(m * (STEPS - 1.0)), STEPS + 0.0)
+        stairs = m * (STEPS - 1.0)
+        # a GPU's ceiling takes a subnormal number for 0
+        y = _clamped(tl.where((stairs > 0) & (stairs < 1), 1.0, tl.ceil(stairs)), STEPS + 0.0)
         # a GPU's other division in float32 is an approximation
         y = tl.div_rn(y, STEPS + 0.0) if m.dtype == tl.float32 else y / STEPS
     else:

@@ -182,6 +182,7 @@ def _few_kernel(
     if RULE == "norm":
         tl.store(norm_ptr + i, norm)
     if RULE == "momentum":
+        tl.debug_barrier()  # all threads have read what one of them now writes
         tl.store(touched_ptr + key, number, mask=leads)
 
 
@@ -293,7 +294,9 @@ def _sorted_kernel(
     if RULE == "norm":
         tl.store(norm_ptr + tl.program_id(0), norm)
     if RULE == "momentum":
-        tl.store(touched_ptr + key, tl.load(number_ptr), mask=key >= 0)
+        number = tl.load(number_ptr)
+        tl.debug_barrier()  # all threads have read what one of them now writes
+        tl.store(touched_ptr + key, number, mask=key >= 0)
 
 
 _TYPES = {torch.float32: tl.float32, torch.float64: tl.float64}

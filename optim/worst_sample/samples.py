@@ -44,6 +44,7 @@ def _enter(v, index, best_ptr, winner_ptr, bound_ptr, at, inside, MAXIMUM: tl.co
     follows = inside & (winner != index) & (wins == 0) & beats_bound
     fallen = inside & own & (v != best) & (beats_best == 0) & (beats_bound == 0)
     changed = fallen | ((wins | (inside & own)) & (v != best))
+    tl.debug_barrier()  # threads may hold copies of an element: all have read what one of them now writes
     tl.store(best_ptr + at, tl.where(fallen, -INFINITY if MAXIMUM else INFINITY, v), changed)
     tl.store(winner_ptr + at, index, wins)
     tl.store(bound_ptr + at, tl.where(wins, best, v), wins | follows)

@@ -23,11 +23,11 @@ from hypothesis import strategies as st
 
 from tropigrad import autotune, triton_or_stub
 from tropigrad.autotune.machine import ahead_of_time
-from tropigrad.kernels.contract import ptx_interpreter
 from tropigrad.kernels.mathematics.semiring import SELECTIVE, candidates, semiring_zero, value_dtype, winner_dtype
 from tropigrad.kernels.runtime import backend
 from tropigrad.kernels.tropical_matmul import by_gluon, by_triton, gluon_tile, refine
 from tropigrad.kernels.tropical_matmul.definition import tropical_matmul_ref
+from tropigrad.perf_reports import ptx
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
@@ -334,18 +334,20 @@ def interpreted(
     constants = gluon_tile.constants(config, dtype, "max_plus", winners, False, (9, 0))
     (B, M, _), N, threads = a.shape, b.shape[-1], 32 * constants["num_warps"]
     tiles = B * -(-M // constants["BLOCK_M"]) * -(-N // constants["BLOCK_N"])
-    rows_a, rows_b = (by_gluon.k_major(x, constants["BLOCK_K"], dtype).numpy() for x in (a.mT, b))
+    rows_a, rows_b = (by_gluon.k_major(x, constants["BLOCK_K"], dtype) for x in (a.mT, b))
     values = torch.full((B, splits, M, N), 7e3, dtype=dtype)
     blocks = torch.full((B, splits, M, N) if winners else (1,), -7, dtype=torch.int16)
-    strides = [stride // rows.itemsize for rows in (rows_a, rows_b) for stride in rows.strides[:2]]
+    strides = [stride for rows in (rows_a, rows_b) for stride in rows.stride()[:2]]
     sizes = [M, N, rows_a.shape[1], *strides, splits, 0, 0]
     extremes = torch.stack((*a.aminmax(), *b.aminmax()))
-    tensors = [rows_a, rows_b, values.numpy(), blocks.numpy(), extremes.numpy()]
-    ptx_interpreter.run(text, [*tensors, *sizes], tiles * splits, threads, 81 * 1024)
+    ptx.run(text, [rows_a, rows_b, values, blocks, extremes, *sizes], tiles * splits, threads, 81 * 1024)
     return values, blocks
 
 
-PROGRAMS = tuple(f"{name}-ragged-sm_90" for name in ("fp32-value", "fp32-winners", "fp16-winners", "i32-winners"))
+PROGRAMS = (
+    *(f"{name}-ragged-sm_90" for name in ("fp32-value", "fp32-winners", "fp16-winners", "i32-winners")),
+    "bf16-winners-ragged-sm_80",
+)
 
 
 @functools.cache
@@ -377,7 +379,7 @@ def test_its_ptx_would_race_without_its_waits():
     changed.append(re.sub(waiting, r"\g<1>1;\2//\3", text, count=1, flags=re.DOTALL))
     assert len({text, *changed}) == 3
     for wrong in changed:
-        with pytest.raises(ptx_interpreter.Race):
+        with pytest.raises(ptx.Race):
             interpreted(PROGRAMS[0], wrong, a, b, 1)
 
 
