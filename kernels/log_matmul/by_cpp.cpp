@@ -26,12 +26,10 @@ constexpr int W = Simd<Compute>::WIDTH;
 constexpr int ROWS = 4;      // of a tile; part of the order in which dB is summed
 constexpr int64_t CHUNK = 64;  // terms of a sum that are added up by themselves, so that its error grows more slowly
 
-struct Strides { int64_t batch, row, column; };
-
 // What by_cpp.py lays out once for calls of the same shapes and strides. No size is 0.
 struct Call {
     int64_t batch, M, K, N;
-    Strides a, b, c;  // in elements; c: of dC, in the backward
+    MatrixStrides a, b, c;  // in elements; c: of dC, in the backward
     int64_t keeps, ignore_nan;
     int64_t rows;  // of a task of the forward
     int64_t threads;
@@ -94,7 +92,7 @@ struct Source {
     const Element* first;
     int64_t row, column;
 
-    Source(const void* x, const Strides& strides, int64_t batch)
+    Source(const void* x, const MatrixStrides& strides, int64_t batch)
         : first(static_cast<const Element*>(x) + batch * strides.batch), row(strides.row), column(strides.column) {}
 
     Compute at(int64_t i, int64_t j) const { return widen<Compute>(first[i * row + j * column]); }

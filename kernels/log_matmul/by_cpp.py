@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...autotune import Space, Tuned
+from ...autotune import Config, Space, Tuned
 from ..runtime import dispatch, native
 from .definition import accumulator
 
@@ -56,21 +56,9 @@ def forward(a: Tensor, b: Tensor, temperature: float, ignore_nan: bool, keeps: b
 
 def forward_plan(a: Tensor, b: Tensor, ignore_nan: bool, keeps: bool) -> dispatch.Plan:
     """The plan of `forward`, in strides of any kind. No size is 0."""
-    (B, M, K), N = a.shape, b.shape[-1]
-    config = FORWARD.config({"M": M, "N": N, "K": K, "dtype": str(a.dtype)}, a.device)
-    call = _Call(
-        batch=B,
-        M=M,
-        K=K,
-        N=N,
-        a_strides=a.stride(),
-        b_strides=b.stride(),
-        keeps=keeps,
-        ignore_nan=ignore_nan,
-        rows=config["ROWS"],
-        threads=native.threads(config["threads"], B * M * N * K, _SMALL),
-    )
-    shape = (B, M, N)
+    config = _config(FORWARD, a, b)
+    call = _call(a, b, config["threads"], keeps=keeps, ignore_nan=ignore_nan, rows=config["ROWS"])
+    shape = (*a.shape[:2], b.shape[-1])
     parts = (a.dtype, shape if keeps else (0,)), (accumulator(a.dtype), shape if keeps else (0,))
     return dispatch.plan(_functions(a.dtype)[0], ((a.dtype, shape), *parts), call)
 
@@ -88,21 +76,21 @@ def backward(
 
 def backward_plan(dc: Tensor, a: Tensor, b: Tensor, ignore_nan: bool, needs: Sequence[bool]) -> dispatch.Plan:
     """The plan of `backward`, of contiguous top and share."""
-    (B, M, K), N = a.shape, b.shape[-1]
-    config = BACKWARD.config({"M": M, "N": N, "K": K, "dtype": str(a.dtype)}, a.device)
-    call = _Call(
-        batch=B,
-        M=M,
-        K=K,
-        N=N,
-        a_strides=a.stride(),
-        b_strides=b.stride(),
-        c_strides=dc.stride(),
-        ignore_nan=ignore_nan,
-        threads=native.threads(config["threads"], B * M * N * K, _SMALL),
-    )
+    config = _config(BACKWARD, a, b)
+    call = _call(a, b, config["threads"], c_strides=dc.stride(), ignore_nan=ignore_nan)
     outputs = [(x.dtype, tuple(x.shape) if needed else (0,)) for x, needed in zip((a, b), needs, strict=True)]
     return dispatch.plan(_functions(a.dtype)[1], outputs, call)
+
+
+def _config(tuned: Tuned, a: Tensor, b: Tensor) -> Config:
+    (_, M, K), N = a.shape, b.shape[-1]
+    return tuned.config({"M": M, "N": N, "K": K, "dtype": str(a.dtype)}, a.device)
+
+
+def _call(a: Tensor, b: Tensor, threads: int, **rest: object) -> _Call:
+    (B, M, K), N = a.shape, b.shape[-1]
+    threads = native.threads(threads, B * M * N * K, _SMALL)
+    return _Call(batch=B, M=M, K=K, N=N, a_strides=a.stride(), b_strides=b.stride(), threads=threads, **rest)
 
 
 def _check(status: int) -> None:

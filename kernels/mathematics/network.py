@@ -6,10 +6,12 @@ a convolution, the feature of a Linear layer. Flattening an image for a Linear l
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from ..runtime import memory
 from ..runtime.arguments import FLOATS, as_pair
@@ -76,7 +78,9 @@ def as_list(op: str, weights: Iterable[Tensor]) -> list[Tensor]:
     return list(weights)
 
 
-def network(op: str, weights: Sequence[Tensor], input_size: Size | None, stride: Size, padding: Size) -> list[Layer]:
+def network(
+    op: str, weights: Sequence[Tensor], input_size: Size | None, stride: Size, padding: Size
+) -> tuple[Layer, ...]:
     """The layers of these weights. Everything is checked, and errors name the weight.
 
     Raises:
@@ -84,27 +88,36 @@ def network(op: str, weights: Sequence[Tensor], input_size: Size | None, stride:
         ValueError: there are none, their devices, ranks or sizes do not fit, or input_size, stride or padding does not.
     """
     _check_tensors(op, weights)
-    count = sum(w.dim() == 4 for w in weights)
+    shapes = tuple([w.shape for w in weights])
+    if type(stride) is type(padding) is int and (input_size is None or type(input_size) is int) and not is_compiling():
+        return _known_layers(op, shapes, input_size, stride, padding)
+    return _layers(op, shapes, input_size, stride, padding)
+
+
+def _layers(
+    op: str, shapes: Sequence[Sequence[int]], input_size: Size | None, stride: Size, padding: Size
+) -> tuple[Layer, ...]:
+    count = sum(len(shape) == 4 for shape in shapes)
     strides = _pairs(op, "stride", stride, count, 1)
     paddings = _pairs(op, "padding", padding, count, 0)
-    if weights[0].dim() == 4 and input_size is None:
+    if len(shapes[0]) == 4 and input_size is None:
         raise ValueError(f"{op}: input_size is None; expected the (height, width) that the first convolution sees")
-    if weights[0].dim() == 2 and input_size is not None:
+    if len(shapes[0]) == 2 and input_size is not None:
         raise ValueError(f"{op}: input_size is {input_size}; expected None, as weights[0] is of a Linear layer")
     layers: list[Layer] = []
-    for index, w in enumerate(weights):
-        if w.dim() == 2:
-            layer = Layer(w.shape[1], 1, 1, w.shape[0], 1, 1, 1, 1, 1, 1, 0, 0)
+    for index, shape in enumerate(shapes):
+        if len(shape) == 2:
+            layer = Layer(shape[1], 1, 1, shape[0], 1, 1, 1, 1, 1, 1, 0, 0)
             fits = not layers or nodes_out_of(layers[-1]) == layer.C
-        elif layers and weights[index - 1].dim() == 2:
+        elif layers and len(shapes[index - 1]) == 2:
             raise ValueError(
-                f"{op}: weights[{index}] {tuple(w.shape)} of a convolution follows a Linear layer; expected "
+                f"{op}: weights[{index}] {tuple(shape)} of a convolution follows a Linear layer; expected "
                 "convolutions first, then Linear layers"
             )
         else:
             (SH, SW), (PH, PW) = next(strides), next(paddings)
             H, W = (layers[-1].P, layers[-1].Q) if layers else _pair(op, "input_size", input_size, 1)
-            O, C, KH, KW = w.shape
+            O, C, KH, KW = shape
             layer = Layer(C, H, W, O, (H + 2 * PH - KH) // SH + 1, (W + 2 * PW - KW) // SW + 1, KH, KW, SH, SW, PH, PW)
             fits = not layers or C == layers[-1].O
             if min(KH, KW, layer.P, layer.Q) < 1:
@@ -114,20 +127,24 @@ def network(op: str, weights: Sequence[Tensor], input_size: Size | None, stride:
                 )
         if not fits:
             before = layers[-1]
-            expected = f"(out, {nodes_out_of(before)})" if w.dim() == 2 else f"(out, {before.O}, kh, kw)"
+            expected = f"(out, {nodes_out_of(before)})" if len(shape) == 2 else f"(out, {before.O}, kh, kw)"
             raise ValueError(
-                f"{op}: weights[{index}] has shape {tuple(w.shape)}; expected {expected}, to follow "
-                f"weights[{index - 1}]'s {tuple(weights[index - 1].shape)}"
+                f"{op}: weights[{index}] has shape {tuple(shape)}; expected {expected}, to follow "
+                f"weights[{index - 1}]'s {tuple(shapes[index - 1])}"
             )
         if max(nodes_into(layer), nodes_out_of(layer), weights_of(layer)) >= _LIMIT:
-            raise ValueError(f"{op}: weights[{index}] {tuple(w.shape)} has 2³¹ weights or nodes; expected fewer")
+            raise ValueError(f"{op}: weights[{index}] {tuple(shape)} has 2³¹ weights or nodes; expected fewer")
         layers.append(layer)
-    return layers
+    return tuple(layers)
+
+
+_known_layers = functools.lru_cache(1 << 10)(_layers)  # half of a small network's call
 
 
 def _check_tensors(op: str, weights: Sequence[Tensor]) -> None:
     if not weights:
         raise ValueError(f"{op}: weights is empty; expected one weight or more, from the input to the output")
+    first = weights[0]
     for index, w in enumerate(weights):
         memory.check_dense(op, f"weights[{index}]", w)
         if w.dtype not in FLOATS:
@@ -136,13 +153,11 @@ def _check_tensors(op: str, weights: Sequence[Tensor]) -> None:
             raise ValueError(
                 f"{op}: weights[{index}] has shape {tuple(w.shape)}; expected (out, in) or (out, in, kh, kw)"
             )
-        if w.dtype != weights[0].dtype:
-            raise TypeError(
-                f"{op}: weights[{index}] is {w.dtype} and weights[0] is {weights[0].dtype}; expected one dtype"
-            )
-        if w.device != weights[0].device:
+        if w.dtype != first.dtype:
+            raise TypeError(f"{op}: weights[{index}] is {w.dtype} and weights[0] is {first.dtype}; expected one dtype")
+        if w.device != first.device:
             raise ValueError(
-                f"{op}: weights[{index}] is on {w.device} and weights[0] on {weights[0].device}; expected one device"
+                f"{op}: weights[{index}] is on {w.device} and weights[0] on {first.device}; expected one device"
             )
 
 

@@ -75,12 +75,14 @@ _NORM = operator(
     "path_norm(Tensor[] weights, int p, bool log) -> (Tensor value, Tensor passes)",
     _forward,
     fake=lambda weights, p, log: (weights[0].new_empty(()), weights[0].new_empty(by_cpp.passes(weights))),
+    plan=by_cpp.forward_plan,
 )
 _GRADIENT = operator(
     "path_norm_backward(Tensor slope, Tensor[] weights, Tensor passes, int p, bool log) -> Tensor[]",
     _backward,
     fake=lambda slope, weights, passes, p, log: [torch.empty_like(w) for w in weights],
     decomposition=_backward_in_torch,
+    plan=lambda slope, weights, passes, p, log: by_cpp.backward_plan(weights, p, log),
 )
 
 

@@ -9,6 +9,7 @@
 
 #include "../runtime/native/native.hpp"
 
+#include <array>
 #include <cmath>
 #include <numeric>
 
@@ -186,43 +187,51 @@ bool back(const Chain& chain, Element slope, const Element* const* weights, cons
     return true;
 }
 
+// What by_cpp.py lays out once for calls of the same widths, which follow it: count + 1, from the input on.
+struct Call {
+    int64_t count, p, log;
+    Team team;
+
+    Chain chain() const { return {count, reinterpret_cast<const int64_t*>(this + 1), team}; }
+};
+
+Element* numbers(void* address) { return static_cast<Element*>(address); }
+
 }  // namespace
 
 // ------------------------------------------------------------------------------------------------ C interface
-// widths [count + 1], from the input on. passes: x of each layer's input, the last layer's output, and the power of two
-// that each layer's output was multiplied by: as many elements as all widths together, and count more.
+// passes: x of each layer's input, the last layer's output, and the power of two that each layer's output was multiplied
+// by: as many elements as all widths together, and count more.
 // INDEX_OUT_OF_RANGE means that something is not in range, and that what was written is nothing.
 
-extern "C" {
-
-
-int path_norm_forward(int64_t count, const int64_t* widths, const Element* const* weights, int p, int log,
-                      Element* passes, Element* result, const Team* team) noexcept {
+// addresses: each layer's weights, the result, the passes.
+extern "C" int path_norm_forward(const Call* call, void* const* addresses) {
     return guarded([&] {
-        const Chain chain{count, widths, *team};
-        Element* const scales = chain.scales_in(passes);
-        if (!(p == 1 ? forth<1> : forth<2>)(chain, weights, passes, scales)) return false;
+        const Chain chain = call->chain();
+        const auto weights = reinterpret_cast<const Element* const*>(addresses);
+        const auto [result, passes] = std::array{numbers(addresses[call->count]), numbers(addresses[call->count + 1])};
+        if (!(call->p == 1 ? forth<1> : forth<2>)(chain, weights, passes, chain.scales_in(passes))) return false;
         const double sum = chain.sum(passes);
         const int exponent = chain.exponent(passes);
-        *result = Element(log ? std::log(sum) + exponent * std::log(2.0) : std::ldexp(sum, exponent));
+        *result = Element(call->log ? std::log(sum) + exponent * std::log(2.0) : std::ldexp(sum, exponent));
         return true;
     });
 }
 
-// slope: what flows back into the result. gradients: of each layer's weights.
-int path_norm_backward(int64_t count, const int64_t* widths, const Element* const* weights, int p, int log,
-                       const Element* passes, const Element* slope, Element* const* gradients,
-                       const Team* team) noexcept {
+// addresses: what flows back into the result, each layer's weights, the passes, the gradient of each layer's weights.
+extern "C" int path_norm_backward(const Call* call, void* const* addresses) {
     return guarded([&] {
-        const Chain chain{count, widths, *team};
-        const int64_t widest = *std::max_element(widths, widths + count + 1);
+        const Chain chain = call->chain();
+        const auto weights = reinterpret_cast<const Element* const*>(addresses + 1);
+        const Element* const passes = numbers(addresses[call->count + 1]);
+        if (passes[0] != passes[0]) return false;  // the definition served the forward
+        const auto gradients = reinterpret_cast<Element* const*>(addresses + call->count + 2);
+        const int64_t widest = *std::max_element(chain.widths, chain.widths + call->count + 1);
         std::vector<Element> room(2 * widest);
-        const double into = *slope;
-        const Element start = Element(log ? into / chain.sum(passes) : std::ldexp(into, chain.exponent(passes)));
+        const double into = *numbers(addresses[0]);
+        const Element start = Element(call->log ? into / chain.sum(passes) : std::ldexp(into, chain.exponent(passes)));
         if (into != 0 && !in_range(start)) return false;
-        const Element* const scales = chain.scales_in(passes);
-        return (p == 1 ? back<1> : back<2>)(chain, start, weights, passes, scales, gradients, room.data(), widest);
+        const auto pass = call->p == 1 ? back<1> : back<2>;
+        return pass(chain, start, weights, passes, chain.scales_in(passes), gradients, room.data(), widest);
     });
 }
-
-}  // extern "C"

@@ -1,16 +1,15 @@
-"""The C++ kernel of path norms (by_cpp.cpp), called through ctypes on torch tensors."""
+"""The C++ kernel of path norms (by_cpp.cpp), called on torch tensors."""
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ...autotune import Config, Space, Tuned
-from ..runtime import native
+from ...autotune import Space, Tuned
+from ..runtime import dispatch, native
 
 SOURCE = Path(__file__).with_name("by_cpp.cpp")
 
@@ -43,11 +42,6 @@ def passes(weights: Sequence[Tensor]) -> int:
 @native.cached
 def _functions(dtype: torch.dtype):
     library = native.required("path_norm", SOURCE, dtype)
-    pointer, integer, sizes = ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(ctypes.c_int64)
-    pointers = ctypes.POINTER(pointer)
-    chain = [ctypes.c_int64, sizes, pointers, integer, integer]
-    library.path_norm_forward.argtypes = [*chain, pointer, pointer, sizes]
-    library.path_norm_backward.argtypes = [*chain, pointer, pointer, pointers, sizes]
     return library.path_norm_forward, library.path_norm_backward
 
 
@@ -56,43 +50,35 @@ def forward(weights: Sequence[Tensor], p: int, log: bool) -> tuple[Tensor, Tenso
 
     None where one power of two a layer does not keep every node's part of the sum in range, or something is not finite.
     """
-    widths = [weights[0].shape[1], *(w.shape[0] for w in weights)]
-    left = weights[0].new_empty(passes(weights))
-    value = weights[0].new_empty(())
-    config = FORWARD.config(_problem(widths, value), value.device)
-    status = _functions(value.dtype)[0](
-        *_chain(widths, weights, p, log), left.data_ptr(), value.data_ptr(), _team(config)
-    )
+    status, (value, left) = dispatch.run(forward_plan(weights, p, log), *weights)
     return (value, left) if _is_in_range(status) else None
+
+
+def forward_plan(weights: Sequence[Tensor], p: int, log: bool) -> dispatch.Plan:
+    dtype = weights[0].dtype
+    outputs = (dtype, ()), (dtype, (passes(weights),))
+    return dispatch.plan(_functions(dtype)[0], outputs, _call(FORWARD, weights, p, log))
 
 
 def backward(slope: Tensor, weights: Sequence[Tensor], left: Tensor, p: int, log: bool) -> list[Tensor] | None:
     """The gradient of each weight, from that of the norm; the same bits on any number of threads. None as above."""
+    status, gradients = dispatch.run(backward_plan(weights, p, log), slope, *weights, left)
+    return list(gradients) if _is_in_range(status) else None
+
+
+def backward_plan(weights: Sequence[Tensor], p: int, log: bool) -> dispatch.Plan:
+    dtype = weights[0].dtype
+    outputs = [(dtype, tuple(w.shape)) for w in weights]
+    return dispatch.plan(_functions(dtype)[1], outputs, _call(BACKWARD, weights, p, log))
+
+
+def _call(tuned: Tuned, weights: Sequence[Tensor], p: int, log: bool):
+    """Mirrors `struct Call` in by_cpp.cpp; a layer is shared out by weights of a thread, and columns of a task."""
     widths = [weights[0].shape[1], *(w.shape[0] for w in weights)]
-    gradients = [torch.empty_like(w) for w in weights]
-    config = BACKWARD.config(_problem(widths, slope), slope.device)
-    status = _functions(slope.dtype)[1](
-        *_chain(widths, weights, p, log), left.data_ptr(), slope.data_ptr(), _addresses(gradients), _team(config)
-    )
-    return gradients if _is_in_range(status) else None
-
-
-def _chain(widths: Sequence[int], weights: Sequence[Tensor], p: int, log: bool):
-    return len(weights), native.integers(*widths), _addresses(weights), p, log
-
-
-def _problem(widths: Sequence[int], like: Tensor) -> dict[str, int | str]:
-    return {"N": widths[0], "M": max(widths), "layers": len(widths) - 1, "dtype": str(like.dtype)}
-
-
-def _team(config: Config):
-    """How a layer is shared out: threads, weights of each at the least, and columns of a task, of the backward."""
-    wanted = native.threads(config["threads"], 1, 0)
-    return native.integers(wanted, config["WEIGHTS"], config.get("COLUMNS", 0))
-
-
-def _addresses(tensors: Sequence[Tensor]):
-    return (ctypes.c_void_p * len(tensors))(*[x.data_ptr() for x in tensors])
+    problem = {"N": widths[0], "M": max(widths), "layers": len(weights), "dtype": str(weights[0].dtype)}
+    config = tuned.config(problem, weights[0].device)
+    team = native.threads(config["threads"], 1, 0), config["WEIGHTS"], config.get("COLUMNS", 0)
+    return native.integers(len(weights), p, log, *team, *widths)
 
 
 def _is_in_range(status: int) -> bool:

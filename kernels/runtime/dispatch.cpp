@@ -143,8 +143,10 @@ constexpr size_t MOST_INTEGERS = 1 << 22;  // in all the rows of an operator: 32
 class CpuKernel final : public c10::OperatorKernel {
  public:
   explicit CpuKernel(const std::string& name) : planner_(operator_named(name + "_plan")) {
-    const auto& arguments = operator_named(name).schema().arguments();
+    const auto schema = operator_named(name).schema();
+    const auto& arguments = schema.arguments();
     count_ = arguments.size();
+    returns_list_ = schema.returns().size() == 1 && schema.returns()[0].type()->kind() == c10::TypeKind::ListType;
     for (size_t i = 0; i < count_; ++i)
       if (arguments[i].alias_info() != nullptr && arguments[i].alias_info()->isWrite()) written_.push_back(i);
   }
@@ -172,6 +174,10 @@ class CpuKernel final : public c10::OperatorKernel {
       return op.callBoxedForDispatchKey(c10::DispatchKey::CompositeExplicitAutograd, *stack);
     for (const size_t i : written_) tell_autograd((*stack)[first + i]);
     torch::jit::drop(*stack, count_);
+    if (returns_list_) {
+      stack->emplace_back(c10::List<at::Tensor>(at::ArrayRef<at::Tensor>(made)));
+      return;
+    }
     for (auto& x : made) stack->emplace_back(std::move(x));
   }
 
@@ -224,6 +230,7 @@ class CpuKernel final : public c10::OperatorKernel {
 
   c10::OperatorHandle planner_;
   size_t count_;
+  bool returns_list_;
   std::vector<size_t> written_;
   std::mutex mutex_;
   std::unordered_multimap<uint64_t, Kept> plans_;  // by the hash of the key

@@ -11,10 +11,10 @@ namespace {
 
 // C = A ⊗ B is Cᵀ = Bᵀ ⊗ Aᵀ.
 Problem transposed(Problem p) {
-    const auto turned = [](Strides s) { return Strides{s.batch, s.column, s.row}; };
+    const auto turned = [](MatrixStrides s) { return MatrixStrides{s.batch, s.column, s.row}; };
     std::swap(p.M, p.N);
     std::swap(p.a, p.b);
-    const Strides a = p.a_strides;
+    const MatrixStrides a = p.a_strides;
     p.a_strides = turned(p.b_strides);
     p.b_strides = turned(a);
     p.c_strides = turned(p.c_strides);
@@ -34,7 +34,7 @@ void multiply(const Problem& p) {
 
 // Whether no sum or product of any pair leaves int32, with its lowest value to spare for the sign flip of min.
 [[maybe_unused]] bool int32_is_wide_enough(const Problem& p) {
-    const auto range = [&](const void* x, int64_t rows, int64_t columns, const Strides& s) {
+    const auto range = [&](const void* x, int64_t rows, int64_t columns, const MatrixStrides& s) {
         const int32_t* source = static_cast<const int32_t*>(x);
         int32_t low = std::numeric_limits<int32_t>::max(), high = std::numeric_limits<int32_t>::lowest();
         for (int64_t i = 0; i < p.batch; ++i)
@@ -77,14 +77,14 @@ void run(const Problem& p) {
 // What by_cpp.py lays out once for calls of the same shapes and strides. K ≥ 1, no size is 0.
 struct Call {
     int64_t batch, M, K, N;
-    Strides a, b;                                // in elements
+    MatrixStrides a, b;                                // in elements
     int64_t times, negate, ignore_nan, narrow;  // narrow: winners are int16, else int32
     int64_t KC, MC, NC, tasks, threads;
 };
 
 // addresses: a, b, C, winners, these null where not wanted.
 extern "C" int tropical_forward(const Call* call, void* const* addresses) {
-    const Strides of_c{call->M * call->N, call->N, 1};
+    const MatrixStrides of_c{call->M * call->N, call->N, 1};
     const Problem problem{call->batch, call->M, call->K, call->N, addresses[0], addresses[1], call->a, call->b,
                           addresses[2], addresses[3], call->narrow != 0, of_c, call->times != 0, call->negate != 0,
                           call->ignore_nan != 0, call->KC, call->MC, call->NC, std::max<int64_t>(call->tasks, 1),

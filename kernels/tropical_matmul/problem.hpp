@@ -9,16 +9,14 @@
 
 namespace {
 
-struct Strides { int64_t batch, row, column; };
-
 struct Problem {
     int64_t batch, M, K, N;
     const void *a, *b;
-    Strides a_strides, b_strides;
+    MatrixStrides a_strides, b_strides;
     void* c;
     void* winners;  // null: not wanted; int32, or int16 where they are narrow
     bool narrow;
-    Strides c_strides;  // of c and of winners
+    MatrixStrides c_strides;  // of c and of winners
     bool times, negate, ignore_nan;
     int64_t KC, MC, NC;
     int64_t tasks;  // a thread, where a factor is read along k

@@ -199,7 +199,7 @@ class Product : Semiring<T, C, Round, Op, Other> {
     void take_rows(int64_t batch, int64_t m, int64_t height, int64_t k0, int64_t K, Spread<C>* copy, C* plain,
                    const Spread<C>** rows) const {
         const auto flipped = flip;
-        const Strides& strides = p.a_strides;
+        const MatrixStrides& strides = p.a_strides;
         const T* source = static_cast<const T*>(p.a) + batch * strides.batch + m * strides.row + k0 * strides.column;
         for (int64_t i = 0; i < MR; ++i) {
             const T* row = source + std::min(i, height - 1) * strides.row;

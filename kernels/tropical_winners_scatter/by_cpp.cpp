@@ -5,15 +5,13 @@
 
 namespace {
 
-struct Strides { int64_t batch, row, column; };
-
 struct Scatter {
     int64_t batch, M, K, N;
     const void* dc;
-    Strides dc_strides;
+    MatrixStrides dc_strides;
     const void* winners;  // [batch, M, N], contiguous
     const void *a, *b;    // null for sums: the factor is 1
-    Strides a_strides, b_strides;
+    MatrixStrides a_strides, b_strides;
     void *da, *db;        // contiguous, null: not wanted
     int threads;
 };
@@ -115,7 +113,7 @@ class Backward {
 // What by_cpp.py lays out once for calls of the same shapes and strides, as a row of integers. K ≥ 1, no size is 0.
 struct Call {
     int64_t batch, M, K, N;
-    Strides dc, a, b;         // in elements
+    MatrixStrides dc, a, b;         // in elements
     int64_t times, narrow;    // narrow: winners are int16, else int32
     int64_t threads;
 };

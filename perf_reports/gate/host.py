@@ -105,14 +105,25 @@ def figures(function: Callable[[], object]) -> dict[str, int]:
     }
 
 
-def measure(calls: Sequence[Call], tell: Callable[[str], object] = lambda what: None) -> Iterator[dict[str, Any]]:
-    """A record for each call: the host's work, or why it failed."""
+def records(
+    tier: int,
+    words: str,
+    figures: Callable[[Callable[[], object]], dict[str, int]],
+    calls: Sequence[Call],
+    tell: Callable[[str], object],
+) -> Iterator[dict[str, Any]]:
+    """A record for each call of a tier on the host: its figures, or why they failed. `words` say what is measured."""
     for call in calls:
-        if 2 not in call.tiers:
+        if tier not in call.tiers:
             continue
-        tell(f"{call.key}, on the host")
-        record: dict[str, Any] = {"tier": 2, "of": call.key, "target": "host"}
+        tell(f"{call.key}, {words}")
+        record: dict[str, Any] = {"tier": tier, "of": call.key, "target": "host"}
         try:
             yield record | {"figures": figures(call.function)}
         except Exception as error:
             yield record | {"error": f"{type(error).__name__}: {error}"}
+
+
+def measure(calls: Sequence[Call], tell: Callable[[str], object] = lambda what: None) -> Iterator[dict[str, Any]]:
+    """A record for each call: the host's work, or why it failed."""
+    return records(2, "on the host", figures, calls, tell)

@@ -36,12 +36,4 @@ def figures(function: Callable[[], object]) -> dict[str, int]:
 
 def measure(calls: Sequence[Call], tell: Callable[[str], object] = lambda what: None) -> Iterator[dict[str, Any]]:
     """A record for each call: its figures, or why it failed."""
-    for call in calls:
-        if 3 not in call.tiers:
-            continue
-        tell(f"{call.key}, up to the launcher")
-        record: dict[str, Any] = {"tier": 3, "of": call.key, "target": "host"}
-        try:
-            yield record | {"figures": figures(call.function)}
-        except Exception as error:
-            yield record | {"error": f"{type(error).__name__}: {error}"}
+    return host.records(3, "up to the launcher", figures, calls, tell)

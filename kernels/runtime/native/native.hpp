@@ -314,6 +314,9 @@ void for_each_task(int64_t threads, int64_t tasks, const Task& task) {
     });
 }
 
+// Of a batch of matrices, in elements.
+struct MatrixStrides { int64_t batch, row, column; };
+
 inline int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
 
 enum Status { DONE = 0, OUT_OF_MEMORY = 1, INDEX_OUT_OF_RANGE = 2 };  // returned by a library's functions
