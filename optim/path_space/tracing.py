@@ -35,7 +35,7 @@ _HOMOGENEOUS_CALLS = (
 )
 _SUMS = (operator.add, operator.iadd, torch.add, torch.cat, "add", "add_")  # where paths meet, they end
 _WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel)
-_OURS = f"{__name__.partition('.')[0]}."
+_OURS = tuple(f"{__name__.partition('.')[0]}.{floor}." for floor in ("nn", "kernels"))
 
 
 @dataclass(frozen=True)
