@@ -11,6 +11,7 @@ Source: Neyshabur, Salakhutdinov & Srebro, "Path-SGD: Path-Normalized Optimizati
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -27,33 +28,54 @@ class PathSGD(PathOptimizer):
         paths: BasisPaths(model); param groups as in GSGD: parameters of no chain take plain SGD.
         lr: η > 0.
         floor: γ is taken to be this at least. Where all other edges of its paths are 0, γ = g = 0.
+        groups, maximize, foreach, capturable, differentiable, fused: those of GSGD.
 
     Gradients of all parameters of a chain or of none must be there: else RuntimeError, and nothing has been updated. A
     chain, or a group of plain parameters, that would not stay finite keeps its weights in that step: `kept` counts
     them. It keeps no state.
     """
 
-    def __init__(self, paths: BasisPaths, lr: float | Tensor = 0.1, *, floor: float = 1e-30) -> None:
-        check_numbers("PathSGD", lr=lr, floor=floor)
-        for name, value in (("lr", lr), ("floor", floor)):
+    def __init__(
+        self,
+        paths: BasisPaths,
+        lr: float | Tensor = 0.1,
+        *,
+        floor: float = 1e-30,
+        groups: Sequence[Mapping[str, Any]] | None = None,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        super().__init__(
+            paths,
+            {"lr": lr, "floor": floor},
+            groups,
+            maximize=maximize,
+            foreach=foreach,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+        )
+
+    def _check(self, settings: Mapping[str, Any]) -> None:
+        check_numbers("PathSGD", **settings)
+        for name, value in settings.items():
             if not value > 0:
                 raise ValueError(f"PathSGD: {name} is {value}; expected a positive number")
-        super().__init__(paths, {"lr": lr, "floor": floor})
 
     def _move(self, chain: Chain, gradients: list[Tensor], group: dict[str, Any]) -> None:
         before, behind = path_sums(chain)
-        parameters, moved = [], []
+        moved, slopes = [], iter(gradients)
         for layer, a, b in zip(chain.layers, before, behind, strict=True):
             G, O, I, _ = layer.shape
-            weight, bias = layer.weight, layer.bias
-            assert weight.grad is not None
             γ = (a.view(G, 1, I, 1) * b.view(G, O, 1, 1)).clamp_(min=group["floor"])
-            parameters.append(weight)
-            moved.append(weight - (group["lr"] * weight.grad.reshape(layer.shape) / γ).view(weight.shape))
-            if bias is not None and bias.grad is not None:
-                parameters.append(bias)
-                moved.append(bias - group["lr"] * bias.grad / b.clamp(min=group["floor"]))
-        self._settle(parameters, moved, chain.size)
+            slope = next(slopes).reshape(layer.shape)
+            moved.append(layer.weight - (group["lr"] * slope / γ).view(layer.weight.shape))
+            if layer.bias is not None:
+                moved.append(layer.bias - group["lr"] * next(slopes) / b.clamp(min=group["floor"]))
+        self._settle(chain.parameters, moved, chain.size)
 
     def _move_plainly(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
         moved = [p - group["lr"] * g for p, g in zip(parameters, gradients, strict=True)]

@@ -138,7 +138,10 @@ def compare(dataset: Dataset, trials: Trials, epochs: int, seeds: int, rates: Se
         tuning = [trials.get(partial(train, lr, 0), method=name, lr=lr, seed=0) for lr in rates]
         best = min(tuning, key=final_loss)
         lr = best["lr"]
-        runs = [best, *(trials.get(partial(train, lr, seed), method=name, lr=lr, seed=seed) for seed in range(1, seeds))]
+        runs = [
+            best,
+            *(trials.get(partial(train, lr, seed), method=name, lr=lr, seed=seed) for seed in range(1, seeds)),
+        ]
         others = ", ".join(f"{r['lr']:g}: {means([r], 'loss')}" for r in tuning)
         rows.append((name, f"{lr:g}", means(runs, "loss"), means(runs, "test_accuracy"), others))
     header = ("", "η", f"training loss of epoch {epochs}", "test accuracy", "loss at each rate, seed 0")

@@ -68,9 +68,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
         if not records or {record["kind"] for record in records} - {*_KINDS} or "setting" not in records[0]:
             raise KeyError("kind")
     except (ValueError, KeyError, TypeError) as error:
-        raise ResumeError(
-            f"{path}: no records of this study ({type(error).__name__}); name another folder"
-        ) from None
+        raise ResumeError(f"{path}: no records of this study ({type(error).__name__}); name another folder") from None
     return records
 
 
