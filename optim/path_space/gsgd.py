@@ -47,7 +47,7 @@ class GSGD(PathOptimizer):
             that starts at ones; without it (0) V that comes near 0 was seen to end in a loss of 1e8. A chain with a |V|
             below half of it at the start is measured by path norms, where neither bound is needed.
         groups: param groups of chains with settings of their own, [{"chains": (0, 2), "lr": 0.01}, …], by the numbers
-            that print(paths) gives them. The other chains are the first group; behind it come these, then the plain one.
+            that print(paths) gives them. The other chains are the first group; then come these, then the plain one.
         maximize: the loss is to grow: the step is that on the negated gradients.
         foreach, fused, capturable: taken, and without effect: a step is one call a chain on all of its layers, and on a
             GPU it never waits for the host. Not both of the first two.
@@ -64,9 +64,9 @@ class GSGD(PathOptimizer):
     counts the weights. Flips, and what was kept, are logged as warnings whenever their number has doubled; on a GPU
     they are not, for that would wait for it.
 
-    `param_groups[0]["norms"]` says of each chain of the group whether it is measured by path norms. A chain becomes one that is
-    where a weight on its skeleton has been set to 0 between two steps, as pruning does: its momenta start anew, and a
-    warning names the weight. On a GPU, and in a compiled step, nobody looks: the chain keeps its weights.
+    `param_groups[0]["norms"]` says of each chain of the group whether it is measured by path norms. A chain becomes one
+    that is where a weight on its skeleton has been set to 0 between two steps, as pruning does: its momenta start anew,
+    and a warning names the weight. On a GPU, and in a compiled step, nobody looks: the chain keeps its weights.
 
     State of each weight: momentum, of u; of each chain's first weight also run_momentum [runs], that of V.
     """

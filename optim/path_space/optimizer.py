@@ -236,7 +236,7 @@ def _check_habits(optimizer: str, **habits: Any) -> None:
             raise TypeError(f"{optimizer}: {name} is {value!r}; expected {expected}")
     if habits.get("differentiable"):
         raise ValueError(
-            f"{optimizer}: differentiable is True; expected False: a step works in place, and no gradient goes through it"
+            f"{optimizer}: differentiable is True; expected False: a step works in place, no gradient goes through it"
         )
     if habits.get("foreach") and habits.get("fused"):
         raise ValueError(f"{optimizer}: foreach and fused are True; expected one of them, or neither")

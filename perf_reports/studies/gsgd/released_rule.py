@@ -1,9 +1,9 @@
 """The step of the code released with G-SGD, with its two rules for BatchNorm, and a step that BatchNorm cannot change.
 
-A block is convolutions of weights W_0 … W_{L-1}, all with C outputs, whose skeleton is the edge (o, o mod in) of W_0 and
+A block is convolutions of weights W_0 … W_{L-1}, all with C outputs. Its skeleton is the edge (o, o mod in) of W_0 and
 (o, o) behind it, at the centre taps. It starts at ones, and behind W_0 it stays there; in W_0 the edge into channel k
-carries V_k. With g = ∂L/∂W, v = 1 in W_0 and V of the in channel behind it, and σ_k the sum of w g over the edges out of
-channels k off the skeleton, the step without BatchNorm is GSGD's own:
+carries V_k. With g = ∂L/∂W, v = 1 in W_0 and V of the in channel behind it, and σ_k the sum of w g over the edges off
+the skeleton that leave a channel k, the step without BatchNorm is GSGD's own:
 
     off the skeleton  m ← μ m + g / v + λ v w    w ← (w − η m / v) / R, without R in W_0
     on it, in W_0     m ← μ m + (w g − σ) / V + λ V    R = 1 − η m / V    w ← R w
@@ -64,17 +64,15 @@ class ReleasedGSGD(torch.optim.Optimizer):
                     f"ReleasedGSGD: blocks[{number}] has convolutions of (out, in) {widths}; expected two or more "
                     "with equal outputs, the first with no more inputs"
                 )
-        self.bn_mode = bn_mode
-        groups: list[dict[str, Any]] = [{"params": [w for weights in blocks for w in weights]}, {"params": [*plain]}]
-        super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        self.blocks = [[*weights] for weights in blocks]
+        groups: list[dict[str, Any]] = [*({"params": [*weights]} for weights in blocks), {"params": [*plain]}]
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "bn_mode": bn_mode})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # pyright: ignore
         """One step of all blocks and plain parameters."""
-        group, plain = self.param_groups
-        for weights in self.blocks:
-            self._move(weights, group)
+        *blocks, plain = self.param_groups
+        for block in blocks:
+            self._move(block["params"], block)
         for p in plain["params"]:
             if p.grad is not None:
                 m = self._velocity(p, "momentum", p.grad + plain["weight_decay"] * p, plain["momentum"])
@@ -88,7 +86,7 @@ class ReleasedGSGD(torch.optim.Optimizer):
         return state[name]
 
     def _move(self, weights: Sequence[nn.Parameter], group: dict[str, Any]) -> None:
-        lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
+        lr, momentum, decay, bn_mode = group["lr"], group["momentum"], group["weight_decay"], group["bn_mode"]
         channel = torch.arange(len(weights[0]), device=weights[0].device)
         on = [_centre(w, channel) for w in weights]
         grads = [w.grad if w.grad is not None else torch.zeros_like(w) for w in weights]
@@ -102,17 +100,17 @@ class ReleasedGSGD(torch.optim.Optimizer):
             σ += through.sum((0, 2, 3))
         slope = (V * grads[0][on[0]] - σ) / V
         n = norms[0][channel, 0, on[0][2], on[0][3]]
-        if self.bn_mode == "released":
+        if bn_mode == "released":
             slope = slope / n
         m = self._velocity(weights[0], "run_momentum", slope + decay * V, momentum)
-        R = 1 - lr * m * (n if self.bn_mode == "released_noweight" else 1.0) / V
+        R = 1 - lr * m * (n if bn_mode == "released_noweight" else 1.0) / V
 
         for number, (w, g, edges, norm) in enumerate(zip(weights, grads, on, norms, strict=True)):
             v = V.view(1, -1, 1, 1) if number else torch.ones_like(V).view(1, -1, 1, 1)[:, :1]
             bones = w[edges]
-            slope = (norm * g if self.bn_mode == "released" else g) / v
+            slope = (norm * g if bn_mode == "released" else g) / v
             m = self._velocity(w, "momentum", slope + decay * w * v, momentum)
-            rate = lr * norm if self.bn_mode == "released_noweight" else lr
+            rate = lr * norm if bn_mode == "released_noweight" else lr
             new = w - rate * m / v
             w.copy_(new / R.view(1, -1, 1, 1) if number else new)
             w[edges] = bones if number else bones * R

@@ -9,8 +9,8 @@ loss of its last epoch, from the start that is not rescaled at the first seed; S
 as someone would have it who tunes anew.
 
 * resnet20: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, at half of its channels, on classes.
-* unet: Ronneberger et al., "U-Net", MICCAI 2015, of two levels, convolutions of 16 to 64 channels without normalisation,
-  that takes noise away: inputs have noise of standard deviation 0.2, the loss is the mean squared error.
+* unet: Ronneberger et al., "U-Net", MICCAI 2015, of two levels, convolutions of 16 to 64 channels without
+  normalisation, that takes noise away: inputs have noise of standard deviation 0.2, the loss is the mean squared error.
 
 Both take images halved to 16 × 16. Momentum 0.9. Writes rescaled-starts.jsonl, a line a training, rescaled-starts.md
 and rescaled-starts.png. The same command goes on where it was interrupted.
@@ -208,7 +208,7 @@ def draw(records: Sequence[dict[str, Any]], path: Path) -> None:
     with drawing(12, 0.6 + 3.1 * len(networks), **size) as (figure, axes):
         for row, network in zip(axes, networks, strict=True):
             for panel, (method, title) in zip(row, TITLES.items(), strict=True):
-                for number, (spread, name) in enumerate(zip(SPREADS, ("ours", "dense", "other"), strict=True)):
+                for number, (spread, name) in enumerate(zip(SPREADS, ("ours", "dense", "other"), strict=False)):
                     run = next(
                         r
                         for r in records
@@ -239,7 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--network", choices=SUBJECTS, action="append", help="one or both; default: both")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--train-per-class", type=int, default=200)
+    parser.add_argument("--train-per-class", type=int, default=160)
     asked = parser.parse_args(arguments)
     if min(asked.epochs, asked.seeds, asked.train_per_class) < 1:
         parser.error("epochs, seeds and train-per-class: expected at least 1 of each")

@@ -285,7 +285,7 @@ def test_parameters_join_later(kind):
 
 
 def test_chains_do_not_join_later(ours):
-    with pytest.raises(ValueError, match="add_param_group got chains.*where the optimizer is made"):
+    with pytest.raises(ValueError, match=r"add_param_group got chains.*where the optimizer is made"):
         made(ours, network()).add_param_group({"chains": [0], "lr": 0.1})
 
 
