@@ -101,7 +101,8 @@ class GSGD(PathOptimizer):
         )
         for group, chains in zip(self.param_groups, self._chains, strict=False):
             group["norms"] = [_is_weak(paths.chains[number], group["floor"]) for number in chains]
-        weak = [chain.layers[0].name for chain in paths.chains if self._is_by_norms(chain)]
+        measured = [(chain, self.param_groups[self._place_of(chain)[0]]) for chain in paths.chains]
+        weak = [chain.layers[0].name for chain, group in measured if self._is_by_norms(chain, group)]
         if weak:
             _log.info("GSGD: path norms measure the chains that begin at %s: their skeletons are weak", ", ".join(weak))
 
@@ -125,11 +126,10 @@ class GSGD(PathOptimizer):
             if not value >= 0:
                 raise ValueError(f"GSGD: {name} is {value}; expected a number that is not negative")
 
-    def _is_by_norms(self, chain: Chain) -> bool:
-        """Whether path norms measure a chain. A state saved by a version without them has no entry."""
-        number, place = self._place_of(chain)
-        norms = self.param_groups[number].get("norms") or ()
-        return True in norms and norms[place]
+    def _is_by_norms(self, chain: Chain, group: dict[str, Any]) -> bool:
+        """Whether path norms measure a chain of the group. A state saved by a version without them has no entry."""
+        norms = group.get("norms") or ()
+        return True in norms and norms[self._place_of(chain)[1]]
 
     def _move(self, chain: Chain, gradients: list[Tensor], group: dict[str, Any]) -> None:
         options = Options(
@@ -138,7 +138,7 @@ class GSGD(PathOptimizer):
             group["weight_decay"],
             group["least_ratio"],
             group["floor"],
-            self._is_by_norms(chain),
+            self._is_by_norms(chain, group),
         )
         parameters: list[Tensor] = [*chain.parameters]
         first, momenta, run_momentum = parameters[0], [], None

@@ -119,7 +119,7 @@ class PathOptimizer(torch.optim.Optimizer):
                 loss = closure()
         with torch.set_grad_enabled(False):  # in a third of no_grad's time
             for chain, gradients in self.paths.moving(type(self).__name__):
-                group = self.param_groups[self._place_of(chain)[0]]
+                group = self.param_groups[self._place_of(chain)[0] if len(self._chains) > 1 else 0]
                 self._move(chain, _uphill(gradients) if group["maximize"] else gradients, group)
             for group in self.param_groups[len(self._chains) :]:
                 parameters = [p for p in group["params"] if p.grad is not None]
@@ -132,8 +132,6 @@ class PathOptimizer(torch.optim.Optimizer):
     def _place_of(self, chain: Chain) -> tuple[int, int]:
         """The number of a chain's param group, and the chain's place in it."""
         number = next(number for number, other in enumerate(self.paths.chains) if other is chain)
-        if len(self._chains) == 1:
-            return 0, number
         return next((at, chains.index(number)) for at, chains in enumerate(self._chains) if number in chains)
 
     def _grouped(self, groups: Sequence[Mapping[str, Any]], known: set[str]) -> list[dict[str, Any]]:
