@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .basis_paths import BasisPaths
@@ -71,8 +72,7 @@ class PathSGD(PathOptimizer):
         for layer, a, b in zip(chain.layers, before, behind, strict=True):
             G, O, I, _ = layer.shape
             γ = (a.view(G, 1, I, 1) * b.view(G, O, 1, 1)).clamp_(min=group["floor"])
-            slope = next(slopes).reshape(layer.shape)
-            moved.append(layer.weight - (group["lr"] * slope / γ).view(layer.weight.shape))
+            moved.append(layer.weight - layer.as_weight(group["lr"] * layer.by_targets(next(slopes)) / γ))
             if layer.bias is not None:
                 moved.append(layer.bias - group["lr"] * next(slopes) / b.clamp(min=group["floor"]))
         self._settle(chain.parameters, moved, chain.size)
@@ -84,14 +84,27 @@ class PathSGD(PathOptimizer):
 
 def path_sums(chain: Chain) -> tuple[list[Tensor], list[Tensor]]:
     """Sums of w² over the ways to the ends: for each layer a of its sources [G · I] and b of its targets [G · O]."""
-    first, last = chain.layers[0], chain.layers[-1]
-    squares = [layer.weight.view(layer.shape).square().sum(3) for layer in chain.layers]
-    before, behind = [first.weight.new_ones(first.shape.sources)], [last.weight.new_ones(last.shape.targets)]
-    for layer, square in zip(chain.layers[:-1], squares, strict=False):
+    layers, wiring = chain.layers, chain.wiring
+    made = {number for parts in wiring.sources for number, _ in parts}
+    squares = [layer.by_targets(layer.weight).square().sum(3) for layer in layers]
+    one, before, behind = (
+        layers[0].weight.new_ones(1),
+        [],
+        [layer.weight.new_zeros(layer.shape.targets) for layer in layers],
+    )
+    into: list[Tensor] = []  # a of each layer's targets
+    for layer, square, parts in zip(layers, squares, wiring.sources, strict=True):
         G, _, I, _ = layer.shape
+        before.append(torch.cat([one.expand(count) if number < 0 else into[number] for number, count in parts]))
         a = (square * before[-1].view(G, 1, I)).sum(2).flatten()
-        before.append(a if layer.bias is None else a + layer.bias.square())
-    for layer, square in zip(chain.layers[:0:-1], squares[::-1], strict=False):
-        G, O, _, _ = layer.shape
-        behind.append((square * behind[-1].view(G, O, 1)).sum(1).flatten())
-    return before, behind[::-1]
+        into.append(a if layer.bias is None else a + layer.bias.square())
+    for number in reversed(range(len(layers))):
+        G, O, _, _ = layers[number].shape
+        if number not in made:
+            behind[number] += 1
+        b = (squares[number] * behind[number].view(G, O, 1)).sum(1).flatten()
+        sources, counts = zip(*wiring.sources[number], strict=True)
+        for source, part in zip(sources, b.split(counts), strict=True):
+            if source >= 0:
+                behind[source] = behind[source] + part
+    return before, behind
