@@ -412,11 +412,12 @@ def test_the_definition_of_the_step_waits_for_no_value(norms):
     bones = chain.skeleton
 
     def moved(x):
-        return tuple(each.to("meta") for each in x) if x and isinstance(x, tuple) else x
+        if isinstance(x, tuple) and type(x) is tuple:
+            return tuple(moved(each) for each in x)
+        return x.to("meta") if isinstance(x, torch.Tensor) else x
 
-    fields = {f.name: getattr(bones, f.name) for f in dataclasses.fields(bones)}
-    tensors = {name: moved(fields[name]) for name in ("source", "edge_in", "target", "edge_out", "ends_run")}
-    on_meta = dataclasses.replace(bones, **tensors, run=bones.run.to("meta"), first=bones.first.to("meta"))
+    fields = {field.name: moved(getattr(bones, field.name)) for field in dataclasses.fields(bones)}
+    on_meta = dataclasses.replace(bones, **fields)
     events = torch.empty(3, dtype=torch.int64, device="meta")
     options = Options(torch.empty((), dtype=torch.float64, device="meta"), 0.9, 0.1, norms=norms)
     path_step_ref(layers, on_meta, layers[0].weight.new_empty(bones.runs), events, options)

@@ -59,12 +59,12 @@ def test_the_command_writes_table_and_picture(tmp_path, monkeypatch, capsys):
 
     def trained(model, optimizer, task, *, epochs, batch, seed):
         calls.append(None)
-        of = 1.0 if optimizer.param_groups[0]["lr"] == 0.01 else 2.0
+        of = 1.0 if optimizer.param_groups[0]["lr"] in (0.01, 0.1) else 2.0
         field = "test_accuracy" if task.is_classifying else "test_loss"
         return {"loss": [3.0, of], field: [0.25, 0.5]}
 
     monkeypatch.setattr(rescaled_starts, "trained", trained)
-    words = [str(tmp_path), "--epochs", "2", "--seeds", "2", "--train-per-class", "3"]
+    words = [str(tmp_path), "--seeds", "2", "--train-per-class", "3"]
     assert rescaled_starts.main(words) == 0
     assert (tmp_path / "rescaled-starts.png").read_bytes().startswith(b"\x89PNG")
     rows = [json.loads(line) for line in (tmp_path / "rescaled-starts.jsonl").read_text().splitlines()][1:]
@@ -75,7 +75,7 @@ def test_the_command_writes_table_and_picture(tmp_path, monkeypatch, capsys):
     )
     table = (tmp_path / "rescaled-starts.md").read_text()
     assert "| resnet20 | SGD, tuned for each start | 1 | 0.01 | 1.0000, 1.0000 | 50.0%, 50.0% |" in table
-    assert "| unet | Adam | 0 | 0.01 | 1.0000, 1.0000 | 0.5000, 0.5000 |" in table
+    assert "| unet | G-SGD | 0 | 0.1 | 1.0000, 1.0000 | 0.5000, 0.5000 |" in table
     count = len(calls)
     assert rescaled_starts.main(words) == 0
     assert len(calls) == count
