@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 from numbers import Real
 from typing import NoReturn
 
@@ -16,13 +16,15 @@ from ..runtime.arguments import PLAIN_FLOATS
 from ..runtime.dispatch import Plan, operator
 from ..runtime.implementations import Implementations
 from . import by_cpp, by_triton
-from .definition import Layer, Options, Shape, Skeleton, path_step_ref, prefixes, skeleton, suffixes
+from .definition import Layer, Options, Shape, Skeleton, Wiring, path_step_ref, prefixes, skeleton, suffixes
 
 __all__ = [
     "Layer",
     "Options",
     "Shape",
     "Skeleton",
+    "Wiring",
+    "layout",
     "path_step",
     "path_step_ref",
     "prefixes",
@@ -37,12 +39,12 @@ __all__ = [
 def _operator(parameters, grads, momenta, run_momentum, events, sizes, symbols, biased, lr, rate, *others) -> None:
     """parameters: of each layer the weight and, where it is biased, the bias; grads, and momenta if any, likewise.
 
-    sizes: G, O, I, T of layer after layer; to a compiler they may be symbols, which torch reads five times as slowly.
+    sizes: as `layout` gives them; to a compiler they may be symbols, which torch reads five times as slowly.
     The others are those of Options; rate takes the place of lr.
     """
     layers = _layers(parameters, grads, momenta, biased)
     options = Options(lr if rate is None else rate, *others)
-    _step(layers, _shapes(sizes or symbols), run_momentum, events, options)
+    _step(layers, *_laid_out(sizes or symbols, len(biased)), run_momentum, events, options)
 
 
 def _plan(parameters, grads, momenta, run_momentum, events, sizes, symbols, biased, lr, rate, *options) -> Plan:
@@ -51,7 +53,8 @@ def _plan(parameters, grads, momenta, run_momentum, events, sizes, symbols, bias
         return []
     if _STEPS.backend_of(weight) != "cpp" or not by_cpp.takes(layers, run_momentum):
         return []
-    bones = skeleton(_shapes(sizes or symbols), weight.device)
+    shapes, wiring = _laid_out(sizes or symbols, len(biased))
+    bones = skeleton(shapes, weight.device, wiring)
     if run_momentum is not None and run_momentum.shape != (bones.runs,):
         return []
     return by_cpp.plan(layers, bones, options[-1])
@@ -67,8 +70,27 @@ def _layers(parameters, grads, momenta, biased) -> list[Layer]:
     return layers
 
 
-def _shapes(sizes: Sequence[int]) -> tuple[Shape, ...]:
-    return tuple(Shape(*sizes[at : at + 4]) for at in range(0, len(sizes), 4))
+def layout(shapes: Sequence[Shape], wiring: Wiring | None = None) -> list[int]:
+    """Shapes as numbers, G, O, I, T of layer after layer, and behind them the wiring, where the layers are no chain.
+
+    Of each layer that is whether it is turned, how many parts its sources have, and the two numbers of each part.
+    """
+    numbers = [n for shape in shapes for n in shape]
+    if wiring is None or wiring == Wiring.of_chain(shapes):
+        return numbers
+    for parts, turned in zip(*wiring, strict=True):
+        numbers += [int(turned), len(parts), *(n for part in parts for n in part)]
+    return numbers
+
+
+def _laid_out(numbers: Sequence[int], count: int) -> tuple[tuple[Shape, ...], Wiring | None]:
+    """The shapes of `count` layers and their wiring, None of a chain: what `layout` was given."""
+    shapes = tuple(Shape(*numbers[at : at + 4]) for at in range(0, 4 * count, 4))
+    rest = iter(numbers[4 * count :])
+    layers = []
+    for turned in rest:
+        layers.append((tuple((next(rest), next(rest)) for _ in range(next(rest))), bool(turned)))
+    return shapes, Wiring(*zip(*layers, strict=True)) if layers else None
 
 
 def _no_vmap(info, in_dims, *args) -> NoReturn:
@@ -78,7 +100,7 @@ def _no_vmap(info, in_dims, *args) -> NoReturn:
 
 
 def _by_triton(layers, bones, run_momentum, events, options) -> None:
-    path_step_ref(layers, bones, run_momentum, events, options, by_triton.node_flows, by_triton.move)
+    path_step_ref(layers, bones, run_momentum, events, options, by_triton.layer_flows, by_triton.move)
 
 
 _STEPS = Implementations(
@@ -87,12 +109,17 @@ _STEPS = Implementations(
 
 
 def _step(
-    layers: Sequence[Layer], shapes: tuple[Shape, ...], run_momentum: Tensor | None, events: Tensor, options: Options
+    layers: Sequence[Layer],
+    shapes: tuple[Shape, ...],
+    wiring: Wiring | None,
+    run_momentum: Tensor | None,
+    events: Tensor,
+    options: Options,
 ) -> None:
     weight = layers[0].weight
     if not _are_apart(layers, run_momentum, events):
         layers = _apart(layers, run_momentum, events)
-    bones = skeleton(shapes, weight.device)
+    bones = skeleton(shapes, weight.device, wiring)
     if run_momentum is not None and run_momentum.shape != (bones.runs,):
         raise ValueError(
             f"path_step: run_momentum has shape {tuple(run_momentum.shape)}; expected ({bones.runs},), one for each run"
@@ -178,6 +205,7 @@ def path_step(
     run_momentum: Tensor | None,
     events: Tensor,
     options: Options,
+    wiring: Wiring | None = None,
 ) -> None:
     """One step of SGD on the path values of a chain, in place: u ← u − η m_u, V ← V − η m_V, m ← μ m + ∂L/∂v + λ v.
 
@@ -195,14 +223,16 @@ def path_step(
             positive, and how many weights kept their values because the new ones would not have been finite.
         options: learning rate, a number or a tensor [], momentum, weight decay, the bounds, and whether the chain is
             measured by path norms.
+        wiring: of layers that do not simply follow one another: which nodes each of them takes.
 
     Raises:
         TypeError: something is no strided tensor, or of another dtype.
-        ValueError: sizes, devices or strides do not fit, a bias or a momentum is missing, tensors that are written
-            share memory, as tied weights do, or lr is not finite. Nothing has been written.
+        ValueError: sizes, devices or strides do not fit, a layer takes nodes of one that is not before it, a bias or a
+            momentum is missing, tensors that are written share memory, as tied weights do, or lr is not finite. Nothing
+            has been written.
     """
-    _check(layers, shapes, run_momentum, events, options)
-    sizes, biased = [size for shape in shapes for size in shape], [layer.bias is not None for layer in layers]
+    _check(layers, shapes, run_momentum, events, options, wiring)
+    sizes, biased = layout(shapes, wiring), [layer.bias is not None for layer in layers]
     with torch.no_grad():
         take_step(*by_cpp.operands(layers), run_momentum, events, sizes, biased, options)
 
@@ -222,7 +252,7 @@ def take_step(
     Args:
         parameters: of layer after layer the weight and, where it has one, the bias.
         grads, momenta: of each of them; no momenta where options.momentum is 0.
-        sizes: G, O, I, T of layer after layer.
+        sizes: `layout` of their shapes and wiring.
         biased: of each layer whether it has a bias.
     """
     lr, momentum, decay, ratio, floor, norms = options
@@ -238,7 +268,14 @@ def take_step(
     _STEP.call(parameters, grads, momenta, run_momentum, events, *layout, *rates, *settings)
 
 
-def _check(layers: Sequence[Layer], shapes: Sequence[Shape], run_momentum, events, options: Options) -> None:
+def _check(
+    layers: Sequence[Layer],
+    shapes: Sequence[Shape],
+    run_momentum,
+    events,
+    options: Options,
+    wiring: Wiring | None,
+) -> None:
     if len(layers) < 2 or len(layers) != len(shapes):
         raise ValueError(
             f"path_step: {len(layers)} layers and {len(shapes)} shapes came; expected two or more, a shape for each"
@@ -250,12 +287,15 @@ def _check(layers: Sequence[Layer], shapes: Sequence[Shape], run_momentum, event
     dtype, device = first.dtype, first.device
     _check_options(options)
     moving = options.momentum != 0
-    nodes = shapes[0].sources
+    if wiring is None:
+        for number, (before, shape) in enumerate(pairwise(shapes), 1):
+            if shape.sources != before.targets:
+                raise ValueError(
+                    f"path_step: shapes[{number}] has {shape.sources} nodes in; expected the {before.targets} before it"
+                )
+    else:
+        _check_wiring(wiring, shapes)
     for number, (layer, shape) in enumerate(zip(layers, shapes, strict=True)):
-        if shape.sources != nodes:
-            raise ValueError(
-                f"path_step: shapes[{number}] has {shape.sources} nodes in; expected the {nodes} before it"
-            )
         nodes = shape.targets
         weight, grad, bias, bias_grad, momentum, bias_momentum = layer
         name, edges = f"layers[{number}]", nodes * shape.inputs * shape.taps
@@ -270,6 +310,33 @@ def _check(layers: Sequence[Layer], shapes: Sequence[Shape], run_momentum, event
             _check_momentum(f"{name}.bias_momentum", bias_momentum, moving, dtype, device, (nodes,))
     _check_momentum("run_momentum", run_momentum, moving, dtype, device)
     _check_tensor("events", events, torch.int64, device, (3,))
+
+
+def _check_wiring(wiring: Wiring, shapes: Sequence[Shape]) -> None:
+    if not len(wiring.sources) == len(wiring.turned) == len(shapes):
+        raise ValueError(
+            f"path_step: wiring has {len(wiring.sources)} layers' sources and {len(wiring.turned)} of turned; expected "
+            f"both of the {len(shapes)} layers"
+        )
+    for number, (parts, shape) in enumerate(zip(wiring.sources, shapes, strict=True)):
+        for made, count in parts:
+            if not -1 <= made < number:
+                raise ValueError(
+                    f"path_step: layers[{number}] takes nodes of layers[{made}]; expected layers before it, or -1: "
+                    "what flows in a cycle has no path values"
+                )
+            if count < 1 or (made >= 0 and count != shapes[made].targets):
+                expected = "1 or more" if made < 0 else f"all {shapes[made].targets}"
+                raise ValueError(
+                    f"path_step: layers[{number}] takes {count} nodes of layers[{made}]; expected {expected}"
+                )
+        if sum(count for _, count in parts) != shape.sources:
+            raise ValueError(
+                f"path_step: shapes[{number}] has {shape.sources} nodes in; expected the "
+                f"{sum(count for _, count in parts)} of its wiring"
+            )
+    if all(made < 0 for parts in wiring.sources for made, _ in parts):
+        raise ValueError("path_step: no layer takes nodes of another; expected a hidden node at least")
 
 
 def _check_options(options: Options) -> None:

@@ -12,10 +12,15 @@
 
 namespace {
 
-// For each hidden node: the skeleton edge into it and the one out of it, the nodes at their other ends (numbered within
-// their layer), whether the edge out is the last of its run, and the run.
+// For each hidden node: the skeleton edge into it and the one out of it, the nodes at their other ends (H where paths
+// end), whether the edge out is the last of its run, and the run.
 struct Bones {
     const int64_t *in, *out, *source, *target, *ends, *run;
+};
+
+// `count` of a layer's sources are the nodes of the layer `made`, or ends of paths where that is -1.
+struct Part {
+    int64_t layer, made, count;
 };
 
 }  // namespace
@@ -23,10 +28,12 @@ struct Bones {
 extern "C" {
 
 // The part that is the same in every step, as by_cpp.py lays it out. runs: how many there are; weights: of one task of
-// the second pass; moving: there are momenta; norms: as in Step. Behind it stand, for each layer, whether it has a bias,
-// [count]; sizes [count, 4]; reduced [count]; and nodes [6, H], as in Bones.
+// the second pass; moving: there are momenta; norms: as in Step; hidden: H. Behind it stand, for each layer, whether it has
+// a bias, [count]; sizes [count, 4]; reduced [count]; turned, first and taken [count]: whether its weight lies as [G, I, O,
+// T], the first of the nodes that it makes and the layer with the edges out of them, both -1 where paths end; how many
+// parts there are, and Part of each, layer after layer; and nodes [6, H], as in Bones.
 struct Call {
-    int64_t count, runs, special, weights, threads, moving, norms;
+    int64_t count, runs, special, weights, threads, moving, norms, hidden;
 };
 
 constexpr int OVERLAPS = 3, RATE_IS_NOT_FINITE = 4;  // statuses beside those of native.hpp
@@ -36,9 +43,12 @@ constexpr int OVERLAPS = 3, RATE_IS_NOT_FINITE = 4;  // statuses beside those of
 // kept their values; and the settings: lr, a rate that takes its place, momentum, weight decay, least ratio, floor.
 // Nothing that is written may lie in anything else: OVERLAPS then, and nothing is written.
 int path_step(const Call* call, void* const* addresses) noexcept {
-    const auto [count, runs, special, weights, threads_, moving, with_norms] = *call;
+    const auto [count, runs, special, weights, threads_, moving, with_norms, hidden] = *call;
     const auto* const biased = reinterpret_cast<const int64_t*>(call + 1);
-    const int64_t *const sizes = biased + count, *const reduced = sizes + 4 * count, *const nodes = reduced + count;
+    const int64_t *const sizes = biased + count, *const reduced = sizes + 4 * count, *const turned = reduced + count;
+    const int64_t *const start = turned + count, *const taken = start + count, *const counted = taken + count;
+    const auto* const parts = reinterpret_cast<const Part*>(counted + 1);
+    const int64_t* const nodes = counted + 1 + 3 * *counted;
     int64_t parameters = count;
     for (int64_t l = 0; l < count; ++l) parameters += biased[l];
     void* const* const rest = addresses + (moving ? 3 : 2) * parameters;  // what stands behind the layers
@@ -51,7 +61,7 @@ int path_step(const Call* call, void* const* addresses) noexcept {
     bool overlaps = false;
     const int status = guarded([&] {
         const int threads = int(threads_);
-        std::vector<Shape> shapes(count);
+        std::vector<Shape> shapes(count), lying(count);  // lying: as the weight lies, of a turned one with sources for targets
         std::vector<Layer> layers(count);
         std::vector<Span> operands;
         operands.reserve(3 * parameters + 2);
@@ -60,9 +70,9 @@ int path_step(const Call* call, void* const* addresses) noexcept {
         };
         note(run_momentum, runs, true), note(events, 3, true);
         int64_t parameter = 0;
-        std::vector<int64_t> start(count + 1, 0);  // of hidden layer h in vectors over all hidden nodes
         for (int64_t l = 0; l < count; ++l) {
-            shapes[l] = {sizes[4 * l], sizes[4 * l + 1], sizes[4 * l + 2], sizes[4 * l + 3]};
+            const Shape& shape = shapes[l] = {sizes[4 * l], sizes[4 * l + 1], sizes[4 * l + 2], sizes[4 * l + 3]};
+            lying[l] = turned[l] ? Shape{shape.groups, shape.inputs, shape.outputs, shape.taps} : shape;
             const auto at = [&](int64_t which, bool is_there) {
                 return is_there ? static_cast<Element*>(addresses[which * parameters + parameter]) : nullptr;
             };
@@ -77,22 +87,46 @@ int path_step(const Call* call, void* const* addresses) noexcept {
             note(layers[l].bias_grad, shapes[l].targets(), false);
             note(layers[l].bias_momentum, shapes[l].targets(), true);
             parameter += has_bias;
-            start[l + 1] = start[l] + (l + 1 < count ? shapes[l].targets() : 0);
         }
         overlaps = any_written_lies_in_another(operands);
         if (overlaps) return false;
-        const int64_t hidden = start[count];
         const auto row = [&](int which) { return nodes + which * hidden; };
         const Bones bones{row(0), row(1), row(2), row(3), row(4), row(5)};
         const int64_t* const run = bones.run;
 
-        std::size_t size = 6 * hidden + 3 * runs;
-        for (const Shape& shape : shapes) size += 4 * (shape.groups * shape.row() + shape.targets());
+        // all(part, source), of every part of every layer: source, the first of the layer's that it is
+        const auto by_parts = [&](const auto& all) {
+            int64_t source = 0;
+            for (const Part* part = parts; part < parts + *counted; ++part) {
+                source = part > parts && part[-1].layer == part->layer ? source : 0;
+                all(*part, source);
+                source += part->count;
+            }
+        };
+
+        std::size_t size = 8 * (hidden + 1) + 3 * runs;
+        for (const Shape& shape : lying) size += 4 * (shape.groups * shape.row() + shape.targets());
         Workspace workspace(size);
         const auto values = [&](int64_t count, Element value = 0) { return workspace.take(count, value); };
 
         const auto ones = [&](int64_t count) { return Factors{values(count, 1), values(count, 1), values(count, 1)}; };
-        std::vector<Factors> sources(count), targets(count);
+        // Of the weights as they lie: factors across a row, one for each of its elements, and down the rows. Of a layer that
+        // is not turned those are its sources and its targets.
+        std::vector<Factors> across(count), down(count);
+        const auto set = [&](int64_t l, bool is_source, int64_t at, Element psi, Element inverse, Element ratio) {
+            if (is_source == bool(turned[l])) {
+                down[l].psi[at] = psi, down[l].inverse[at] = inverse, down[l].ratio[at] = ratio;
+                return;
+            }
+            for (int64_t taps = shapes[l].taps, e = at * taps; e < (at + 1) * taps; ++e) {
+                across[l].psi[e] = psi, across[l].inverse[e] = inverse, across[l].ratio[e] = ratio;
+            }
+        };
+        const auto all_ones = [&] {
+            for (int64_t l = 0; l < count; ++l) {
+                across[l] = ones(lying[l].groups * lying[l].row()), down[l] = ones(lying[l].targets());
+            }
+        };
         int64_t kept = 0, edges = 0;  // edges: how many there are, biases too
         for (int64_t l = 0; l < count; ++l) edges += shapes[l].targets() * (shapes[l].row() + (layers[l].bias != nullptr));
 
@@ -100,7 +134,7 @@ int path_step(const Call* call, void* const* addresses) noexcept {
         const auto by_tasks = [&](int64_t begin, int64_t end, const auto& all) {
             std::vector<int64_t> task(count + 1, 0);  // the first task of each layer
             for (int64_t l = 0; l < count; ++l) {
-                const int64_t its = ceil_div(shapes[l].targets() * shapes[l].row(), weights);
+                const int64_t its = ceil_div(lying[l].targets() * lying[l].row(), weights);
                 task[l + 1] = task[l] + (begin <= l && l < end ? its : 0);
             }
             std::atomic<int64_t> next{0};
@@ -108,7 +142,7 @@ int path_step(const Call* call, void* const* addresses) noexcept {
                 int64_t l = 0;
                 for (int64_t t = next++; t < task[count]; t = next++) {
                     while (t >= task[l + 1]) ++l;
-                    const int64_t rows_of = shapes[l].targets(), tasks = task[l + 1] - task[l], part = t - task[l];
+                    const int64_t rows_of = lying[l].targets(), tasks = task[l + 1] - task[l], part = t - task[l];
                     all(l, rows_of * part / tasks, rows_of * (part + 1) / tasks);
                 }
             });
@@ -117,87 +151,118 @@ int path_step(const Call* call, void* const* addresses) noexcept {
             std::atomic<int64_t> all_kept{0};
             by_tasks(0, count, [&](int64_t l, int64_t first, int64_t last) {
                 const auto its = layers[l].momentum ? update<true> : update<false>;
-                all_kept += its(shapes[l], layers[l], step, sources[l], targets[l], first, last);
+                all_kept += its(lying[l], layers[l], step, across[l], down[l], !turned[l], first, last);
             });
-            return all_kept.load();
+            int64_t kept = all_kept;
+            for (int64_t l = 0; l < count; ++l) {
+                for (int64_t j = 0; turned[l] && layers[l].bias && j < shapes[l].targets(); ++j) {
+                    kept += update_bias(layers[l], step, across[l], j, j * shapes[l].taps);
+                }
+            }
+            return kept;
         };
 
         if (step.norms != 0) {
             std::vector<std::vector<double>> A(count);  // of the targets of each layer, at a mean of 1
-            std::vector<double> logs(count + 1, 0.0);  // of what A was divided by
-            for (int64_t l = 0; l < count; ++l) {
+            std::vector<double> logs(count, 0.0), depth(count, 1.0);  // logs: of what A was divided by
+            double last = 0, way = 0;  // logs and depths of the layers that end paths
+            all_ones();
+            for (int64_t l = 0, part = 0; l < count; ++l) {
                 const Shape& shape = shapes[l];
-                sources[l] = ones(shape.groups * shape.row()), targets[l] = ones(shape.targets());
+                const int64_t begin = part;
+                double most = -HUGE_VAL, deep = 0;
+                for (; part < *counted && parts[part].layer == l; ++part) {
+                    const auto [_, made, its] = parts[part];
+                    most = std::max(most, made < 0 ? 0 : logs[made]);
+                    deep += made < 0 ? 0 : its * depth[made];
+                }
+                depth[l] = 1 + deep / shape.sources();
                 Element* const of_sources = values(shape.groups * shape.row(), 1);
-                for (int64_t i = 0; l > 0 && i < shape.sources(); ++i) {
-                    std::fill_n(of_sources + i * shape.taps, shape.taps, Element(A[l - 1][i]));
+                for (int64_t at = begin, e = 0; at < part; ++at) {
+                    const auto [_, made, its] = parts[at];
+                    const double scale = std::exp((made < 0 ? 0 : logs[made]) - most);
+                    for (int64_t i = 0; i < its; ++i, e += shape.taps) {
+                        std::fill_n(of_sources + e, shape.taps, Element(scale * (made < 0 ? 1 : A[made][i])));
+                    }
                 }
                 A[l].resize(shape.targets());
-                by_tasks(l, l + 1, [&](int64_t, int64_t first, int64_t last) {
-                    norms(shape, layers[l], of_sources, A[l].data(), first, last);
-                });
+                if (turned[l]) {
+                    norms_turned(shape, layers[l], of_sources, A[l].data());
+                } else {
+                    by_tasks(l, l + 1, [&](int64_t, int64_t first, int64_t last) {
+                        norms(shape, layers[l], of_sources, A[l].data(), first, last);
+                    });
+                }
                 double mean = 0;
                 for (int64_t j = 0; j < shape.targets(); ++j) {
-                    const double bias = layers[l].bias && l + 1 < count ? layers[l].bias[j] : 0;
-                    mean += A[l][j] += bias * bias * std::exp(-logs[l]);
+                    const double bias = layers[l].bias && start[l] >= 0 ? layers[l].bias[j] : 0;
+                    mean += A[l][j] += bias * bias * std::exp(-most);
                 }
                 mean /= shape.targets();
-                logs[l + 1] = logs[l] + std::log(mean);
+                logs[l] = most + std::log(mean);
                 for (double& each : A[l]) each = each / mean == 0 ? 1 : each / mean;
+                if (start[l] < 0) last += logs[l], way += depth[l];
             }
-            for (int64_t h = 0; h + 1 < count; ++h) {
-                const double profile = std::exp(logs[count] * (h + 1) / count - logs[h + 1]);
-                for (int64_t j = 0; j < shapes[h].targets(); ++j) {
-                    const Element c = std::sqrt(profile / A[h][j]), over = 1 / c;
-                    targets[h].psi[j] = c, targets[h].inverse[j] = over;
-                    const int64_t taps = shapes[h + 1].taps;
-                    std::fill_n(sources[h + 1].psi + j * taps, taps, over);
-                    std::fill_n(sources[h + 1].inverse + j * taps, taps, c);
+            Element *const c = values(hidden), *const over = values(hidden);
+            for (int64_t l = 0; l < count; ++l) {
+                const double profile = std::exp(last * depth[l] / way - logs[l]);
+                for (int64_t j = 0; start[l] >= 0 && j < shapes[l].targets(); ++j) {
+                    const int64_t node = start[l] + j;
+                    c[node] = std::sqrt(profile / A[l][j]), over[node] = 1 / c[node];
+                    set(l, false, j, c[node], over[node], 1);
                 }
             }
+            by_parts([&](const Part& part, int64_t source) {
+                for (int64_t i = 0; part.made >= 0 && i < part.count; ++i) {
+                    const int64_t node = start[part.made] + i;
+                    set(part.layer, true, source + i, over[node], c[node], 1);
+                }
+            });
             events[2] += move();
             return true;
         }
 
-        Element *w_in = values(hidden), *w_out = values(hidden), *P = values(hidden), *S = values(hidden);
-        Element *surplus = values(hidden), *through = values(hidden);
-        for (int64_t h = 0; h + 1 < count; ++h) {
-            for (int64_t node = start[h]; node < start[h + 1]; ++node) {
-                w_in[node] = layers[h].weight[bones.in[node]];
-                w_out[node] = layers[h + 1].weight[bones.out[node]];
-                P[node] = w_in[node] * (h ? P[start[h - 1] + bones.source[node]] : Element(1));
-                surplus[node] = w_in[node] * layers[h].grad[bones.in[node]];
-                if (bones.ends[node]) surplus[node] += w_out[node] * layers[h + 1].grad[bones.out[node]];
+        // of hidden nodes, and at H the value where paths end
+        Element *w_in = values(hidden), *w_out = values(hidden), *P = values(hidden + 1, 1), *S = values(hidden + 1, 1);
+        Element *surplus = values(hidden), *through = values(hidden), *p = values(hidden + 1, 1), *q = values(hidden + 1, 1);
+        for (int64_t l = 0; l < count; ++l) {
+            for (int64_t j = 0; start[l] >= 0 && j < shapes[l].targets(); ++j) {
+                const int64_t node = start[l] + j;
+                w_in[node] = layers[l].weight[bones.in[node]];
+                w_out[node] = layers[taken[l]].weight[bones.out[node]];
+                P[node] = w_in[node] * P[bones.source[node]];
+                surplus[node] = w_in[node] * layers[l].grad[bones.in[node]];
+                if (bones.ends[node]) surplus[node] += w_out[node] * layers[taken[l]].grad[bones.out[node]];
             }
         }
-        for (int64_t h = count - 2; h >= 0; --h) {
-            for (int64_t node = start[h]; node < start[h + 1]; ++node) {
-                S[node] = w_out[node] * (h + 2 < count ? S[start[h + 1] + bones.target[node]] : Element(1));
-            }
-        }
+        for (int64_t node = hidden - 1; node >= 0; --node) S[node] = w_out[node] * S[bones.target[node]];
 
         std::vector<Element*> rows(count), columns(count);
         for (int64_t l = 0; l < count; ++l) {
-            if (reduced[l]) rows[l] = values(shapes[l].targets()), columns[l] = values(shapes[l].groups * shapes[l].row());
+            if (reduced[l]) rows[l] = values(lying[l].targets()), columns[l] = values(lying[l].groups * lying[l].row());
         }
         std::atomic<int64_t> next{0};
         in_parallel(threads, [&](int) {
             for (int64_t l = next++; l < count; l = next++) {
-                if (reduced[l]) flows(shapes[l], layers[l], rows[l], columns[l]);
+                if (reduced[l]) flows(lying[l], layers[l], rows[l], columns[l]);
             }
         });
+        const auto flow_at = [&](int64_t l, bool is_source, int64_t at) {
+            if (is_source == bool(turned[l])) return rows[l][at];
+            Element sum = 0;
+            for (int64_t t = 0; t < shapes[l].taps; ++t) sum += columns[l][at * shapes[l].taps + t];
+            return sum;
+        };
         for (int64_t l = 0; l < count; ++l) {
-            if (!reduced[l]) continue;
-            if (l > 0 && !reduced[l - 1]) {
-                for (int64_t i = 0; i < shapes[l].sources(); ++i) {
-                    const Element* taps = columns[l] + i * shapes[l].taps;
-                    for (int64_t t = 0; t < shapes[l].taps; ++t) through[start[l - 1] + i] += taps[t];
-                }
-            }
-            for (int64_t j = 0; l + 1 < count && j < shapes[l].targets(); ++j) {
-                through[start[l] + j] = rows[l][j] + (layers[l].bias ? layers[l].bias[j] * layers[l].bias_grad[j] : 0);
+            for (int64_t j = 0; reduced[l] && start[l] >= 0 && j < shapes[l].targets(); ++j) {
+                through[start[l] + j] =
+                    flow_at(l, false, j) + (layers[l].bias ? layers[l].bias[j] * layers[l].bias_grad[j] : 0);
             }
         }
+        by_parts([&](const Part& part, int64_t source) {
+            if (part.made < 0 || reduced[part.made]) return;
+            for (int64_t i = 0; i < part.count; ++i) through[start[part.made] + i] += flow_at(part.layer, true, source + i);
+        });
 
         Element *flow = values(runs), *value = values(runs), *ratio = values(runs);
         std::vector<char> met(runs, 0);
@@ -228,41 +293,41 @@ int path_step(const Call* call, void* const* addresses) noexcept {
             ratio[k] = held ? least : wanted;
         }
 
+        // p of the layers from `special` on, q of those before it: by the ratios themselves, not their inverses, for R / R
+        // is 1, and what is frozen keeps its bits
         for (int64_t l = 0; l < count; ++l) {
-            const Shape& shape = shapes[l];
-            sources[l] = ones(shape.groups * shape.row()), targets[l] = ones(shape.targets());
-            for (int64_t i = 0; l > 0 && i < shape.sources(); ++i) {
-                const int64_t node = start[l - 1] + i;
-                const Element inverse = 1 / P[node], over = l > special ? 1 / ratio[run[node]] : Element(1);
-                for (int64_t e = i * shape.taps; e < (i + 1) * shape.taps; ++e) {
-                    sources[l].psi[e] = P[node], sources[l].inverse[e] = inverse, sources[l].ratio[e] = over;
-                }
-            }
-            for (int64_t j = 0; l + 1 < count && j < shape.targets(); ++j) {
-                const int64_t node = start[l] + j;
-                targets[l].psi[j] = S[node], targets[l].inverse[j] = 1 / S[node];
-                if (l < special) targets[l].ratio[j] = 1 / ratio[run[node]];
+            for (int64_t j = 0; start[l] >= 0 && j < shapes[l].targets(); ++j) {
+                (l >= special ? p : q)[start[l] + j] = ratio[run[start[l] + j]];
             }
         }
+        all_ones();
+        for (int64_t l = 0; l < count; ++l) {
+            for (int64_t j = 0; start[l] >= 0 && j < shapes[l].targets(); ++j) {
+                const int64_t node = start[l] + j;
+                set(l, false, j, S[node], 1 / S[node], 1 / q[node]);
+            }
+        }
+        by_parts([&](const Part& part, int64_t source) {
+            for (int64_t i = 0; part.made >= 0 && i < part.count; ++i) {
+                const int64_t node = start[part.made] + i;
+                set(part.layer, true, source + i, P[node], 1 / P[node], 1 / p[node]);
+            }
+        });
         kept = move();
 
-        // by the ratios themselves, not their inverses: R / R is 1, and what is frozen keeps its bits
-        const auto p = [&](int64_t l, int64_t i) { return l > special ? ratio[run[start[l - 1] + i]] : Element(1); };
-        const auto q = [&](int64_t l, int64_t j) {
-            return l < special && l + 1 < count ? ratio[run[start[l] + j]] : Element(1);
-        };
         const auto place = [&](Element& edge, Element weight, Element scale) {
             const bool moves = is_finite(weight * scale);
             edge = moves ? weight * scale : weight;
             kept += !moves;
         };
-        for (int64_t h = 0; h + 1 < count; ++h) {
-            for (int64_t j = 0, node = start[h]; node < start[h + 1]; ++j, ++node) {
-                const Element own = ratio[run[node]], into = own / (p(h, bones.source[node]) * q(h, j));
-                place(layers[h].weight[bones.in[node]], w_in[node], into);
+        for (int64_t l = 0; l < count; ++l) {
+            for (int64_t j = 0; start[l] >= 0 && j < shapes[l].targets(); ++j) {
+                const int64_t node = start[l] + j;
+                const Element own = ratio[run[node]];
+                place(layers[l].weight[bones.in[node]], w_in[node], own / (p[bones.source[node]] * q[node]));
                 if (!bones.ends[node]) continue;
-                const Element out = own / (p(h + 1, j) * q(h + 1, bones.target[node]));
-                place(layers[h + 1].weight[bones.out[node]], w_out[node], out);
+                const Element out = own / (p[node] * q[bones.target[node]]);
+                place(layers[taken[l]].weight[bones.out[node]], w_out[node], out);
             }
         }
         events[2] += kept;

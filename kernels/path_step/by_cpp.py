@@ -42,16 +42,22 @@ def _function(dtype: torch.dtype):
 
 @functools.lru_cache(1 << 6)
 def _constants(bones: Skeleton) -> tuple[list[int], int]:
-    """The part of a plan that a skeleton gives: shapes, reductions, edges by node; and how many weights there are."""
+    """The part of a plan that a skeleton gives: shapes, reductions, wires, edges by node; and the number of weights."""
     ends = [
         torch.zeros_like(target).index_fill_(0, last, 1)
         for target, last in zip(bones.target, bones.ends_run, strict=True)
     ]
     by_layer = (bones.edge_in, bones.edge_out, bones.source, bones.target, ends)
     nodes = torch.stack([*map(torch.cat, by_layer), bones.run])
+    sources, turned = bones.wiring
+    numbers, hidden = range(len(bones.shapes)), {l: h for h, l in enumerate(bones.made)}
+    first = [bones.starts[hidden[l]] if l in hidden else -1 for l in numbers]
+    taken = [bones.taken[hidden[l]] if l in hidden else -1 for l in numbers]
+    parts = [(l, *part) for l in numbers for part in sources[l]]
+    wires = [*map(int, turned), *first, *taken, len(parts), *(n for part in parts for n in part)]
     size = sum(shape.targets * shape.inputs * shape.taps for shape in bones.shapes)
     sizes = [n for shape in bones.shapes for n in shape]
-    return [*sizes, *map(int, bones.reduced), *nodes.flatten().tolist()], size
+    return [bones.hidden, *sizes, *map(int, bones.reduced), *wires, *nodes.flatten().tolist()], size
 
 
 def path_step(
@@ -91,7 +97,8 @@ def plan(layers: Sequence[Layer], bones: Skeleton, norms: bool) -> dispatch.Plan
     threads = native.threads(config["threads"], size, _SMALL)
     call = native.integers(
         *(len(layers), bones.runs, bones.special, config["TASK"], threads, first.momentum is not None, norms),
+        constants[0],
         *(layer.bias is not None for layer in layers),
-        *constants,
+        *constants[1:],
     )
     return dispatch.plan(_function(first.weight.dtype), (), call)

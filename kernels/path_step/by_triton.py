@@ -1,7 +1,7 @@
 """The passes over the weights in Triton, a launch each for all layers: w g summed by rows and columns, and the update.
 
-A layer lies as rows, the I · T edges into one node side by side, and is cut into tiles, one a program. The layers'
-addresses are arguments of the launch, as in torch's own foreach kernels: gradients may lie elsewhere in every step, and
+A layer lies as rows, the I · T edges into one node side by side (of a transposed convolution the O · T out of one),
+and is cut into tiles, one a program. The layers' addresses are arguments of the launch, as in torch's own foreach kernels: gradients may lie elsewhere in every step, and
 a CUDA graph keeps arguments, where a table of addresses would have to be copied from the host while it is captured.
 Shapes and each layer's first tile are compile-time constants; a program finds its layer by comparing its number with
 them.
@@ -23,7 +23,7 @@ from torch import Tensor
 from ...autotune import Config, Space, Tuned
 from ...triton_or_stub import tl, triton
 from ..runtime.grid import cdiv
-from .definition import Ends, Layer, Options, Shape, problem_of
+from .definition import Ends, Layer, Options, Shape, Skeleton, problem_of
 
 
 def _default(problem: Mapping[str, int | str | bool]) -> Config:
@@ -140,38 +140,41 @@ def takes(layers: Sequence[Layer], options: Options) -> bool:
     return not isinstance(options.lr, Tensor) and all(x.dtype == torch.float32 and x.is_contiguous() for x in tensors)
 
 
-def node_flows(layers: Sequence[Layer], shapes: Sequence[Shape], reduced: Sequence[bool]) -> list[Tensor]:
-    """The sums of w g through each node, as `node_flows` of definition.py makes them."""
-    flows: dict[int, Tensor] = {}
-    config = FLOWS.config(problem_of(tuple(shapes), layers[0].weight.dtype), layers[0].weight.device)
-    for numbers in _launches([number for number, chosen in enumerate(reduced) if chosen]):
-        some = [layers[number] for number in numbers]
-        programs, tiles = tiling(tuple(shapes[number] for number in numbers), config["ROWS"], config["COLUMNS"])
-        row_sizes, column_sizes = zip(*(sums(shapes[number], config) for number in numbers), strict=True)
+def _lying(bones: Skeleton, number: int) -> Shape:
+    """A layer as its weight lies: of a turned one the rows are the edges out of a source, beside each other."""
+    return bones.shapes[number].turned if bones.wiring.turned[number] else bones.shapes[number]
+
+
+def layer_flows(layers: Sequence[Layer], bones: Skeleton, numbers: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+    """The sums of w g by targets and by sources, as `layer_flows` of definition.py makes them."""
+    flows: list[tuple[Tensor, Tensor]] = []
+    config = FLOWS.config(problem_of(bones.shapes, layers[0].weight.dtype), layers[0].weight.device)
+    for here in _launches(numbers):
+        some, shapes = [layers[number] for number in here], tuple(_lying(bones, number) for number in here)
+        programs, tiles = tiling(shapes, config["ROWS"], config["COLUMNS"])
+        row_sizes, column_sizes = zip(*(sums(shape, config) for shape in shapes), strict=True)
         row_sums = some[0].weight.new_empty(sum(row_sizes))
         column_sums = some[0].weight.new_empty(sum(column_sizes))
         _path_flows_kernel[(programs,)](
             tuple(layer.weight for layer in some), tuple(layer.grad for layer in some), row_sums, column_sums,
             **tiles, ROW_SUMS=starts(row_sizes), COLUMN_SUMS=starts(column_sizes), **config,
         )  # fmt: skip
-        parts = zip(numbers, some, row_sums.split(row_sizes), column_sums.split(column_sizes), strict=True)
-        for number, layer, by_row, by_column in parts:
-            G, _, I, T = shapes[number]
-            flows.setdefault(number - 1, by_column.view(G, -1, I, T).sum((1, 3)).flatten())
-            flows[number] = by_row.view(shapes[number].targets, -1).sum(1)
-            if layer.bias is not None and layer.bias_grad is not None:
-                flows[number] += layer.bias * layer.bias_grad
-    return [flows[h] for h in range(len(layers) - 1)]
+        parts = zip(here, shapes, row_sums.split(row_sizes), column_sums.split(column_sizes), strict=True)
+        for number, shape, by_row, by_column in parts:
+            G, _, I, T = shape
+            pair = by_row.view(shape.targets, -1).sum(1), by_column.view(G, -1, I, T).sum((1, 3)).flatten()
+            flows.append(pair[::-1] if bones.wiring.turned[number] else pair)
+    return flows
 
 
-def move(
-    layers: Sequence[Layer], shapes: Sequence[Shape], ends: Sequence[Ends], options: Options, kept: Tensor
-) -> None:
+def move(layers: Sequence[Layer], bones: Skeleton, ends: Sequence[Ends], options: Options, kept: Tensor) -> None:
     """Moves every weight, as `move` of definition.py does."""
-    config = MOVE.config(problem_of(tuple(shapes), layers[0].weight.dtype), layers[0].weight.device)
+    config = MOVE.config(problem_of(bones.shapes, layers[0].weight.dtype), layers[0].weight.device)
     for numbers in _launches(range(len(layers))):
-        some, shapes_here = [layers[number] for number in numbers], tuple(shapes[number] for number in numbers)
-        prefix, p, suffix, q = map(torch.cat, zip(*(ends[number] for number in numbers), strict=True))
+        some, shapes_here = [layers[number] for number in numbers], tuple(_lying(bones, number) for number in numbers)
+        of_rows = ([2, 3, 0, 1] if bones.wiring.turned[number] else [0, 1, 2, 3] for number in numbers)
+        fours = ([ends[number][at] for at in order] for number, order in zip(numbers, of_rows, strict=True))
+        prefix, p, suffix, q = map(torch.cat, zip(*fours, strict=True))
         programs, tiles = tiling(shapes_here, config["ROWS"], config["COLUMNS"])
         grads = tuple(layer.grad for layer in some)
         momenta = tuple(layer.momentum for layer in some if layer.momentum is not None)

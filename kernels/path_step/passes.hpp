@@ -81,16 +81,30 @@ void flows(const Shape& shape, const Layer& layer, Element* rows, Element* colum
     }
 }
 
-// The factors that the ends of a layer's edges multiply them by: of the sources, laid out as rows [G, I · T], or of the targets.
+// The factors that the ends of a layer's edges multiply them by: across its rows [G, I · T], or down them.
 struct Factors {
     Element *psi, *inverse, *ratio;  // P or S, its inverse, and 1 / p or 1 / q
 };
 
-// Rows [first, last) of a layer: u ← u − η m_u, then w = u / ψ over the ratios of its ends. Returns how many weights
-// kept their values, and momenta theirs, because the new ones would not have been finite.
+// The bias of a target, with the factors at `at`. Returns 1 if it kept its value, as the new one would not have been finite.
+int64_t update_bias(const Layer& layer, const Step& step, const Factors& factors, int64_t target, int64_t at) {
+    const Element lr = step.lr, momentum = step.momentum, decay = step.weight_decay;
+    const Element suffix = factors.psi[at], over = factors.inverse[at];
+    Element slope = layer.bias_grad[target] * over + decay * suffix * layer.bias[target];
+    if (layer.bias_momentum) slope += momentum * layer.bias_momentum[target];
+    const Element moved = (layer.bias[target] - lr * slope * over) * factors.ratio[at];
+    if (!is_finite(moved)) return 1;
+    layer.bias[target] = moved;
+    if (layer.bias_momentum) layer.bias_momentum[target] = slope;
+    return 0;
+}
+
+// Rows [first, last) of a layer: u ← u − η m_u, then w = u / ψ over the ratios of its ends; with_bias: rows are targets,
+// and their biases move with them. Returns how many weights kept their values, and momenta theirs, because the new ones
+// would not have been finite.
 template <bool MOVING>
-int64_t update(const Shape& shape, const Layer& layer, const Step& step, const Factors& sources,
-               const Factors& targets, int64_t first, int64_t last) {
+int64_t update(const Shape& shape, const Layer& layer, const Step& step, const Factors& across, const Factors& down,
+               bool with_bias, int64_t first, int64_t last) {
     using V = typename Simd<Element>::Vector;
     constexpr int WIDTH = Simd<Element>::WIDTH, BLOCK = 4;
     int64_t kept = 0;
@@ -101,9 +115,9 @@ int64_t update(const Shape& shape, const Layer& layer, const Step& step, const F
         Element* const m = MOVING ? layer.momentum + target * row : nullptr;
         const Element* const g = layer.grad + target * row;
         const int64_t at = target / shape.outputs * row;
-        const Element *prefix = sources.psi + at, *inverse = sources.inverse + at;
-        const Element *ratio = sources.ratio + at;
-        const Element suffix = targets.psi[target], over = targets.inverse[target], behind = targets.ratio[target];
+        const Element *prefix = across.psi + at, *inverse = across.inverse + at;
+        const Element *ratio = across.ratio + at;
+        const Element suffix = down.psi[target], over = down.inverse[target], behind = down.ratio[target];
         const Element length = lr * over * over;
         // What w and m become at e; V: elements side by side, or one.
         const auto moved = [=](auto zero, int64_t e) {
@@ -144,17 +158,7 @@ int64_t update(const Shape& shape, const Layer& layer, const Step& step, const F
             }
         }
         for (; e < row; ++e) one(e);
-        if (layer.bias) {
-            Element slope = layer.bias_grad[target] * over + decay * suffix * layer.bias[target];
-            if (layer.bias_momentum) slope += momentum * layer.bias_momentum[target];
-            const Element moved = (layer.bias[target] - lr * slope * over) * behind;
-            if (is_finite(moved)) {
-                layer.bias[target] = moved;
-                if (layer.bias_momentum) layer.bias_momentum[target] = slope;
-            } else {
-                ++kept;
-            }
-        }
+        if (with_bias && layer.bias) kept += update_bias(layer, step, down, target, target);
     }
     return kept;
 }
@@ -178,6 +182,20 @@ void norms(const Shape& shape, const Layer& layer, const Element* of_sources, do
         Element sum = sums.total();
         for (; e < row; ++e) sum += w[e] * w[e] * A[e];
         found[target] = sum;
+    }
+}
+
+// The same over the edges into each target, where rows hold those out of a source.
+void norms_turned(const Shape& shape, const Layer& layer, const Element* of_sources, double* found) {
+    const Element* w = layer.weight;
+    for (int64_t j = 0; j < shape.targets(); ++j) found[j] = 0;
+    for (int64_t source = 0; source < shape.sources(); ++source) {
+        double* const its = found + source / shape.inputs * shape.outputs;
+        for (int64_t j = 0; j < shape.outputs; ++j) {
+            for (int64_t t = 0; t < shape.taps; ++t, ++w) {
+                its[j] += double(*w) * *w * of_sources[source * shape.taps];
+            }
+        }
     }
 }
 

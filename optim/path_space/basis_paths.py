@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from .chain import Chain, joined
+from .exporting import ExportError, exported
 from .rescaling import check_by_rescaling, in_double, rescale, run_on
 from .tracing import LINEAR, NORMS, Shapes, Trace, graph_of, unwrapped
 
@@ -63,25 +63,30 @@ class BasisPaths:
         model = unwrapped(model)
         _check_not_shared(model)
         self.names = {parameter: name for name, parameter in model.named_parameters()}
-        graph = graph_of(model)
-        checked, inputs, shapes = model, (), None
+        checked, inputs = model, None
         if example_inputs is not None:
             checked, inputs = in_double(model, example_inputs)
-            run = Shapes(checked, graph)
-            run_on(checked, run.run, inputs)
-            shapes = run.shapes
-        trace = Trace(model, graph, shapes)
-        reasons = trace.reasons
-        self.chains = tuple(joined(trace.layers, trace.links))
-        if shapes is not None:
+        trace = _trace(model, checked, inputs)
+        self.chains = tuple(joined(trace.layers, trace.sources))
+        if inputs is not None:
             check_by_rescaling(checked, inputs, self.chains)
+        self._ends = trace.ends
         in_chains = {parameter for chain in self.chains for parameter in chain.parameters}
         self.plain = {
-            name: (parameter, reasons.get(name.rpartition(".")[0], "not a weight of a path"))
+            name: (parameter, self._reason(name, trace))
             for parameter, name in self.names.items()
             if parameter not in in_chains and parameter.requires_grad
         }
         self.check_skeleton()
+
+    def _reason(self, name: str, trace: Trace) -> str:
+        """Why a parameter takes plain SGD."""
+        module = name.rpartition(".")[0]
+        if module in trace.layers:
+            return trace.ends.get(module, "no hidden node at either side")
+        while module and module not in trace.ends:
+            module = module.rpartition(".")[0]
+        return trace.ends.get(module, "not a weight of a path")
 
     @property
     def hidden(self) -> int:
@@ -168,8 +173,8 @@ class BasisPaths:
         Edges into the node, and its bias, are multiplied by c, edges out of it divided by c.
         """
         for chain in self.chains:
-            for before, behind in pairwise(chain.layers):
-                rescale(before, behind, generator, spread)
+            for layer in chain.skeleton.made:
+                rescale(chain, layer, generator, spread)
         return self
 
     @staticmethod
@@ -181,7 +186,7 @@ class BasisPaths:
         """
         model = copy.deepcopy(unwrapped(model))
         modules = dict(model.named_modules())
-        graph = graph_of(model)
+        graph, _ = graph_of(model)
         for node in graph.nodes:
             behind = modules.get(str(node.target)) if node.op == "call_module" else None
             source = node.args[0] if node.args else None
@@ -203,7 +208,7 @@ class BasisPaths:
                     layer.name,
                     str(list(layer.shape)),
                     f"{layer.size:,}",
-                    f"paths, chain {number}" + ", s" * (at == special),
+                    f"paths, chain {number}" + ", s" * (at == special) + self._taken(chain, at),
                 )
                 for at, layer in enumerate(chain.layers)
             ]
@@ -224,9 +229,26 @@ class BasisPaths:
 
     __repr__ = __str__
 
+    def _taken(self, chain: Chain, layer: int) -> str:
+        """What the table says of a layer that takes other nodes than those of the one before it, or that ends paths."""
+        parts = chain.wiring.sources[layer]
+        names = ["inputs" if made < 0 else chain.layers[made].name for made, _ in parts]
+        said = f", takes {' and '.join(names)}" if chain.branches and any(made >= 0 for made, _ in parts) else ""
+        end = self._ends.get(chain.layers[layer].name)
+        return f"{said}; {end}" if end and layer not in chain.skeleton.made else said
+
     def draw(self, axes: Any, chain: int = 0, most: int = 12) -> None:
-        """Draws a chain's nodes, at most `most` of a layer, and its skeleton on matplotlib axes; the rest in grey."""
+        """Draws a chain's nodes, at most `most` of a layer, and its skeleton on matplotlib axes; the rest in grey.
+
+        Raises:
+            ValueError: the chain branches.
+        """
         shown = self.chains[chain]
+        if shown.branches:
+            raise ValueError(
+                f"BasisPaths.draw: chain {chain}, from {shown.layers[0].name} on, branches; expected one whose layers "
+                "follow one another: print(paths) says what each layer takes"
+            )
         bones = shown.skeleton
         widths = [shown.layers[0].shape.sources, *(layer.shape.targets for layer in shown.layers)]
 
@@ -254,6 +276,30 @@ class BasisPaths:
             axes.text(number + 0.5, -tallest / 2 - 0.3, label, ha="center", va="top")
         axes.set(xlim=(-0.2, len(shown.layers) + 0.2), ylim=(-tallest / 2 - 1.5, tallest / 2 + 1))
         axes.set_axis_off()
+
+
+def _trace(model: nn.Module, checked: nn.Module, inputs: tuple[Any, ...] | None) -> Trace:
+    """Traces a model by torch.fx; where that fails by torch.export, if there are inputs of `checked`, its copy.
+
+    A module that neither looks into is one where paths end.
+    """
+    try:
+        graph, opaque = graph_of(model)
+    except ValueError as error:
+        if inputs is not None:
+            try:
+                return Trace(model, *exported(checked, inputs, model.training), {})
+            except ExportError:
+                pass
+        graph, opaque = graph_of(model, may_be_opaque=True)
+        if not opaque:
+            raise error
+    shapes = None
+    if inputs is not None:
+        run = Shapes(checked, graph)
+        run_on(checked, run.run, inputs)
+        shapes = run.shapes
+    return Trace(model, graph, shapes, opaque)
 
 
 def _check_not_shared(model: nn.Module) -> None:

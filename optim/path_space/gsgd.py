@@ -16,6 +16,7 @@ Source: Meng et al., "G-SGD: Optimizing ReLU Neural Networks in its Positively S
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ class GSGD(PathOptimizer):
     Args:
         paths: BasisPaths(model). The first param group holds the parameters of its chains, the second, where there are
             any, those that take plain SGD with the same settings: `param_groups[1]["lr"]` changes theirs alone.
+            Chains with settings of their own: `groups`.
         lr: η > 0, of path values: at a skeleton of ones (`paths.unit_skeleton_()`) that of SGD.
         momentum: μ ≥ 0, in path values. 0 keeps no state.
         weight_decay: λ ≥ 0, on path values: ½ λ (Σ u² + Σ V²) is added to the loss.
@@ -44,6 +46,12 @@ class GSGD(PathOptimizer):
         floor: no step takes |V| below this: other paths move by η ∂L/∂w / ψ², and ψ shrinks with V. Fits a skeleton
             that starts at ones; without it (0) V that comes near 0 was seen to end in a loss of 1e8. A chain with a |V|
             below half of it at the start is measured by path norms, where neither bound is needed.
+        groups: param groups of chains with settings of their own, [{"chains": (0, 2), "lr": 0.01}, …], by the numbers
+            that print(paths) gives them. The other chains are the first group; then come these, then the plain one.
+        maximize: the loss is to grow: the step is that on the negated gradients.
+        foreach, fused, capturable: taken, and without effect: a step is one call a chain on all of its layers, and on a
+            GPU it never waits for the host. Not both of the first two.
+        differentiable: refused.
 
     Gradients of all parameters of a chain or of none must be there: else RuntimeError names one that lacks, and nothing
     has been updated.
@@ -56,9 +64,9 @@ class GSGD(PathOptimizer):
     counts the weights. Flips, and what was kept, are logged as warnings whenever their number has doubled; on a GPU
     they are not, for that would wait for it.
 
-    `param_groups[0]["norms"]` says of each chain whether it is measured by path norms. A chain becomes one that is
-    where a weight on its skeleton has been set to 0 between two steps, as pruning does: its momenta start anew, and a
-    warning names the weight. On a GPU, and in a compiled step, nobody looks: the chain keeps its weights.
+    `param_groups[0]["norms"]` says of each chain of the group whether it is measured by path norms. A chain becomes one
+    that is where a weight on its skeleton has been set to 0 between two steps, as pruning does: its momenta start anew,
+    and a warning names the weight. On a GPU, and in a compiled step, nobody looks: the chain keeps its weights.
 
     State of each weight: momentum, of u; of each chain's first weight also run_momentum [runs], that of V.
     """
@@ -72,20 +80,29 @@ class GSGD(PathOptimizer):
         *,
         least_ratio: float = 0.5,
         floor: float = 0.1,
+        groups: Sequence[Mapping[str, Any]] | None = None,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
     ) -> None:
         settings = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         settings |= {"least_ratio": least_ratio, "floor": floor}
-        check_numbers("GSGD", **settings)
-        if not lr > 0:
-            raise ValueError(f"GSGD: lr is {lr}; expected a positive number")
-        for name, value in (("momentum", momentum), ("weight_decay", weight_decay), ("floor", floor)):
-            if not value >= 0:
-                raise ValueError(f"GSGD: {name} is {value}; expected a number that is not negative")
-        if not 0 < least_ratio < 1:
-            raise ValueError(f"GSGD: least_ratio is {least_ratio}; expected a number between 0 and 1")
-        super().__init__(paths, settings)
-        self.param_groups[0]["norms"] = [_is_weak(chain, floor) for chain in paths.chains]
-        weak = [chain.layers[0].name for chain in paths.chains if self._is_by_norms(chain)]
+        super().__init__(
+            paths,
+            settings,
+            groups,
+            maximize=maximize,
+            foreach=foreach,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+        )
+        for group, chains in zip(self.param_groups, self._chains, strict=False):
+            group["norms"] = [_is_weak(paths.chains[number], group["floor"]) for number in chains]
+        measured = [(chain, self.param_groups[self._place_of(chain)[0]]) for chain in paths.chains]
+        weak = [chain.layers[0].name for chain, group in measured if self._is_by_norms(chain, group)]
         if weak:
             _log.info("GSGD: path norms measure the chains that begin at %s: their skeletons are weak", ", ".join(weak))
 
@@ -99,13 +116,20 @@ class GSGD(PathOptimizer):
         """How many of these were not positive. Waits for the device."""
         return int(self._events[1])
 
-    def _is_by_norms(self, chain: Chain) -> bool:
-        """Whether path norms measure a chain. A state saved by a version without them has no entry."""
-        norms = self.param_groups[0].get("norms") or ()
-        return True in norms and norms[self._number(chain)]
+    def _check(self, settings: Mapping[str, Any]) -> None:
+        check_numbers("GSGD", **settings)
+        for name, value in settings.items():
+            if name == "lr" and not value > 0:
+                raise ValueError(f"GSGD: lr is {value}; expected a positive number")
+            if name == "least_ratio" and not 0 < value < 1:
+                raise ValueError(f"GSGD: least_ratio is {value}; expected a number between 0 and 1")
+            if not value >= 0:
+                raise ValueError(f"GSGD: {name} is {value}; expected a number that is not negative")
 
-    def _number(self, chain: Chain) -> int:
-        return next(number for number, other in enumerate(self.paths.chains) if other is chain)
+    def _is_by_norms(self, chain: Chain, group: dict[str, Any]) -> bool:
+        """Whether path norms measure a chain of the group. A state saved by a version without them has no entry."""
+        norms = group.get("norms") or ()
+        return True in norms and norms[self._place_of(chain)[1]]
 
     def _move(self, chain: Chain, gradients: list[Tensor], group: dict[str, Any]) -> None:
         options = Options(
@@ -114,7 +138,7 @@ class GSGD(PathOptimizer):
             group["weight_decay"],
             group["least_ratio"],
             group["floor"],
-            self._is_by_norms(chain),
+            self._is_by_norms(chain, group),
         )
         parameters: list[Tensor] = [*chain.parameters]
         first, momenta, run_momentum = parameters[0], [], None
@@ -139,9 +163,10 @@ class GSGD(PathOptimizer):
 
     def _turn_to_norms(self, chain: Chain, zero: str) -> None:
         """Has path norms measure a chain whose skeleton weight `zero` became 0; its momenta start from 0."""
-        norms = self.param_groups[0].get("norms") or [False] * len(self.paths.chains)
-        norms[self._number(chain)] = True
-        self.param_groups[0]["norms"] = norms
+        number, place = self._place_of(chain)
+        norms = self.param_groups[number].get("norms") or [False] * len(self._chains[number])
+        norms[place] = True
+        self.param_groups[number]["norms"] = norms
         for parameter in chain.parameters:
             for momentum in self.state[parameter].values():
                 momentum.zero_()

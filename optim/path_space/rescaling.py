@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .chain import Chain, ChainLayer
+from .chain import Chain
 
 _ROUNDING = 1e-6  # of float64, through any network, far from what another function would differ by
 
@@ -23,6 +23,13 @@ def in_double(model: nn.Module, example_inputs: Any) -> tuple[nn.Module, tuple[A
         raise TypeError(
             f"BasisPaths: example_inputs is a {type(inputs).__name__}; expected a tensor or a tuple, what forward takes"
         )
+    try:
+        inspect.signature(model.forward).bind(*inputs)
+    except TypeError as error:
+        raise ValueError(
+            f"BasisPaths: example_inputs has {len(inputs)} arguments; expected those that "
+            f"{type(model).__name__}.forward takes, {inspect.signature(model.forward)}: {error}"
+        ) from error
     generator = torch.Generator().manual_seed(0)
 
     def drawn(x: Any) -> Any:
@@ -58,42 +65,50 @@ def check_by_rescaling(model: nn.Module, inputs: tuple[Any, ...], chains: Sequen
 
     The model, a copy in float64, is another one then.
     """
-    pairs = [(_of(model, before), _of(model, behind)) for chain in chains for before, behind in pairwise(chain.layers)]
+    copies = [_of(model, chain) for chain in chains]
+    groups = [(chain, layer) for chain in copies for layer in chain.skeleton.made]
     kept, wanted = copy.deepcopy(model.state_dict()), _tensors(run_on(model, model, inputs))
     size = max((float(x.abs().max()) for x in wanted if x.numel()), default=0.0)
 
-    def change(some: Sequence[tuple[ChainLayer, ChainLayer]]) -> float:
+    def change(some: Sequence[tuple[Chain, int]]) -> float:
         model.load_state_dict(kept)
         generator = torch.Generator().manual_seed(1)
-        for before, behind in some:
-            rescale(before, behind, generator, 1.0)
+        for chain, layer in some:
+            rescale(chain, layer, generator, 1.0)
         outputs = zip(_tensors(run_on(model, model, inputs)), wanted, strict=True)
         return max((float((x - y).abs().max()) for x, y in outputs if x.numel()), default=0.0)
 
-    if change(pairs) <= _ROUNDING * size:
+    if change(groups) <= _ROUNDING * size:
         return
-    (before, behind), most = max(((pair, change([pair])) for pair in pairs), key=lambda changed: changed[1])
+    (chain, layer), most = max(((group, change([group])) for group in groups), key=lambda changed: changed[1])
+    before, takers = chain.layers[layer].name, ", ".join(chain.layers[at].name for at, _ in chain.takers(layer))
     raise ValueError(
-        f"BasisPaths: scaling the nodes between {before.name} and {behind.name} changes the output by {most:.2g}, of "
-        f"at most {size:.2g}; expected {behind.name} to take the channels that {before.name} makes, with nothing but "
+        f"BasisPaths: scaling the nodes between {before} and {takers} changes the output by {most:.2g}, of "
+        f"at most {size:.2g}; expected {takers} to take the channels that {before} makes, with nothing but "
         "positively homogeneous operations between them"
     )
 
 
-def _of(model: nn.Module, layer: ChainLayer) -> ChainLayer:
-    """The layer of that name in a copy of the model."""
-    module = model.get_submodule(layer.name)
-    return replace(layer, weight=module.weight, bias=module.bias)
+def _of(model: nn.Module, chain: Chain) -> Chain:
+    """The same chain of a copy of the model."""
+    modules = [model.get_submodule(layer.name) for layer in chain.layers]
+    pairs = zip(chain.layers, modules, strict=True)
+    return replace(chain, layers=tuple(replace(layer, weight=its.weight, bias=its.bias) for layer, its in pairs))
 
 
 @torch.no_grad()
-def rescale(before: ChainLayer, behind: ChainLayer, generator: torch.Generator | None, spread: float) -> None:
-    """Scales the hidden nodes between two layers by c = exp(spread · ξ), ξ standard normal, in place."""
-    (G, O, _, _), (G_behind, _, I_behind, _) = before.shape, behind.shape
+def rescale(chain: Chain, layer: int, generator: torch.Generator | None, spread: float) -> None:
+    """Scales the hidden nodes behind a layer of a chain by c = exp(spread · ξ), ξ standard normal, in place."""
+    before = chain.layers[layer]
+    G, O, _, _ = before.shape
     device = torch.device("cpu") if generator is None else generator.device
     c = torch.randn(G * O, generator=generator, dtype=torch.float64, device=device)
     c = c.mul(spread).exp().to(before.weight)
-    before.weight.view(before.shape).mul_(c.view(G, O, 1, 1))
-    behind.weight.view(behind.shape).div_(c.view(G_behind, 1, I_behind, 1))
+    before.by_targets(before.weight).mul_(c.view(G, O, 1, 1))
+    for number, begin in chain.takers(layer):
+        taker = chain.layers[number]
+        every = c.new_ones(taker.shape.sources)
+        every[begin : begin + len(c)] = c
+        taker.by_targets(taker.weight).div_(every.view(taker.shape.groups, 1, taker.shape.inputs, 1))
     if before.bias is not None:
         before.bias.mul_(c)

@@ -30,7 +30,7 @@ def stepped(step) -> list[torch.Tensor]:
 
 
 def stepped_by_triton(layers, bones, run_momentum, events, options) -> None:
-    path_step_ref(layers, bones, run_momentum, events, options, by_triton.node_flows, by_triton.move)
+    path_step_ref(layers, bones, run_momentum, events, options, by_triton.layer_flows, by_triton.move)
 
 
 @pytest.mark.parametrize(

@@ -105,16 +105,22 @@ def test_frozen_layers_are_in_no_chain():
 def test_every_hidden_node_has_one_skeleton_edge_in_and_one_out():
     shapes = (Shape(1, 8, 3, 9), Shape(4, 2, 2, 9), Shape(1, 5, 8, 4), Shape(1, 2, 5, 1))
     bones = skeleton(shapes, torch.device("cpu"))
+    widths = [3, 8, 8, 5, 2]
+    starts = [0, 8, 16, 21]
+    assert (bones.made, bones.taken, bones.starts) == ((0, 1, 2), (1, 2, 3), (0, 8, 16))
     for h, (before, behind) in enumerate(zip(shapes, shapes[1:], strict=False)):  # noqa: RUF007
         G, O, I, T = before
         edges = bones.edge_in[h]
         assert torch.equal(edges // T // I, torch.arange(G * O))
-        assert torch.equal(edges // T // I // O * I + edges // T % I, bones.source[h])
+        sources = edges // T // I // O * I + edges // T % I
+        assert torch.equal(sources + starts[h - 1] if h else torch.full_like(sources, 21), bones.source[h])
         G, O, I, T = behind
         edges = bones.edge_out[h]
         assert torch.equal(edges // T // I // O * I + edges // T % I, torch.arange(G * I))
-        assert torch.equal(edges // T // I, bones.target[h])
+        targets = edges // T // I
+        assert torch.equal(targets + starts[h + 1] if h < 2 else torch.full_like(targets, 21), bones.target[h])
         assert (edges % T == T // 2).all()
+        assert len(bones.source[h]) == widths[h + 1]
 
 
 @pytest.mark.parametrize(
@@ -175,8 +181,8 @@ def test_it_prints_a_table():
     assert str(BasisPaths(model)).splitlines() == [
         "module    weights [G, O, I, T]  weights  where",
         "b         [1, 4, 3, 1]               16  paths, chain 0, s",
-        "c         [1, 3, 4, 1]               15  paths, chain 0",
-        "a.weight  [3, 5]                     15  plain SGD: its output is used more than once",
+        "c         [1, 3, 4, 1]               15  paths, chain 0; its paths end at add",
+        "a.weight  [3, 5]                     15  plain SGD: its paths end at add",
         "d.weight  [2, 3]                      6  plain SGD: no hidden node at either side",
         "31 weights in 1 chain, 4 hidden nodes: 27 basis paths",
     ]
@@ -537,11 +543,15 @@ def test_it_looks_inside_of_compiled_models():
     assert isinstance(BasisPaths.fold(normed).get_submodule("1"), nn.Identity)
 
 
-def test_a_module_that_cannot_be_traced_is_named():
+def test_a_module_that_cannot_be_traced_is_where_paths_end():
     inner = Calls(depends_on_values, a=nn.Linear(3, 3))
-    model = nn.Sequential(nn.Linear(3, 3), nn.Sequential(inner))
-    with pytest.raises(ValueError, match=r"1\.0 \(Calls\) cannot be traced .* give BasisPaths the part of the model"):
-        BasisPaths(model)
+    model = nn.Sequential(*mlp(3, 4, 3), nn.Sequential(inner), *mlp(3, 5, 2))
+    paths = BasisPaths(model)
+    assert names(paths) == [["0", "2"], ["4", "6"]] == names(BasisPaths(model, torch.randn(5, 3)))
+    assert set(paths.plain) == {"3.0.a.weight", "3.0.a.bias"}
+    assert "plain SGD: paths end here: torch.fx cannot trace it (TraceError: symbolically traced" in str(paths)
+    with pytest.raises(ValueError, match=r"3\.0 \(Calls\) cannot be traced .* give BasisPaths the part of the model"):
+        BasisPaths.fold(model)
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
