@@ -28,6 +28,10 @@ class RanksLost(ConnectionError):
     """Ranks of a process group have died, or do not answer; the message names them."""
 
 
+class RankFailed(RuntimeError):
+    """Another rank has failed, and said why."""
+
+
 def check_group(where: str, group: Any) -> None:
     """
     Raises:
@@ -60,7 +64,7 @@ def on_all_ranks(where: str, group: dist.ProcessGroup | None, work: Callable[[],
 
     Raises:
         Exception: this rank's own.
-        RuntimeError: another rank's, in its words.
+        RankFailed: another rank has failed; in its words.
     """
     if group is None:
         return work()
@@ -74,7 +78,7 @@ def on_all_ranks(where: str, group: dist.ProcessGroup | None, work: Callable[[],
         raise failure
     for rank, words in enumerate(told):
         if words is not None:
-            raise RuntimeError(f"{where}: rank {rank} of {len(told)} has failed: {words}")
+            raise RankFailed(f"{where}: rank {rank} of {len(told)} has failed: {words}")
     return done  # pyright: ignore[reportPossiblyUnbound]
 
 

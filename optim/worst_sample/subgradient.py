@@ -198,16 +198,15 @@ class WorstSampleSubgradient:
             if progress:
                 progress(done, n, self.loss)
         if self._state.progress.status == DIVERGED:
+            whose = self._of_whom()
             if math.isfinite(self.loss):
                 raise FloatingPointError(
-                    f"{WHERE}: after {self.iteration} iterations the next step would leave weights that are not "
+                    f"{WHERE}: after {self.iteration} iterations the next step{whose} would leave weights that are not "
                     f"finite in {self._state.weights.w2.dtype}, and was not taken; load_best() returns, and a smaller "
                     "length goes less far"
                 )
-            worst = self._state.progress.worst
             raise FloatingPointError(
-                f"{WHERE}: F is {self.loss} after {self.iteration} iterations, that of sample {worst}"
-                f"{self._rank_of(worst)}; load_best() returns"
+                f"{WHERE}: F{whose} is {self.loss} after {self.iteration} iterations; load_best() returns"
             )
         return trace[:done]
 
@@ -390,11 +389,13 @@ class WorstSampleSubgradient:
     def _on_any_rank(self, flag: bool) -> bool:
         return any_rank(WHERE, flag, self._group, self._state.weights.a.device)
 
-    def _rank_of(self, sample: int) -> str:
+    def _of_whom(self) -> str:
+        """The worst sample and its rank, where there are several."""
         if self._group is None:
             return ""
-        rank = next(r for r in range(len(self._counts)) if sample < sum(self._counts[: r + 1]))
-        return f", which is rank {rank}'s"
+        worst = self._state.progress.worst
+        rank = next(r for r in range(len(self._counts)) if worst < sum(self._counts[: r + 1]))
+        return f", of sample {worst}, which is rank {rank}'s,"
 
     def _check_bound(self) -> None:
         now = check_weights(self.model)
