@@ -13,13 +13,21 @@
 
 namespace {
 
+constexpr int LOST = -1;  // the status of a run whose exchange has failed
+
 template <class Index>
 int run(const Problem& s, int64_t iterations, double* trace, int64_t* done) {
-    return guarded([&] {
-        if (s.has_trees) *done = Loop<Trees<Index>, Index>{s}.run(iterations, trace);
-        else *done = Loop<Winners<Index>, Index>{s}.run(iterations, trace);
+    bool lost = false;
+    const int status = guarded([&] {
+        try {
+            if (s.has_trees) *done = Loop<Trees<Index>, Index>{s}.run(iterations, trace);
+            else *done = Loop<Winners<Index>, Index>{s}.run(iterations, trace);
+        } catch (const Lost&) {
+            lost = true;
+        }
         return true;
     });
+    return lost ? LOST : status;
 }
 
 template <class Memory, class Index>

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -38,6 +39,10 @@ ITERATE = Tuned(
 )
 
 
+_EXCHANGE = ctypes.CFUNCTYPE(ctypes.c_int)
+_LOST = -1  # the status of a run whose exchange has failed
+
+
 class _Problem(ctypes.Structure):
     """Mirrors `struct Problem` in by_cpp.cpp, field by field."""
 
@@ -55,6 +60,9 @@ class _Problem(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("unit_winner", "score_winner", "unit_second", "score_second")),
         *((name, ctypes.c_void_p) for name in ("unit_trees", "score_trees", "is_right", "times_worst")),
         ("progress", ctypes.POINTER(Progress)),
+        ("exchange", _EXCHANGE),
+        *((name, ctypes.c_void_p) for name in ("seen", "seen_x")),
+        ("first", ctypes.c_int64),
     )
 
 
@@ -171,6 +179,7 @@ class Sparse:
             mass=state.mass,
             progress=ctypes.pointer(state.progress),
         )
+        self._failures: list[BaseException] = []
         self._wide = index == torch.int32
         self._sizes = {"N": N, "d": d, "p": p, "q": q, "K": K, "memory": memory, "dtype": str(dtype)}
         self._ask()
@@ -189,8 +198,36 @@ class Sparse:
         """At most so many iterations; F after each goes to `trace` [iterations] float64. Returns how many were done."""
         done = ctypes.c_int64()
         self._ask()
-        _check(self._functions.worst_sample_run(self._problem, self._wide, iterations, trace.data_ptr(), done))
+        status = self._functions.worst_sample_run(self._problem, self._wide, iterations, trace.data_ptr(), done)
+        if status == _LOST:
+            raise self._failures.pop()
+        _check(status)
         return done.value
+
+    def share(self, exchange: Callable[[], None], seen: Tensor, x: Tensor | None, first: int) -> None:
+        """From now on the run is of all ranks: `exchange` puts their worst sample in the place of this rank's.
+
+        Args:
+            exchange: called once an iteration; what it raises, `run` raises.
+            seen: [5 + 4 routes] float64: of a sample ℓ, n, the largest score; how many validation samples are right;
+                how many routes follow; then (k, j, i, c) of each.
+            x: [d], its features; None where A is fixed.
+            first: the number of the first of this rank's samples.
+        """
+
+        failures = self._failures  # without self, which would keep its caches alive in a circle
+
+        def guarded() -> int:
+            try:
+                exchange()
+            except BaseException as failure:  # also Ctrl-C: nothing may pass through C++
+                failures.append(failure)
+                return 1
+            return 0
+
+        self._buffers |= {"seen": seen, "seen_x": x}
+        self._problem.seen, self._problem.seen_x = seen.data_ptr(), None if x is None else x.data_ptr()
+        self._problem.first, self._problem.exchange = first, _EXCHANGE(guarded)
 
     def follow(self, moves: Moves) -> None:
         """Has the caches follow weights that the caller has moved."""

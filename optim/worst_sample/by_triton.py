@@ -24,7 +24,18 @@ from ...kernels.runtime.grid import next_power_of_2
 from ...triton_or_stub import tl, triton
 from .captured_loop import Repeated
 from .checks import WHERE
-from .definition import GOING, Activations, Dense, State, Weights, activate_ref
+from .definition import (
+    GOING,
+    Activations,
+    Dense,
+    Moves,
+    Observation,
+    Seen,
+    State,
+    Weights,
+    activate_ref,
+    loss_gradients,
+)
 from .samples import visit
 from .step import RETURN, advance
 
@@ -169,6 +180,17 @@ def _iteration_kernel(
 
 
 @triton.jit
+def _visit_kernel(
+    run,
+    HINGE: tl.constexpr, WATCHED: tl.constexpr, CLASSES: tl.constexpr,
+    BLOCK: tl.constexpr, ROWS: tl.constexpr, PAIRS: tl.constexpr, LEAVES: tl.constexpr,
+):  # fmt: skip
+    block = tl.program_id(0)
+    lists_ptr = run.lists + block.to(tl.int64) * (1 + run.K) * BLOCK
+    visit(run, block, lists_ptr, HINGE, WATCHED, CLASSES, BLOCK, ROWS, PAIRS, LEAVES)
+
+
+@triton.jit
 def _advance_kernel(
     run, HINGE: tl.constexpr, POLYAK: tl.constexpr, WATCHED: tl.constexpr, CLASSES: tl.constexpr
 ):  # fmt: skip
@@ -176,14 +198,22 @@ def _advance_kernel(
 
 
 class Cached(Dense):
-    """The definition's iterations on winner caches; the start and each return to the best are dense."""
+    """The definition's iterations on winner caches; the start and each return to the best are dense.
 
-    def __init__(self, state: State, activate: Callable[[Tensor, Weights], Activations] = activate_ref) -> None:
+    is_shared: other ranks have samples too. Then `follow` is called for each of their common steps, and `run` is not.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        activate: Callable[[Tensor, Weights], Activations] = activate_ref,
+        is_shared: bool = False,
+    ) -> None:
         super().__init__(state, activate)
         samples, weights, settings = state.samples, state.weights, state.settings
         (q, p), K, N, device = weights.w1.shape, len(weights.w2), len(samples.y), weights.w1.device
         is_hinge = settings.loss == "hinge"
-        self._kernel = PROGRAM if N <= LARGEST else ITERATION
+        self._kernel = PROGRAM if N <= LARGEST and not is_shared else ITERATION
         self._problem = {"N": N, "p": p, "q": q, "K": K, "loss": settings.loss, "dtype": str(weights.w1.dtype)}
         routes = 2 if is_hinge else K
         lines = -(-(weights.w1.numel() + weights.w2.numel()) // (2 * routes)) + _LONGEST
@@ -212,7 +242,9 @@ class Cached(Dense):
         self._constants = {"WATCHED": state.best_right is not None, "HINGE": is_hinge, "enable_fp_fusion": False}
         self._constants |= {"CLASSES": max(2, next_power_of_2(K)), "POLYAK": settings.step == "polyak"}
         self._launches: dict[frozenset[tuple[str, int]], Callable[[int], None]] = {}
-        self._launches_now()  # compiled here; nothing is asked for yet
+        self._visits: tuple[Config, Run] | None = None
+        if not is_shared:
+            self._launches_now()  # compiled here; nothing is asked for yet
         self._fill()
 
     def _empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -231,14 +263,7 @@ class Cached(Dense):
     def _laid_out(self, tiles: Config) -> Callable[[int], None]:
         """The launches of a config, and what its blocks tell each other within an iteration."""
         run, constants, is_program = self._run, self._constants, self._kernel is PROGRAM
-        blocks = -(-run.N // tiles["BLOCK"])
-        run = run._replace(
-            blocks=blocks,
-            largest=self._empty(blocks),
-            worst=self._empty(blocks, dtype=torch.int32),
-            right=self._empty(blocks, dtype=torch.int32),
-            lists=self._empty(1 if is_program else blocks, 1 + run.K, tiles["BLOCK"], dtype=torch.int32),
-        )
+        run, blocks = self._with_blocks(tiles, is_program), -(-run.N // tiles["BLOCK"])
         if is_program:
             return lambda count: _program_kernel[(1,)](run, **constants, **tiles)
         repeated = Repeated(lambda: _iteration_kernel[(blocks,)](run, **constants, **tiles), self._words.device)
@@ -248,6 +273,16 @@ class Cached(Dense):
             repeated(count)
 
         return iterate
+
+    def _with_blocks(self, tiles: Config, is_program: bool) -> Run:
+        blocks = -(-self._run.N // tiles["BLOCK"])
+        return self._run._replace(
+            blocks=blocks,
+            largest=self._empty(blocks),
+            worst=self._empty(blocks, dtype=torch.int32),
+            right=self._empty(blocks, dtype=torch.int32),
+            lists=self._empty(1 if is_program else blocks, 1 + self._run.K, tiles["BLOCK"], dtype=torch.int32),
+        )
 
     def _iterate(self, count: int) -> None:
         launch = self._launches_now()
@@ -272,6 +307,48 @@ class Cached(Dense):
         journal = self._run.journal.flatten()[: lines * self._run.line]
         journal.copy_(torch.cat([entries, entries[:1].expand(len(journal) - len(entries))]))
         self._noted, self._copied = lines, [0, 0]
+
+    def follow(self, moves: Moves) -> None:
+        """Has the caches follow a step of one sample, any other moves by a dense evaluation; then observes."""
+        routes = self._routes(moves)
+        if routes is None:
+            self._evaluate()
+            self._fill()
+            return
+        for of_run, of_step in zip((self._run.route_k, self._run.route_j, self._run.route_i), routes, strict=True):
+            of_run.copy_(torch.tensor(of_step, dtype=torch.int32, device="cpu"))
+        tiles = ITERATION.config(self._problem, self._words.device)
+        if self._visits is None or self._visits[0] != tiles:
+            self._visits = tiles, self._with_blocks(tiles, False)
+        run = self._visits[1]
+        constants = {name: value for name, value in self._constants.items() if name != "POLYAK"}
+        with torch.cuda.device_of(self._words):  # Triton launches on the present device
+            _visit_kernel[(run.blocks,)](run, **constants, **tiles)
+        self.seen = self._seen(run)
+
+    def _routes(self, moves: Moves) -> tuple[list[int], list[int], list[int]] | None:
+        """k, j and i of a step, the last repeated to as many as the kernel takes; None where it cannot take them."""
+        leaves, most = dict(moves.leaves), len(self._run.route_k)
+        if moves.rows or len(leaves) < len(moves.leaves) or not 0 < len(moves.readouts) <= most:
+            return None
+        if {j for _, j in moves.readouts} != leaves.keys():
+            return None
+        routes = [(k, j, leaves[j]) for k, j in moves.readouts]
+        routes += [routes[-1]] * (most - len(routes))
+        k, j, i = (list(of_routes) for of_routes in zip(*routes, strict=True))
+        return k, j, i
+
+    def _seen(self, run: Run) -> Observation:
+        """The worst of the blocks' worst samples: the first."""
+        state = self.state
+        largest = run.largest.cpu()
+        block = int(largest.max(dim=0).indices)
+        n = int(run.worst[block])
+        scores, y = run.f[:, n][None], state.samples.y[n : n + 1]
+        units = run.j[:, n].tolist()
+        routes = [(k, units[k], int(run.i[units[k], n]), c) for k, c in loss_gradients(scores, y, state.settings)[0]]
+        seen = Seen(largest[block].item(), n, scores.double().abs().max().item(), routes, None)
+        return Observation([seen], -1 if state.best_right is None else int(run.right.sum()))
 
     def run(self, iterations: int, trace: Tensor) -> int:
         """At most so many iterations; arguments and result as in Dense.run.

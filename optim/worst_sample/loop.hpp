@@ -94,6 +94,8 @@ double step_length(const Problem& s, double loss, double squared_norm) {
     return (loss - level) / squared_norm;
 }
 
+struct Lost {};  // thrown where the ranks could not exchange
+
 using Leaf = std::pair<int64_t, int64_t>;
 
 // Entries of a matrix as sums of terms, in the order of their first terms.
@@ -142,6 +144,7 @@ struct Loop {
     std::vector<int64_t> tail;       // the s.tail worst samples, ascending
     std::vector<double> weights;     // ω of these
     std::vector<T> values;           // ℓ, for the selection
+    std::vector<double> coefficients = std::vector<double>(s.K);
     Sums g1{s.q, s.p, s.tail > 1}, g2{s.K, s.q, s.tail > 1};
 
     int64_t begin(int64_t block) const {
@@ -207,25 +210,70 @@ struct Loop {
             tail.push_back(m);
         }
     }
+    double largest_score(int64_t n) const {
+        double largest = 0;
+        for (int64_t k = 0; k < s.K; ++k) largest = std::max(largest, std::abs(double(s.f[k * s.N + n])));
+        return largest;
+    }
+    int64_t count_right() const {
+        int64_t all = 0;
+        for (int64_t block = training_blocks; block < blocks; ++block) all += right[block];
+        return all;
+    }
+    // Calls `take(k, j, i, c)` for the routes of sample n whose coefficient is not 0, by ascending k.
+    template <class Take>
+    void each_route(int64_t n, const Take& take) {
+        const Index* const I = static_cast<Index*>(s.unit_winner);
+        const Index* const J = static_cast<Index*>(s.score_winner);
+        if (s.loss == HINGE && !(s.losses[n] > 0)) return;
+        std::fill(coefficients.begin(), coefficients.end(), 0.0);
+        if (s.loss == CROSS_ENTROPY) log_sum_exp(s, n, coefficients.data());
+        else coefficients[best_rival(s, n)] = 1;
+        coefficients[s.y[n]] -= 1;
+        for (int64_t k = 0; k < s.K; ++k) {
+            if (coefficients[k] == 0) continue;
+            const int64_t j = J[k * s.N + n];
+            take(k, j, int64_t(I[j * s.N + n]), coefficients[k]);
+        }
+    }
+    Seen& seen() const { return *reinterpret_cast<Seen*>(s.seen); }
+    const Route* routes() const { return reinterpret_cast<const Route*>(s.seen + sizeof(Seen) / sizeof(double)); }
+    // The worst sample of all ranks, instead of this rank's.
+    void meet() {
+        const int64_t n = find_worst();
+        int64_t count = 0;
+        Route* const route = const_cast<Route*>(routes());
+        each_route(n, [&](int64_t k, int64_t j, int64_t i, double c) {
+            route[count++] = {double(k), double(j), double(i), c};
+        });
+        seen() = {double(s.losses[n]), double(s.first + n), largest_score(n), double(count_right()), double(count)};
+        if (s.trains_a) std::copy(s.x + n * s.d, s.x + (n + 1) * s.d, s.seen_x);
+        if (s.exchange()) throw Lost{};
+        weights = {1};
+    }
     void observe() {
         Progress& now = *s.progress;
-        const int64_t n = find_worst();
-        select(n);
         double total = 0, largest = 0;
-        for (size_t r = 0; r < tail.size(); ++r) {
-            total += weights[r] * double(s.losses[tail[r]]);
-            for (int64_t k = 0; k < s.K; ++k) largest = std::max(largest, std::abs(double(s.f[k * s.N + tail[r]])));
+        if (s.exchange) {
+            meet();
+            total = seen().loss, largest = seen().largest, now.worst = int64_t(seen().n);
+        } else {
+            now.worst = find_worst();
+            select(now.worst);
+            for (size_t r = 0; r < tail.size(); ++r) {
+                total += weights[r] * double(s.losses[tail[r]]);
+                largest = std::max(largest, largest_score(tail[r]));
+            }
         }
-        now.worst = n, now.loss = total / s.mass;
-        ++s.times_worst[n];
+        now.loss = total / s.mass;
+        ++s.times_worst[now.worst];
         const double previous = now.best_loss;
         if (now.loss < previous) {
             now.best_loss = now.loss, now.best_iteration = now.iteration;
             best.keep();
         }
         if (s.best_right.w1) {
-            now.right = 0;
-            for (int64_t block = training_blocks; block < blocks; ++block) now.right += right[block];
+            now.right = s.exchange ? int64_t(seen().right) : count_right();
             if (now.right > now.best_right) {
                 now.best_right = now.right, now.best_right_iteration = now.iteration;
                 now.best_right_loss = now.loss;
@@ -242,35 +290,27 @@ struct Loop {
     // nothing is written.
     bool advance() {
         Progress& now = *s.progress;
-        const Index* const I = static_cast<Index*>(s.unit_winner);
-        const Index* const J = static_cast<Index*>(s.score_winner);
-        std::vector<double> coefficients(s.K);
         std::vector<std::pair<int64_t, double>> ga;  // where A is trained: of a single sample
         g1.clear(), g2.clear();
-        for (size_t r = 0; r < tail.size(); ++r) {
-            const int64_t n = tail[r];
-            if (s.loss == HINGE && !(s.losses[n] > 0)) continue;
-            std::fill(coefficients.begin(), coefficients.end(), 0.0);
-            if (s.loss == CROSS_ENTROPY) log_sum_exp(s, n, coefficients.data());
-            else coefficients[best_rival(s, n)] = 1;
-            coefficients[s.y[n]] -= 1;
-            for (int64_t k = 0; k < s.K; ++k) {
-                if (coefficients[k] == 0) continue;
-                const int64_t j = J[k * s.N + n], i = I[j * s.N + n];
-                const double c = weights[r] * coefficients[k];
-                g2.add({k, j}, c);
-                g1.add({j, i}, c);
-                if (!s.trains_a) continue;
-                const auto row = std::find_if(ga.begin(), ga.end(), [&](const auto& row) { return row.first == i; });
-                if (row == ga.end()) ga.push_back({i, c});
-                else row->second += c;
-            }
-        }
+        const auto take = [&](int64_t k, int64_t j, int64_t i, double c) {
+            g2.add({k, j}, c);
+            g1.add({j, i}, c);
+            if (!s.trains_a) return;
+            const auto row = std::find_if(ga.begin(), ga.end(), [&](const auto& row) { return row.first == i; });
+            if (row == ga.end()) ga.push_back({i, c});
+            else row->second += c;
+        };
+        if (s.exchange)
+            for (const Route* route = routes(); route < routes() + int64_t(seen().routes); ++route)
+                take(int64_t(route->k), int64_t(route->j), int64_t(route->i), route->c);
+        else
+            for (size_t r = 0; r < tail.size(); ++r)
+                each_route(tail[r], [&](int64_t k, int64_t j, int64_t i, double c) { take(k, j, i, weights[r] * c); });
         g1.divide(s.mass), g2.divide(s.mass);
         double squares = 0;
         for (const auto& [leaf, c] : g2.entries) squares += c * c;
         for (const auto& [leaf, c] : g1.entries) squares += c * c;
-        const T* x = s.x + now.worst * s.d;
+        const T* x = s.exchange ? s.seen_x : s.x + now.worst * s.d;
         if (s.trains_a) {
             double x_square = 0;
             for (int64_t l = 0; l < s.d; ++l) x_square += double(x[l]) * double(x[l]);
@@ -326,7 +366,8 @@ struct Loop {
     int64_t run(int64_t iterations, double* trace) {
         for (int64_t block = 0; block < blocks; ++block) summarise(block);
         if (std::isinf(s.progress->loss)) observe();
-        else select(find_worst());
+        else if (!s.exchange) select(find_worst());
+        else if (seen().routes < 0) meet();
         int64_t done = 0;
         for (; done < iterations && s.progress->status == GOING && advance(); ++done) {
             observe();

@@ -10,7 +10,7 @@ from .definition import Dense, State
 
 
 def _in_triton(state: State, memory: str) -> Cached:
-    return Cached(state, activate)
+    return Cached(state, activate, is_shared=memory == "launch")
 
 
 def _in_torch(state: State, memory: str) -> Dense:

@@ -42,8 +42,24 @@ struct Problem {  // _Problem of by_cpp.py, field by field
     void *unit_second, *score_second;  // the runners-up, likewise; null with trees
     void *unit_trees, *score_trees;    // [N, q, ceil2(p)], [N, K, ceil2(q)]: trees alone
     uint8_t* is_right;                 // [N]
-    int64_t* times_worst;              // [training]
+    int64_t* times_worst;              // [training], of all ranks
     Progress* progress;
+    // Where several ranks share the samples out, else null: puts the worst sample of all ranks in the place of this
+    // rank's, in `seen` and `seen_x`; whether that failed.
+    int (*exchange)();
+    double* seen;   // [5 + 4 · routes]: see Seen
+    T* seen_x;      // [d], null where A is fixed
+    int64_t first;  // the number of the first of this rank's samples
+};
+
+// The worst sample, as ranks tell each other: a view of Problem::seen.
+struct Seen {
+    double loss, n, largest;
+    double right;   // validation samples classified rightly, of all ranks
+    double routes;  // that follow; negative: nothing has been exchanged yet
+};
+struct Route {
+    double k, j, i, c;  // c ∂f_k, by unit j and leaf i
 };
 
 }  // namespace

@@ -17,8 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ...kernels.runtime.ranks import check_group, of_ranks
-from ..distributed import check_equal, digest, rank_in
+from ...kernels.runtime.ranks import any_rank, check_group, of_ranks, on_all_ranks
+from ..distributed import check_equal, digest
 from .by_cpp import DTYPES, MEMORIES, Sparse, bytes_needed, is_available
 from .by_triton import LARGEST, why_not
 from .checks import (
@@ -38,7 +38,13 @@ from .loops import LOOPS
 from .sharded import Sharded
 
 _STATUS = ("going", "target met", "within rounding of the target", "diverged", "stationary")
-_BACKENDS = {**dict.fromkeys(MEMORIES, "cpp"), "program": "triton", "graph": "triton", "dense": "torch"}  # by memory
+_BACKENDS = {
+    **dict.fromkeys(MEMORIES, "cpp"),
+    "program": "triton",
+    "graph": "triton",
+    "launch": "triton",
+    "dense": "torch",
+}  # by memory
 _SLICE_SECONDS = 0.2  # at the end of which Ctrl-C is heard and progress told
 
 
@@ -81,13 +87,14 @@ class WorstSampleSubgradient:
             reach; "sqrt", γ = c / (‖g‖ √(t+1)); "power", γ = c / (‖g‖ (t+1)^0.6).
         memory: "winners" keeps the winner of every min and max; "trees", the paper's form, a tournament tree over the
             leaves of each, 2 N q p bytes. Same iterates. "auto" takes winners, and `why` says why. Both are of the CPU.
-            On a GPU, where A is fixed and the samples are not shared out, winners are kept too: by one Triton program
-            for up to 512 samples ("program"), by a launch an iteration in a CUDA graph for more ("graph").
+            On a GPU, where A is fixed, winners are kept too: by one Triton program for up to 512 samples ("program"),
+            by a launch an iteration in a CUDA graph for more ("graph"), or between the ranks' exchanges ("launch").
             Elsewhere every iteration is a dense evaluation by fused products ("dense").
         group: of torch.distributed. Each rank gives its own samples, x, y and validation, and the same model; every
             rank calls every method. The iterates are those of one process with all samples in the order of the ranks,
-            bit for bit; samples are numbered so. An iteration is one exchange of the ranks' worst samples, and a
-            call of `step` one more.
+            bit for bit; samples are numbered so, and a state_dict goes on with any number of ranks. An iteration is a
+            maximum of one number and a broadcast of one sample's few entries, and a call of `step` one exchange more.
+            The group's timeout, which is that of init_process_group, is how long a rank waits for the others.
         loss: "hinge" or "cross_entropy".  margin: Δ > 0, in the units of the scores.
         target: ≥ 0; a run ends when F is no larger.
         length: c, the length of the first step of "sqrt" and "power"; by default that of Polyak's.
@@ -99,6 +106,8 @@ class WorstSampleSubgradient:
 
     Raises:
         TypeError, ValueError: what does not fit, and what was expected; activations of the start beyond the dtype.
+        RuntimeError: another rank of `group` has failed so, in its words.
+        ConnectionError: ranks have died or hung; the message names them. `step` raises it too.
         MemoryError: a memory larger than the machine's.
 
     Source: Enaieh & Fercoq, "Exploiting Subgradient Sparsity in Max-Plus Neural Networks", arXiv 2603.04133.
@@ -122,46 +131,29 @@ class WorstSampleSubgradient:
         alpha: float | None = None,
     ) -> None:
         check_group(WHERE, group)
-        check_choice("step", step, STEPS)
-        check_choice("loss", loss, LOSSES)
-        check_choice("memory", memory, ("auto", *MEMORIES))
-        self.model = model
-        weights = check_weights(model)
-        margin = check_number("margin", margin, weights.w2.dtype, positive=True)
-        target = check_number("target", target, torch.float64, positive=False)
-        length = 0.0 if length is None else check_number("length", length, torch.float64, positive=True)
-        alpha = None if alpha is None else check_share("alpha", alpha)
-        train_A = weights.a.requires_grad if train_A is None else bool(train_A)
-        weights = Weights(*(w.detach() for w in weights))
-        labels = check_samples("x", "y", x, y, weights)
-        samples = Samples(x.detach().contiguous(), labels, len(x))
-        if train_A:
-            check_squares(samples.x)
-        if validation is not None:
-            if not isinstance(validation, tuple) or len(validation) != 2:
-                raise TypeError(f"{WHERE}: validation is a {type(validation).__name__}; expected a pair (x, y)")
-            validation_labels = check_samples("validation[0]", "validation[1]", *validation, weights)
-            samples.x = torch.cat([samples.x, validation[0].detach()])
-            samples.y = torch.cat([labels, validation_labels])
-        settings = Settings(loss, margin, step, target, length, train_A, alpha)
-        watched = None if validation is None else len(validation[0])
-        share = _Share(settings, digest(weights), len(x), watched, labels.unique().tolist())
+        self.model, self._group, self._asked = model, group, memory
+        settings, samples, weights, watched = on_all_ranks(
+            WHERE,
+            group,
+            lambda: _prepared(model, x, y, step, memory, loss, margin, target, length, train_A, validation, alpha),
+        )
+        labels = samples.y[: samples.training]
+        share = _Share(settings, digest(weights), samples.training, watched, labels.unique().tolist())
         shares = _shares_of_ranks(share, group)
         present = {label for each in shares for label in each.classes}
         if len(present) < 2:
             raise ValueError(f"{WHERE}: all samples are of class {present.pop()}; expected two classes or more")
-        self._group, self._first = group, sum(each.samples for each in shares[: rank_in(group)])
+        self._counts = [each.samples for each in shares]
         self._watched = sum(each.watched or 0 for each in shares)
         self._state = State(
             settings,
             samples,
             weights,
             _copied(weights),
-            None if validation is None else _copied(weights),
+            None if watched is None else _copied(weights),
             beginning(settings),
-            torch.zeros(sum(each.samples for each in shares), dtype=torch.int64, device=x.device),
+            torch.zeros(sum(self._counts), dtype=torch.int64, device=x.device),
         )
-        self._asked = memory
         self.memory, self.why = _choose(self._state, memory, is_shared=group is not None)
         self._loop = self._begun()
         self._slice = 1  # iterations between two looks at the clock
@@ -212,14 +204,15 @@ class WorstSampleSubgradient:
             if progress:
                 progress(done, n, self.loss)
         if self._state.progress.status == DIVERGED:
+            whose = self._of_whom()
             if math.isfinite(self.loss):
                 raise FloatingPointError(
-                    f"{WHERE}: after {self.iteration} iterations the next step would leave weights that are not "
+                    f"{WHERE}: after {self.iteration} iterations the next step{whose} would leave weights that are not "
                     f"finite in {self._state.weights.w2.dtype}, and was not taken; load_best() returns, and a smaller "
                     "length goes less far"
                 )
             raise FloatingPointError(
-                f"{WHERE}: F is {self.loss} after {self.iteration} iterations; load_best() returns"
+                f"{WHERE}: F{whose} is {self.loss} after {self.iteration} iterations; load_best() returns"
             )
         return trace[:done]
 
@@ -384,7 +377,7 @@ class WorstSampleSubgradient:
 
     def _begun(self) -> Dense | Sparse:
         own = LOOPS.functions[_BACKENDS[self.memory]](self._state, self.memory)
-        return own if self._group is None else Sharded(self._state, own, self._group, self._first)
+        return own if self._group is None else Sharded(self._state, own, self._group, self._counts)
 
     def _note_weights(self) -> None:
         """Notes that the caches are of the present weights, and tells autograd that these have changed."""
@@ -400,29 +393,32 @@ class WorstSampleSubgradient:
         )
 
     def _on_any_rank(self, flag: bool) -> bool:
-        return any(of_ranks(flag, self._group))
+        return any_rank(WHERE, flag, self._group, self._state.weights.a.device)
+
+    def _of_whom(self) -> str:
+        """The worst sample and its rank, where there are several."""
+        if self._group is None:
+            return ""
+        worst = self._state.progress.worst
+        rank = next(r for r in range(len(self._counts)) if worst < sum(self._counts[: r + 1]))
+        return f", of sample {worst}, which is rank {rank}'s,"
+
+    def _check_bound(self) -> None:
+        now = check_weights(self.model)
+        if any(w.data_ptr() != bound.data_ptr() for w, bound in zip(now, self._state.weights, strict=True)):
+            raise ValueError(
+                f"{WHERE}: the model's weights have moved to other memory (model.to, an assigned parameter); make a "
+                "new WorstSampleSubgradient, and load_state_dict to go on"
+            )
 
     def _take_up(self) -> None:
         """Begins at the weights as the caller left them. F and what was kept follow from the next observation."""
-        error: Exception | None = None
-        try:
-            now = check_weights(self.model)
-            if any(w.data_ptr() != bound.data_ptr() for w, bound in zip(now, self._state.weights, strict=True)):
-                raise ValueError(
-                    f"{WHERE}: the model's weights have moved to other memory (model.to, an assigned parameter); "
-                    "make a new WorstSampleSubgradient, and load_state_dict to go on"
-                )
-        except (TypeError, ValueError) as unfit:
-            error = unfit
-        if self._group is not None:  # no rank may go on without the others
-            states = of_ranks(str(error) if error else digest(self._state.weights), self._group)
-            if not error and len({*states}) > 1:
-                error = ValueError(
-                    f"{WHERE}: the ranks have changed the weights differently, or some of them not; expected the same "
-                    "change on all ranks"
-                )
-        if error:
-            raise error
+        on_all_ranks(WHERE, self._group, self._check_bound)
+        if self._group is not None and len({*of_ranks(digest(self._state.weights), self._group, WHERE)}) > 1:
+            raise ValueError(
+                f"{WHERE}: the ranks have changed the weights differently, or some of them not; expected the same "
+                "change on all ranks"
+            )
         del self._loop  # before another takes as much memory
         self._loop = self._begun()
         self._state.progress.loss, self._state.progress.status = math.inf, GOING  # not observed yet
@@ -431,6 +427,45 @@ class WorstSampleSubgradient:
 
 
 # ------------------------------------------------------------------------------------------------ choices and checks
+
+
+def _prepared(
+    model: LinearMinMaxLike,
+    x: Tensor,
+    y: Tensor,
+    step: Literal["polyak", "sqrt", "power"],
+    memory: str,
+    loss: Literal["hinge", "cross_entropy"],
+    margin: float,
+    target: float,
+    length: float | None,
+    train_A: bool | None,
+    validation: tuple[Tensor, Tensor] | None,
+    alpha: float | None,
+) -> tuple[Settings, Samples, Weights, int | None]:
+    """What this process brings to a run, checked: settings, samples, weights, how many samples are for validation."""
+    check_choice("step", step, STEPS)
+    check_choice("loss", loss, LOSSES)
+    check_choice("memory", memory, ("auto", *MEMORIES))
+    weights = check_weights(model)
+    margin = check_number("margin", margin, weights.w2.dtype, positive=True)
+    target = check_number("target", target, torch.float64, positive=False)
+    length = 0.0 if length is None else check_number("length", length, torch.float64, positive=True)
+    alpha = None if alpha is None else check_share("alpha", alpha)
+    train_A = weights.a.requires_grad if train_A is None else bool(train_A)
+    weights = Weights(*(w.detach() for w in weights))
+    labels = check_samples("x", "y", x, y, weights)
+    samples = Samples(x.detach().contiguous(), labels, len(x))
+    if train_A:
+        check_squares(samples.x)
+    if validation is not None:
+        if not isinstance(validation, tuple) or len(validation) != 2:
+            raise TypeError(f"{WHERE}: validation is a {type(validation).__name__}; expected a pair (x, y)")
+        validation_labels = check_samples("validation[0]", "validation[1]", *validation, weights)
+        samples.x = torch.cat([samples.x, validation[0].detach()])
+        samples.y = torch.cat([labels, validation_labels])
+    settings = Settings(loss, margin, step, target, length, train_A, alpha)
+    return settings, samples, weights, None if validation is None else len(validation[0])
 
 
 class _Share(NamedTuple):
@@ -445,7 +480,7 @@ class _Share(NamedTuple):
 
 def _shares_of_ranks(share: _Share, group: dist.ProcessGroup | None) -> list[_Share]:
     """The shares of all ranks, or on every rank an error that names what differs between them."""
-    shares = of_ranks(share, group)
+    shares = of_ranks(share, group, WHERE)
     facts = [
         {"the weights": each.weights, "the settings": each.settings, "validation": each.watched is None}
         for each in shares
@@ -463,7 +498,9 @@ def _choose(state: State, memory: str, is_shared: bool) -> tuple[str, str]:
         raise TypeError(f"{WHERE}: the weights are {dtype}; expected torch.float32 or torch.float64 on the CPU")
     reason = f"backend {chosen} on {device} has no cache for this run"
     if chosen == "triton":
-        reason = "several processes share the samples out" if is_shared else why_not(state)
+        reason = why_not(state)
+        if not reason and is_shared:
+            return "launch", "launch: winner caches, and one launch an iteration, between which the ranks meet"
         if not reason and N <= LARGEST:
             return "program", "program: winner caches, and many iterations in one Triton program"
         if not reason:

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 
+from ...kernels.runtime.ranks import any_rank, on_all_ranks
 from ...whole_files import replace
 
 if TYPE_CHECKING:
@@ -34,15 +36,24 @@ class Run:
 
     `state` is the checkpoint that a resumed run goes on from; None where the run begins afresh.
 
+    group: whose ranks run together. Rank 0 alone reads and writes files, and tells the others.
+
     Raises:
         ResumeError: no checkpoint to resume, a corrupt one, or one of another setting.
     """
 
-    def __init__(self, out: Path, config: dict[str, Any], resume: bool) -> None:
-        self.out, self.config = out, config
-        self.state = read_checkpoint(out / CHECKPOINT, config) if resume else None
+    def __init__(self, out: Path, config: dict[str, Any], resume: bool, group: dist.ProcessGroup | None = None) -> None:
+        self.out, self.config, self.group = out, config, group
+        self.leads = group is None or group.rank() == 0
+        read = [on_all_ranks("train", group, lambda: self._read() if resume and self.leads else None)]
+        if group is not None:
+            dist.broadcast_object_list(read, dist.get_global_rank(group, 0), group, device=torch.device("cpu"))
+        self.state = read[0]
         self.rows: list[dict[str, Any]] = [] if self.state is None else self.state["rows"]
         self.files: list[str] = []
+
+    def _read(self) -> dict[str, Any]:
+        return read_checkpoint(self.out / CHECKPOINT, self.config)
 
     def go(
         self,
@@ -56,6 +67,9 @@ class Run:
     ) -> None:
         """Advance until the training is done, or until Ctrl-C; leaves the files in place in either case.
 
+        The ranks of a group call it together, and all end where one of them is interrupted; SIGTERM, which torchrun
+        sends on, counts as Ctrl-C then. `snapshot`, `plot` and `end` are called on rank 0.
+
         Args:
             is_done: asked before every step.
             advance: takes one step, and logs what it should in `rows`.
@@ -66,19 +80,23 @@ class Run:
         Raises:
             OSError: the folder cannot be written.
         """
-        self.out.mkdir(parents=True, exist_ok=True)
-        saved, took = time.monotonic(), 0.0
-        with interruption() as interrupted:
+        on_all_ranks("train", self.group, lambda: self.leads and self.out.mkdir(parents=True, exist_ok=True))
+        saved, took, cpu = time.monotonic(), 0.0, torch.device("cpu")
+        with interruption(terminates=self.group is not None) as interrupted:
             while True:
                 tell()
-                if is_done() or interrupted.is_set():
+                if is_done() or any_rank("train", interrupted.is_set(), self.group, cpu):
                     break
                 advance()
+                if not self.leads:
+                    continue
                 # a large checkpoint, which takes long, is written less often
                 if (began := time.monotonic()) - saved > CHECKPOINT_SECONDS * max(1.0, 4 * took):
                     self._save(*snapshot())
                     saved = time.monotonic()
                     took = saved - began
+            if not self.leads:
+                return
             end()
             self._save(*snapshot())
             is_plotted = plot(self.rows, self.out / PLOT)
@@ -118,8 +136,11 @@ def read_checkpoint(path: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def interruption() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event, so that an iteration is never left half done; a second one interrupts at once."""
+def interruption(terminates: bool = False) -> Iterator[threading.Event]:
+    """Ctrl-C sets the event, so that an iteration is never left half done; a second one interrupts at once.
+
+    terminates: whether SIGTERM sets it too.
+    """
     interrupted = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield interrupted  # signals reach the main thread alone
@@ -131,10 +152,15 @@ def interruption() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
     signal.signal(signal.SIGINT, hold)
+    ended_by = signal.getsignal(signal.SIGTERM)
+    if terminates:
+        signal.signal(signal.SIGTERM, lambda number, frame: interrupted.set())
     try:
         yield interrupted
     finally:
         signal.signal(signal.SIGINT, before)
+        if terminates:
+            signal.signal(signal.SIGTERM, ended_by)
 
 
 def write_metrics(path: Path, rows: Sequence[dict[str, Any]]) -> None:

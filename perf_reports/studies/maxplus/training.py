@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from ....kernels.runtime.ranks import of_ranks, on_all_ranks
 from ....nn import LinearMinMax
 from ....optim import WorstSampleSubgradient
 from ....optim.worst_sample.subgradient import Iterate
@@ -45,6 +47,17 @@ def hold_out(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, _Sampl
         return dataset, None, left
     kept = dataclasses.replace(dataset, x_train=x[~held], y_train=y[~held])
     return kept, _Samples(x[held], y[held]), left
+
+
+def _own_part(what: str, x: Tensor, y: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
+    """The samples of this rank: the ranks have equal parts, but for one sample, in their order."""
+    if group is None:
+        return x, y
+    rank, ranks = group.rank(), group.size()
+    if len(x) < ranks:
+        raise ValueError(f"train: {len(x)} {what} samples for {ranks} ranks; expected at least one each: fewer ranks")
+    own = slice(rank * len(x) // ranks, (rank + 1) * len(x) // ranks)
+    return x[own], y[own]
 
 
 def kept_iterate(optimizer: WorstSampleSubgradient, model: LinearMinMax, validation: tuple[Tensor, Tensor]) -> Iterate:
@@ -88,6 +101,7 @@ def train(
     keep: Literal["validation", "loss"] = "validation",
     resume: bool = False,
     progress: Progress = lambda done, total, what: None,
+    group: dist.ProcessGroup | None = None,
 ) -> dict[str, Any]:
     """Train one network by the sparse backward, and leave it in a folder.
 
@@ -110,8 +124,11 @@ def train(
             sake of one sample: others may fare worse than at the start.
         resume: go on from the checkpoint in `out`; otherwise what a run left there is replaced.
         progress: called before each iteration.
+        group: of torch.distributed. Every rank gives the same data and settings, and keeps the caches of an equal part
+            of the samples; the iterates, and the files, which rank 0 writes, are those of one process.
     Returns:
-        The summary: iterations, losses, accuracies, seconds, whether it was interrupted, the files, and remarks.
+        The summary: iterations, losses, accuracies, seconds, whether it was interrupted, the files, and remarks. On
+        other ranks than 0, whether it was interrupted.
     Raises:
         ValueError: settings that do not fit the data.
         ResumeError: no checkpoint to resume, a corrupt one, or one of another setting.
@@ -145,24 +162,33 @@ def train(
         "validation": validation,
     }
     pace = 1  # iterations that take as long as Ctrl-C may wait
-    run = Run(out, config, resume)
+    run = Run(out, config, resume, group)
     rows, state = run.rows, run.state
-    if state is None:
-        progress(0, iterations, "k-medoids")
-        model, _ = start(dataset, hidden, seed, scale, margin)
-    else:
+    if state is not None:
         model = LinearMinMax(dataset.features, hidden, dataset.classes, device="cpu")
         model.load_state_dict(state["optimizer"]["weights"])
+    else:
+        progress(0, iterations, "k-medoids")
+
+        def begin() -> LinearMinMax:
+            if run.leads:
+                return start(dataset, hidden, seed, scale, margin)[0]
+            return LinearMinMax(dataset.features, hidden, dataset.classes, device="cpu")
+
+        model = on_all_ranks("train", group, begin)
+        if group is not None:
+            for weights in model.parameters():
+                dist.broadcast(weights.detach(), dist.get_global_rank(group, 0), group)
     optimizer = WorstSampleSubgradient(
         model,
-        dataset.x_train,
-        dataset.y_train,
+        *_own_part("training", dataset.x_train, dataset.y_train, group),
         step,
         memory,
+        group,
         loss=loss,
         margin=margin,
         train_A=train_a,
-        validation=watched,
+        validation=None if watched is None else _own_part("validation", *watched, group),
     )
     spent = 0.0
     if state is not None:
@@ -199,11 +225,11 @@ def train(
 
     def advance() -> None:
         nonlocal pace, spent
-        if logged(optimizer.iteration, iterations):
+        if run.leads and logged(optimizer.iteration, iterations):
             log()
         until = range(optimizer.iteration + 1, iterations + 1)
         asked = next(i for i in until if logged(i, iterations) or i == iterations) - optimizer.iteration
-        asked = min(asked, pace)
+        asked = min(asked, of_ranks(pace, group)[0])
         begun = time.perf_counter()
         optimizer.step(asked)
         seconds = time.perf_counter() - begun
@@ -216,6 +242,9 @@ def train(
 
     run.go(is_done=is_done, advance=advance, snapshot=snapshot, plot=plot, tell=tell, end=log)
     interrupted = not is_done()
+    if not run.leads:
+        optimizer.load_best()  # rank 0 does below
+        return {"interrupted": interrupted}
     last = rows[-1]
     worst = optimizer.worst
     worst = worst._replace(sample=int(rows_left[worst.sample]))  # as in the data set

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
 from ..perf_reports import output
+from .ranks import met, place
 from .terminal import Json, bars, fail, say
 
 if TYPE_CHECKING:
+    import torch.distributed as dist
+
     from ..perf_reports.data import Dataset
 
 train = typer.Typer(no_args_is_help=True, help="Train one network, and leave it in a folder.")
@@ -42,17 +46,63 @@ def finish(
     """Train, print the summary and end the command; what is wrong is one line on stderr.
 
     run: takes what shows progress, and gives the summary. lines: the summary, for people.
+
+    Of the ranks that torchrun has started, rank 0 trains alone.
+    """
+    rank, ranks = place()
+    if rank > 0:
+        raise typer.Exit
+    if ranks > 1:
+        say(
+            f"tropigrad: this training is not shared out: rank 0 of {ranks} does all of it, and the others have ended; "
+            "without torchrun it has all threads"
+        )
+    _finish(lambda progress, _: run(progress), lines, out, as_json, None)
+
+
+def finish_shared(
+    run: Callable[[Callable[[int, int, str], None], dist.ProcessGroup | None], dict[str, Any]],
+    lines: Callable[[dict[str, Any]], list[str]],
+    out: Path,
+    as_json: bool,
+    timeout: float,
+) -> NoReturn:
+    """`finish`, of a training that takes the group of the ranks that torchrun has started. Rank 0 prints.
+
+    timeout: seconds that a rank waits for the others.
     """
     try:
-        with bars() as bar:
-            summary = run(lambda done, total, what: bar("training", done, total, what))
+        with met(timeout) as group:
+            _finish(run, lines, out, as_json, group)
+    except ConnectionError as error:  # ranks were lost: the message names them
+        fail(f"rank {place().rank}: {error} (--resume)", 1)
+
+
+def _finish(
+    run: Callable[[Callable[[int, int, str], None], dist.ProcessGroup | None], dict[str, Any]],
+    lines: Callable[[dict[str, Any]], list[str]],
+    out: Path,
+    as_json: bool,
+    group: dist.ProcessGroup | None,
+) -> NoReturn:
+    from ..kernels.runtime.ranks import RankFailed
+
+    leads = place().rank == 0
+    try:
+        with bars() if leads else nullcontext() as bar:
+            summary = run(lambda done, total, what: bar("training", done, total, what) if bar else None, group)
+    except ConnectionError:
+        raise
     except ValueError as error:  # bad settings, bad data, nothing to resume: each says so in one line
+        fail(error)
+    except RankFailed as error:
         fail(error)
     except KeyboardInterrupt:
         fail(f"interrupted; --resume goes on from the checkpoint in {out}, where there is one", 130)
     except OSError as error:
         fail(f"{error.filename or out}: {error.strerror or error}; expected a folder that can be written: --out DIR")
-    print(output.as_json(summary) if as_json else "\n".join(lines(summary)))
+    if leads:
+        print(output.as_json(summary) if as_json else "\n".join(lines(summary)))
     raise typer.Exit(130 if summary["interrupted"] else 0)
 
 
@@ -131,11 +181,17 @@ def train_maxplus(
             help="worst: the iterate that is left, the best on the validation samples or of the least worst loss."
         ),
     ] = "validation",
+    timeout: Annotated[
+        float, typer.Option(help="worst, under torchrun: seconds that a rank waits for the others.", min=1.0)
+    ] = 300.0,
     resume: Resume = False,
     out: Out = Path("runs/maxplus"),
     as_json: Json = False,
 ) -> None:
-    """A max-plus network, by the objective that wins on held-out samples. Ctrl-C keeps a checkpoint."""
+    """A max-plus network, by the objective that wins on held-out samples. Ctrl-C keeps a checkpoint.
+
+    Under torchrun, --objective worst shares the samples out, with the iterates of one process.
+    """
     from ..perf_reports.studies import maxplus
 
     if objective == "worst":
@@ -154,11 +210,17 @@ def train_maxplus(
         settings |= {"epochs": epochs, "scale": scale, "train_a": train_a, "network": network}
         settings |= {"momentum": momentum, "shifts": shifts, "sparse": sparse}
 
-    def run(progress: Callable[[int, int, str], None]) -> dict[str, Any]:
-        train = maxplus.train if objective == "worst" else maxplus.train_objective
-        return train(dataset_of(data, data_dir, seed), out, **settings, resume=resume, progress=progress)
+    def shared(progress: Callable[[int, int, str], None], group: dist.ProcessGroup | None) -> dict[str, Any]:
+        dataset = dataset_of(data, data_dir, seed)
+        return maxplus.train(dataset, out, **settings, resume=resume, progress=progress, group=group)
 
-    finish(run, maxplus.summary_lines if objective == "worst" else maxplus.objective_lines, out, as_json)
+    def run(progress: Callable[[int, int, str], None]) -> dict[str, Any]:
+        dataset = dataset_of(data, data_dir, seed)
+        return maxplus.train_objective(dataset, out, **settings, resume=resume, progress=progress)
+
+    if objective == "worst":
+        finish_shared(shared, maxplus.summary_lines, out, as_json, timeout)
+    finish(run, maxplus.objective_lines, out, as_json)
 
 
 @train.command("gsgd")
