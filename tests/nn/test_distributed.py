@@ -51,7 +51,8 @@ alone = trained(started(), xs, slice(None))
 
 
 def is_alone(model):
-    return all(torch.equal(x, y) for some, others in zip(trained(model, xs, share), alone) for x, y in zip(some, others))
+    pairs = zip(trained(model, xs, share), alone, strict=True)
+    return all(torch.equal(x, y) for some, others in pairs for x, y in zip(some, others, strict=True))
 
 
 said["ddp"] = is_alone(DistributedDataParallel(started()))
