@@ -2,8 +2,11 @@
 
 import functools
 import inspect
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -66,3 +69,42 @@ def set_backend():
     with pytest.MonkeyPatch.context() as patch:
         yield lambda name: (patch.setenv("TROPIGRAD_BACKEND", name), autotune.reload())
     autotune.reload()
+
+
+_RANK = """
+import json, sys
+from datetime import timedelta
+import torch, torch.distributed as dist
+
+folder, rank, ranks, said = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), {}
+torch.set_num_threads(1)
+dist.init_process_group("gloo", f"file://{folder}/meeting", timedelta(seconds=90), ranks, rank)
+group = dist.group.WORLD
+"""
+
+
+@pytest.fixture(scope="session")
+def run_ranks(tmp_path_factory):
+    """`run_ranks(2, code)`: the dict `said` of each of two processes of a gloo group that run the code, through JSON.
+
+    The code finds `rank`, `ranks`, `group`, a `folder` that all share, `torch` and `dist`.
+    """
+    if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
+        pytest.skip("this torch has no gloo")
+
+    def run(ranks, code, folder=None):
+        folder = folder or tmp_path_factory.mktemp("ranks")
+        script = _RANK + code + "\ndist.destroy_process_group()\nprint(json.dumps(said))\n"
+        commands = [[sys.executable, "-c", script, str(folder), str(rank), str(ranks)] for rank in range(ranks)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        running = [subprocess.Popen(command, **pipes) for command in commands]
+        try:
+            outputs = [process.communicate(timeout=300) for process in running]
+        finally:
+            for process in running:
+                process.kill()
+        for process, (_, errors) in zip(running, outputs, strict=True):
+            assert process.returncode == 0, errors
+        return [json.loads(output) for output, _ in outputs]
+
+    return run

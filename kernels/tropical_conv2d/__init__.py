@@ -20,9 +20,10 @@ from ..mathematics.semiring import candidates, semiring_zero, value_dtype, winne
 from ..runtime.arguments import as_pair, is_integer
 from ..runtime.dispatch import Gradient, operator
 from ..runtime.implementations import Implementations
+from ..runtime.sharded import is_sharded
 from ..runtime.tracing import traceable
 from ..runtime.vmap import inner_batch, join_batch, leave_batch, mapped_first
-from . import by_cpp, by_triton
+from . import by_cpp, by_triton, sharded
 from .definition import SEMIRINGS, Window, tropical_conv2d_ref
 
 __all__ = ["SEMIRINGS", "TropicalConv2d", "Window", "tropical_conv2d", "tropical_conv2d_ref"]
@@ -335,12 +336,17 @@ def tropical_conv2d(
         return_indices a named tuple (values, indices), indices int64 within the group. Where there is no candidate
         the value is the semiring's zero and the index −1. Differentiable any number of times in reverse mode; forward
         mode raises NotImplementedError. Under autocast nothing is cast down; two float dtypes meet in the wider.
+        Of DTensors it is a DTensor, of the bits of one process: shards of the images stay where they are, or else those
+        of the filters of one group; other shards are gathered first.
 
     Raises:
         TypeError: x or weight is no strided tensor of a supported dtype, or their dtypes differ.
         ValueError: devices, ranks, channels or groups do not fit, the padding is as wide as the window, the window is
             larger than the padded image or has more than 2³¹ taps, or an option is not one of those above.
     """
+    if is_sharded(x, weight):
+        options = {"semiring": semiring, "stride": stride, "padding": padding, "dilation": dilation, "nan": nan}
+        return sharded.convolution(tropical_conv2d, x, weight, groups, return_indices, **options)
     x, weight = under_autocast(x, weight, semiring)
     window = _checked(x, weight, stride, padding, dilation, groups, semiring, nan)
     images = x if x.dim() == 4 else x.unsqueeze(0)

@@ -30,10 +30,11 @@ from ..mathematics.semiring import SELECTIVE, SEMIRINGS, semiring_zero, value_dt
 from ..runtime import memory
 from ..runtime.dispatch import Gradient, Plan, operator
 from ..runtime.implementations import Implementations
+from ..runtime.sharded import is_sharded
 from ..runtime.tracing import stand_ins
 from ..runtime.vmap import mapped_first
 from ..tropical_winners_scatter import tropical_winners_scatter
-from . import by_cpp, by_gluon, by_triton
+from . import by_cpp, by_gluon, by_triton, sharded
 from .definition import tropical_matmul_ref
 
 __all__ = ["SEMIRINGS", "TropicalMatmul", "tropical_matmul", "tropical_matmul_ref"]
@@ -235,12 +236,16 @@ def tropical_matmul(
         C [..., M, N]; with return_indices a named tuple (values, indices), indices int64, −1 where there was no
         candidate. Differentiable any number of times in reverse mode; forward mode raises NotImplementedError. Under
         autocast nothing is cast down; factors of two float dtypes meet in the wider, and log computes in float32.
+        Of DTensors it is a DTensor, of the bits of one process: shards of the batch, of M and of N stay where they are,
+        and those of K are reduced to the first best (value, k), a gradient that cannot be differentiated again. Shards
+        of K are gathered for log.
 
     Raises:
         TypeError: a or b is no strided tensor of a supported dtype, their dtypes differ, out_dtype is not wider, or the
-            temperature is no number, or requires a gradient.
-        ValueError: devices, ranks, sizes or batch shapes do not fit, K is beyond 2³¹, an option is not one of those
-            above, the temperature is not positive and finite, or winners are asked of the log semiring, which has none.
+            temperature is no number, or requires a gradient; or one is a DTensor and the other is not.
+        ValueError: devices, meshes, ranks, sizes or batch shapes do not fit, K is beyond 2³¹, an option is not one of
+            those above, the temperature is not positive and finite, or winners are asked of the log semiring, which has
+            none.
     """
     if type(temperature) is not float:
         temperature = as_temperature("tropical_matmul", temperature)
@@ -248,6 +253,9 @@ def tropical_matmul(
         if proxies := stand_ins(a, b):  # as `traceable` does, whose frame would cost a small call a twentieth
             options = {"semiring": semiring, "temperature": temperature, "return_indices": return_indices}
             return handle_torch_function(tropical_matmul, proxies, a, b, **options, nan=nan, out_dtype=out_dtype)
+        if is_sharded(a, b):
+            options = {"semiring": semiring, "temperature": temperature, "nan": nan, "out_dtype": out_dtype}
+            return sharded.product(tropical_matmul, _gradient, a, b, return_indices=return_indices, **options)
         a, b = under_autocast(a, b, semiring)
         check_factors("tropical_matmul", a, b, "b", 2, "[..., K, N]")
         if a.shape[-1] != b.shape[-2]:

@@ -27,12 +27,55 @@ class Features(Protocol):
         """D, the number of rows of F."""
         ...
 
+    @property
+    def orders(self) -> int:
+        """How many lists of keys tell the features apart."""
+        ...
+
     def rows(self, contexts: Tensor) -> Tensor:
         """[n, K] → [n, K] int64: a row of F for each feature, or −1 for an unseen key."""
         ...
 
+    def needed(self, contexts: Tensor) -> list[Tensor]:
+        """The keys of contexts, seen or not: ascending lists, one for each order."""
+        ...
 
-class SumFeatures:
+    def keys_of(self, rows: Tensor) -> list[Tensor]:
+        """The keys of ascending rows."""
+        ...
+
+    def places(self, keys: list[Tensor]) -> Tensor:
+        """The rows of those keys that were seen, ascending as they are."""
+        ...
+
+    def of(self, keys: list[Tensor]) -> Features:
+        """The features that these keys alone would make."""
+        ...
+
+
+class _FixedFeatures:
+    """Features that are numbered before any text is read: a key is its row."""
+
+    size: int
+    orders = 1
+
+    def rows(self, contexts: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def needed(self, contexts: Tensor) -> list[Tensor]:
+        return [self.rows(contexts).unique()]
+
+    def keys_of(self, rows: Tensor) -> list[Tensor]:
+        return [rows]
+
+    def places(self, keys: list[Tensor]) -> Tensor:
+        return keys[0]
+
+    def of(self, keys: list[Tensor]) -> Features:
+        return self
+
+
+class SumFeatures(_FixedFeatures):
     def __init__(self, vocabulary: int) -> None:
         self.size = vocabulary
 
@@ -40,7 +83,7 @@ class SumFeatures:
         return contexts.flip(1)
 
 
-class CatFeatures:
+class CatFeatures(_FixedFeatures):
     def __init__(self, vocabulary: int, radius: int) -> None:
         self.vocabulary, self.size = vocabulary, radius * vocabulary
 
@@ -77,6 +120,30 @@ class SuffixFeatures:
             place = torch.searchsorted(keys, code).clamp_(max=len(keys) - 1)
             columns.append(torch.where(keys[place] == code, first + place, -1))
         return torch.stack(columns, 1)
+
+    @property
+    def orders(self) -> int:
+        return len(self.keys)
+
+    def needed(self, contexts: Tensor) -> list[Tensor]:
+        return [code.unique() for code in self.codes(contexts)]
+
+    def keys_of(self, rows: Tensor) -> list[Tensor]:
+        ends = torch.searchsorted(rows, torch.tensor([*self.first, self.size], device="cpu"))
+        pieces = rows.split(ends.diff().tolist())
+        return [keys[piece - first] for keys, piece, first in zip(self.keys, pieces, self.first, strict=True)]
+
+    def places(self, keys: list[Tensor]) -> Tensor:
+        places = []
+        for first, ours, asked in zip(self.first, self.keys, keys, strict=True):
+            place = torch.searchsorted(ours, asked)
+            is_seen = place < len(ours)
+            is_seen[is_seen.clone()] = ours[place[is_seen]] == asked[is_seen]
+            places.append(first + place[is_seen])
+        return torch.cat(places)
+
+    def of(self, keys: list[Tensor]) -> SuffixFeatures:
+        return SuffixFeatures(self.vocabulary, keys)
 
     def joined(self, contexts: Iterable[Tensor]) -> SuffixFeatures:
         """These keys and those of more contexts. Keys of many chunks are joined in pairs of like length."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -18,6 +19,17 @@ def added(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     if group is not None:
         dist.all_reduce(x, group=group)
     return x
+
+
+def exchanged(messages: list[Tensor], group: dist.ProcessGroup) -> list[Tensor]:
+    """The messages of all ranks to this one, of one to each: one-dimensional tensors of one dtype and any lengths."""
+    sent = torch.tensor([len(message) for message in messages])
+    received = torch.empty_like(sent)
+    dist.all_to_all_single(received, sent, group=group)
+    sizes = received.tolist()
+    data = messages[0].new_empty(sum(sizes))
+    dist.all_to_all_single(data, torch.cat(messages), sizes, sent.tolist(), group=group)
+    return list(data.split(sizes))
 
 
 def together(where: str, group: Any, work: Callable[[], T]) -> T:

@@ -32,7 +32,7 @@ class L1Continuation(Tracer):
     """The path between the least loss and the sparsest network, from the middle to both ends.
 
     Args:
-        model: any module with float32 or float64 parameters on one device.
+        model: any module with float32 or float64 parameters on one device; or DistributedDataParallel around one.
         loss_fn: loss_fn(model(x), y) -> the mean over a batch.
         h: the step of the correctors, positive.
         shrinkage: t of each soft threshold θ ← soft(θ, t) of the sparse predictor.
@@ -57,7 +57,7 @@ class L1Continuation(Tracer):
 
     Raises:
         ValueError: an argument is out of range, or nothing is penalised.
-        TypeError: parameters are of another dtype.
+        TypeError: parameters are of another dtype, or shared out, as under FSDP.
     """
 
     def __init__(

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...kernels.runtime.ranks import of_ranks
+from ..distributed import check_equal, check_whole, data_parallel, from_first, rank_in
 from .checkpoint import Checkpoint, random_state, seed_generators, set_random_state
 from .correctors import Corrector
 from .epochs import Epochs, NotFinite
@@ -37,9 +39,11 @@ class Tracer(ABC):
         self, model: nn.Module, loss_fn: Callable[..., Tensor], penalize: Callable[[str], bool] | None, seed: int
     ) -> None:
         self.where = type(self).__name__
-        self.model, self.loss_fn, self.seed = model, loss_fn, seed
-        self.weights = Parameters(self.where, model, penalize)
-        self.epochs = Epochs(self.where, model, loss_fn, self.weights.device)
+        self.model, self.group = data_parallel(model)
+        self.loss_fn, self.seed = loss_fn, seed
+        check_whole(self.where, self.model)
+        self.weights = Parameters(self.where, self.model, penalize)
+        self.epochs = Epochs(self.where, model, loss_fn, self.weights.device, self.model, self.group)
         self.front = self._new_front()
         self.position: dict[str, Any] = {}
         self.corrector: Corrector
@@ -93,6 +97,10 @@ class Tracer(ABC):
             checkpoint: a folder. A run that lies there, of this model and these settings, is continued: the front is
                 the same, bit for bit, as that of a run that was never interrupted.
 
+        Under DistributedDataParallel every rank makes the call, with loaders of its own samples, which give as many
+        batches an epoch on all; losses, and what is decided by them, are of all samples. The first rank alone prints,
+        and reads and writes the checkpoint; as many ranks as wrote it go on bit for bit.
+
         Returns:
             The front, which `.front` holds too. The model has the weights of its last point.
 
@@ -103,25 +111,27 @@ class Tracer(ABC):
         """
         loaders = [x for x in (loader, val_loader) if x is not None]
         folder = None
+        facts = {"class": self.where, "model": self.weights.fingerprint(), "seed": self.seed, **self._settings()}
+        self._check_ranks(facts | {"batches of loader": _length(loader), "checkpoint": checkpoint is not None})
         if checkpoint is not None:
-            facts = {"class": self.where, "model": self.weights.fingerprint(), "seed": self.seed, **self._settings()}
             folder = Checkpoint(self.where, checkpoint, facts)
-        tell = _Printed() if progress is True else progress or (lambda done, total, what: None)
+        is_silent = not progress or (progress is True and rank_in(self.group) > 0)
+        tell = (lambda done, total, what: None) if is_silent else _Printed() if progress is True else progress
         outside = random.getstate()
         devices = [self.weights.device] if self.weights.device.type == "cuda" else []
-        was_training = self.model.training
+        was_training = self.epochs.model.training
         try:
             with torch.random.fork_rng(devices):
                 self._walk(loader, val_loader, loaders, folder, tell)
         finally:
             random.setstate(outside)
-            self.model.train(was_training)
+            self.epochs.model.train(was_training)
             for parameter in self.weights.parameters:
                 parameter.grad = None
         return self.front
 
     def _walk(self, loader, val_loader, loaders, folder: Checkpoint | None, tell: Progress) -> None:
-        state = folder.read() if folder else None
+        state = from_first(self.where, lambda: folder.read() if folder else None, self.group)
         self._loader, self._val_loader, self._folder = loader, val_loader, folder
         if state is None or folder is None:
             self.front, self.count, self.seconds = self._new_front(), 0, 0.0
@@ -140,8 +150,9 @@ class Tracer(ABC):
                 good = self._good_state()
                 is_new = len(self.front) > points
                 what = describe(self.front.points[-1]) if is_new else f"{_words(place)}: loss {loss:.4g}"
-                if folder and (is_new or time.monotonic() - saved > _CHECKPOINT_SECONDS):
-                    folder.write(self._state(loaders))
+                if folder and (is_new or self._first_says(time.monotonic() - saved > _CHECKPOINT_SECONDS)):
+                    state = self._state(loaders)
+                    from_first(self.where, lambda state=state: folder.write(state), self.group)
                     saved = time.monotonic()
                 tell(len(self.front), self._points, what)  # which may end the walk: a point is in the checkpoint then
         except NotFinite as error:
@@ -154,6 +165,12 @@ class Tracer(ABC):
         except BaseException:
             self.model.load_state_dict(good)
             raise
+
+    def _first_says(self, answer: bool) -> bool:
+        return from_first(self.where, lambda: answer, self.group)
+
+    def _check_ranks(self, facts: dict[str, Any]) -> None:
+        check_equal(self.where, of_ranks(facts, self.group), "the same model, settings and number of batches on all")
 
     def _place(self) -> dict[str, Any]:
         """Where the walk is, for people."""
@@ -189,8 +206,8 @@ class Tracer(ABC):
             seconds=self._elapsed(),
         )
         state = self.weights.state()
-        if self._folder:
-            self._folder.write_point(len(self.front), state)
+        if folder := self._folder:
+            from_first(self.where, lambda: folder.write_point(len(self.front), state), self.group)
         self.front.append(point, state)
         return point
 
@@ -207,13 +224,16 @@ class Tracer(ABC):
         return state
 
     def _state(self, loaders: list[Any]) -> dict[str, Any]:
+        """What a checkpoint holds. A collective call: the random numbers of all ranks are in it."""
+        first, *others = of_ranks(random_state(loaders), self.group)
         return {
             "position": self.position,
             "model": self.weights.state(),
             "corrector": self.corrector.state(),
             "extra": self._extra(),
             "points": [asdict(point) for point in self.front.points],
-            "random": random_state(loaders),
+            "random": first,
+            "random of other ranks": others,
             "count": self.count,
             "seconds": self.seconds,
         }
@@ -226,8 +246,19 @@ class Tracer(ABC):
         self.corrector.load_state(state["corrector"])
         self.front = self._new_front()
         for index, point in enumerate(state["points"]):
-            self.front.append(Point(**point), folder.point(index))
-        set_random_state(state["random"], loaders)
+            weights = from_first(self.where, lambda index=index: folder.point(index), self.group)
+            self.front.append(Point(**point), weights)
+        randoms = [state["random"], *state.get("random of other ranks", [])]
+        ranks = 1 if self.group is None else self.group.size()
+        set_random_state(randoms[rank_in(self.group) if len(randoms) == ranks else 0], loaders)
+
+
+def _length(loader: Any) -> int | None:
+    """How many batches it says that it gives."""
+    try:
+        return len(loader)
+    except TypeError:
+        return None
 
 
 def describe(point: Point) -> str:

@@ -18,9 +18,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
+from ..distributed import check_whole, data_parallel
 from .chain import Chain, joined
 from .exporting import ExportError, exported
 from .rescaling import check_by_rescaling, in_double, rescale, run_on
@@ -34,7 +36,8 @@ class BasisPaths:
         model: of Linear, Conv1d to Conv3d and BatchNorm modules, positively homogeneous activations and poolings
             between them (ReLU, LeakyReLU, PReLU, Dropout, max and average pooling, flattening), residual sums and
             concatenations. Before the first layer and behind the last anything may stand. Of a model that
-            DistributedDataParallel or torch.compile has wrapped, the module inside is taken.
+            DistributedDataParallel or torch.compile has wrapped, the module inside is taken. Give it the wrapper of
+            DistributedDataParallel, which has made the weights of all ranks those of the first, and not the bare model.
         example_inputs: what the model's forward takes, a tensor or a tuple of positional arguments, for its shapes and
             dtypes alone. With them every shape is known, and the result is checked: on random numbers shaped so, a copy
             in float64 must compute the same when its hidden nodes are rescaled. Without them inputs are taken to have a
@@ -54,13 +57,16 @@ class BasisPaths:
             computed of others, by a parametrization; a weight on the skeleton is 0 or not finite. The message names the
             module and the parameter. The model does not run on example_inputs, or computes something else when it is
             rescaled.
-        TypeError: model is no module, or a parameter of a chain is neither float32 nor float64.
+        TypeError: model is no module, or its parameters are shared out, as under FSDP; or a parameter of a chain is
+            neither float32 nor float64.
     """
 
     def __init__(self, model: nn.Module, example_inputs: Any = None) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"BasisPaths: model is a {type(model).__name__}; expected a torch.nn.Module")
+        _, self._group = data_parallel(model)
         model = unwrapped(model)
+        check_whole("BasisPaths", model)
         _check_not_shared(model)
         self.names = {parameter: name for name, parameter in model.named_parameters()}
         checked, inputs = model, None
@@ -87,6 +93,9 @@ class BasisPaths:
         while module and module not in trace.ends:
             module = module.rpartition(".")[0]
         return trace.ends.get(module, "not a weight of a path")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_group": None}  # a process group belongs to its process
 
     @property
     def hidden(self) -> int:
@@ -170,11 +179,15 @@ class BasisPaths:
     def rescale_(self, generator: torch.Generator | None = None, spread: float = 1.0) -> BasisPaths:
         """Scales every hidden node by its own c = exp(spread · ξ), ξ standard normal: the function stays. Returns self.
 
-        Edges into the node, and its bias, are multiplied by c, edges out of it divided by c.
+        Edges into the node, and its bias, are multiplied by c, edges out of it divided by c. Under
+        DistributedDataParallel all ranks take the c of the first: every rank makes the call.
         """
         for chain in self.chains:
             for layer in chain.skeleton.made:
                 rescale(chain, layer, generator, spread)
+            if self._group is not None:
+                for parameter in chain.parameters:
+                    dist.broadcast(parameter, group=self._group, group_src=0)
         return self
 
     @staticmethod
