@@ -7,6 +7,7 @@ a convolution, the feature of a Linear layer. Flattening an image for a Linear l
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -55,14 +56,14 @@ def problem_of(flat: Tensor, paths: Tensor, layers: Sequence[Layer]) -> dict[str
     return {**widths, "P": paths.shape[0] * paths.shape[1], "dtype": str(flat.dtype)}
 
 
-def pack(layers: Sequence[Layer]) -> list[int]:
+def pack(layers: tuple[Layer, ...]) -> list[int]:
     """The flat list of integers that operators take for the layers."""
-    return [size for layer in layers for size in layer]
+    return list(itertools.chain.from_iterable(layers))
 
 
-def unpack(sizes: Sequence[int]) -> list[Layer]:
-    width = len(Layer._fields)
-    return [Layer(*sizes[start : start + width]) for start in range(0, len(sizes), width)]
+def unpack(sizes: Sequence[int]) -> tuple[Layer, ...]:
+    """The layers of the integers that `pack` gave."""
+    return tuple(itertools.starmap(Layer, zip(*[iter(sizes)] * len(Layer._fields), strict=True)))
 
 
 def as_list(op: str, weights: Iterable[Tensor]) -> list[Tensor]:

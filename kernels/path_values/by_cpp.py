@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -51,7 +51,7 @@ def _functions(dtype: torch.dtype):
     return library.path_values_forward, library.path_values_backward
 
 
-def _call(flat: Tensor, paths: Tensor, layers: Sequence[Layer], config: Config) -> _Call:
+def _call(flat: Tensor, paths: Tensor, layers: tuple[Layer, ...], config: Config) -> _Call:
     B, P, _ = paths.shape
     path_batch, path_row, path_column = paths.stride()
     return _Call(
@@ -68,7 +68,7 @@ def _call(flat: Tensor, paths: Tensor, layers: Sequence[Layer], config: Config) 
     )
 
 
-def forward(flat: Tensor, paths: Tensor, layers: Sequence[Layer]) -> Tensor:
+def forward(flat: Tensor, paths: Tensor, layers: tuple[Layer, ...]) -> Tensor:
     """flat [B, n] float32 or float64, paths [B, P, L + 1], any strides -> values [B, P]. No size is 0.
 
     Raises:
@@ -84,7 +84,7 @@ def forward(flat: Tensor, paths: Tensor, layers: Sequence[Layer]) -> Tensor:
     return values
 
 
-def backward(dv: Tensor, flat: Tensor, paths: Tensor, layers: Sequence[Layer]) -> Tensor:
+def backward(dv: Tensor, flat: Tensor, paths: Tensor, layers: tuple[Layer, ...]) -> Tensor:
     """dv [B, P] -> dflat [B, n], added up in the order of the paths on any number of threads. No size is 0.
 
     Raises:
@@ -105,7 +105,7 @@ def _in_rows(flat: Tensor) -> Tensor:
     return flat if flat.stride(1) == 1 else flat.contiguous()
 
 
-def _check(status: int, paths: Tensor, layers: Sequence[Layer]) -> None:
+def _check(status: int, paths: Tensor, layers: tuple[Layer, ...]) -> None:
     if status == 1:
         raise MemoryError("path_values: no memory for the edges of one block of paths a thread")
     if status == 2:

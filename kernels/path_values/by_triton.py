@@ -13,7 +13,7 @@ stored, and torch sorts.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -173,24 +173,25 @@ def _new_table(layers: tuple[Layer, ...], device: torch.device) -> Tensor:
         return torch.tensor(rows, dtype=torch.int64, device=device)
 
 
-def _has_convolutions(layers: Sequence[Layer]) -> bool:
+@functools.lru_cache(1 << 10)
+def _has_convolutions(layers: tuple[Layer, ...]) -> bool:
     return any(layer[1:3] + layer[4:8] != (1,) * 6 for layer in layers)
 
 
-def forward(flat: Tensor, paths: Tensor, layers: Sequence[Layer]) -> Tensor:
+def forward(flat: Tensor, paths: Tensor, layers: tuple[Layer, ...]) -> Tensor:
     """flat [B, n] float32 or float64, paths [B, P, L + 1], any strides -> values [B, P]. No size is 0."""
     B, P, _ = paths.shape
     flat = flat if flat.stride(1) == 1 else flat.contiguous()
     values = flat.new_empty((B, P))
     config = FORWARD.config(problem_of(flat, paths, layers), flat.device)
     _path_values_fwd_kernel[(B * cdiv(P, config["BLOCK"]),)](
-        flat, paths, _table(tuple(layers), flat.device), values, P, len(layers), flat.stride(0), *paths.stride(),
+        flat, paths, _table(layers, flat.device), values, P, len(layers), flat.stride(0), *paths.stride(),
         FIELDS=FIELDS, CONVOLUTIONS=_has_convolutions(layers), **config,
     )  # fmt: skip
     return values
 
 
-def backward(dv: Tensor, flat: Tensor, paths: Tensor, layers: Sequence[Layer]) -> Tensor:
+def backward(dv: Tensor, flat: Tensor, paths: Tensor, layers: tuple[Layer, ...]) -> Tensor:
     """dv [B, P] -> dflat [B, n]; the same bits every time where torch.are_deterministic_algorithms_enabled()."""
     (B, P, _), L, n = paths.shape, len(layers), flat.shape[1]
     add = not torch.are_deterministic_algorithms_enabled()
@@ -203,7 +204,7 @@ def backward(dv: Tensor, flat: Tensor, paths: Tensor, layers: Sequence[Layer]) -
     terms = torch.empty((programs, L, config["BLOCK"]), dtype=flat.dtype, device=flat.device)
     places = torch.empty((0,) if add else terms.shape, dtype=torch.int64, device=flat.device)
     _path_values_bwd_kernel[(programs,)](
-        dv, flat, paths, _table(tuple(layers), flat.device), dflat, terms, places, blocks, n, P, L,
+        dv, flat, paths, _table(layers, flat.device), dflat, terms, places, blocks, n, P, L,
         *dv.stride(), flat.stride(0), *paths.stride(),
         ADD=add, FIELDS=FIELDS, CONVOLUTIONS=_has_convolutions(layers), **config,
     )  # fmt: skip

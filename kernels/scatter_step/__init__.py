@@ -83,11 +83,13 @@ def _step(
     if chosen == "cpp" and param.numel() and values.numel():
         by_cpp.step(param, rows, columns, values, lr, options, kept, check_finite)
     else:
-        written = [param, *kept]
-        _check_apart(*written)
-        rows, values = memory.apart(rows, *written), memory.apart(values, *written)
-        columns = None if columns is None else memory.apart(columns, *written)
-        pace = lr if rate is None else memory.apart(rate, *written)
+        pace = lr if rate is None else rate
+        if not memory.none_meet((param, *kept, rows, columns, values, rate)):
+            written = [param, *kept]
+            _check_apart(*written)
+            rows, values = memory.apart(rows, *written), memory.apart(values, *written)
+            columns = None if columns is None else memory.apart(columns, *written)
+            pace = lr if rate is None else memory.apart(rate, *written)
         if deterministic is None:
             deterministic = torch.are_deterministic_algorithms_enabled()
         with torch.no_grad():
