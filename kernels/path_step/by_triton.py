@@ -1,10 +1,10 @@
 """The passes over the weights in Triton, a launch each for all layers: w g summed by rows and columns, and the update.
 
 A layer lies as rows, the I · T edges into one node side by side (of a transposed convolution the O · T out of one),
-and is cut into tiles, one a program. The layers' addresses are arguments of the launch, as in torch's own foreach kernels: gradients may lie elsewhere in every step, and
-a CUDA graph keeps arguments, where a table of addresses would have to be copied from the host while it is captured.
-Shapes and each layer's first tile are compile-time constants; a program finds its layer by comparing its number with
-them.
+and is cut into tiles, one a program. The layers' addresses are arguments of the launch, as in torch's own foreach
+kernels: gradients may lie elsewhere in every step, and a CUDA graph keeps arguments, where a table of addresses would
+have to be copied from the host while it is captured. Shapes and each layer's first tile are compile-time constants; a
+program finds its layer by comparing its number with them.
 
 Sums go by tiles, each into places of its own, which torch adds up: one reading of w and g serves both, and no order of
 additions is left to chance.

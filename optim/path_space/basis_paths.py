@@ -1,11 +1,13 @@
 """The chains of a network in which paths are counted: where its nodes may be rescaled, and where they may not.
 
-A hidden node is a channel that one Linear or Conv layer makes and one other takes, with nothing between them but what
-is positively homogeneous: f(c x) = c f(x) for c > 0. Everywhere else (inputs, outputs, residual sums, a tensor that is
-used twice, the input of a BatchNorm) a path begins or ends. A BatchNorm's scale and shift are a layer of their own, one
-edge and one bias a channel. A bias is an edge from a constant node, so it counts among the m weights.
+A hidden node is a channel that one Linear, Conv or ConvTranspose layer makes and that only such layers take, one or
+several, with nothing between them but what is positively homogeneous, f(c x) = c f(x) for c > 0, and concatenations.
+Everywhere else (inputs, outputs, sums, products, the input of a BatchNorm, modules of other kinds) a path begins or
+ends. A BatchNorm's scale and shift are a layer of their own, one edge and one bias a channel. A bias is an edge from a
+constant node, so it counts among the m weights.
 
-A chain of L ≥ 2 layers with m weights and H hidden nodes has m − H basis paths (kernels/path_step). A layer with no
+Layers that take nodes of each other are a chain, be it that they follow one another or that it branches. Of two or more
+layers, with m weights and H hidden nodes, it has m − H basis paths (kernels/path_step). A layer with no
 hidden node at either side has one path an edge, of value w: it takes plain SGD.
 
 Source: Meng et al., "G-SGD: Optimizing ReLU Neural Networks in its Positively Scale-Invariant Space", ICLR 2019.
@@ -30,33 +32,36 @@ from .tracing import LINEAR, NORMS, Shapes, Trace, graph_of, unwrapped
 
 
 class BasisPaths:
-    """The chains of a model, found by tracing it with torch.fx.
+    """The chains of a model, found by tracing it with torch.fx, or else with torch.export.
 
     Args:
-        model: of Linear, Conv1d to Conv3d and BatchNorm modules, positively homogeneous activations and poolings
-            between them (ReLU, LeakyReLU, PReLU, Dropout, max and average pooling, flattening), residual sums and
-            concatenations. Before the first layer and behind the last anything may stand. Of a model that
-            DistributedDataParallel or torch.compile has wrapped, the module inside is taken. Give it the wrapper of
-            DistributedDataParallel, which has made the weights of all ranks those of the first, and not the bare model.
+        model: of Linear, Conv1d to Conv3d, ConvTranspose1d to ConvTranspose3d and BatchNorm modules, positively
+            homogeneous activations and poolings between them (ReLU, LeakyReLU, PReLU, Dropout, max and average pooling,
+            upsampling, flattening), sums and concatenations. Paths end at modules of other kinds (LayerNorm,
+            attention, max-plus layers), and at those that torch.fx cannot look into. Before the first layer and behind
+            the last anything may stand. Of a model that DistributedDataParallel or torch.compile has wrapped, the
+            module inside is taken. Give it the wrapper of DistributedDataParallel, which has made the weights of all
+            ranks those of the first, and not the bare model.
         example_inputs: what the model's forward takes, a tensor or a tuple of positional arguments, for its shapes and
-            dtypes alone. With them every shape is known, and the result is checked: on random numbers shaped so, a copy
-            in float64 must compute the same when its hidden nodes are rescaled. Without them inputs are taken to have a
-            dimension of samples, and those of a BatchNorm1d behind a Linear to have no other than channels; what the
-            shapes alone decide, and what has forward hooks, is refused.
+            dtypes alone. With them every shape is known, torch.export traces what torch.fx cannot (a forward that asks
+            for a shape), and the result is checked: on random numbers shaped so, a copy in float64 must compute the
+            same when its hidden nodes are rescaled. Without them inputs are taken to have a dimension of samples, and
+            those of a BatchNorm1d behind a Linear to have no other than channels; what the shapes alone decide, and
+            what has forward hooks, is refused.
 
     Attributes:
         chains: each a tuple of layers with hidden nodes between them. Layers with a parameter that does not require
-            gradients are in none: their nodes could not be rescaled.
+            gradients are in none: their nodes could not be rescaled, nor those that they take.
         plain: name → (parameter, why it takes plain SGD).
 
     Printed, it is a table of both; `draw` shows the skeleton.
 
     Raises:
-        ValueError: the model cannot be traced; something that is not positively homogeneous, or is not known to be,
-            stands between two layers; a parameter is shared by two modules or a module is used twice; a weight is
-            computed of others, by a parametrization; a weight on the skeleton is 0 or not finite. The message names the
-            module and the parameter. The model does not run on example_inputs, or computes something else when it is
-            rescaled.
+        ValueError: the model itself cannot be traced; an activation or a change of shape that is not positively
+            homogeneous, or is not known to be, stands between two layers; a parameter is shared by two modules or used
+            outside of its own, or a module is used twice; a weight is computed of others, by a parametrization; a
+            weight on the skeleton is 0 or not finite. The message names the module and the parameter. The model takes
+            another number of example_inputs, does not run on them, or computes something else when it is rescaled.
         TypeError: model is no module, or its parameters are shared out, as under FSDP; or a parameter of a chain is
             neither float32 nor float64.
     """
@@ -243,7 +248,7 @@ class BasisPaths:
     __repr__ = __str__
 
     def _taken(self, chain: Chain, layer: int) -> str:
-        """What the table says of a layer that takes other nodes than those of the one before it, or that ends paths."""
+        """Returns what the table says of a layer that takes other nodes than those of the one before it, or that ends paths."""
         parts = chain.wiring.sources[layer]
         names = ["inputs" if made < 0 else chain.layers[made].name for made, _ in parts]
         said = f", takes {' and '.join(names)}" if chain.branches and any(made >= 0 for made, _ in parts) else ""

@@ -95,19 +95,24 @@ def exported(model: nn.Module, inputs: tuple[Any, ...], training: bool) -> tuple
         else:
             found[node] = _rewritten(graph, node, argument, modules, of_model)
             stack = [*node.meta.get("nn_module_stack", {}).values()]
-            if stack and stack[-1][0] and isinstance(found[node].target, torch._ops.OpOverload):
-                found[node].meta["where"] = f"{found[node].target.__name__.partition('.')[0]} of {stack[-1][0]}"
+            if stack and stack[-1][0] and found[node].target is node.target:
+                found[node].meta["where"] = f"{_name(node)} of {stack[-1][0]}"
         value = node.meta.get("val")
         if node in found and isinstance(value, Tensor):
             shapes[found[node]] = torch.Size(value.shape)
     return graph, shapes
 
 
+def _name(node: fx.Node) -> str:
+    """The name of an operator, without its overload."""
+    return getattr(node.target, "__name__", "").partition(".")[0]
+
+
 def _rewritten(
     graph: fx.Graph, node: fx.Node, argument, modules: dict[str, nn.Module], of_model: dict[str, str]
 ) -> fx.Node:
     """A node as torch.fx's tracing would have it."""
-    operator = getattr(node.target, "__name__", "").partition(".")[0]
+    operator = _name(node)
     if operator in (*_LAYERS, *_NORMED, "prelu"):
         owned = [x for x in node.all_input_nodes if x.name in of_model]
         owners = {of_model[x.name].rpartition(".")[0] for x in owned}

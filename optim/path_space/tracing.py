@@ -8,7 +8,6 @@ refused by name, for it is more likely a mistake.
 
 from __future__ import annotations
 
-import functools
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -120,8 +119,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def _is_ours(what: Any) -> bool:
     """Whether a class or function is of tropigrad.nn or the kernels: max-plus layers and products, where paths end."""
-    if isinstance(what, torch._ops.OpOverload):
-        return what.namespace == _PACKAGE
+    if isinstance(namespace := getattr(what, "namespace", None), str):  # an operator, as torch.export leaves it
+        return namespace == _PACKAGE
     return f"{getattr(what, '__module__', '')}.".startswith(_OURS)
 
 
@@ -182,6 +181,7 @@ class Trace:
     ) -> None:
         self.layers: dict[str, ChainLayer] = {}
         self.sources: dict[str, list[tuple[str | None, int]]] = {}
+        self.ended: set[str] = set()  # layers whose nodes are no hidden ones
         self.ends = {name: f"paths end here: torch.fx cannot trace it ({said})" for name, said in opaque.items()}
         self.shapes = shapes
         self.ranks: dict[fx.Node, int | None] = {}
@@ -199,11 +199,6 @@ class Trace:
                 self._end([name])
         for name, parts in self.sources.items():
             self.sources[name] = [(None if made in self.ended else made, count) for made, count in parts]
-
-    @functools.cached_property
-    def ended(self) -> set[str]:
-        """The layers whose nodes are no hidden ones."""
-        return set()
 
     def _end(self, layers: Iterable[str | None], why: str = "") -> None:
         """No node behind these layers is hidden."""
@@ -464,10 +459,9 @@ class Trace:
 
 
 def _name_of(node: fx.Node) -> str:
-    """What a node calls: the name of a module, a function or a method."""
-    if isinstance(node.target, torch._ops.OpOverload):
-        return node.target.__name__.partition(".")[0]
-    return getattr(node.target, "__name__", str(node.target))
+    """Returns what a node calls: the name of a module, a function or a method."""
+    name = getattr(node.target, "__name__", str(node.target))
+    return name.partition(".")[0] if node.op == "call_function" else name  # an operator's overload stands behind a dot
 
 
 def _is_size(node: fx.Node) -> bool:

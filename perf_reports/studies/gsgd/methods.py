@@ -19,10 +19,11 @@ from torch.nn import functional
 from ....autotune.timing import synchronize
 from ....optim import GSGD, BasisPaths, PathSGD
 from ...data import Dataset
+from .branching import DenseNet, UNet
 
 NAME = "gsgd"
 LOSS_TITLE = "Training loss"
-NETWORKS = ("mlp", "cnn")
+NETWORKS = ("mlp", "cnn", "unet", "densenet")
 OPTIMIZERS = ("gsgd", "sgd", "path_sgd")
 DECAY = math.exp(-0.01)  # of the learning rate, an epoch
 HIDDEN = (64, 64, 64, 64)
@@ -56,11 +57,11 @@ class Recipe:
             raise ValueError("train: path_sgd has neither momentum nor weight decay; expected 0 for both")
 
 
-def network(recipe: Recipe, dataset: Dataset) -> nn.Sequential:
+def network(recipe: Recipe, dataset: Dataset) -> nn.Module:
     """The network at its start; the same seed draws the same weights, whatever is done to them then."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        model = _mlp(dataset) if recipe.network == "mlp" else _cnn(dataset)
+        model = _mlp(dataset) if recipe.network == "mlp" else _of_images(recipe.network, dataset)
         paths = BasisPaths(model)
         if recipe.unit:
             paths.unit_skeleton_()
@@ -75,9 +76,17 @@ def _mlp(dataset: Dataset) -> nn.Sequential:
     return nn.Sequential(*[module for pair in layers for module in pair][:-1])
 
 
-def _cnn(dataset: Dataset) -> nn.Sequential:
+def _of_images(name: str, dataset: Dataset) -> nn.Module:
+    channels, side = image_shape(dataset, name)
+    if name == "unet":
+        return UNet(channels, side, dataset.classes)
+    if name == "densenet":
+        return DenseNet(channels, side, dataset.classes)
+    return _cnn(channels, side, dataset)
+
+
+def _cnn(channels: int, side: int, dataset: Dataset) -> nn.Sequential:
     """Six convolutions of 3 × 3, every second one followed by pooling; no bias, no normalisation."""
-    channels, side = image_shape(dataset)
     layers: list[nn.Module] = [nn.Unflatten(1, (channels, side, side))]
     for number, (before, behind) in enumerate(pairwise((channels, *CHANNELS))):
         layers += [nn.Conv2d(before, behind, 3, padding=1, bias=False), nn.ReLU()]
@@ -87,7 +96,7 @@ def _cnn(dataset: Dataset) -> nn.Sequential:
     return nn.Sequential(*layers, *head)
 
 
-def image_shape(dataset: Dataset) -> tuple[int, int]:
+def image_shape(dataset: Dataset, network: str = "cnn") -> tuple[int, int]:
     """Channels and side of square images, from the number of features.
 
     Raises:
@@ -97,7 +106,7 @@ def image_shape(dataset: Dataset) -> tuple[int, int]:
         side = math.isqrt(dataset.features // channels)
         if channels * side * side == dataset.features and side >= 4:
             return channels, side
-    raise ValueError(f"train: the cnn takes square images; {dataset.name} has {dataset.features} features")
+    raise ValueError(f"train: the {network} takes square images; {dataset.name} has {dataset.features} features")
 
 
 def optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:

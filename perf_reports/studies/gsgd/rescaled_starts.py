@@ -132,7 +132,7 @@ SUBJECTS = {
         UNet,
         _noise,
         "U-net, noise taken away",
-        (0.03, 0.1, 0.3),
+        (0.01, 0.03),
     ),
 }
 TITLES = {"gsgd": "G-SGD", "sgd": "SGD", "tuned": "SGD, tuned for each start"}

@@ -227,7 +227,9 @@ def train_maxplus(
 def train_gsgd(
     data: Data = None,
     data_dir: DataDir = None,
-    network: Annotated[str, typer.Option(help="mlp (four hidden layers of 64) or cnn (six convolutions).")] = "mlp",
+    network: Annotated[
+        str, typer.Option(help="mlp (four hidden layers of 64), cnn (six convolutions), unet or densenet.")
+    ] = "mlp",
     optimizer: Annotated[str, typer.Option(help="gsgd, sgd or path_sgd.")] = "gsgd",
     lr: Annotated[float, typer.Option(help="Learning rate; it falls by 1 % an epoch.")] = 0.1,
     momentum: Annotated[float, typer.Option(help="Of path values, in gsgd.")] = 0.0,

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from tropigrad.kernels.path_step import Layer, Options, Shape, Wiring, path_step, path_step_ref, skeleton
+from tropigrad.kernels.path_step.definition import node_flows
 from tropigrad.kernels.runtime import backend
 from tropigrad.optim import GSGD, BasisPaths, PathSGD
 
@@ -331,6 +332,28 @@ def test_rescaling_keeps_the_function(network):
     other = rescaled(model)
     torch.testing.assert_close(other(x), model(x), rtol=1e-10, atol=1e-10)
     assert not all(torch.equal(p, q) for p, q in zip(other.parameters(), model.parameters(), strict=True))
+
+
+def test_every_hidden_node_is_balanced(network):
+    """What flows into a node flows out of it, into all that take it: the sums may take either."""
+    model, x, y = network
+    gradients(model, x, y)
+    for chain in BasisPaths(model).chains:
+        bones = chain.skeleton
+        biases = [(None, None) if layer.bias is None else (layer.bias, layer.bias.grad) for layer in chain.layers]
+        operands = [
+            Layer(layer.weight, layer.weight.grad, *bias) for layer, bias in zip(chain.layers, biases, strict=True)
+        ]
+        into = node_flows(operands, bones, [True] * len(operands))
+        chosen = node_flows(operands, bones, bones.reduced)
+        torch.testing.assert_close(chosen, into, rtol=1e-10, atol=1e-12)
+        for l, start in zip(bones.made, bones.starts, strict=True):
+            out = node_flows(operands, bones, [number != l for number in range(len(operands))])
+            its = slice(start, start + bones.shapes[l].targets)
+            torch.testing.assert_close(out[its], into[its], rtol=1e-10, atol=1e-12)
+        for l, parts in enumerate(bones.wiring.sources):
+            assert all(made < 0 or bones.reduced[l] or bones.reduced[made] for made, _ in parts)
+        assert not all(bones.reduced)
 
 
 def test_path_sgd_is_the_same_at_any_scale(network):

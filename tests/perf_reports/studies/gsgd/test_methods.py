@@ -27,7 +27,8 @@ def test_starts_differ_in_the_skeleton_or_the_scale_alone(kind):
         methods.network(r, dataset) for r in (recipe, replace(recipe, unit=False), replace(recipe, spread=1.0))
     )
     same = [(p == q).double().mean() for p, q in zip(unit.parameters(), torchs.parameters(), strict=True)]
-    assert all(0.3 < share < 1 for share in same)
+    assert all(0.3 < share <= 1 for share in same)
+    assert sum(share < 1 for share in same) >= 5  # a DenseNet's nodes have no edges of the skeleton in some layers
     torch.testing.assert_close(rescaled(dataset.x_test), unit(dataset.x_test), rtol=1e-3, atol=1e-3)
     assert not torch.equal(next(rescaled.parameters()), next(unit.parameters()))
 
