@@ -10,12 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
-
-
-def rank_in(group: dist.ProcessGroup | None) -> int:
-    return 0 if group is None else group.rank()
 
 
 def digest(tensors: Iterable[Tensor]) -> str:
