@@ -24,7 +24,7 @@ def synchronise(
 ) -> None:
     """Rank 0 tunes; then every rank reads the configs again and compares them with the others'.
 
-    A collective call: every rank of the group makes it.
+    A collective call: every rank of the group makes it. The others wait, for as long as the group's timeout lets them.
 
     Args:
         tune: what rank 0 is to do, `lambda: list(autotune.tune("tropical_matmul"))`; None: only read and compare.

@@ -57,6 +57,9 @@ class SparseMaxPlus(torch.optim.Optimizer):
         check_finite: whether a step that would write a weight or moment that is not finite writes nothing, of any
             parameter, and raises. On a GPU only inside torch.autograd.detect_anomaly(), as it would wait for it.
 
+    torch.distributed.checkpoint.state_dict gives and takes its state by the parameters' names. Flattened, torch
+    restores what a step on dense gradients keeps: all but when "momentum" touched which entry.
+
     Raises:
         TypeError, ValueError: an option or a parameter that does not fit; in `step`, a gradient of another layout, or a
             state that is not of the rule. Nothing was written.

@@ -56,7 +56,7 @@ def sharded_dims(x: DTensor) -> list[int | None]:
 
 
 def to_local(x: DTensor, dims: Sequence[int | None], is_summed: Sequence[bool]) -> Tensor:
-    """What lies here of x, shared out along `dims`; its gradient is summed over a mesh dimension where `is_summed`."""
+    """The part of x, shared out along `dims`, that lies here; its gradient is summed where `is_summed`."""
     from torch.distributed.tensor import Partial
 
     placements = [Partial() if summed else place for place, summed in zip(_placements(dims), is_summed, strict=True)]

@@ -89,7 +89,7 @@ def product(
 
 
 def _roles(a: DTensor, b: DTensor, shape: Sequence[int], semiring: str) -> list[_Role]:
-    """What each dimension of the mesh is to share out."""
+    """The part that each dimension of the mesh is to play."""
     roles: list[_Role] = []
     for of_a, of_b in zip(sharded_dims(a), sharded_dims(b), strict=True):
         role = _role(a, of_a, shape, True)
@@ -108,7 +108,7 @@ def _role(x: DTensor, dim: int | None, shape: Sequence[int], is_left: bool) -> _
 
 
 def _here(x: DTensor, roles: Sequence[_Role], shape: Sequence[int], is_left: bool) -> tuple[Tensor, list[int | None]]:
-    """What lies here of a factor, and along which of its dimensions it is shared out then."""
+    """The part of a factor that lies here, and along which of its dimensions it is shared out then."""
     dims: list[int | None] = []
     for role in roles:
         dim = None
@@ -141,7 +141,7 @@ class _Shards:
 
 
 class _OverShards(torch.autograd.Function):
-    """What lies here of a and b -> values and winners of all ranks' candidates."""
+    """The parts of a and b that lie here -> values and winners of all ranks' candidates."""
 
     @staticmethod
     def forward(ctx, a, b, shards):

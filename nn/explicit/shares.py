@@ -66,7 +66,7 @@ class Runs:
 
 
 def to_owners(part: Part, group: dist.ProcessGroup) -> list[Part]:
-    """What all ranks have of the rows that this one owns. A collective call."""
+    """The counts of all ranks for the rows that this one owns. A collective call."""
     rows = part.counts.crow.diff().nonzero()[:, 0]
     owner = _owners(part.features.keys_of(rows), group.size())
     messages = [_message(part, rows[owner == rank]) for rank in range(group.size())]

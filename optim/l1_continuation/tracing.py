@@ -224,7 +224,7 @@ class Tracer(ABC):
         return state
 
     def _state(self, loaders: list[Any]) -> dict[str, Any]:
-        """What a checkpoint holds. A collective call: the random numbers of all ranks are in it."""
+        """The contents of a checkpoint. A collective call: the random numbers of all ranks are in it."""
         first, *others = of_ranks(random_state(loaders), self.group)
         return {
             "position": self.position,

@@ -74,3 +74,64 @@ def test_one_rank_tunes_all_read_and_a_difference_names_its_keys(tmp_path):
 def test_without_ranks_it_says_what_to_call():
     with pytest.raises(RuntimeError, match="is not initialised; call init_process_group first"):
         autotune.synchronise(device=torch.device("cpu"))
+
+
+TUNED = """
+import os
+from pathlib import Path
+from tropigrad import autotune
+from tropigrad.kernels import pack_bits
+
+x = torch.randn(64, 640, generator=torch.Generator().manual_seed(0))
+pack_bits(x)  # compiled in the user's folder
+compiled = autotune.store().root / "native"
+configs = Path(folder) / "configs"
+if rank == 0:
+    configs.mkdir()
+    if compiled.exists():
+        (configs / "native").symlink_to(compiled)
+dist.barrier()
+os.environ["TROPIGRAD_CACHE_DIR"] = str(configs)
+autotune.reload()
+cpu, findings = torch.device("cpu"), []
+
+
+def tune():
+    findings.extend(autotune.tune("pack_bits", {"M": 64, "K": 640}, device=cpu, budget_s=60.0))
+
+
+before = pack_bits(x)
+autotune.synchronise(tune, device=cpu)
+kept = autotune.store().whole(autotune.fingerprint(cpu))
+said["found"] = [[one.kernel, one.config] for one in findings if one.stored]
+said["read"] = [[entry.key["kernel"], entry.config] for entry in kept]
+said["same bits"] = torch.equal(before, pack_bits(x))
+"""
+
+
+@pytest.mark.slow
+def test_one_rank_tunes_a_kernel_and_all_read_its_config(run_ranks):
+    first, second = run_ranks(2, TUNED)
+    assert first["found"]
+    assert second["found"] == []
+    for said in (first, second):
+        assert sorted(map(str, said["read"])) == sorted(map(str, first["found"]))
+        assert said["same bits"]
+
+
+DIES = """
+import os, signal
+from pathlib import Path
+from tropigrad import autotune
+try:
+    autotune.synchronise(lambda: os.kill(os.getpid(), signal.SIGKILL))
+except RuntimeError:
+    Path(folder, f"ended-{rank}").touch()
+    raise
+"""
+
+
+def test_a_rank_that_dies_while_it_tunes_ends_the_others(run_ranks, tmp_path):
+    with pytest.raises(AssertionError):
+        run_ranks(2, DIES, tmp_path)
+    assert [path.name for path in tmp_path.glob("ended-*")] == ["ended-1"]
