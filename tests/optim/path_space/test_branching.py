@@ -682,6 +682,13 @@ def test_weights_of_two_uses_are_named(forward, match, examples):
         BasisPaths(model, *examples)
 
 
+def test_a_layer_of_a_module_that_cannot_be_looked_into_has_no_use_elsewhere():
+    block = Calls(lambda m, x: m.a(x) if x.sum() > 0 else x, **lines("a"))
+    model = Calls(lambda m, x: m.c(torch.relu(m.block.a(m.block(x)))), block=block, **lines("c"))
+    with pytest.raises(ValueError, match=r"block\.a\.weight is used by block beside block\.a"):
+        BasisPaths(model)
+
+
 @pytest.mark.parametrize("count", [0, 2])
 def test_example_inputs_of_the_wrong_number_are_named(count):
     with pytest.raises(ValueError, match=rf"example_inputs has {count} arguments; .*UNet.forward takes, \(x\)"):
