@@ -317,6 +317,8 @@ class Trace:
         for tensor, origin in zip(tensors, origins, strict=True):
             if isinstance(origin, _Channels):
                 parts += origin.parts
+            elif not isinstance(tensor, fx.Node):
+                return None
             else:
                 shape = None if self.shapes is None else self.shapes.get(tensor)
                 parts.append((None, tensor if shape is None else shape[at]))

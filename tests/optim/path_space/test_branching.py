@@ -340,10 +340,11 @@ def test_every_hidden_node_is_balanced(network):
     gradients(model, x, y)
     for chain in BasisPaths(model).chains:
         bones = chain.skeleton
-        biases = [(None, None) if layer.bias is None else (layer.bias, layer.bias.grad) for layer in chain.layers]
-        operands = [
-            Layer(layer.weight, layer.weight.grad, *bias) for layer, bias in zip(chain.layers, biases, strict=True)
-        ]
+        operands: list[Any] = []
+        for layer in chain.layers:
+            bias = (None, None) if layer.bias is None else (layer.bias, layer.bias.grad)
+            weight: Any = layer.weight
+            operands.append(Layer(weight, weight.grad, *bias))
         into = node_flows(operands, bones, [True] * len(operands))
         chosen = node_flows(operands, bones, bones.reduced)
         torch.testing.assert_close(chosen, into, rtol=1e-10, atol=1e-12)
