@@ -162,8 +162,8 @@ def layer_flows(layers: Sequence[Layer], bones: Skeleton, numbers: Sequence[int]
         parts = zip(here, shapes, row_sums.split(row_sizes), column_sums.split(column_sizes), strict=True)
         for number, shape, by_row, by_column in parts:
             G, _, I, T = shape
-            pair = by_row.view(shape.targets, -1).sum(1), by_column.view(G, -1, I, T).sum((1, 3)).flatten()
-            flows.append(pair[::-1] if bones.wiring.turned[number] else pair)
+            down, across = by_row.view(shape.targets, -1).sum(1), by_column.view(G, -1, I, T).sum((1, 3)).flatten()
+            flows.append((across, down) if bones.wiring.turned[number] else (down, across))
     return flows
 
 

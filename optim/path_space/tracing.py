@@ -219,7 +219,7 @@ class Trace:
         if hooked is not None and hooked._forward_pre_hooks and isinstance(origin, _Channels):
             origin = self._bent(origin, f"a forward pre-hook of {name}", True)
         if isinstance(module, (*LINEAR, *NORMS)):
-            self._end_all(sources[1:], node, module)
+            self._end_all(sources if len(sources) > 1 else (), node, module)
             origin = self._enter(name, module, origin, rank)
             rank = origin.rank if origin is not None else rank
             if self.shapes is not None and rank is not None and len(self.shapes[node]) != rank:
@@ -280,6 +280,12 @@ class Trace:
 
     def _check_used_once(self, graph: fx.Graph) -> None:
         for node in graph.nodes:
+            within = [layer for layer in self.layers if layer.startswith(f"{node.target}.")]
+            if node.op == "call_module" and within:
+                raise ValueError(
+                    f"BasisPaths: {within[0]}.weight is used by {node.target} beside {within[0]}; expected one use of "
+                    "each parameter: scaling the nodes of one would change the other"
+                )
             owner, _, name = str(node.target).rpartition(".")
             if node.op == "get_attr" and owner in self.layers and name in ("weight", "bias") and node.users:
                 user = next(iter(node.users))
@@ -312,6 +318,8 @@ class Trace:
         for tensor, origin in zip(tensors, origins, strict=True):
             if isinstance(origin, _Channels):
                 parts += origin.parts
+            elif not isinstance(tensor, fx.Node):
+                return None
             else:
                 shape = None if self.shapes is None else self.shapes.get(tensor)
                 parts.append((None, tensor if shape is None else shape[at]))

@@ -340,10 +340,11 @@ def test_every_hidden_node_is_balanced(network):
     gradients(model, x, y)
     for chain in BasisPaths(model).chains:
         bones = chain.skeleton
-        biases = [(None, None) if layer.bias is None else (layer.bias, layer.bias.grad) for layer in chain.layers]
-        operands = [
-            Layer(layer.weight, layer.weight.grad, *bias) for layer, bias in zip(chain.layers, biases, strict=True)
-        ]
+        operands: list[Any] = []
+        for layer in chain.layers:
+            bias = (None, None) if layer.bias is None else (layer.bias, layer.bias.grad)
+            weight: Any = layer.weight
+            operands.append(Layer(weight, weight.grad, *bias))
         into = node_flows(operands, bones, [True] * len(operands))
         chosen = node_flows(operands, bones, bones.reduced)
         torch.testing.assert_close(chosen, into, rtol=1e-10, atol=1e-12)
@@ -680,6 +681,13 @@ def test_weights_of_two_uses_are_named(forward, match, examples):
     model = Calls(asking(forward) if examples else forward, **lines("a", "b", "c"))
     with pytest.raises(ValueError, match=match):
         BasisPaths(model, *examples)
+
+
+def test_a_layer_of_a_module_that_cannot_be_looked_into_has_no_use_elsewhere():
+    block = Calls(lambda m, x: m.a(x) if x.sum() > 0 else x, **lines("a"))
+    model = Calls(lambda m, x: m.c(torch.relu(m.block.a(m.block(x)))), block=block, **lines("c"))
+    with pytest.raises(ValueError, match=r"block\.a\.weight is used by block beside block\.a"):
+        BasisPaths(model)
 
 
 @pytest.mark.parametrize("count", [0, 2])
