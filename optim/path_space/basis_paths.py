@@ -248,7 +248,7 @@ class BasisPaths:
     __repr__ = __str__
 
     def _taken(self, chain: Chain, layer: int) -> str:
-        """Returns what the table says of a layer that takes other nodes than those of the one before it, or that ends paths."""
+        """Returns the table's words on a layer that takes other nodes than those before it, or that ends paths."""
         parts = chain.wiring.sources[layer]
         names = ["inputs" if made < 0 else chain.layers[made].name for made, _ in parts]
         said = f", takes {' and '.join(names)}" if chain.branches and any(made >= 0 for made, _ in parts) else ""
