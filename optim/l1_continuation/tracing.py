@@ -115,8 +115,8 @@ class Tracer(ABC):
         self._check_ranks(facts | {"batches of loader": _length(loader), "checkpoint": checkpoint is not None})
         if checkpoint is not None:
             folder = Checkpoint(self.where, checkpoint, facts)
-        is_silent = not progress or (progress is True and rank_in(self.group) > 0)
-        tell = (lambda done, total, what: None) if is_silent else _Printed() if progress is True else progress
+        printed = _Printed() if rank_in(self.group) == 0 else _silent
+        tell = printed if progress is True else progress or _silent
         outside = random.getstate()
         devices = [self.weights.device] if self.weights.device.type == "cuda" else []
         was_training = self.epochs.model.training
@@ -270,6 +270,10 @@ def describe(point: Point) -> str:
 
 def _words(place: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in place.items())
+
+
+def _silent(done: int, total: int, what: str) -> None:
+    """No progress."""
 
 
 class _Printed:

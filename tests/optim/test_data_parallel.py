@@ -67,7 +67,6 @@ def test_torch_s_states_by_name_go_both_ways(name, flat):
     optimizer = make(model)
     train(model, optimizer, 1)
     state = copy.deepcopy(get_optimizer_state_dict(model, optimizer, options=options))
-    assert all("0.weight" in group["params"] for group in state.get("param_groups", [])[:1])
     other = make_model()
     other_optimizer = make(other)
     other.load_state_dict(model.state_dict())
