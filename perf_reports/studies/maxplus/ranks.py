@@ -92,7 +92,7 @@ def sent_by_loopback() -> int:
 
 
 def carried(steps: int, call: Callable[[], object]) -> tuple[Record, float]:
-    """What the sockets and the interface carry a step, and the seconds; all ranks make the call, of so many steps."""
+    """Counts what sockets and interface carry a step, and the seconds; all ranks make the call, of so many steps."""
     dist.barrier()
     before, lo, begun = sent_by_sockets(), sent_by_loopback(), time.perf_counter()
     call()
