@@ -132,7 +132,7 @@ def _is_called(group: dist.ProcessGroup) -> bool:
 
 
 def _lost(where: str, group: dist.ProcessGroup, error: Exception) -> RanksLost:
-    """Calls the roll; what is wrong, by the ranks that do not answer."""
+    """Calls the roll, and words the error by the ranks that do not answer."""
     seconds = _seconds_of_roll_call(_timeout(group))
     absent = _within(seconds + _STORE_SECONDS, lambda: _absent(group, seconds), None)
     size = group.size()
@@ -169,7 +169,7 @@ def _absent(group: dist.ProcessGroup, seconds: float) -> list[int]:
 
 
 def _within(seconds: float, call: Callable[[], T], otherwise: T) -> T:
-    """What the call returns; `otherwise` where it fails or takes longer."""
+    """Gives what the call returns; `otherwise` where it fails or takes longer."""
     answers: list[T] = []
 
     def ask() -> None:

@@ -443,7 +443,7 @@ def _prepared(
     validation: tuple[Tensor, Tensor] | None,
     alpha: float | None,
 ) -> tuple[Settings, Samples, Weights, int | None]:
-    """What this process brings to a run, checked: settings, samples, weights, how many samples are for validation."""
+    """Checks what this process brings: settings, samples, weights, how many samples are for validation."""
     check_choice("step", step, STEPS)
     check_choice("loss", loss, LOSSES)
     check_choice("memory", memory, ("auto", *MEMORIES))

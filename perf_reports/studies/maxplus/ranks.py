@@ -1,4 +1,4 @@
-"""What sharing the samples out costs and brings: bytes on the wire, time an iteration, and a model to 1,024 ranks.
+"""The costs of sharing the samples out: bytes on the wire, time an iteration, and a model to 1,024 ranks.
 
     python -m tropigrad.perf_reports.studies.maxplus.ranks OUT [--ranks 2 4] [--mnist DIR] [--stretches 12]
     python -m tropigrad.perf_reports.studies.maxplus.ranks OUT --records FILE       draws FILE's again
@@ -92,7 +92,7 @@ def sent_by_loopback() -> int:
 
 
 def carried(steps: int, call: Callable[[], object]) -> tuple[Record, float]:
-    """What the sockets and the interface carry a step, and the seconds; all ranks make the call, of so many steps."""
+    """Counts what sockets and interface carry a step, and the seconds; all ranks make the call, of so many steps."""
     dist.barrier()
     before, lo, begun = sent_by_sockets(), sent_by_loopback(), time.perf_counter()
     call()
@@ -194,7 +194,7 @@ def _on_mnist(folder: Path, rank: int, ranks: int, stretches: int) -> list[dict[
 
 
 def _as_rank(asked: argparse.Namespace) -> None:
-    """What each process does; rank 0 writes the records."""
+    """Does what each process does; rank 0 writes the records."""
     rank, ranks = asked.rank
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{asked.out}/meeting", TIMEOUT, ranks, rank)
@@ -310,8 +310,7 @@ def draw(records: Sequence[Record], path: Path) -> None:
             if stop > 1:
                 clock.plot(stop, work / stop + 2 * (stop - 1) * of["seconds_a_message"], "o", color=COLOR["other"])
         times = [dense_seconds(r, gradient, of) for r in ranks]
-        clock.plot(ranks, times, color=COLOR["dense"])
-        clock.annotate("the dense all-reduce alone", (ranks[4], times[4] * 2.2), color=COLOR["dense"], fontsize=9)
+        clock.plot(ranks, times, color=COLOR["dense"], label="dense all-reduce of MNIST's gradient")
         clock.plot([], [], "-", color=COLOR["ours"], label="ring, as gloo's")
         clock.plot([], [], "--", color=COLOR["ours"], label="tree")
         clock.plot([], [], "o", color=COLOR["other"], label="the ring stops scaling")
@@ -330,7 +329,7 @@ def _is_ours(record: Record) -> bool:
 
 
 def table(records: Sequence[Record]) -> str:
-    """What was measured, and the model's constants, for people."""
+    """The measurements and the model's constants, for people."""
     lines = ["| ranks | N, p, q | method | socket bytes | interface bytes | µs |", "|---|---|---|---|---|---|"]
     for r in records:
         if r["kind"] == "bytes":
