@@ -79,7 +79,7 @@ def on_all_ranks(where: str, group: dist.ProcessGroup | None, work: Callable[[],
     for rank, words in enumerate(told):
         if words is not None:
             raise RankFailed(f"{where}: rank {rank} of {len(told)} has failed: {words}")
-    return done  # pyright: ignore[reportPossiblyUnbound]
+    return done  # pyright: ignore[reportPossiblyUnbound, reportReturnType]
 
 
 def exchange(where: str, group: dist.ProcessGroup, begin: Callable[[], dist.Work | None]) -> None:
@@ -119,7 +119,7 @@ def finish(where: str, group: dist.ProcessGroup, work: dist.Work | None) -> None
 
 
 def _timeout(group: dist.ProcessGroup) -> float:
-    return group.get_group_store().timeout.total_seconds()
+    return group.get_group_store().timeout.total_seconds()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _seconds_of_roll_call(timeout: float) -> float:

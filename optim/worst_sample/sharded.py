@@ -128,13 +128,13 @@ class Sharded(Dense):
         if self.state.mass > 1:
             self.seen = self._gathered(ours)
             return
-        meeting, has_x = self._meeting, self._meeting.x is not None
+        meeting = self._meeting
         meeting.seen.copy_(self._line(ours.tail[0], ours.right))
         if meeting.x is not None:
-            meeting.x.copy_(ours.tail[0].x)
+            meeting.x.copy_(ours.tail[0].x)  # pyright: ignore[reportArgumentType]
         meeting()
         line = meeting.seen.tolist()
-        seen = _sample(line, meeting.x.clone() if has_x else None)
+        seen = _sample(line, None if meeting.x is None else meeting.x.clone())
         self.seen = Observation([seen], int(line[3]) if ours.right >= 0 else -1)
 
     def _line(self, sample: Seen, right: int) -> Tensor:
@@ -156,7 +156,7 @@ class Sharded(Dense):
         if self.state.settings.train_a:
             own = self.state.samples.x.new_zeros(self._tail, self.state.samples.x.shape[1])
             for row, sample in zip(own, ours.tail, strict=False):
-                row.copy_(sample.x)
+                row.copy_(sample.x)  # pyright: ignore[reportArgumentType]
             features = self._all(own)
         samples = (
             _sample(line, None if features is None else features[at])
