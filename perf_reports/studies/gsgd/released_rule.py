@@ -137,7 +137,7 @@ class PerFilterSGD(torch.optim.Optimizer):
     and this step is scaled by c, as the weights are.
     """
 
-    def __init__(self, filters: Sequence[nn.Parameter], plain: Sequence[nn.Parameter], lr: float) -> None:
+    def __init__(self, filters: Sequence[Tensor], plain: Sequence[Tensor], lr: float) -> None:
         groups: list[dict[str, Any]] = [{"params": [*filters]}, {"params": [*plain]}]
         super().__init__(groups, {"lr": lr})
 

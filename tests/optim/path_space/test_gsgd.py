@@ -648,7 +648,7 @@ def test_plain_parameters_take_the_steps_of_torch_sgd():
 def test_state_is_saved_loaded_and_copied():
     model, x = NETWORKS["cnn"]()
     model, y = model.double(), torch.arange(len(x)) % 3
-    settings = {"lr": 0.003, "momentum": 0.9}
+    settings: dict[str, Any] = {"lr": 0.003, "momentum": 0.9}
     optimizer = GSGD(BasisPaths(model), **settings)
     for _ in range(2):
         gradients(model, x, y)

@@ -4,11 +4,11 @@ import copy
 import dataclasses
 import io
 import pickle
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from tropigrad.kernels.path_step import Layer, Options, path_step_ref
@@ -37,8 +37,8 @@ def ours(request):
     return OURS[request.param]
 
 
-def made(kind, model, lr: Any = 0.01, **settings):
-    of = model.parameters() if kind is torch.optim.SGD else BasisPaths(model)
+def made(kind, model, lr: Any = 0.01, **settings) -> Any:
+    of: Any = model.parameters() if kind is torch.optim.SGD else BasisPaths(model)
     return kind(of, lr, **settings)
 
 
@@ -361,7 +361,7 @@ def test_gradients_are_cleared(kind, set_to_none):
     optimizer = made(kind, model)
     functional.cross_entropy(model(X), Y).backward()
     optimizer.zero_grad(set_to_none)
-    assert all(p.grad is None if set_to_none else not p.grad.any() for p in model.parameters())
+    assert all(p.grad is None if set_to_none else not cast(Tensor, p.grad).any() for p in model.parameters())
 
 
 def test_it_prints_its_groups(kind):

@@ -29,7 +29,7 @@ def block(norm=False):
     return model
 
 
-def filters(model) -> list[nn.Parameter]:
+def filters(model) -> list[Any]:
     return [layer.weight for layer in model if isinstance(layer, nn.Conv2d)]
 
 

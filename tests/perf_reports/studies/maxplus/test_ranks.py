@@ -4,6 +4,7 @@ import json
 import math
 import socket
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -89,11 +90,15 @@ def test_the_records_are_drawn_again(tmp_path):
 
 def test_ranks_have_equal_parts_that_leave_nobody_out():
     x, y = torch.arange(10.0)[:, None], torch.arange(10)
-    parts = [_own_part("training", x, y, SimpleNamespace(rank=lambda r=r: r, size=lambda: 3))[1] for r in range(3)]
+
+    def group_of_three(rank: int) -> Any:
+        return SimpleNamespace(rank=lambda: rank, size=lambda: 3)
+
+    parts = [_own_part("training", x, y, group_of_three(rank))[1] for rank in range(3)]
     assert torch.equal(torch.cat(parts), y)
     assert {len(part) for part in parts} == {3, 4}
     with pytest.raises(ValueError, match="2 validation samples for 3 ranks; expected at least one each: fewer ranks"):
-        _own_part("validation", x[:2], y[:2], SimpleNamespace(rank=lambda: 0, size=lambda: 3))
+        _own_part("validation", x[:2], y[:2], group_of_three(0))
 
 
 @pytest.mark.slow
