@@ -206,7 +206,8 @@ def lose(folder, ranks, how, lost, send=None):
     processes = begun(LOSE, folder, ranks, how, str(lost))
     if send is not None:
         for process in processes:
-            assert process.stdout is not None and process.stderr is not None
+            assert process.stdout is not None
+            assert process.stderr is not None
             assert process.stdout.readline() == "ready\n", process.stderr.read()
         time.sleep(0.5)
         os.kill(processes[lost].pid, send)
