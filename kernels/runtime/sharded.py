@@ -18,13 +18,9 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor, Placement
 
-_PLAIN = (Tensor, torch.nn.Parameter)
-
 
 def is_sharded(*tensors: Any) -> bool:
     """Whether one of them is a DTensor. No process has one that has not imported the module, which takes a second."""
-    if all(type(x) in _PLAIN for x in tensors):
-        return False
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and any(isinstance(x, module.DTensor) for x in tensors)
 
