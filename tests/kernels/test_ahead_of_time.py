@@ -22,11 +22,15 @@ import tropigrad.kernels
 import tropigrad.optim
 from tropigrad import autotune
 from tropigrad.autotune.machine import ahead_of_time
-from tropigrad.kernels.contract.launches import Launch, launches
+from tropigrad.kernels.contract.launches import Launch, launches, recording
 from tropigrad.kernels.contract.operators import covering
 from tropigrad.kernels.contract.registry import REGISTRY
 from tropigrad.kernels.runtime import backend
+from tropigrad.kernels.runtime.arguments import PLAIN_FLOATS
 from tropigrad.kernels.tropical_matmul import by_triton
+from tropigrad.optim.worst_sample import by_triton as worst_sample
+from tropigrad.optim.worst_sample import tuning_calls
+from tropigrad.optim.worst_sample.definition import LOSSES, Moves
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -44,8 +48,8 @@ AMD = ("gfx942", "gfx1100")
 MATMUL = ("tropical_matmul_fwd", "tropical_winners_scatter", "largest", "from_fixed_point")
 MAX_PLUS = {"MINIMUM": False, "PRODUCT": False, "IGNORE_NAN": False}
 WATCHED = {"POLYAK": True, "WATCHED": True}  # a run of the worst-sample iterations that the tuner does not make
-# bytes that are no spills: 56 and 48 registers are in use
-STACKS = {("advance", 90, 8), ("gather_softmax_bwd", 90, 8)}
+# the first two are no spills: 56 and 48 registers are in use; the third is, 128 being all that its warps leave a thread
+STACKS = {("advance", 90, 8), ("gather_softmax_bwd", 90, 8), ("visit", 100, 8)}
 ON_AMD = ("tropical_matmul_fwd", "tropical_winners_scatter", "tropical_conv2d_fwd")
 
 
@@ -61,9 +65,23 @@ def recorded(dtype: str, names: Collection[str], every: bool) -> list[Launch]:
         first, *_, last = tunable.shapes.values()
         shapes = [*SHAPES.get(op, ()), first, last, *(spec.small_shapes[-1:] if spec else ())]
         made += launches(op, shapes, getattr(torch, dtype))
-    made += [replace(x, constants={**x.constants, **WATCHED}) for x in made if "POLYAK" in x.constants]
+    made += _visits(getattr(torch, dtype))
+    for x in [x for x in made if "WATCHED" in x.constants]:
+        watched = {name: value for name, value in WATCHED.items() if name in x.constants}
+        made.append(replace(x, constants={**x.constants, **watched}))
     made = [launch for launch in made if not names or launch.name in names]
     return covering(made, forms if every else flags)
+
+
+def _visits(dtype: torch.dtype) -> list[Launch]:
+    """The launches of the worst-sample iterations on one of several ranks, which the tuner does not make."""
+    if dtype not in PLAIN_FLOATS:
+        return []
+    with recording() as made:
+        for loss in LOSSES:
+            state = tuning_calls.begin(tuning_calls.SHAPES["digits"], dtype, loss=loss)
+            worst_sample.Cached(state, is_shared=True).follow(Moves([(0, 0)], [(0, 0)], []))
+    return made
 
 
 def flags(launch: Launch) -> set[Hashable]:

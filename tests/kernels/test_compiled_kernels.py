@@ -35,6 +35,7 @@ from tropigrad.kernels.tropical_matmul.definition import tropical_matmul_ref
 from tropigrad.kernels.tropical_winners_scatter import by_triton as winners_scatter
 from tropigrad.optim.worst_sample import Dense
 from tropigrad.optim.worst_sample import by_triton as worst_sample
+from tropigrad.optim.worst_sample.definition import State
 from tropigrad.perf_reports import ptx
 from tropigrad.perf_reports.ptx.instructions import Compiler
 from tropigrad.perf_reports.ptx.parser import parse
@@ -55,7 +56,7 @@ SAMPLE = {
         "Tournament-forward-triton-ties-max-float32",
         "path_step-forward-triton-plain-float32-17x70x3",
     ),
-    "worst sample": ("worst_sample-iteration-hinge-float64",),
+    "worst sample": ("worst_sample-(iteration|visit)-hinge-float64",),
     "products": (
         "tropical_matmul-forward-triton-(rounding-max_plus-bfloat16|special-max_plus-float32-propagate)",
         "winners_scatter-.*",
@@ -120,16 +121,24 @@ def _scatter(deterministic: bool) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-def _worst_sample(graph: bool, dtype: torch.dtype, options: dict[str, Any]) -> None:
-    """Iterations of one program, or of blocks of which the last takes the step: the definition's bits."""
+def _worst_sample(kind: str, dtype: torch.dtype, options: dict[str, Any]) -> None:
+    """Iterations of one program, of blocks of which the last takes the step, or of visits: the definition's bits."""
     helpers = _module("optim/worst_sample/test_iterations.py")
-    N = 300 if graph else 60
-    with mock.patch.object(worst_sample, "LARGEST", 0 if graph else worst_sample.LARGEST):
-        dense, cached = (
-            make(helpers.run_of(1, N=N, watched=50, dtype=dtype, **options)) for make in (Dense, worst_sample.Cached)
-        )
+    N = 60 if kind == "program" else 300
+    ours = _Visited if kind == "visit" else worst_sample.Cached
+    with mock.patch.object(worst_sample, "LARGEST", 0 if kind == "iteration" else worst_sample.LARGEST):
+        dense, cached = (make(helpers.run_of(1, N=N, watched=50, dtype=dtype, **options)) for make in (Dense, ours))
         for iterations in (1, 3):
             helpers.assert_alike(dense, cached, iterations)
+
+
+class _Visited(worst_sample.Cached):
+    """As on one of several ranks: the step is the definition's, and a launch has the caches follow it."""
+
+    run = Dense.run
+
+    def __init__(self, state: State) -> None:
+        super().__init__(state, is_shared=True)
 
 
 def _module(path: str) -> Any:
@@ -143,16 +152,16 @@ def _module(path: str) -> Any:
 
 def further() -> Iterator[Case]:
     for dtype in (torch.float32, torch.float64):
-        for kind, graph in (("program", False), ("iteration", True)):
+        for kind in ("program", "iteration", "visit"):
             for rule, options in (
                 ("hinge", {}),
                 ("cross_entropy", {"loss": "cross_entropy"}),
                 ("sqrt", {"step": "sqrt"}),
             ):
-                orders = "orders-" * (graph and (rule, dtype) == ("hinge", torch.float32))
+                orders = "orders-" * (kind != "program" and (rule, dtype) == ("hinge", torch.float32))
                 yield (
                     f"worst_sample-{orders}{kind}-{rule}-{str(dtype).removeprefix('torch.')}",
-                    functools.partial(_worst_sample, graph, dtype, options),
+                    functools.partial(_worst_sample, kind, dtype, options),
                 )
     if triton_or_stub.HAS_GLUON:
         for dtype in by_gluon.DTYPES:
