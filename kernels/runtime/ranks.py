@@ -29,7 +29,16 @@ class RanksLost(ConnectionError):
 
 
 class RankFailed(RuntimeError):
-    """Another rank has failed, and said why."""
+    """Another rank has failed, and said why.
+
+    Attributes:
+        rank: its number.
+        words: the message of its error.
+    """
+
+    def __init__(self, where: str, rank: int, ranks: int, error: str, words: str) -> None:
+        super().__init__(f"{where}: rank {rank} of {ranks} has failed: {error}: {words}")
+        self.rank, self.words = rank, words
 
 
 def check_group(where: str, group: Any) -> None:
@@ -73,12 +82,12 @@ def on_all_ranks(where: str, group: dist.ProcessGroup | None, work: Callable[[],
         done = work()
     except Exception as error:  # told to all, for they wait
         failure = error
-    told = of_ranks(None if failure is None else f"{type(failure).__name__}: {failure}", group, where)
+    told = of_ranks(None if failure is None else (type(failure).__name__, str(failure)), group, where)
     if failure is not None:
         raise failure
-    for rank, words in enumerate(told):
-        if words is not None:
-            raise RankFailed(f"{where}: rank {rank} of {len(told)} has failed: {words}")
+    for rank, refusal in enumerate(told):
+        if refusal is not None:
+            raise RankFailed(where, rank, len(told), *refusal)
     return done  # pyright: ignore[reportPossiblyUnbound, reportReturnType]
 
 

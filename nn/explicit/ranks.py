@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ...kernels.runtime.ranks import check_group, of_ranks
+from ...kernels.runtime.ranks import RankFailed, check_group, of_ranks, on_all_ranks
 
 T = TypeVar("T")
 
@@ -40,18 +40,10 @@ def together(where: str, group: Any, work: Callable[[], T]) -> T:
         What work raises; and on the other ranks ValueError, which names the rank that refused.
     """
     check_group(where, group)
-    result, error = None, None
     try:
-        result = work()
-    except Exception as refusal:  # of any kind: the others wait
-        error = refusal
-    messages = of_ranks(str(error) if error else None, group)
-    if error:
-        raise error
-    for rank, message in enumerate(messages):
-        if message is not None:
-            raise ValueError(f"{where}: rank {rank} refused its rows: {message}")
-    return result  # type: ignore[return-value]
+        return on_all_ranks(where, group, work)
+    except RankFailed as failure:
+        raise ValueError(f"{where}: rank {failure.rank} refused its rows: {failure.words}") from failure
 
 
 def check_equal(where: str, facts: Mapping[str, Any], group: dist.ProcessGroup | None) -> None:
